@@ -1,0 +1,60 @@
+# uv does the work; where it is missing, it comes from the package index into `.uv/`. It finds the machine's own Python.
+UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
+export UV_PYTHON_DOWNLOADS ?= never
+
+# The service is linted, typed and tested in place; its caches stay out of its folder, which is what a bake copies.
+SERVICE := {{cookiecutter.project_slug}}
+export RUFF_CACHE_DIR := $(CURDIR)/.ruff_cache
+export MYPY_CACHE_DIR := $(CURDIR)/.mypy_cache
+
+# Even a make that is killed takes the one that it started along, where the system can do that.
+TOGETHER := $(if $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo yes),setpriv --pdeathsig TERM)
+
+# What shows the pages to their tests; none is fetched.
+BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name))))
+
+.PHONY: demo bake test test-docker bench-process-managers bench-sign-ins screenshots check fix help
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
+
+demo: $(UV) ## Bake the default answers into .demo/ and run the service
+	$(UV) run --only-group bake cookiecutter --no-input --default-config --overwrite-if-exists --output-dir .demo .
+	$(TOGETHER) $(MAKE) -C .demo/my-service run UV=$(UV)
+
+bake: $(UV) ## Ask for the answers and bake a project into .bake/
+	$(UV) run --only-group bake cookiecutter --overwrite-if-exists --output-dir .bake . $(ANSWERS)
+
+test: $(UV) ## Run every test that this machine can run
+	$(UV) run pytest -n auto --dist loadscope -m 'not docker$(if $(BROWSER),, and not browser)'
+	$(if $(BROWSER),,@echo 'Left out: the tests of the pages in a browser, because there is neither Chromium nor Chrome.')
+	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory test-docker; \
+	else echo 'Left out: the tests of the containers, because no container engine answers (docker info).'; fi
+
+test-docker: $(UV) ## Bring up and use the containers, alone: minutes that depend on time
+	$(UV) run pytest tests/test_docker.py $(if $(BROWSER),,-m 'not browser')
+
+bench-process-managers: $(UV) ## Compare gunicorn, supervisor and circus
+	$(UV) run python -m benchmarks.process_managers
+
+bench-sign-ins: $(UV) ## Measure what many sign-ins at once cost everybody else
+	$(UV) run python -m benchmarks.sign_ins
+
+screenshots: $(UV) ## Take the pictures in the README anew
+	$(UV) run python -m tests.screenshots
+
+check: $(UV) ## Lint and type-check the template, and the service in place
+	$(UV) run ruff check
+	$(UV) run ruff format --check
+	$(UV) run mypy
+	cd '$(SERVICE)' && $(CURDIR)/.venv/bin/shellcheck --external-sources start*.sh deploy/vm/*.sh deploy/docker/*.sh deploy/docker/proxy/*.sh
+	sed 's/{{ cookiecutter.python_version }}/3.13/' '$(SERVICE)/Dockerfile' | .venv/bin/hadolint -
+	cd '$(SERVICE)' && $(MAKE) --no-print-directory --dry-run --assume-old=install check | sed 's|\.venv|$(CURDIR)/.venv|' | sh -eux
+
+fix: $(UV) ## Format, and repair what the linter can repair
+	$(UV) run ruff check --fix
+	$(UV) run ruff format
+
+$(CURDIR)/.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet 'uv>=0.13,<0.14'
