@@ -1,0 +1,73 @@
+"""The record of what happened to accounts: who, what, when, from where."""
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+from asgi_correlation_id import correlation_id
+from fastapi import Depends
+from sqlalchemy import JSON, Index, String, bindparam, delete, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.config import Settings
+from app.core.database import SessionDep, count_deleted
+from app.core.models import Base, Identity, utc_now
+from app.core.requests import Origin, OriginDep
+
+
+class AuditEvent(Identity, Base):
+    """Written and never changed, which the database sees to; it outlives the account that it tells about."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (Index(None, "created_at", "id"), Index(None, "user_id", "created_at", "id"))
+
+    event: Mapped[str] = mapped_column(String(50))
+    # The account that it happened to.
+    user_id: Mapped[UUID | None]
+    # Who did it; nobody is known to be behind a failed sign-in.
+    actor_id: Mapped[UUID | None]
+    address: Mapped[str | None] = mapped_column(String(45))
+    device: Mapped[str] = mapped_column(String(200))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+CREATE_EVENT = insert(AuditEvent)
+PURGE_EVENTS = delete(AuditEvent).where(AuditEvent.created_at <= bindparam("created_before"))
+
+
+class Audit:
+    """Writes in the transaction of what it records: neither is there without the other."""
+
+    def __init__(self, session: AsyncSession, origin: Origin) -> None:
+        self._session = session
+        self._origin = origin
+
+    async def record(
+        self, event: StrEnum, user_id: UUID | None, *, actor_id: UUID | None = None, **details: object
+    ) -> None:
+        values = {
+            "event": event,
+            "user_id": user_id,
+            "actor_id": actor_id,
+            "address": self._origin.address,
+            "device": self._origin.device,
+            "request_id": correlation_id.get(),
+            "details": details,
+        }
+        await self._session.execute(CREATE_EVENT, values)
+
+
+async def purge_events(session: AsyncSession, settings: Settings) -> int:
+    """Delete what is older than the settings say, and return how many events that were."""
+    created_before = utc_now() - timedelta(seconds=settings.audit_log_lifetime_seconds)
+    return await count_deleted(session, PURGE_EVENTS, {"created_before": created_before})
+
+
+async def get_audit(session: SessionDep, origin: OriginDep) -> Audit:
+    return Audit(session, origin)
+
+
+AuditDep = Annotated[Audit, Depends(get_audit)]

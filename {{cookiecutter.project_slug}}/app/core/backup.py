@@ -1,0 +1,85 @@
+"""Backups: one file each, whole or not there at all, and checked before it counts or anything is given up for it."""
+
+import os
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from sqlalchemy import URL
+
+from app.core.project import read_project
+
+# A process that was killed leaves its unfinished file behind.
+STALE_SECONDS = 24 * 3600
+
+
+class BackupError(Exception):
+    """The message tells why, for the person at the terminal."""
+
+
+class Format(Protocol):
+    """How a kind of database is backed up: `app/core/backup_<kind>.py`."""
+
+    SUFFIX: str
+
+    def dump(self, url: URL, file: Path) -> None: ...
+
+    def verify(self, file: Path) -> None:
+        """Raise BackupError unless the file is complete and a backup of this service."""
+
+    def load(self, url: URL, file: Path) -> None:
+        """Replace everything by what the file holds, or change nothing and raise BackupError."""
+
+
+def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
+    """Write to a file, or to a new one in a folder, of which the newest `keep` stay."""
+    kind = _format(url)
+    file = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%SZ}{kind.SUFFIX}" if target.is_dir() else target
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        kind.dump(url, partial)
+        kind.verify(partial)
+        _sync(partial)
+        partial.replace(file)
+        _sync(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    if keep is not None and target.is_dir():
+        _remove_old(target, kind.SUFFIX, keep)
+    return file
+
+
+def restore_backup(url: URL, file: Path) -> None:
+    kind = _format(url)
+    kind.verify(file)
+    kind.load(url, file)
+
+
+def _format(url: URL) -> Format:
+    return cast(Format, import_module(f"app.core.backup_{url.get_backend_name()}"))
+
+
+def _prefix() -> str:
+    return f"{read_project().name}-"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(folder: Path, suffix: str, keep: int) -> None:
+    # The time in the name sorts.
+    for file in sorted(folder.glob(f"{_prefix()}????????T??????Z{suffix}"))[:-keep]:
+        file.unlink()
+    for partial in folder.glob(f".{_prefix()}*.partial"):
+        if partial.stat().st_mtime < time.time() - STALE_SECONDS:
+            partial.unlink()

@@ -1,0 +1,429 @@
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+    EmailStr,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.core.project import ROOT
+
+SECRETS_DIR = Path("/run/secrets")
+PLACEHOLDER_SECRET = re.compile("change|secret|example|password|placeholder|your|replace-me", re.IGNORECASE)
+MIN_SECRET_BYTES = 32
+MIN_SECRET_CHARACTERS = 8
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+# What uvicorn and gunicorn take for a start that makes no sense to repeat.
+EXIT_CANNOT_START = 3
+DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
+DRIVER_MODULES = DRIVERS
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot work; the message has one line a problem and no rejected value."""
+
+
+class Environment(StrEnum):
+    LOCAL = "local"
+    TEST = "test"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+    @property
+    def is_deployed(self) -> bool:
+        return self in {Environment.STAGING, Environment.PRODUCTION}
+
+
+def _split_list(value: object) -> object:
+    """Read `a, b` or, where a value has a comma, a JSON array."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError("starts like a JSON array and is none") from error
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+class _Configuration(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+
+ConfigurationT = TypeVar("ConfigurationT", bound=_Configuration)
+
+
+class FeatureSettings(_Configuration):
+    """What a feature alone reads, from where the service reads its own; `Settings.of` finds it."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What works and may still surprise."""
+        return []
+
+
+class ServerSettings(_Configuration):
+    """What the process manager reads; it needs no secret."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    unix_socket: Path | None = None
+    web_concurrency: int | None = Field(default=None, ge=1)
+    worker_class: str = "uvicorn_worker.UvicornWorker"
+    worker_timeout_seconds: int = Field(default=30, ge=1)
+    graceful_timeout_seconds: int = Field(default=30, ge=1)
+    keepalive_seconds: int = Field(default=5, ge=1)
+    max_requests: int = Field(default=0, ge=0)
+    forwarded_allow_ips: StrList = ("127.0.0.1", "::1")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] = "json"
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def ignore_case(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.upper() if info.field_name == "log_level" else value.lower()
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def trust_no_stranger(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in value:
+            raise ValueError(
+                "must name the proxies: with * anybody can forge an address (a unix socket needs no entry)"
+            )
+        return value
+
+
+FeatureSettingsT = TypeVar("FeatureSettingsT", bound=FeatureSettings)
+
+
+class Settings(ServerSettings):
+    """The whole configuration, from the environment, `.env`, or files in /run/secrets."""
+
+    _of_features: dict[type[FeatureSettings], Any] = PrivateAttr(default_factory=dict)
+
+    environment: Environment = Environment.LOCAL
+    api_prefix: str = Field(default="/api/v1", pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    secret_key: SecretStr
+    secret_key_fallbacks: SecretList = ()
+    access_token_lifetime_seconds: int = Field(default=15 * 60, ge=1)
+    refresh_token_lifetime_seconds: int = Field(default=30 * 24 * 3600, ge=1)
+    refresh_reuse_grace_seconds: int = Field(default=5, ge=0)
+    # OWASP's first recommendation for Argon2id; memory in KiB.
+    password_hash_time_cost: int = Field(default=2, ge=1)
+    password_hash_memory_cost: int = Field(default=19 * 1024, ge=8)
+    password_hash_parallelism: int = Field(default=1, ge=1)
+    password_hash_concurrency: int = Field(default=1, ge=1)
+    max_sessions_per_user: int = Field(default=20, ge=1)
+    throttling: bool = True
+    throttle_account_attempts: int = Field(default=5, ge=1)
+    throttle_address_attempts: int = Field(default=50, ge=1)
+    throttle_max_delay_seconds: int = Field(default=15 * 60, ge=1)
+    throttle_memory_seconds: int = Field(default=3600, ge=1)
+    audit_log_lifetime_seconds: int = Field(default=365 * 24 * 3600, ge=1)
+    purge_interval_seconds: int = Field(default=3600, ge=0)
+
+    database_url: SecretStr | None = None
+    database_host: str | None = None
+    database_port: int = Field(default=5432, ge=1, le=65535)
+    database_user: str | None = None
+    database_password: SecretStr | None = None
+    database_name: str | None = None
+    database_pool_size: int = Field(default=10, ge=1)
+    database_pool_timeout_seconds: float = Field(default=5, gt=0)
+    database_pool_recycle_seconds: int = Field(default=1800, ge=1)
+    database_connect_timeout_seconds: int = Field(default=5, ge=1)
+    database_statement_timeout_seconds: float = Field(default=10, gt=0)
+    update_db: bool = False
+    reset_db: bool = False
+
+    allowed_hosts: StrList = LOCAL_HOSTS
+    cors_origins: StrList = ()
+    cors_allow_credentials: bool = False
+    docs_enabled: bool | None = None
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    registration_open: bool = True
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1)
+    access_log: bool = True
+    readiness_timeout_seconds: float = Field(default=2, gt=0)
+
+    smtp_host: str | None = None
+    smtp_port: int = Field(default=587, ge=1, le=65535)
+    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_timeout_seconds: float = Field(default=30, gt=0)
+    email_from: EmailStr | None = None
+    email_folder: Path = Path("mail")
+    email_retry_limit: int = Field(default=20, ge=0)
+    email_retry_seconds: float = Field(default=10, gt=0)
+    email_retry_max_seconds: float = Field(default=3600, gt=0)
+    outbox_poll_seconds: float = Field(default=5, gt=0)
+    account_pages_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    email_verification_required: bool = False
+
+    # Field validators and not one model validator: they all run, so that one start names every problem. A field sees
+    # those that stand above it.
+
+    @field_validator("secret_key")
+    @classmethod
+    def refuse_weak_secret(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        _check_secret(value, deployed=_is_deployed(info))
+        return value
+
+    @field_validator("secret_key_fallbacks")
+    @classmethod
+    def refuse_weak_fallbacks(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        for secret in value:
+            _check_secret(secret, deployed=_is_deployed(info))
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def check_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_driver(_parse_url(value.get_secret_value()))
+        return value
+
+    @field_validator("database_name")
+    @classmethod
+    def check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("database_url", "invalid") is not None or "database_host" not in info.data:
+            return value
+        if value is None:
+            raise ValueError("no database is named: set DATABASE_URL, or DATABASE_HOST, _USER, _PASSWORD and _NAME")
+        if info.data["database_host"] is None:
+            if not _looks_like_path(value):
+                raise ValueError("is no file's path (SQLite), and there is no DATABASE_HOST (PostgreSQL)")
+            _check_driver(URL.create("sqlite", database=value))
+        else:
+            _check_driver(URL.create("postgresql"))
+        return value
+
+    @field_validator("reset_db")
+    @classmethod
+    def refuse_reset(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and _is_deployed(info):
+            raise ValueError("deletes all data: only where ENVIRONMENT is local or test")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def require_hosts(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if _is_deployed(info):
+            if not set(value) - set(LOCAL_HOSTS):
+                raise ValueError("must name the hosts that the service is reached by")
+            if "*" in value:
+                raise ValueError("must not be *")
+        if any("*" in host.removeprefix("*.") and host != "*" for host in value):
+            raise ValueError("a wildcard can only stand for a whole first label, as in *.example.com")
+        return value
+
+    @field_validator("cors_allow_credentials")
+    @classmethod
+    def refuse_open_cors(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and "*" in info.data.get("cors_origins", ()):
+            raise ValueError("must not be combined with CORS_ORIGINS=*: any site could act for a user")
+        return value
+
+    @field_validator("smtp_security")
+    @classmethod
+    def refuse_open_password(cls, value: str, info: ValidationInfo) -> str:
+        is_local = info.data.get("smtp_host") in LOCAL_HOSTS
+        if value == "none" and info.data.get("smtp_password") and _is_deployed(info) and not is_local:
+            raise ValueError("would show SMTP_PASSWORD to the network: starttls, or tls")
+        return value
+
+    @field_validator("email_from")
+    @classmethod
+    def require_sender(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("smtp_host") and _is_deployed(info):
+            raise ValueError("must be set together with SMTP_HOST: the address that messages come from")
+        return value
+
+    @field_validator("email_verification_required")
+    @classmethod
+    def refuse_silent_verification(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("smtp_host") and _is_deployed(info):
+            raise ValueError("needs a mail server: set SMTP_HOST")
+        return value
+
+    @property
+    def url(self) -> URL:
+        """The address of the database; the parts are escaped whatever characters they contain."""
+        if self.database_url is not None:
+            return _parse_url(self.database_url.get_secret_value())
+        if self.database_host is None:
+            return URL.create("sqlite+aiosqlite", database=self.database_name)
+        is_socket = self.database_host.startswith("/")
+        return URL.create(
+            "postgresql+psycopg",
+            username=self.database_user,
+            password=self.database_password.get_secret_value() if self.database_password else None,
+            host=None if is_socket else self.database_host,
+            port=self.database_port,
+            database=self.database_name,
+            query={"host": self.database_host} if is_socket else {},
+        )
+
+    @property
+    def serves_docs(self) -> bool:
+        return self.environment is not Environment.PRODUCTION if self.docs_enabled is None else self.docs_enabled
+
+    @property
+    def service_url(self) -> str:
+        """Where people reach the service; https and the first allowed host unless PUBLIC_URL says otherwise."""
+        host = self.allowed_hosts[0].removeprefix("*.") if self.allowed_hosts else "localhost"
+        return (self.public_url or f"https://{'localhost' if host == '*' else host}").rstrip("/")
+
+    @property
+    def sender(self) -> str:
+        return self.email_from or f"no-reply@{self.mail_host}"
+
+    @property
+    def mail_host(self) -> str:
+        """The name in the identifiers of messages, and what the mail server is greeted with."""
+        return urlsplit(self.service_url).hostname or "localhost"
+
+    @property
+    def sends_mail(self) -> bool:
+        """Locally messages become files; deployed they need a server."""
+        return self.smtp_host is not None or not self.environment.is_deployed
+
+    def of(self, kind: type[FeatureSettingsT]) -> FeatureSettingsT:
+        """Return a feature's settings; their defaults where none were read."""
+        settings: FeatureSettingsT = self._of_features.get(kind, kind.model_construct())
+        return settings
+
+    def join(self, *of_features: FeatureSettings) -> "Settings":
+        joined = self.model_copy()
+        joined._of_features = {type(settings): settings for settings in of_features}
+        return joined
+
+    @property
+    def notes(self) -> list[str]:
+        """What works and may still surprise."""
+        notes = [note for settings in self._of_features.values() for note in settings.notes]
+        if self.database_url is not None and (self.database_host or self.database_name):
+            notes.append("DATABASE_URL is set: DATABASE_HOST, _PORT, _USER, _PASSWORD and _NAME are ignored")
+        if not self.sends_mail:
+            notes.append("SMTP_HOST is not set: nothing is sent, and routes that need mail answer 503")
+        return notes
+
+
+def load_settings(of_features: Sequence[type[FeatureSettings]] = ()) -> Settings:
+    """Read the configuration, and that of features.
+
+    Raises ConfigurationError with every problem at once.
+    """
+    problems: list[str] = []
+    settings = _read(Settings, problems)
+    others = [_read(kind, problems) for kind in of_features]
+    if settings is None or problems:
+        raise ConfigurationError("The configuration cannot work:\n" + "\n".join(problems))
+    return settings.join(*(other for other in others if other is not None))
+
+
+def _read(kind: type[ConfigurationT], problems: list[str]) -> ConfigurationT | None:
+    try:
+        return kind(_secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None)
+    except ValidationError as error:
+        errors = error.errors(include_input=False)
+        problems += [f"  {_env_name(problem['loc'])}: {_explain(problem)}" for problem in errors]
+        return None
+
+
+def load_settings_or_exit(of_features: Sequence[type[FeatureSettings]] = ()) -> Settings:
+    """For processes that cannot run without: explain every problem, and end."""
+    try:
+        return load_settings(of_features)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(EXIT_CANNOT_START) from None
+
+
+def _env_name(location: tuple[int | str, ...]) -> str:
+    return str(location[0]).upper() if location else "settings"
+
+
+def _explain(problem: ErrorDetails) -> str:
+    if problem["type"] == "missing":
+        return "must be set"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _is_deployed(info: ValidationInfo) -> bool:
+    # An environment that is itself wrong is treated like the strictest one.
+    environment: Environment = info.data.get("environment", Environment.PRODUCTION)
+    return environment.is_deployed
+
+
+def _check_secret(value: SecretStr, *, deployed: bool) -> None:
+    secret = value.get_secret_value()
+    if not secret:
+        raise ValueError("must not be empty")
+    if not deployed:
+        return
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
+    if len(set(secret)) < MIN_SECRET_CHARACTERS:
+        raise ValueError(f"must have at least {MIN_SECRET_CHARACTERS} different characters")
+    if PLACEHOLDER_SECRET.search(secret):
+        raise ValueError("looks like a placeholder: make one with `openssl rand -base64 48`")
+
+
+def _parse_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError("is not a URL such as postgresql://user:password@host:5432/name") from None
+    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
+    if backend not in DRIVERS:
+        raise ValueError("must start with postgresql:// or sqlite:///")
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("must name a file: a database in memory is gone with each connection")
+    return url.set(drivername=f"{backend}+{DRIVERS[backend]}")
+
+
+def _check_driver(url: URL) -> None:
+    driver = DRIVER_MODULES[url.get_backend_name()]
+    if importlib.util.find_spec(driver) is None:
+        raise ValueError(f"needs the driver {driver}, which is not installed")
+
+
+def _looks_like_path(name: str) -> bool:
+    return "/" in name or "\\" in name or bool(Path(name).suffix)
+
+
+def env_names(*kinds: type[BaseSettings]) -> list[str]:
+    return [name.upper() for kind in kinds or (Settings,) for name in kind.model_fields]

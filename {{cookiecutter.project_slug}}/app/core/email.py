@@ -1,0 +1,168 @@
+"""Messages: rendered from templates, and handed to the mail server or, in development, written to files."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import format_datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import structlog
+from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPRecipientsRefused
+from email_validator import validate_email
+from fastapi import Depends
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.config import Settings
+from app.core.exceptions import UnavailableError
+from app.core.models import utc_now
+from app.core.project import ROOT, read_project
+from app.core.requests import SettingsDep
+
+logger = structlog.get_logger(__name__)
+
+# Every server takes 7-bit text, and not every one the rest.
+POLICY = SMTP_POLICY.clone(cte_type="7bit")
+FAREWELL_SECONDS = 1
+PERMANENT = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Email:
+    to: str
+    subject: str
+    text: str
+    html: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedEmail:
+    """What the outbox knows of a message: whom it is for and what it is about, and no secret."""
+
+    id: UUID
+    kind: str
+    address: str
+    account_id: UUID | None
+
+
+# Returns None when there is nothing to send, for instance because there is no such account.
+Renderer: TypeAlias = Callable[[AsyncSession, Settings, QueuedEmail], Awaitable[Email | None]]
+
+
+class RefusedEmailError(Exception):
+    """The mail server will never take this message."""
+
+
+def render_email(template: str, to: str, subject: str, settings: Settings, **values: Any) -> Email:  # noqa: ANN401  # to Jinja
+    """Render `app/<feature>/mails/<name>.txt` and `.html`; `template` is `<feature>/mails/<name>`."""
+    values |= {"subject": subject, "service": read_project().title, "service_url": settings.service_url}
+    text, html = (_templates().get_template(f"{template}.{kind}").render(values) for kind in ("txt", "html"))
+    return Email(to=to, subject=subject, text=text, html=html)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(ROOT / "app"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def compose(settings: Settings, message_id: UUID, email: Email) -> EmailMessage:
+    """Raises ValueError for a header with a line break in it, which the library refuses."""
+    message = EmailMessage(policy=POLICY)
+    message["From"] = Address(read_project().title, addr_spec=settings.sender)
+    message["To"] = to_ascii(email.to)
+    message["Subject"] = email.subject
+    message["Date"] = format_datetime(utc_now())
+    # The same at each attempt: whoever gets it twice can tell.
+    message["Message-ID"] = f"<{message_id}@{settings.mail_host}>"
+    # RFC 3834: no automatic answers, please.
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(email.text)
+    message.add_alternative(email.html, subtype="html")
+    return message
+
+
+def to_ascii(address: str) -> str:
+    """Encode the domain; an address whose local part has other characters needs a server with SMTPUTF8."""
+    return validate_email(address, check_deliverability=False, test_environment=True).ascii_email or address
+
+
+async def deliver(settings: Settings, message: EmailMessage) -> None:
+    """Raises RefusedEmailError, or for what may pass an SMTPException or OSError."""
+    if settings.smtp_host is None:
+        path = await asyncio.to_thread(_write, settings.email_folder, message)
+        logger.info("message written to a file, for there is no SMTP_HOST", path=str(path))
+        return
+    try:
+        async with asyncio.timeout(settings.smtp_timeout_seconds):
+            await _send(settings, settings.smtp_host, message)
+    except SMTPRecipientsRefused as error:
+        if all(refusal.code >= PERMANENT for refusal in error.recipients):
+            raise RefusedEmailError(error.recipients[0].message) from error
+        raise
+    except SMTPDataError as error:
+        if error.code >= PERMANENT:
+            raise RefusedEmailError(error.message) from error
+        raise
+
+
+async def _send(settings: Settings, host: str, message: EmailMessage) -> None:
+    server = SMTP(
+        hostname=host,
+        port=settings.smtp_port,
+        username=settings.smtp_user,
+        password=settings.smtp_password.get_secret_value() if settings.smtp_password else None,
+        # Otherwise the library asks the network for the name of this machine.
+        local_hostname=settings.mail_host,
+        timeout=settings.smtp_timeout_seconds,
+        use_tls=settings.smtp_security == "tls",
+        start_tls=settings.smtp_security == "starttls",
+        tls_context=None if settings.smtp_security == "none" else await asyncio.to_thread(_tls_context),
+    )
+    try:
+        await server.connect()
+        await server.send_message(message)
+        # It has the message: a farewell that fails must not make it be sent again.
+        with suppress(SMTPException, OSError):
+            await server.quit(timeout=FAREWELL_SECONDS)
+    finally:
+        server.close()
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Once: to load the machine's certificates takes longer than to send a message."""
+    return ssl.create_default_context()
+
+
+def _write(folder: Path, message: EmailMessage) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = str(message["Message-ID"]).strip("<>").partition("@")[0]
+    path = (folder / f"{utc_now():%Y%m%dT%H%M%SZ}-{name}.eml").absolute()
+    partial = path.with_suffix(".partial")
+    partial.touch(mode=0o600)
+    partial.write_bytes(message.as_bytes())
+    return partial.replace(path)
+
+
+async def _require_mail(settings: SettingsDep) -> None:
+    if not settings.sends_mail:
+        raise UnavailableError("No mail server is configured.")
+
+
+# For routes that cannot do their work without.
+require_mail = Depends(_require_mail)

@@ -1,0 +1,121 @@
+import logging.config
+import time
+from typing import Any
+
+import structlog
+from asgi_correlation_id import correlation_id
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import EventDict, WrappedLogger
+
+from app.core.config import ServerSettings
+from app.core.requests import PROBE_PATHS
+
+access_logger = structlog.get_logger("app.access")
+
+
+def add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if request_id := correlation_id.get():
+        event["request_id"] = request_id
+    return event
+
+
+def drop_colors(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """uvicorn sends its lines a second time, painted for a terminal."""
+    event.pop("color_message", None)
+    return event
+
+
+SHARED_PROCESSORS: list[Any] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.ExtraAdder(),
+    drop_colors,
+    add_request_id,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def logging_config(settings: ServerSettings) -> dict[str, Any]:
+    """One format for our lines and those of uvicorn, gunicorn and the libraries; also what gunicorn is given."""
+    if settings.log_format == "json":
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        renderers = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structured": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": SHARED_PROCESSORS,
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+            }
+        },
+        "handlers": {
+            "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "structured"}
+        },
+        "root": {"handlers": ["stdout"], "level": settings.log_level},
+        "loggers": {
+            # The servers attach handlers of their own; these lines are to go through ours.
+            "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
+            "uvicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
+            "gunicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
+            # The access lines are ours: theirs hold the query string, which may hold secrets.
+            "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            # SQLAlchemy's own pools are as quiet.
+            "app.core.database.FairPool": {"level": "WARNING"},
+            # Says for each invalid X-Request-ID that it made a new one.
+            "asgi_correlation_id": {"level": "ERROR"},
+            "alembic": {"level": "WARNING" if settings.log_level == "INFO" else "NOTSET"},
+        },
+    }
+
+
+def configure_logging(settings: ServerSettings) -> None:
+    logging.config.dictConfig(logging_config(settings))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *SHARED_PROCESSORS,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+class AccessLogMiddleware:
+    """Write one line a request, without its query string."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A line for each probe would bury the rest.
+        if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        status = 500
+        started = time.perf_counter()
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            access_logger.info(
+                "request",
+                method=scope["method"],
+                # As it came, percent-encoded: no newline can forge a line.
+                path=scope.get("raw_path", scope["path"].encode()).decode("latin-1"),
+                status=status,
+                duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                client=scope["client"][0] if scope.get("client") else None,
+            )

@@ -1,0 +1,73 @@
+import os
+import time
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+UNMATCHED = "unmatched"
+
+REQUESTS = Counter("http_requests_total", "Requests answered.", ["method", "route", "status"])
+DURATION = Histogram("http_request_duration_seconds", "Time to the end of the answer.", ["method", "route"])
+IN_FLIGHT = Gauge("http_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
+POOL_SIZE = Gauge("database_pool_size", "Connections that may be open.", multiprocess_mode="livesum")
+POOL_IN_USE = Gauge("database_pool_in_use", "Connections in use.", multiprocess_mode="livesum")
+POOL_WAITING = Gauge("database_pool_waiting", "Tasks that wait for a connection.", multiprocess_mode="livesum")
+EMAILS = Counter("emails_total", "Attempts to send a message.", ["outcome"])
+EMAILS_PENDING_SECONDS = Gauge(
+    "emails_pending_seconds", "Age of the oldest message that is not sent.", multiprocess_mode="livemostrecent"
+)
+SIGN_INS = Counter("sign_ins_total", "Attempts to sign in.", ["outcome"])
+
+
+def render_metrics() -> bytes:
+    """Render Prometheus' text format, added up over all workers where they share a folder."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no annotation here
+    return generate_latest(registry)
+
+
+class MetricsMiddleware:
+    """Count and time requests by route template, so that no caller can make the label set grow."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._templates: dict[object, str] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500
+        started = time.perf_counter()
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        IN_FLIGHT.inc()
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            IN_FLIGHT.dec()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            route = self._template_of(scope)
+            REQUESTS.labels(method, route, str(status)).inc()
+            DURATION.labels(method, route).observe(time.perf_counter() - started)
+
+    def _template_of(self, scope: Scope) -> str:
+        if self._templates is None:
+            self._templates = _route_templates(scope["app"])
+        return self._templates.get(scope.get("endpoint"), UNMATCHED)
+
+
+def _route_templates(app: FastAPI) -> dict[object, str]:
+    # scope["route"] knows its path without the prefixes of the routers around it.
+    routes = iter_route_contexts(app.routes)
+    return {route.endpoint: route.path_format or UNMATCHED for route in routes if route.endpoint is not None}

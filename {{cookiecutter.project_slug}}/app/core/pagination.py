@@ -1,0 +1,102 @@
+"""Keyset pagination: a page costs the same at any depth, and none is repeated or skipped while rows are added."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from fastapi import Depends, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from sqlalchemy import Select, bindparam, tuple_
+
+from app.core.exceptions import UnprocessableError
+from app.core.models import Identity, UTCDateTime
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 100
+
+ItemT = TypeVar("ItemT")
+
+Position = TypeAdapter(tuple[str, AwareDatetime, UUID])
+
+
+class Row(Protocol):
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+class Page(BaseModel, Generic[ItemT]):
+    model_config = ConfigDict(from_attributes=True)
+
+    items: list[ItemT]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows of a page, before the response model reads them."""
+
+    items: Sequence[Any]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="The most items to return.")] = DEFAULT_LIMIT
+    cursor: Annotated[
+        str | None, Query(max_length=200, description="`next_cursor` of the page before; with the same sort.")
+    ] = None
+
+    def parameters(self, sort: str) -> dict[str, object]:
+        """Return the values that `paginate` binds; raises UnprocessableError for a cursor that is not of this sort."""
+        # One more than asked for tells whether there is a next page.
+        parameters: dict[str, object] = {"page_limit": self.limit + 1}
+        if self.cursor is not None:
+            created_at, row_id = _decode_cursor(self.cursor, sort)
+            parameters |= {"after_created_at": created_at, "after_id": row_id}
+        return parameters
+
+    def cut(self, rows: Sequence[Row], sort: str) -> Slice:
+        if len(rows) <= self.limit:
+            return Slice(rows, None)
+        items = rows[: self.limit]
+        return Slice(items, _encode_cursor(sort, items[-1]))
+
+
+PageDep = Annotated[PageRequest, Depends()]
+
+
+def paginate(
+    statement: Select[*tuple[Any, ...]], model: type[Identity], *, descending: bool, continued: bool
+) -> Select[*tuple[Any, ...]]:
+    """Order by creation; a `continued` statement begins after the position that its parameters name."""
+    key = tuple_(model.created_at, model.id)
+    if continued:
+        position = tuple_(
+            bindparam("after_created_at", type_=UTCDateTime()), bindparam("after_id", type_=model.id.type)
+        )
+        statement = statement.where(key < position if descending else key > position)
+    order = (model.created_at.desc(), model.id.desc()) if descending else (model.created_at, model.id)
+    return statement.order_by(*order).limit(bindparam("page_limit"))
+
+
+def _encode_cursor(sort: str, row: Row) -> str:
+    position = Position.dump_json((sort, row.created_at, row.id))
+    return base64.urlsafe_b64encode(position).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str, sort: str) -> tuple[datetime, UUID]:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        sorted_by, created_at, row_id = Position.validate_json(text)
+        created_at = created_at.astimezone(UTC)
+    except (binascii.Error, ValidationError, ValueError, OverflowError) as error:
+        raise UnprocessableError("The cursor is not one that this service made.") from error
+    if sorted_by != sort:
+        raise UnprocessableError("The cursor belongs to a list that is sorted differently.")
+    return created_at, row_id

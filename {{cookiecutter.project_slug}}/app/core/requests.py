@@ -1,0 +1,79 @@
+import re
+from dataclasses import dataclass
+from email.message import Message
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import Depends, Request
+from fastapi.params import Form
+from fastapi.routing import APIRoute
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Receive, Scope, Send
+
+from app.core.config import Settings
+from app.core.exceptions import UnsupportedMediaTypeError
+
+# Asked every few seconds by machines.
+PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
+REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,128}")
+MAX_DEVICE_LENGTH = 200
+FORM = "application/x-www-form-urlencoded"
+
+
+async def get_settings(request: Request) -> Settings:
+    settings: Settings = request.state.settings
+    return settings
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an act comes from."""
+
+    address: str | None = None
+    device: str = ""
+
+
+async def get_origin(request: Request) -> Origin:
+    """What the client says of itself is cut, and rid of what would write into a terminal or a log."""
+    device = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:MAX_DEVICE_LENGTH]
+    # 45 characters hold any address; a zone's name can be longer.
+    return Origin(request.client.host[:45] if request.client else None, device)
+
+
+OriginDep = Annotated[Origin, Depends(get_origin)]
+
+
+async def require_media_type(request: Request) -> None:
+    """Refuse a body of another kind than the route takes: a form that a foreign page posts is never read as JSON."""
+    route = request.scope["route"]
+    if not isinstance(route, APIRoute) or route.body_field is None:
+        return
+    sent = Message()
+    sent["content-type"] = request.headers.get("content-type", "none/none")
+    media_type = sent.get_content_type()
+    if isinstance(route.body_field.field_info, Form):
+        if media_type != FORM:
+            raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
+    elif media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaTypeError("The body must be application/json.")
+
+
+class HostMiddleware(TrustedHostMiddleware):
+    """Probes come by whatever address the platform knows, and their answers hold no link."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and PROBE_PATHS.match(scope["path"]):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def is_request_id(value: str) -> bool:
+    return REQUEST_ID.fullmatch(value) is not None
+
+
+def make_request_id() -> str:
+    return uuid4().hex

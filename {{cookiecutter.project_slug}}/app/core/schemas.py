@@ -1,0 +1,73 @@
+import unicodedata
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, EmailStr, SecretStr, StringConstraints
+
+from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normalize_password
+
+
+class Input(BaseModel):
+    """A request body: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class Output(BaseModel):
+    """A response body, read from a row."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Identified(Output):
+    id: UUID
+    created_at: datetime
+    updated_at: datetime
+
+
+def _refuse_nul(value: str) -> str:
+    # PostgreSQL cannot store it, and would answer with an error of its own.
+    if "\0" in value:
+        raise ValueError("must not contain the character NUL")
+    return value
+
+
+def _refuse_control(value: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+def _check_password(value: SecretStr) -> SecretStr:
+    """Which ones are too common is found out where the account is known: see app/core/passwords.py."""
+    password = normalize_password(value.get_secret_value())
+    # Half of a character, which JSON can write and UTF-8 cannot.
+    if any(unicodedata.category(character) == "Cs" for character in password):
+        raise ValueError("must not contain surrogates")
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise ValueError(f"must have {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+    return value
+
+
+def _refuse_display_name(value: object) -> object:
+    # `Ada <ada@example.com>` is a line of a message; the validator would take the address out of it.
+    if isinstance(value, str) and "<" in value:
+        raise ValueError("must be an address alone, without a name")
+    return value
+
+
+def normalize_email(value: str) -> str:
+    """Lower-case the whole address: no provider tells mailboxes apart by case, and people do not type alike."""
+    return value.lower()
+
+
+Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(_refuse_control)]
+Text = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul)]
+Email = Annotated[EmailStr, BeforeValidator(_refuse_display_name), AfterValidator(normalize_email)]
+NewPassword = Annotated[SecretStr, AfterValidator(_check_password)]
+
+
+def dump_changes(data: BaseModel) -> dict[str, Any]:
+    """What a PATCH sent, and nothing else."""
+    return data.model_dump(exclude_unset=True)

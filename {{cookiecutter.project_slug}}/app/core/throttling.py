@@ -1,0 +1,146 @@
+"""Bounds on guessing: attempts are counted in the database, so that they hold across workers and hosts."""
+
+import hashlib
+import ipaddress
+import math
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Request
+from sqlalchemy import String, bindparam, delete, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.config import Settings
+from app.core.database import Database, count_deleted
+from app.core.exceptions import TooManyRequestsError
+from app.core.models import Base
+
+logger = structlog.get_logger(__name__)
+
+FIRST_DELAY_SECONDS = 1.0
+# What one customer of a provider has (RFC 6177).
+IPV6_NETWORK_BITS = 64
+
+
+class ThrottleCount(Base):
+    """The attempts of one kind from one source; times are seconds since the epoch."""
+
+    __tablename__ = "throttle_counts"
+
+    # Hashed: it is as long as its longest part, which strangers choose, and may be the address of a person.
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    attempts: Mapped[int]
+    delay_seconds: Mapped[float]
+    last_at: Mapped[float]
+
+
+# One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
+# way that both databases understand.
+TAKE = text("""
+    INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at)
+    VALUES (:key, 1, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
+    ON CONFLICT (key) DO UPDATE SET
+        attempts = CASE WHEN throttle_counts.last_at <= :forgotten_before THEN 1 ELSE throttle_counts.attempts + 1 END,
+        delay_seconds = CASE
+            WHEN throttle_counts.last_at <= :forgotten_before OR throttle_counts.attempts + 1 < :free_attempts THEN 0
+            WHEN throttle_counts.delay_seconds = 0 THEN :first_delay
+            WHEN throttle_counts.delay_seconds * 2 > :max_delay THEN :max_delay
+            ELSE throttle_counts.delay_seconds * 2
+        END,
+        last_at = :now
+    WHERE throttle_counts.last_at + throttle_counts.delay_seconds <= :now
+    RETURNING attempts
+""")
+GIVE_BACK = text("""
+    UPDATE throttle_counts
+    SET attempts = attempts - 1, delay_seconds = CASE WHEN attempts <= :free_attempts THEN 0 ELSE delay_seconds / 2 END
+    WHERE key = :key AND attempts > 0
+""")
+NEXT_AT = select(ThrottleCount.last_at + ThrottleCount.delay_seconds).where(ThrottleCount.key == bindparam("count_key"))
+FORGET = delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key"))
+PURGE = delete(ThrottleCount).where(ThrottleCount.last_at <= bindparam("forgotten_before"))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What is counted together: so many attempts are free, each further one waits twice as long as the one before."""
+
+    kind: str
+    source: str
+    free_attempts: int
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.kind}:{self.source}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Throttle:
+    """Count and refuse attempts."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+
+    async def take(self, *buckets: Bucket) -> None:
+        """Count an attempt before it is made, so that many at once are no way around.
+
+        It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError.
+        """
+        if not self._settings.throttling:
+            return
+        async with self._database.write() as session:
+            for bucket in buckets:
+                await self._take(session, bucket)
+
+    async def _take(self, session: AsyncSession, bucket: Bucket) -> None:
+        now = time.time()
+        parameters: dict[str, Any] = {
+            "key": bucket.key,
+            "now": now,
+            "free_attempts": bucket.free_attempts,
+            "first_delay": min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
+            "max_delay": float(self._settings.throttle_max_delay_seconds),
+            "forgotten_before": now - self._settings.throttle_memory_seconds,
+        }
+        if await session.scalar(TAKE, parameters) is None:
+            next_at = await session.scalar(NEXT_AT, {"count_key": bucket.key})
+            logger.warning("throttled", bucket=bucket.kind)
+            raise TooManyRequestsError(max(1, math.ceil((next_at or now) - now)))
+
+    async def give_back(self, session: AsyncSession, bucket: Bucket) -> None:
+        """An attempt that succeeded does not count."""
+        if self._settings.throttling:
+            await session.execute(GIVE_BACK, {"key": bucket.key, "free_attempts": bucket.free_attempts})
+
+    async def forget(self, session: AsyncSession, bucket: Bucket) -> None:
+        if self._settings.throttling:
+            await session.execute(FORGET, {"count_key": bucket.key})
+
+
+async def purge_counts(session: AsyncSession, settings: Settings) -> int:
+    """Delete what is forgotten, and return how many counts that were."""
+    forgotten_before = time.time() - settings.throttle_memory_seconds
+    return await count_deleted(session, PURGE, {"forgotten_before": forgotten_before})
+
+
+def network_of(address: str | None) -> str:
+    """Return the address, or the network of an IPv6 address, whose owner has more addresses than can be counted."""
+    try:
+        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))
+
+
+async def get_throttle(request: Request) -> Throttle:
+    return Throttle(request.state.database, request.state.settings)
+
+
+ThrottleDep = Annotated[Throttle, Depends(get_throttle)]

@@ -1,0 +1,33 @@
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.audit import Audit, AuditDep
+from app.core.config import Settings
+from app.core.database import Database, SessionDep
+from app.core.requests import Origin, OriginDep, SettingsDep
+from app.core.security import Security, SecurityDep
+from app.core.throttling import Throttle, ThrottleDep
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What nearly every act on an account needs."""
+
+    session: SessionDep
+    security: SecurityDep
+    settings: SettingsDep
+    throttle: ThrottleDep
+    audit: AuditDep
+    origin: OriginDep
+
+
+ToolboxDep = Annotated[Toolbox, Depends()]
+
+
+def make_toolbox(session: AsyncSession, database: Database, settings: Settings, security: Security) -> Toolbox:
+    """For an operator: what comes from no request."""
+    origin = Origin(device="command line")
+    return Toolbox(session, security, settings, Throttle(database, settings), Audit(session, origin), origin)
