@@ -1,0 +1,23 @@
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from app.audit import service
+from app.audit.schemas import AuditEventRead
+from app.core.database import SessionDep
+from app.core.exceptions import problem_responses
+from app.core.pagination import Page, PageDep, Slice
+from app.users.dependencies import AdminUser
+
+router = APIRouter(prefix="/audit-events", tags=["audit"])
+
+EventQuery = Annotated[str | None, Query(max_length=50, description="Only events of this name.")]
+
+
+@router.get("", response_model=Page[AuditEventRead], responses=problem_responses(401, 403))
+async def list_audit_events(
+    _admin: AdminUser, session: SessionDep, page: PageDep, user_id: UUID | None = None, event: EventQuery = None
+) -> Slice:
+    """List what happened to accounts, the newest first. For administrators."""
+    return await service.list_events(session, page, user_id=user_id, event=event)

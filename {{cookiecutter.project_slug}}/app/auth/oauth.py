@@ -1,0 +1,43 @@
+"""What RFC 6749 asks of an endpoint and FastAPI does otherwise."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from app.auth.exceptions import NO_STORE, OAuthError
+from app.core.exceptions import UnsupportedMediaTypeError
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class OAuthRoute(APIRoute):
+    """Answer as OAuth clients expect: errors in their own format, and nothing stored."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_as_oauth(request: Request) -> Response:
+            try:
+                await _refuse_repeated_parameters(request)
+                response = await handle(request)
+            except (RequestValidationError, UnsupportedMediaTypeError) as error:
+                raise OAuthError("invalid_request", "The body must be a form.") from error
+            except HTTPException as error:
+                if error.status_code != 400:
+                    raise
+                raise OAuthError("invalid_request", error.detail) from error
+            response.headers.update(NO_STORE)
+            return response
+
+        return handle_as_oauth
+
+
+async def _refuse_repeated_parameters(request: Request) -> None:
+    """RFC 6749 §3.2."""
+    names = [name for name, _ in (await request.form()).multi_items()]
+    if len(names) != len(set(names)):
+        raise OAuthError("invalid_request", "A parameter is repeated.")

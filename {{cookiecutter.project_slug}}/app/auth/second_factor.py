@@ -1,0 +1,168 @@
+"""Time-based one-time passwords (RFC 6238), and recovery codes for who has lost the authenticator."""
+
+import base64
+import re
+import secrets
+import time
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor import InvalidToken
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
+from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.models import RecoveryCode, SecondFactor
+from app.auth.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
+from app.core.database import release_connection
+from app.core.exceptions import ConflictError, UnprocessableError
+from app.core.models import utc_now
+from app.core.project import read_project
+from app.core.security import hash_opaque_token
+from app.core.throttling import Bucket
+from app.core.toolbox import Toolbox
+from app.users import service as users_service
+from app.users.events import AccountEvent
+from app.users.service import UserRow
+
+FactorRow: TypeAlias = Row[*tuple[Any, ...]]
+
+# What authenticator apps take when they are told nothing else; many ignore what they are told.
+DIGITS = 6
+STEP_SECONDS = 30
+SECRET_BYTES = 20
+# One step to either side, for clocks that differ and people who type (RFC 6238 §5.2).
+TOLERATED_STEPS = 1
+RECOVERY_CODES = 10
+# 80 bits, in four groups of four: cannot be guessed, and can be typed.
+RECOVERY_CODE_BYTES = 10
+TOTP_CODE = re.compile("[0-9]" * DIGITS)
+
+WRONG_CODE = "The code is not right."
+
+FACTOR = select(SecondFactor.secret, SecondFactor.confirmed_at).where(SecondFactor.user_id == bindparam("owner_id"))
+CREATE_FACTOR = insert(SecondFactor)
+DELETE_FACTOR = delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"))
+CHANGE_FACTOR = update(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"))
+ALL_FACTORS = select(SecondFactor.user_id, SecondFactor.secret).with_for_update()
+# One statement decides between two that come with the same code.
+USE_STEP = (
+    update(SecondFactor)
+    .where(SecondFactor.user_id == bindparam("owner_id"), SecondFactor.last_step < bindparam("used_step"))
+    .values(last_step=bindparam("used_step"), secret=bindparam("new_secret"))
+    .returning(SecondFactor.user_id)
+)
+CREATE_CODES = insert(RecoveryCode)
+DELETE_CODES = delete(RecoveryCode).where(RecoveryCode.user_id == bindparam("owner_id"))
+USE_CODE = (
+    delete(RecoveryCode)
+    .where(RecoveryCode.user_id == bindparam("owner_id"), RecoveryCode.code_hash == bindparam("used_hash"))
+    .returning(RecoveryCode.user_id)
+)
+
+
+async def begin(tools: Toolbox, user: UserRow, data: PasswordConfirmation) -> SecondFactorSecret:
+    """Make a secret for the account's authenticator; it is asked for once it was confirmed."""
+    await users_service.confirm_password(tools, user, data.current_password)
+    if await find_factor(tools.session, user.id) is not None:
+        raise ConflictError("The account has a second factor: disable it first.")
+    await tools.session.execute(DELETE_FACTOR, {"owner_id": user.id})
+    secret = base64.b32encode(secrets.token_bytes(SECRET_BYTES)).decode()
+    await tools.session.execute(CREATE_FACTOR, {"user_id": user.id, "secret": tools.security.encrypt(secret)})
+    return SecondFactorSecret(secret=secret, uri=_totp(secret).get_provisioning_uri(user.email, read_project().title))
+
+
+async def confirm(tools: Toolbox, user: UserRow, data: SecondFactorCode) -> RecoveryCodes:
+    """Take the second factor into use.
+
+    Raises ConflictError when none waits for it, and UnprocessableError for a wrong code.
+    """
+    await release_connection(tools.session)
+    await tools.throttle.take(_confirmation_bucket(tools, user))
+    factor = (await tools.session.execute(FACTOR, {"owner_id": user.id})).one_or_none()
+    if factor is None or factor.confirmed_at is not None:
+        raise ConflictError("No second factor waits for its confirmation.")
+    if not await _use_totp(tools, user.id, factor, data.code):
+        raise UnprocessableError(WRONG_CODE)
+    await tools.session.execute(CHANGE_FACTOR, {"owner_id": user.id, "confirmed_at": utc_now()})
+    codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
+    rows = [{"user_id": user.id, "code_hash": hash_opaque_token(code)} for code in codes]
+    await tools.session.execute(CREATE_CODES, rows)
+    await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
+    await tools.throttle.forget(tools.session, _confirmation_bucket(tools, user))
+    return RecoveryCodes(recovery_codes=["-".join(re.findall("....", code)) for code in codes])
+
+
+def _confirmation_bucket(tools: Toolbox, user: UserRow) -> Bucket:
+    return Bucket("second factor's confirmation", str(user.id), tools.settings.throttle_account_attempts)
+
+
+async def disable(tools: Toolbox, user: UserRow, data: PasswordConfirmation) -> None:
+    await users_service.confirm_password(tools, user, data.current_password)
+    await remove(tools, user.id, actor_id=user.id)
+
+
+async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None) -> None:
+    """Also for operators, when a person has lost both the authenticator and the recovery codes."""
+    await tools.session.execute(DELETE_FACTOR, {"owner_id": user_id})
+    await tools.session.execute(DELETE_CODES, {"owner_id": user_id})
+    await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=actor_id)
+
+
+async def reencrypt(tools: Toolbox) -> int:
+    """Encrypt every secret with the key of today, and return how many there are."""
+    factors = (await tools.session.execute(ALL_FACTORS)).all()
+    for factor in factors:
+        secret = tools.security.encrypt(tools.security.decrypt(factor.secret))
+        await tools.session.execute(CHANGE_FACTOR, {"owner_id": factor.user_id, "secret": secret})
+    return len(factors)
+
+
+async def find_factor(session: AsyncSession, user_id: UUID) -> FactorRow | None:
+    """Return the second factor that is asked for, if there is one."""
+    factor = (await session.execute(FACTOR, {"owner_id": user_id})).one_or_none()
+    return factor if factor is not None and factor.confirmed_at is not None else None
+
+
+async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRow, code: str) -> bool:
+    """Take a code of the authenticator or a recovery code; neither works a second time."""
+    if TOTP_CODE.fullmatch(code):
+        return await _use_totp(tools, user_id, factor, code)
+    presented = hash_opaque_token(re.sub(r"[\s-]", "", code).upper())
+    if await tools.session.scalar(USE_CODE, {"owner_id": user_id, "used_hash": presented}) is None:
+        return False
+    await tools.audit.record(AccountEvent.RECOVERY_CODE_USED, user_id, actor_id=user_id)
+    return True
+
+
+async def _use_totp(tools: Toolbox, user_id: UUID, factor: FactorRow, code: str) -> bool:
+    secret = tools.security.decrypt(factor.secret)
+    step = _find_step(_totp(secret), code)
+    if step is None:
+        return False
+    # Encrypted anew at each use: the key of today replaces its predecessors.
+    parameters = {"owner_id": user_id, "used_step": step, "new_secret": tools.security.encrypt(secret)}
+    return await tools.session.scalar(USE_STEP, parameters) is not None
+
+
+def _find_step(totp: TOTP, code: str) -> int | None:
+    if not TOTP_CODE.fullmatch(code):
+        return None
+    now = int(time.time()) // STEP_SECONDS
+    for step in range(now - TOLERATED_STEPS, now + TOLERATED_STEPS + 1):
+        try:
+            totp.verify(code.encode(), step * STEP_SECONDS)
+        except InvalidToken:
+            continue
+        return step
+    return None
+
+
+def _totp(secret: str) -> TOTP:
+    # SHA-1 as a MAC is sound, and what authenticator apps know.
+    return TOTP(base64.b32decode(secret), DIGITS, SHA1(), STEP_SECONDS)  # noqa: S303  # see above
+
+
+def _make_recovery_code() -> str:
+    return base64.b32encode(secrets.token_bytes(RECOVERY_CODE_BYTES)).decode()

@@ -1,0 +1,279 @@
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Row, bindparam, delete, exists, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import second_factor, sessions
+from app.auth.exceptions import OAuthError
+from app.auth.models import KnownNetwork, RefreshToken
+from app.auth.schemas import TokenForm, TokenRead
+from app.core.config import Settings
+from app.core.database import count_deleted, release_connection
+from app.core.exceptions import TooManyRequestsError, UnauthorizedError
+from app.core.metrics import SIGN_INS
+from app.core.models import utc_now
+from app.core.schemas import normalize_email
+from app.core.security import create_opaque_token, hash_opaque_token
+from app.core.throttling import Bucket, network_of, purge_counts
+from app.core.toolbox import Toolbox
+from app.users.events import AccountEvent
+from app.users.models import User
+from app.users.scopes import SCOPES, format_scope, list_allowed, parse_scope
+
+CredentialsRow: TypeAlias = Row[*tuple[Any, ...]]
+
+logger = structlog.get_logger(__name__)
+
+WRONG_CREDENTIALS = "The e-mail address or the password is not right."
+UNVERIFIED_EMAIL = "The e-mail address is not verified: use the code that was sent there."
+INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
+KNOWN_NETWORK_LIFETIME = timedelta(days=90)
+
+CREDENTIALS = select(
+    User.id,
+    User.password_hash,
+    User.is_active,
+    User.is_admin,
+    User.email_verified_at,
+    exists()
+    .where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
+    .label("is_known_network"),
+).where(User.email == bindparam("user_email"))
+# Locks the user against a change of the password, or a deactivation, between its verification and the new session.
+CONFIRM_CREDENTIALS = (
+    select(User.id)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
+    .with_for_update(read=True)
+)
+REHASH = (
+    update(User)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
+    .values(password_hash=bindparam("new_hash"))
+    .returning(User.id)
+)
+# Both databases understand it.
+REMEMBER_NETWORK = text("""
+    INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
+    ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
+""").bindparams(
+    bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
+)
+PURGE_NETWORKS = delete(KnownNetwork).where(KnownNetwork.last_used_at <= bindparam("used_before"))
+CREATE_REFRESH_TOKEN = insert(RefreshToken)
+# One statement decides between two that come with the same token.
+USE_REFRESH_TOKEN = (
+    update(RefreshToken)
+    .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
+    .values(used_at=bindparam("now"))
+    .returning(RefreshToken.session_id)
+)
+REFRESH_TOKEN = select(RefreshToken.session_id, RefreshToken.used_at).where(
+    RefreshToken.token_hash == bindparam("presented_hash")
+)
+# Once the session that it could have stolen would have expired, a used token tells nothing any more.
+PURGE_REFRESH_TOKENS = delete(RefreshToken).where(
+    RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
+)
+
+
+@dataclass(frozen=True)
+class OpenedSession:
+    user_id: UUID
+    session_id: UUID
+    scope: str
+
+
+async def create_token(tools: Toolbox, form: TokenForm) -> TokenRead:
+    """Serve the two grants; every refusal but too many attempts is an OAuthError."""
+    if not parse_scope(form.scope) <= set(SCOPES):
+        raise OAuthError("invalid_scope", f"The scopes are {' and '.join(sorted(SCOPES))}.")
+    match form.grant_type:
+        case "password":
+            return await sign_in(tools, form)
+        case "refresh_token":
+            return await refresh(tools, form)
+        case "":
+            raise OAuthError("invalid_request", "grant_type is missing.")
+        case _:
+            raise OAuthError("unsupported_grant_type", "grant_type must be password or refresh_token.")
+
+
+async def sign_in(tools: Toolbox, form: TokenForm) -> TokenRead:
+    opened = await open_session(tools, form)
+    return await _issue(tools, opened.user_id, opened.session_id, opened.scope)
+
+
+async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
+    """Check who signs in, and begin a session."""
+    if form.username is None or form.password is None:
+        raise OAuthError("invalid_request", "username and password are required.")
+    try:
+        user = await _authenticate(tools, form.username, form.password, form.otp)
+    except TooManyRequestsError:
+        SIGN_INS.labels("throttled").inc()
+        logger.warning("sign-in failed", client=tools.origin.address)
+        raise
+    scope = _grant_scope(form.scope, list_allowed(is_admin=user.is_admin))
+    session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
+    await tools.audit.record(AccountEvent.SIGNED_IN, user.id, actor_id=user.id, session_id=str(session_id), scope=scope)
+    SIGN_INS.labels("success").inc()
+    return OpenedSession(user.id, session_id, scope)
+
+
+async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRow:
+    """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
+    # No address has a NUL, and PostgreSQL has no way to ask for one.
+    email = "" if "\0" in username else normalize_email(username.strip())
+    network = network_of(tools.origin.address)
+    parameters = {"user_email": email, "from_network": network}
+    user = (await tools.session.execute(CREDENTIALS, parameters)).one_or_none()
+    await release_connection(tools.session)
+    buckets = _buckets(tools, email, user, network)
+    await tools.throttle.take(*buckets)
+    check = await tools.security.check_password(password, user.password_hash if user else None)
+    if user is None or not check.is_correct or not await _confirm(tools, user, check.new_hash):
+        raise await _refuse(tools, user, "password")
+    await _require_verified_email(tools, user, buckets)
+    await _check_second_factor(tools, user, buckets, otp)
+    await tools.session.execute(REMEMBER_NETWORK, {"owner_id": user.id, "network": network, "now": utc_now()})
+    await _reward(tools, buckets)
+    return user
+
+
+async def _confirm(tools: Toolbox, user: CredentialsRow, new_hash: str | None) -> bool:
+    parameters = {"user_id": user.id, "verified_hash": user.password_hash}
+    if new_hash is None:
+        return await tools.session.scalar(CONFIRM_CREDENTIALS, parameters) is not None
+    return await tools.session.scalar(REHASH, {**parameters, "new_hash": new_hash}) is not None
+
+
+def _buckets(tools: Toolbox, email: str, user: CredentialsRow | None, network: str) -> list[Bucket]:
+    """From where an account has signed in before, its own attempts alone count; elsewhere those of all strangers."""
+    free = tools.settings.throttle_account_attempts
+    if user is not None and user.is_known_network:
+        return [Bucket("sign-in from known network", f"{user.id} {network}", free)]
+    return [
+        # The address first: an attempt that it refuses must not count against the account.
+        Bucket("sign-in from address", network, tools.settings.throttle_address_attempts),
+        Bucket("sign-in from elsewhere", email, free),
+    ]
+
+
+async def _reward(tools: Toolbox, buckets: list[Bucket]) -> None:
+    """A success clears the account's count; the address's only loses this attempt, as one's own account is no pass."""
+    *addresses, account = buckets
+    for address in addresses:
+        await tools.throttle.give_back(tools.session, address)
+    await tools.throttle.forget(tools.session, account)
+
+
+async def _require_verified_email(tools: Toolbox, user: CredentialsRow, buckets: list[Bucket]) -> None:
+    """Only who knows the password hears that there is such an account."""
+    if not tools.settings.email_verification_required or user.email_verified_at is not None:
+        return
+    for bucket in buckets:
+        await tools.throttle.give_back(tools.session, bucket)
+    raise OAuthError("invalid_grant", UNVERIFIED_EMAIL, keeps_changes=True)
+
+
+async def _check_second_factor(tools: Toolbox, user: CredentialsRow, buckets: list[Bucket], otp: str | None) -> None:
+    factor = await second_factor.find_factor(tools.session, user.id)
+    if factor is None:
+        return
+    if not otp:
+        for bucket in buckets:
+            await tools.throttle.give_back(tools.session, bucket)
+        raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
+    if not await second_factor.use_code(tools, user.id, factor, otp):
+        raise await _refuse(tools, user, "second factor")
+
+
+async def _refuse(tools: Toolbox, user: CredentialsRow | None, reason: str) -> OAuthError:
+    SIGN_INS.labels("failure").inc()
+    # Counted by fail2ban. Without what was typed as the address: it may be the password.
+    logger.warning("sign-in failed", client=tools.origin.address)
+    await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
+    detail = WRONG_CREDENTIALS if reason == "password" else second_factor.WRONG_CODE
+    return OAuthError("invalid_grant", detail, keeps_changes=True)
+
+
+def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
+    """All that is allowed, unless less is asked for."""
+    scopes = parse_scope(requested) or allowed
+    if not scopes <= allowed:
+        raise OAuthError("invalid_scope", "The account may not be given this scope.")
+    return format_scope(scopes)
+
+
+async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
+    """Exchange a refresh token for new ones; one that was used before is a stolen copy and ends its session."""
+    if not form.refresh_token:
+        raise OAuthError("invalid_request", "refresh_token is required.")
+    now = utc_now()
+    presented_hash = hash_opaque_token(form.refresh_token)
+    parameters = {"presented_hash": presented_hash, "now": now}
+    session_id: UUID | None = await tools.session.scalar(USE_REFRESH_TOKEN, parameters)
+    if session_id is None:
+        raise await _refuse_refresh_token(tools, presented_hash, now)
+    extended = await sessions.extend_session(tools.session, tools.settings, session_id, tools.origin)
+    if extended is None:
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    user_id, session_scope = extended
+    used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
+    await tools.session.execute(PURGE_REFRESH_TOKENS, {"of_session_id": session_id, "used_before": used_before})
+    scope = _grant_scope(form.scope, parse_scope(session_scope))
+    return await _issue(tools, user_id, session_id, scope)
+
+
+async def _refuse_refresh_token(tools: Toolbox, presented_hash: str, now: datetime) -> OAuthError:
+    token = (await tools.session.execute(REFRESH_TOKEN, {"presented_hash": presented_hash})).one_or_none()
+    if token is None or token.used_at is None:
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    if now - token.used_at <= timedelta(seconds=tools.settings.refresh_reuse_grace_seconds):
+        # A client that lost the answer, or two of its requests at once.
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    await sessions.end_session(tools.session, tools.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
+    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, keeps_changes=True)
+
+
+async def _issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
+    refresh_token = create_opaque_token()
+    values = {"session_id": session_id, "token_hash": hash_opaque_token(refresh_token)}
+    try:
+        await tools.session.execute(CREATE_REFRESH_TOKEN, values)
+    except IntegrityError as error:
+        # The session was ended in this moment.
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN) from error
+    return TokenRead(
+        access_token=tools.security.create_access_token(user_id, session_id, scope),
+        expires_in=tools.settings.access_token_lifetime_seconds,
+        refresh_token=refresh_token,
+        scope=scope,
+    )
+
+
+async def revoke(tools: Toolbox, token: str) -> None:
+    """End the session of either kind of token; one that is not known is as good as revoked (RFC 7009 §2.2)."""
+    if not token:
+        raise OAuthError("invalid_request", "token is required.")
+    row = (await tools.session.execute(REFRESH_TOKEN, {"presented_hash": hash_opaque_token(token)})).one_or_none()
+    if row is not None:
+        session_id = row.session_id
+    else:
+        try:
+            session_id = tools.security.read_access_token(token).sid
+        except UnauthorizedError:
+            return
+    await sessions.end_session(tools.session, tools.audit, session_id)
+
+
+async def purge(session: AsyncSession, settings: Settings) -> int:
+    """Delete expired sessions, networks that were not used for long and counts that are forgotten; return how many."""
+    deleted = await sessions.purge_sessions(session)
+    deleted += await count_deleted(session, PURGE_NETWORKS, {"used_before": utc_now() - KNOWN_NETWORK_LIFETIME})
+    return deleted + await purge_counts(session, settings)

@@ -1,0 +1,4 @@
+from app.core.features import Feature
+from app.outbox import service
+
+feature = Feature(purge=service.purge_failed)

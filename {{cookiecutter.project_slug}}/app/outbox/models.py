@@ -1,0 +1,22 @@
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.models import Base, Identity
+
+
+class OutgoingEmail(Identity, Base):
+    """A message to send; the row is deleted once it is sent."""
+
+    __tablename__ = "outgoing_emails"
+
+    kind: Mapped[str] = mapped_column(String(50))
+    address: Mapped[str] = mapped_column(String(254))
+    # No foreign key: a notice about an account may go out after it is gone.
+    account_id: Mapped[UUID | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    # When to send it, again if need be; while somebody sends it, when their time is over; none once it has failed.
+    due_at: Mapped[datetime | None] = mapped_column(index=True)
+    error: Mapped[str] = mapped_column(Text, default="")

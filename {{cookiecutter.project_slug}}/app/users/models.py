@@ -1,0 +1,45 @@
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.models import Base, Identity, Timestamps
+
+
+class User(Timestamps, Base):
+    __tablename__ = "users"
+
+    # Lower-case; RFC 5321 allows 254 characters.
+    email: Mapped[str] = mapped_column(String(254), unique=True)
+    name: Mapped[str] = mapped_column(String(200), default="")
+    password_hash: Mapped[str] = mapped_column(String(255))
+    is_active: Mapped[bool] = mapped_column(default=True)
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    email_verified_at: Mapped[datetime | None]
+
+
+class Session(Identity, Base):
+    """A sign-in; its tokens work for as long as this row exists and has not expired."""
+
+    __tablename__ = "sessions"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    # What its tokens may be used for, as RFC 6749 §3.3 writes it.
+    scope: Mapped[str] = mapped_column(String(200))
+    address: Mapped[str | None] = mapped_column(String(45))
+    device: Mapped[str] = mapped_column(String(200))
+    last_used_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class OneTimeToken(Base):
+    """Proves that who brings it reads the mail of an address; the row is gone once it is used."""
+
+    __tablename__ = "one_time_tokens"
+
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    purpose: Mapped[str] = mapped_column(String(50))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    address: Mapped[str] = mapped_column(String(254))
+    expires_at: Mapped[datetime]

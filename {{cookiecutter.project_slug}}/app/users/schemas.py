@@ -1,0 +1,43 @@
+from datetime import datetime
+
+from pydantic import SecretStr
+
+from app.core.schemas import Email, Identified, Input, Line, NewPassword
+
+
+class UserCreate(Input):
+    email: Email
+    password: NewPassword
+    name: Line = ""
+
+
+class UserUpdate(Input):
+    """What users change of their own account."""
+
+    name: Line = ""
+
+
+class UserAdminUpdate(UserUpdate):
+    """What administrators change of any account."""
+
+    email: Email = ""
+    is_active: bool = True
+    is_admin: bool = False
+
+
+class PasswordChange(Input):
+    current_password: SecretStr
+    new_password: NewPassword
+
+
+class EmailChange(Input):
+    new_email: Email
+    current_password: SecretStr
+
+
+class UserRead(Identified):
+    email: str
+    name: str
+    is_active: bool
+    is_admin: bool
+    email_verified_at: datetime | None
