@@ -1,0 +1,16 @@
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends
+
+from app.core.database import SessionDep
+from app.todos import service
+from app.todos.service import TodoRow
+from app.users.dependencies import CurrentUser
+
+
+async def get_own_todo(todo_id: UUID, user: CurrentUser, session: SessionDep) -> TodoRow:
+    return await service.get_todo(session, user.id, todo_id)
+
+
+TodoDep = Annotated[TodoRow, Depends(get_own_todo)]

@@ -1,0 +1,22 @@
+from app.core.features import Feature
+from app.core.toolbox import Toolbox
+from app.todos import service
+from app.todos.router import router
+from app.todos.schemas import TodoCreate
+from app.users import service as users_service
+from app.users.feature import DEMO_EMAIL
+
+SAMPLES = (
+    TodoCreate(title="Read the README", completed=True),
+    TodoCreate(title="Try the API at /docs"),
+    TodoCreate(title="Copy this feature, and delete it", description="app/todos is made for both."),
+)
+
+
+async def load_sample_data(tools: Toolbox) -> None:
+    owner = await users_service.get_user_by_email(tools.session, DEMO_EMAIL)
+    for sample in SAMPLES:
+        await service.create_todo(tools.session, owner.id, sample)
+
+
+feature = Feature(api=router, load_sample_data=load_sample_data)

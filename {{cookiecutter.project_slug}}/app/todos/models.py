@@ -1,0 +1,17 @@
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.models import Base, Timestamps
+
+
+class Todo(Timestamps, Base):
+    __tablename__ = "todos"
+    # What a page of one's todos is read from, in either direction.
+    __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
+
+    owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    title: Mapped[str] = mapped_column(String(200))
+    description: Mapped[str] = mapped_column(Text, default="")
+    completed: Mapped[bool] = mapped_column(default=False)

@@ -1,0 +1,54 @@
+from fastapi import APIRouter, Request, Response
+
+from app.core.database import SessionDep
+from app.core.exceptions import problem_responses
+from app.core.pagination import Page, PageDep, Slice
+from app.todos import service
+from app.todos.dependencies import TodoDep
+from app.todos.schemas import TodoCreate, TodoRead, TodoSort, TodoUpdate
+from app.todos.service import TodoRow
+from app.users.dependencies import CurrentUser
+
+router = APIRouter(prefix="/todos", tags=["todos"])
+
+
+@router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401))
+async def create_todo(
+    data: TodoCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
+) -> TodoRow:
+    todo = await service.create_todo(session, user.id, data)
+    response.headers["Location"] = request.app.url_path_for("read_todo", todo_id=todo.id)
+    return todo
+
+
+@router.get("", response_model=Page[TodoRead], responses=problem_responses(401))
+async def list_todos(
+    user: CurrentUser,
+    session: SessionDep,
+    page: PageDep,
+    sort: TodoSort = TodoSort.NEWEST,
+    completed: bool | None = None,
+) -> Slice:
+    return await service.list_todos(session, user.id, sort=sort, completed=completed, page=page)
+
+
+@router.get("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 404))
+async def read_todo(todo: TodoDep) -> TodoRow:
+    return todo
+
+
+@router.put("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 404))
+async def replace_todo(data: TodoCreate, todo: TodoDep, session: SessionDep) -> TodoRow:
+    """Replace the whole todo: what is left out is set to its default."""
+    return await service.replace_todo(session, todo, data)
+
+
+@router.patch("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 404))
+async def update_todo(data: TodoUpdate, todo: TodoDep, session: SessionDep) -> TodoRow:
+    """Change what is sent, and nothing else."""
+    return await service.update_todo(session, todo, data)
+
+
+@router.delete("/{todo_id}", status_code=204, responses=problem_responses(401, 404))
+async def delete_todo(todo: TodoDep, session: SessionDep) -> None:
+    await service.delete_todo(session, todo)
