@@ -1,0 +1,21 @@
+from uuid import UUID
+
+from sqlalchemy import Float, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.models import Base, Timestamps
+
+
+class WeatherReport(Timestamps, Base):
+    """What somebody has observed; everybody who is signed in may read it, and not who it was."""
+
+    __tablename__ = "weather_reports"
+    # What a page is read from: of all, or of one city.
+    __table_args__ = (Index(None, "created_at", "id"), Index(None, "city", "created_at", "id"))
+
+    owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    city: Mapped[str] = mapped_column(String(200))
+    country: Mapped[str] = mapped_column(String(2))
+    # Degrees Celsius.
+    temperature: Mapped[float] = mapped_column(Float)
+    description: Mapped[str] = mapped_column(Text, default="")

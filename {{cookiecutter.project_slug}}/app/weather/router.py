@@ -1,0 +1,33 @@
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.core.database import SessionDep
+from app.core.exceptions import problem_responses
+from app.core.pagination import Page, PageDep, Slice
+from app.users.dependencies import CurrentUser
+from app.weather import service
+from app.weather.dependencies import PlaceDep, WeatherDep
+from app.weather.schemas import City, WeatherRead, WeatherReportCreate, WeatherReportRead
+from app.weather.service import ReportRow
+
+router = APIRouter(prefix="/weather", tags=["weather"])
+
+
+@router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401))
+async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, session: SessionDep) -> ReportRow:
+    return await service.create_report(session, user.id, data)
+
+
+@router.get("/reports", response_model=Page[WeatherReportRead], responses=problem_responses(401))
+async def list_weather_reports(
+    _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[City | None, Query()] = None
+) -> Slice:
+    """List what everybody has reported, the newest first."""
+    return await service.list_reports(session, city=city, page=page)
+
+
+@router.get("/{city}", responses=problem_responses(400, 401, 404, 502, 504))
+async def read_weather(place: PlaceDep, weather: WeatherDep) -> WeatherRead:
+    """Tell the present weather of a place; `is_stale` when the weather service is out of order."""
+    return await service.read_weather(weather, place)
