@@ -1,0 +1,96 @@
+"""One's account: name, address, password, sessions, and its end."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+
+from app.auth import sessions
+from app.auth.sessions import SessionRow
+from app.core.database import SessionDep
+from app.core.email import require_mail
+from app.core.toolbox import ToolboxDep
+from app.users import service as users_service
+from app.users.schemas import EmailChange, PasswordChange, UserUpdate
+from app.web import second_factor
+from app.web.forms import FieldsDep, read_fields, show_form, shown_again
+from app.web.sections import Section
+from app.web.visits import PersonDep, VisitDep
+
+ACCOUNT, PASSWORD, EMAIL = "templates/account.html", "templates/password.html", "templates/email.html"
+SESSIONS, DELETE = "templates/sessions.html", "templates/delete_account.html"
+
+router = APIRouter(prefix="/account")
+router.include_router(second_factor.router)
+section = Section(router, "/account", "account.title")
+
+
+async def get_session_of_person(session_id: UUID, person: PersonDep, session: SessionDep) -> SessionRow:
+    return await sessions.get_session(session, person, session_id)
+
+
+OwnSessionDep = Annotated[SessionRow, Depends(get_session_of_person)]
+
+
+@router.get("")
+async def show_account(visit: VisitDep, person: PersonDep) -> Response:
+    return show_form(visit, ACCOUNT, {"name": person.name})
+
+
+@router.post("")
+async def change_account(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+    with shown_again(visit, ACCOUNT, fields):
+        await users_service.update_user(tools, person, read_fields(UserUpdate, fields), actor_id=person.id)
+    return visit.go("/account", "flash.saved")
+
+
+@router.get("/password")
+async def show_password_form(visit: VisitDep, _person: PersonDep) -> Response:
+    return show_form(visit, PASSWORD)
+
+
+@router.post("/password")
+async def change_own_password(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+    with shown_again(visit, PASSWORD, fields):
+        await users_service.change_password(tools, person, read_fields(PasswordChange, fields))
+    return visit.go("/account", "flash.password_changed")
+
+
+@router.get("/email", dependencies=[require_mail])
+async def show_email_form(visit: VisitDep, _person: PersonDep) -> Response:
+    return show_form(visit, EMAIL)
+
+
+@router.post("/email", dependencies=[require_mail])
+async def change_own_email(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+    with shown_again(visit, EMAIL, fields):
+        await users_service.request_email_change(tools, person, read_fields(EmailChange, fields))
+    return visit.go("/account", "flash.see_your_mail")
+
+
+@router.get("/sessions")
+async def show_sessions(visit: VisitDep, person: PersonDep, session: SessionDep) -> Response:
+    return visit.page(SESSIONS, sessions=await sessions.list_sessions(session, person))
+
+
+@router.post("/sessions/{session_id}/end")
+async def end_own_session(visit: VisitDep, own_session: OwnSessionDep, tools: ToolboxDep) -> Response:
+    await sessions.end_session(tools.session, tools.audit, own_session.id)
+    if own_session.is_current:
+        visit.sign_out()
+        return visit.go("/", "flash.logged_out")
+    return visit.go("/account/sessions", "flash.session_ended")
+
+
+@router.get("/delete")
+async def show_delete_form(visit: VisitDep, _person: PersonDep) -> Response:
+    return show_form(visit, DELETE)
+
+
+@router.post("/delete")
+async def delete_account(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+    with shown_again(visit, DELETE, fields):
+        await users_service.delete_user(tools, person, actor_id=person.id)
+    visit.sign_out()
+    return visit.go("/", "flash.account_deleted")

@@ -1,0 +1,25 @@
+"""Messages about accounts lead to the pages here, unless ACCOUNT_PAGES_URL names others."""
+
+from functools import partial
+
+from app.core.config import Settings
+from app.core.email import Renderer
+from app.users.emails import (
+    EmailKind,
+    link_to_application,
+    render_email_change,
+    render_password_reset,
+    render_verification,
+)
+
+
+def link_to_pages(settings: Settings, page: str, token: str) -> str:
+    """In the query, for no server is sent a fragment and no script reads it; no log of ours has queries."""
+    return link_to_application(settings, page, token) or f"{settings.service_url}/{page}?token={token}"
+
+
+RENDERERS: dict[str, Renderer] = {
+    EmailKind.VERIFICATION: partial(render_verification, link_to=link_to_pages),
+    EmailKind.PASSWORD_RESET: partial(render_password_reset, link_to=link_to_pages),
+    EmailKind.EMAIL_CHANGE: partial(render_email_change, link_to=link_to_pages),
+}

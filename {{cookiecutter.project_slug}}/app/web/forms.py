@@ -1,0 +1,115 @@
+"""Forms: that they come from our own pages, what is in them, and how they are shown again with what was wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ValidationError
+
+from app.core.database import SAFE_METHODS
+from app.core.exceptions import AppError, ForbiddenError, UnsupportedMediaTypeError, field_problems
+from app.core.requests import FORM
+from app.web.visits import Visit, VisitDep
+
+CSRF_FIELD = "csrf_token"
+# "none" is a person who repeats the request by hand.
+OWN_SITES = frozenset({"same-origin", "none"})
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Fields = dict[str, str]
+
+
+class RefusedFormError(AppError):
+    """The form is shown again; what was written before is kept or not as the refusal says."""
+
+    def __init__(self, error: AppError, response: Response) -> None:
+        super().__init__(error.detail, keeps_changes=error.keeps_changes)
+        self._response = response
+
+    def to_response(self, request: Request) -> Response:
+        return self._response
+
+
+class InvalidFormError(AppError):
+    status = 422
+
+    def __init__(self, error: ValidationError) -> None:
+        super().__init__("The form is not filled in right.")
+        self.problems = {
+            str(problem.location[0]) if problem.location else "": problem.message
+            for problem in field_problems(error.errors(include_input=False))
+        }
+
+
+async def get_fields(request: Request, visit: VisitDep) -> Fields:
+    """Return the fields of a form that one of our pages has sent. Raises ForbiddenError for any other."""
+    if request.method in SAFE_METHODS:
+        return {}
+    _refuse_other_sites(request)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
+    form = await request.form()
+    fields = {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
+    if not visit.owns_csrf_token(fields.pop(CSRF_FIELD, "")):
+        raise ForbiddenError("The form is too old or not from here: go back, reload the page and try again.")
+    return fields
+
+
+FieldsDep = Annotated[Fields, Depends(get_fields)]
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Browsers say where a form comes from; the token decides where they do not."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site is not None:
+        is_own = site in OWN_SITES
+    else:
+        # Without the port, which a proxy may not hand on.
+        is_own = origin is None or (origin != "null" and urlsplit(origin).hostname == request.url.hostname)
+    if not is_own:
+        raise ForbiddenError("The form comes from another site.")
+
+
+def read_fields(model: type[ModelT], fields: Fields) -> ModelT:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidFormError(error) from error
+
+
+@contextmanager
+def shown_again(visit: Visit, template: str, fields: Fields, **values: object) -> Iterator[None]:
+    """Show the form with what was typed, passwords excepted, and with what was wrong."""
+    try:
+        yield
+    except InvalidFormError as error:
+        raise _refuse(visit, template, fields, error, error.problems, **values) from error
+    except AppError as error:
+        raise _refuse(visit, template, fields, error, {}, **values) from error
+
+
+def show_form(
+    visit: Visit,
+    template: str,
+    fields: Fields | None = None,
+    **values: Any,  # noqa: ANN401  # to Jinja
+) -> Response:
+    return visit.page(template, fields=fields or {}, problems={}, refusal=None, **values)
+
+
+def _refuse(
+    visit: Visit,
+    template: str,
+    fields: Fields,
+    error: AppError,
+    problems: dict[str, str],
+    **values: Any,  # noqa: ANN401  # to Jinja
+) -> RefusedFormError:
+    kept = {name: value for name, value in fields.items() if "password" not in name and name != "otp"}
+    response = visit.page(template, error.status, fields=kept, problems=problems, refusal=error, **values)
+    response.headers.update(error.headers)
+    return RefusedFormError(error, response)

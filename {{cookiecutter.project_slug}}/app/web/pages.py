@@ -1,0 +1,61 @@
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from app.core.config import Settings
+from app.core.project import read_project
+from app.web.assets import Assets
+from app.web.sections import Section
+from app.web.settings import WebSettings
+from app.web.signing import Signer
+from app.web.texts import Texts
+
+ROOT = Path(__file__).parent
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none';"
+        " frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+@dataclass(frozen=True)
+class Web:
+    """What all pages share."""
+
+    signer: Signer
+    assets: Assets
+    texts: Texts
+    environment: Environment
+    headers: Mapping[str, str]
+
+    def render(self, template: str, **values: Any) -> str:  # noqa: ANN401  # to Jinja
+        return self.environment.get_template(template).render(values)
+
+
+@asynccontextmanager
+async def open_web(settings: Settings, sections: Sequence[Section]) -> AsyncIterator[Mapping[str, object]]:
+    texts, assets = Texts(settings.of(WebSettings).locale), Assets()
+    environment = Environment(
+        loader=FileSystemLoader(ROOT),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"t": texts, "asset": assets.url, "service": read_project().title, "sections": sections}
+    environment.filters |= {"moment": _moment, "translate": texts.translate}
+    yield {"web": Web(Signer(settings), assets, texts, environment, HEADERS)}
+
+
+def _moment(value: datetime) -> str:
+    return f"{value:%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,160 @@
+"""Who looks at a page: the cookies, the session that they lead to, and the answers that carry them."""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from app.auth import sessions
+from app.core.config import Settings
+from app.core.database import SAFE_METHODS, Database, SessionDep, release_connection
+from app.core.exceptions import AppError
+from app.core.requests import OriginDep
+from app.users import service as users_service
+from app.users.service import UserRow
+from app.web.pages import Web
+
+# A cookie of this age is replaced, and the session that it leads to extended.
+RENEWAL_SECONDS = 3600
+FLASH_SECONDS = 60
+SESSION, VISITOR, FLASH = "session", "visitor", "flash"
+
+
+@dataclass(frozen=True)
+class SessionCookie:
+    """What finds the row of the session; only that row says that somebody is signed in."""
+
+    user_id: UUID
+    session_id: UUID
+    issued_at: int
+
+    def __str__(self) -> str:
+        return f"{self.user_id}:{self.session_id}:{self.issued_at}"
+
+    @classmethod
+    def parse(cls, text: str) -> "SessionCookie":
+        user_id, session_id, issued_at = text.split(":")
+        return cls(UUID(user_id), UUID(session_id), int(issued_at))
+
+
+@dataclass
+class Visit:
+    request: Request
+    web: Web
+    settings: Settings
+    cookie: SessionCookie | None
+    # What the forms of who is not signed in are bound to.
+    visitor: str
+    user: UserRow | None = None
+    # Cookies for the answer; None deletes one.
+    changes: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+
+    @property
+    def csrf_purpose(self) -> str:
+        return f"form of {self.cookie.session_id if self.cookie else self.visitor}"
+
+    def make_csrf_token(self) -> str:
+        """Another one each time: an answer that is compressed must not tell it bit by bit."""
+        return self.web.signer.sign(self.csrf_purpose, secrets.token_urlsafe(8))
+
+    def owns_csrf_token(self, token: str) -> bool:
+        return self.web.signer.read(self.csrf_purpose, token) is not None
+
+    def sign_in(self, user_id: UUID, session_id: UUID) -> None:
+        self.cookie = SessionCookie(user_id, session_id, int(time.time()))
+        self.changes[SESSION] = (str(self.cookie), self.settings.refresh_token_lifetime_seconds)
+
+    def sign_out(self) -> None:
+        self.cookie = self.user = None
+        self.changes[SESSION] = None
+
+    def page(self, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401  # to Jinja
+        """Render a template of app/web; the message that the last answer left is shown once."""
+        flash = read_cookie(self.request, self.web, self.settings, FLASH)
+        if flash is not None:
+            self.changes[FLASH] = None
+        values |= {"user": self.user, "csrf_token": self.make_csrf_token(), "flash": flash}
+        content = self.web.render(template, path=self.request.url.path, **values)
+        return self._carry(HTMLResponse(content, status, self.web.headers))
+
+    def go(self, path: str, flash: str | None = None) -> Response:
+        """Answer a form: the browser gets another page, and a reload posts nothing again."""
+        if flash is not None:
+            self.changes[FLASH] = (flash, FLASH_SECONDS)
+        return self._carry(RedirectResponse(path, 303, {"Cache-Control": "no-store"}))
+
+    def _carry(self, response: Response) -> Response:
+        is_secure = comes_securely(self.request, self.settings)
+        for purpose, change in self.changes.items():
+            text, max_age = change or ("", 0)
+            value = self.web.signer.sign(purpose, text) if change else ""
+            name = cookie_name(purpose, is_secure=is_secure)
+            response.set_cookie(name, value, max_age, secure=is_secure, httponly=True, samesite="lax")
+        return response
+
+
+class LogInRequiredError(AppError):
+    """Whoever asks for a page is shown the way to it."""
+
+    status = 401
+
+    def __init__(self, visit: Visit) -> None:
+        super().__init__("Log in first.")
+        self._visit = visit
+
+    def to_response(self, request: Request) -> Response:
+        following = f"?next={request.url.path}" if request.method in SAFE_METHODS else ""
+        return self._visit.go(f"/log-in{following}", "flash.log_in_first")
+
+
+def comes_securely(request: Request, settings: Settings) -> bool:
+    """On the way to a developer's own machine there may be no TLS; elsewhere cookies need it."""
+    return settings.environment.is_deployed or request.url.scheme == "https"
+
+
+def cookie_name(purpose: str, *, is_secure: bool) -> str:
+    """Browsers take the prefix from this host alone, over TLS: no neighbouring domain plants such a cookie."""
+    return f"__Host-{purpose}" if is_secure else purpose
+
+
+def read_cookie(request: Request, web: Web, settings: Settings, purpose: str) -> str | None:
+    signed = request.cookies.get(cookie_name(purpose, is_secure=comes_securely(request, settings)), "")
+    return web.signer.read(purpose, signed)
+
+
+async def get_visit(request: Request, session: SessionDep, origin: OriginDep) -> Visit:
+    """Look the session up at each request, as for tokens: what was ended is out at the next one."""
+    web: Web = request.state.web
+    settings: Settings = request.state.settings
+    text = read_cookie(request, web, settings, SESSION)
+    visitor = read_cookie(request, web, settings, VISITOR)
+    visit = Visit(request, web, settings, SessionCookie.parse(text) if text else None, visitor or secrets.token_hex(16))
+    if visitor is None:
+        visit.changes[VISITOR] = (visit.visitor, settings.refresh_token_lifetime_seconds)
+    if visit.cookie is None:
+        return visit
+    visit.user = await users_service.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
+    is_due = visit.user is not None and time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
+    if is_due and request.method in SAFE_METHODS:
+        await release_connection(session)
+        database: Database = request.state.database
+        async with database.write() as writing:
+            await sessions.extend_session(writing, settings, visit.cookie.session_id, origin)
+        visit.sign_in(visit.cookie.user_id, visit.cookie.session_id)
+    return visit
+
+
+VisitDep = Annotated[Visit, Depends(get_visit)]
+
+
+async def get_person(visit: VisitDep) -> UserRow:
+    if visit.user is None:
+        raise LogInRequiredError(visit)
+    return visit.user
+
+
+PersonDep = Annotated[UserRow, Depends(get_person)]
