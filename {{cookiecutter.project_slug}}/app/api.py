@@ -1,0 +1,25 @@
+from app.audit.feature import feature as audit
+from app.auth.feature import feature as auth
+from app.core.config import FeatureSettings
+from app.core.features import Feature
+from app.health.feature import feature as health
+from app.outbox.feature import feature as outbox
+from app.todos.feature import feature as todos
+from app.users.feature import feature as users
+from app.weather.feature import feature as weather  # only: weather_example
+from app.web.feature import feature as web  # only: web_pages
+
+# Sample data is loaded in this order.
+FEATURES: tuple[Feature, ...] = (
+    health,
+    outbox,
+    auth,
+    users,
+    audit,
+    todos,
+    weather,  # only: weather_example
+    web,  # only: web_pages
+)
+SETTINGS: tuple[type[FeatureSettings], ...] = tuple(
+    feature.settings for feature in FEATURES if feature.settings is not None
+)

@@ -1,0 +1,155 @@
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypedDict
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Lifespan
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from app.api import FEATURES, SETTINGS
+from app.core.config import Settings, load_settings_or_exit
+from app.core.database import Database, open_database
+from app.core.email import Renderer
+from app.core.exceptions import (
+    EXCEPTION_HANDLERS,
+    PlainErrorMiddleware,
+    PlainStartupMiddleware,
+    UnhandledErrorMiddleware,
+    problem_responses,
+)
+from app.core.housekeeping import keep_house
+from app.core.lifecycle import Stopping, mark_start, watch_for_stop
+from app.core.logging import AccessLogMiddleware, configure_logging
+from app.core.metrics import MetricsMiddleware
+from app.core.openapi import add_docs, customize_openapi
+from app.core.project import read_project
+from app.core.requests import HostMiddleware, is_request_id, make_request_id, require_media_type
+from app.core.security import Security
+from app.core.server import trusted_proxies
+from app.outbox.sender import run_sender
+
+
+class State(TypedDict):
+    """What the lifespan gives to every request, as `request.state`; features may add to it."""
+
+    settings: Settings
+    database: Database
+    security: Security
+    stopping: Stopping
+
+
+def create_app(settings: Settings | None = None, database: Database | None = None) -> FastAPI:
+    """Build the service, from the environment unless settings are given; tests hand in a database of their own."""
+    mark_start()
+    if settings is None:
+        settings = load_settings_or_exit(SETTINGS)
+        configure_logging(settings)
+    project = read_project()
+    app = FastAPI(
+        title=project.title,
+        version=project.version,
+        description=project.description,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.serves_docs else None,
+        generate_unique_id_function=_operation_id,
+        exception_handlers=dict(EXCEPTION_HANDLERS),
+        middleware=_middleware(settings),
+        lifespan=_create_lifespan(settings, database),
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.include_router(_api_router(settings))
+    for feature in FEATURES:
+        if feature.root is not None:
+            app.include_router(feature.root)
+    customize_openapi(app, settings.api_prefix)
+    if settings.serves_docs:
+        add_docs(app)
+    return app
+
+
+def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[FastAPI]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
+        security = Security(settings, issuer=read_project().name)
+        if settings.reset_db or settings.update_db:
+            # Not above: with its imports, it is for who does both at once.
+            from app.startup import prepare_database
+
+            await prepare_database(settings, security)
+        async with AsyncExitStack() as stack:
+            opened = database
+            if opened is None:
+                opened = await stack.enter_async_context(open_database(settings))
+                if settings.sends_mail:
+                    await stack.enter_async_context(run_sender(settings, opened, email_renderers()))
+            purges = [feature.purge for feature in FEATURES if feature.purge]
+            await stack.enter_async_context(keep_house(opened, settings, purges))
+            stopping = stack.enter_context(watch_for_stop())
+            state = State(settings=settings, database=opened, security=security, stopping=stopping)
+            yield {**await _enter_features(stack, settings), **state}
+
+    return lifespan
+
+
+async def _enter_features(stack: AsyncExitStack, settings: Settings) -> dict[str, object]:
+    state: dict[str, object] = {}
+    for feature in FEATURES:
+        if feature.lifespan is not None:
+            state.update(await stack.enter_async_context(feature.lifespan(settings)))
+    return state
+
+
+def email_renderers() -> dict[str, Renderer]:
+    return {kind: renderer for feature in FEATURES for kind, renderer in feature.emails.items()}
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """The outermost first."""
+    middleware = [Middleware(PlainStartupMiddleware)]
+    if settings.worker_class == "asgi":
+        # Alone among the workers it leaves the client's address to the application.
+        middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
+    middleware += [
+        Middleware(CorrelationIdMiddleware, validator=is_request_id, generator=make_request_id),
+        Middleware(MetricsMiddleware),
+    ]
+    if settings.access_log:
+        middleware.append(Middleware(AccessLogMiddleware))
+    return [
+        *middleware,
+        *(each for feature in FEATURES for each in feature.middleware),
+        Middleware(PlainErrorMiddleware),
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_credentials=settings.cors_allow_credentials,
+            allow_methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
+            allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        ),
+        Middleware(HostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
+        Middleware(UnhandledErrorMiddleware),
+        Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
+    ]
+
+
+def _api_router(settings: Settings) -> APIRouter:
+    router = APIRouter(
+        prefix=settings.api_prefix,
+        dependencies=[Depends(require_media_type)],
+        responses=problem_responses(413, 415, 422, 503),
+    )
+    for feature in FEATURES:
+        if feature.api is not None:
+            router.include_router(feature.api)
+    return router
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

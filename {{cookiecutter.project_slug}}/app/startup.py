@@ -1,0 +1,70 @@
+"""What UPDATE_DB and RESET_DB ask for, once however many workers and hosts start together."""
+
+import time
+
+import structlog
+from alembic import command
+from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspect, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from app.api import FEATURES
+from app.core import migrations
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.lifecycle import started_at
+from app.core.security import Security
+from app.core.toolbox import make_toolbox
+
+logger = structlog.get_logger(__name__)
+
+# Made by a reset alone: no production database has it, and no migration knows it.
+LAST_RESET = Table("last_reset", MetaData(), Column("ended_at", Float, nullable=False))
+
+
+async def prepare_database(settings: Settings, security: Security) -> None:
+    if settings.reset_db:
+        await reset_once(settings, security)
+    elif settings.update_db:
+        await migrations.upgrade(settings)
+        logger.info("database is up to date")
+
+
+async def reset_once(settings: Settings, security: Security) -> None:
+    """Reset unless somebody else did since this service started."""
+    async with migrations.locked_connection(settings) as connection:
+        last_reset = await connection.run_sync(_read_last_reset)
+        await connection.rollback()
+        if last_reset is None or last_reset < started_at():
+            await _reset(connection, settings, security)
+            logger.info("database was reset and has the sample data")
+
+
+async def reset(settings: Settings, security: Security) -> None:
+    async with migrations.locked_connection(settings) as connection:
+        await _reset(connection, settings, security)
+
+
+async def _reset(connection: AsyncConnection, settings: Settings, security: Security) -> None:
+    await connection.run_sync(_drop_everything)
+    await connection.run_sync(LAST_RESET.create)
+    await migrations.run_alembic(connection, command.upgrade, "head")
+    async with AsyncSession(connection) as session:
+        tools = make_toolbox(session, Database(reading=connection, writing=connection), settings, security)
+        for feature in FEATURES:
+            if feature.load_sample_data is not None:
+                await feature.load_sample_data(tools)
+        await session.execute(insert(LAST_RESET), {"ended_at": time.time()})
+        await session.commit()
+
+
+def _read_last_reset(connection: Connection) -> float | None:
+    if not inspect(connection).has_table(LAST_RESET.name):
+        return None
+    return connection.scalar(select(LAST_RESET.c.ended_at))
+
+
+def _drop_everything(connection: Connection) -> None:
+    """Also what no migration knows: a reset helps where the schema is broken."""
+    existing = MetaData()
+    existing.reflect(connection)
+    existing.drop_all(connection)

@@ -1,0 +1,49 @@
+import asyncio
+
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+from app.api import FEATURES
+from app.core.config import load_settings_or_exit
+from app.core.migrations import locked_connection
+from app.core.models import Base
+from app.startup import LAST_RESET
+
+# The features' models are what fills the metadata.
+assert FEATURES  # noqa: S101
+
+
+def is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """A mark that only a development database has; see app/startup.py."""
+    return not (kind == "table" and name == LAST_RESET.name)
+
+
+def run_migrations(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_name=is_ours,
+        # SQLite changes a table by copying it; our engine makes even that part of the transaction.
+        render_as_batch=connection.dialect.name == "sqlite",
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_with_own_connection() -> None:
+    async with locked_connection(load_settings_or_exit()) as connection:
+        await connection.run_sync(run_migrations)
+        await connection.commit()
+
+
+if context.is_offline_mode():
+    raise CommandError("There is no offline mode: migrations are run, and tested, against a real database.")
+
+connection: Connection | None = context.config.attributes.get("connection")
+if connection is None:
+    # `alembic` itself, for instance `alembic revision --autogenerate`.
+    asyncio.run(run_with_own_connection())
+else:
+    run_migrations(connection)

@@ -1,0 +1,167 @@
+"""Accounts: users, their sessions and tokens, their second factors, and what guards them."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "users",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("email", sa.String(254), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("password_hash", sa.String(255), nullable=False),
+        sa.Column("is_active", sa.Boolean(), nullable=False),
+        sa.Column("is_admin", sa.Boolean(), nullable=False),
+        sa.Column("email_verified_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
+        sa.UniqueConstraint("email", name=op.f("uq_users_email")),
+    )
+    op.create_table(
+        "sessions",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("scope", sa.String(200), nullable=False),
+        sa.Column("address", sa.String(45), nullable=True),
+        sa.Column("device", sa.String(200), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sessions_user_id_users"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
+    )
+    op.create_index(op.f("ix_sessions_user_id"), "sessions", ["user_id"])
+    op.create_table(
+        "refresh_tokens",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("session_id", sa.Uuid(), nullable=False),
+        sa.Column("token_hash", sa.String(64), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["session_id"], ["sessions.id"], name=op.f("fk_refresh_tokens_session_id_sessions"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_refresh_tokens")),
+        sa.UniqueConstraint("token_hash", name=op.f("uq_refresh_tokens_token_hash")),
+    )
+    op.create_index(op.f("ix_refresh_tokens_session_id"), "refresh_tokens", ["session_id"])
+    op.create_table(
+        "known_networks",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("network", sa.String(64), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_known_networks_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", "network", name=op.f("pk_known_networks")),
+    )
+    op.create_table(
+        "second_factors",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("secret", sa.String(255), nullable=False),
+        sa.Column("confirmed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_step", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_second_factors_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_second_factors")),
+    )
+    op.create_table(
+        "recovery_codes",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("code_hash", sa.String(64), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_recovery_codes_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", "code_hash", name=op.f("pk_recovery_codes")),
+    )
+    op.create_table(
+        "throttle_counts",
+        sa.Column("key", sa.String(64), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("delay_seconds", sa.Double(), nullable=False),
+        sa.Column("last_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_throttle_counts")),
+    )
+    op.create_table(
+        "audit_events",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("event", sa.String(50), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=True),
+        sa.Column("actor_id", sa.Uuid(), nullable=True),
+        sa.Column("address", sa.String(45), nullable=True),
+        sa.Column("device", sa.String(200), nullable=False),
+        sa.Column("request_id", sa.String(128), nullable=True),
+        sa.Column("details", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_events")),
+    )
+    op.create_index(op.f("ix_audit_events_created_at_id"), "audit_events", ["created_at", "id"])
+    op.create_index(op.f("ix_audit_events_user_id_created_at_id"), "audit_events", ["user_id", "created_at", "id"])
+    op.create_table(
+        "one_time_tokens",
+        sa.Column("token_hash", sa.String(64), nullable=False),
+        sa.Column("purpose", sa.String(50), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("address", sa.String(254), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_one_time_tokens_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_one_time_tokens")),
+    )
+    op.create_index(op.f("ix_one_time_tokens_user_id"), "one_time_tokens", ["user_id"])
+    op.create_table(
+        "outgoing_emails",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("kind", sa.String(50), nullable=False),
+        sa.Column("address", sa.String(254), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outgoing_emails")),
+    )
+    op.create_index(op.f("ix_outgoing_emails_due_at"), "outgoing_emails", ["due_at"])
+    refuse_updates_of_audit_events()
+
+
+def refuse_updates_of_audit_events() -> None:
+    """What was written stays as it is, whoever asks through whatever hole; rows are only purged."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("""
+            CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
+            BEGIN SELECT RAISE(ABORT, 'audit events never change'); END
+        """)
+        return
+    op.execute("""
+        CREATE OR REPLACE FUNCTION refuse_change_of_audit_events() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'audit events never change'; END $$
+    """)
+    op.execute("""
+        CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
+        EXECUTE FUNCTION refuse_change_of_audit_events()
+    """)
+
+
+def downgrade() -> None:
+    op.drop_table("outgoing_emails")
+    op.drop_table("one_time_tokens")
+    op.drop_table("audit_events")
+    if op.get_bind().dialect.name != "sqlite":
+        op.execute("DROP FUNCTION refuse_change_of_audit_events()")
+    op.drop_table("throttle_counts")
+    op.drop_table("recovery_codes")
+    op.drop_table("second_factors")
+    op.drop_table("known_networks")
+    op.drop_table("refresh_tokens")
+    op.drop_table("sessions")
+    op.drop_table("users")
