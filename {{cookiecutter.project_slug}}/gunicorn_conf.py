@@ -1,0 +1,63 @@
+"""gunicorn's configuration on every target: `gunicorn -c gunicorn_conf.py app.main:app`."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+
+from app.core.config import load_settings_or_exit
+from app.core.lifecycle import mark_start, stop_with_parent
+from app.core.logging import logging_config
+from app.core.server import bind_address, memory_folder, trusted_proxies, worker_count
+
+# All of them: a mistake ends the start here, and not each worker in turn.
+_settings = load_settings_or_exit()
+
+wsgi_app = "app.main:app"
+bind = bind_address(_settings)
+# The socket's file: for the service's user and group, which the proxy joins.
+umask = 0o007
+workers = worker_count(_settings)
+worker_class = _settings.worker_class
+# Of a disk that stalls, the heartbeat would kill healthy workers.
+worker_tmp_dir = memory_folder()
+timeout = _settings.worker_timeout_seconds
+graceful_timeout = _settings.graceful_timeout_seconds
+keepalive = _settings.keepalive_seconds
+max_requests = _settings.max_requests
+max_requests_jitter = _settings.max_requests // 10
+forwarded_allow_ips = trusted_proxies(_settings)
+# Opened in the home directory by default, which a hardened unit or a read-only container does not have.
+control_socket_disable = True
+# The application writes the access lines.
+accesslog = None
+logconfig_dict = logging_config(_settings)
+
+mark_start()
+
+# Where the workers add up their metrics; made by the master, fresh at each start.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    _metrics = tempfile.mkdtemp(prefix="metrics-", dir=memory_folder())
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
+    _master = os.getpid()
+
+    def _remove_metrics() -> None:
+        if os.getpid() == _master:
+            shutil.rmtree(_metrics, ignore_errors=True)
+
+    atexit.register(_remove_metrics)
+
+
+def post_fork(_server: Arbiter, _worker: Worker) -> None:
+    # uvicorn's worker never looks: without its master it would keep the port, and nobody would replace it.
+    stop_with_parent()
+
+
+def child_exit(_server: Arbiter, worker: Worker) -> None:
+    # Not above: it looks for the folder when it is imported, and without one each worker counts for itself.
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # the library has no annotation here
