@@ -1,0 +1,126 @@
+#!/bin/sh
+# nginx in front of all instances of the application.
+#   proxy.sh start          the container's process: writes what nginx includes, keeps it right, and becomes nginx
+#   proxy.sh drain [ID...]  take these containers out of use, and return when their last request is answered;
+#                           without an ID: nobody is out of use any more
+#   proxy.sh health         the container's health check
+set -eu
+
+NETWORK_NAME=app
+PORT=8000
+INTERVAL_SECONDS=1
+DRAIN_SECONDS=90
+GIVEN=/etc/nginx/tls
+cd /run/nginx
+
+say() {
+    echo "proxy: $*" >&2
+}
+
+addresses_of() {
+    getent ahostsv4 "$1" | cut -d ' ' -f 1 | sort -u
+}
+
+is_pair() {
+    [ -r "$1/fullchain.pem" ] && [ -r "$1/privkey.pem" ] &&
+        [ "$(openssl x509 -noout -pubkey -in "$1/fullchain.pem" 2> /dev/null)" = \
+            "$(openssl pkey -pubout -in "$1/privkey.pem" 2> /dev/null)" ]
+}
+
+# Takes the certificate that was given, or makes one until there is one. Succeeds when there is something new.
+take_certificate() {
+    mkdir -p -m 0700 tls
+    if is_pair "$GIVEN" && ! cmp -s "$GIVEN/fullchain.pem" tls/fullchain.pem; then
+        cp "$GIVEN/privkey.pem" "$GIVEN/fullchain.pem" tls/
+        say "using the certificate in secrets/tls"
+    elif [ ! -e tls/fullchain.pem ]; then
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/CN=$DOMAIN" \
+            -addext "subjectAltName=DNS:$DOMAIN" -keyout tls/privkey.pem -out tls/fullchain.pem 2> /dev/null
+        say "no certificate in secrets/tls: using a self-signed one"
+    else
+        return 1
+    fi
+}
+
+is_ready() {
+    curl --silent --fail --max-time 2 --output /dev/null "http://$1:$PORT/health/ready"
+}
+
+# Lets those in who are ready. Who is in stays in until it is gone or drained: what it says about itself is worth
+# more than what nginx could say in its place.
+list_servers() {
+    for address in $(addresses_of "$NETWORK_NAME"); do
+        server="server $address:$PORT max_fails=1 fail_timeout=5s;"
+        if ! grep -qx "$address" drained && { grep -qF "$server" instances.conf || is_ready "$address"; }; then
+            echo "$server"
+        fi
+    done
+}
+
+# Succeeds when there is something new. With nobody to serve, those who were there last stay.
+write_instances() {
+    servers=$(list_servers)
+    [ -n "$servers" ] || return 1
+    printf 'upstream app {\ninclude service/upstream.conf;\n%s\n}\n' "$servers" > instances.new
+    ! cmp -s instances.new instances.conf || return 1
+    mv instances.new instances.conf
+    say "serving from $(echo "$servers" | cut -d ' ' -f 2 | tr '\n' ' ')"
+}
+
+watch() {
+    while sleep "$INTERVAL_SECONDS"; do
+        touch heartbeat
+        changed=false
+        if write_instances; then changed=true; fi
+        if take_certificate; then changed=true; fi
+        if $changed; then kill -HUP 1; fi
+    done
+}
+
+start() {
+    HTTPS_SUFFIX=
+    [ "$HTTPS_PORT" = 443 ] || HTTPS_SUFFIX=":$HTTPS_PORT"
+    export HTTPS_SUFFIX
+    # shellcheck disable=SC2016  # the names, for envsubst
+    envsubst '$DOMAIN $HTTPS_SUFFIX' < /etc/nginx/proxy/site.conf.template > site.conf
+    : > drained
+    printf 'upstream app {\ninclude service/upstream.conf;\nserver 127.0.0.1:%s down;\n}\n' "$PORT" > instances.conf
+    write_instances || say "nobody is ready yet"
+    take_certificate
+    touch heartbeat
+    # Without the watch the container has to start anew.
+    { watch || true; kill -QUIT 1; } &
+    exec nginx -g 'daemon off;'
+}
+
+list_workers() {
+    grep -ls '^nginx: worker' /proc/[0-9]*/cmdline
+}
+
+drain() {
+    deadline=$(($(date +%s) + DRAIN_SECONDS))
+    # nginx finishes in its old workers what they have begun.
+    old_workers=$(list_workers)
+    for id in "$@"; do addresses_of "$id"; done > drained.new
+    mv drained.new drained
+    [ $# -gt 0 ] || return 0
+    while read -r address; do
+        while grep -qF "server $address:$PORT " instances.conf; do pause "$address is still in use"; done
+    done < drained
+    for worker in $old_workers; do
+        while grep -qs '^nginx: worker' "$worker"; do pause "nginx still answers old requests"; done
+    done
+}
+
+pause() {
+    [ "$(date +%s)" -lt "$deadline" ] || { say "$1"; exit 1; }
+    sleep 0.2
+}
+
+health() {
+    [ -n "$(find heartbeat -mmin -1)" ] && curl --silent --fail --max-time 2 http://127.0.0.1:8081/
+}
+
+command=$1
+shift
+"$command" "$@"
