@@ -1,0 +1,357 @@
+#!/usr/bin/env bash
+# Prepare a fresh server for this project; a second run changes nothing. On the server, as root, or over SSH.
+set -euo pipefail
+# shellcheck source=deploy/vm/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PACKAGES=(
+    ca-certificates certbot curl fail2ban iproute2 logrotate nginx openssl python3-systemd python3-venv ufw
+    unattended-upgrades
+#% if cookiecutter.database == "postgresql"
+    postgresql
+#% endif
+)
+CHANGES=0
+DRY_RUN=''
+DOING=''
+EMAIL=''
+SWAP=''
+WAITING=' '
+
+usage() {
+    cat <<END
+Usage: provision.sh [HOST] [OPTION]...
+
+  HOST             a server to do it on, over SSH: name, user@name, or an alias of ~/.ssh/config
+  --dry-run        tell what would be changed, and change nothing
+  --email ADDRESS  where Let's Encrypt may reach the owner of the certificate
+  --swap SIZE      also make a swap file, such as 2G
+END
+}
+
+main() {
+    local host='' options=()
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            -h | --help) usage; exit ;;
+            --dry-run) DRY_RUN=yes; options+=("$1") ;;
+            --email) EMAIL=${2:?--email ADDRESS}; options+=("$1" "$2"); shift ;;
+            --swap) SWAP=${2:?--swap SIZE}; options+=("$1" "$2"); shift ;;
+            -*) usage >&2; exit 2 ;;
+            *) [[ -z $host ]] || { usage >&2; exit 2; }; host=$1 ;;
+        esac
+        shift
+    done
+    if [[ -n $host ]]; then
+        run_on_host "$host" provision.sh ${options[@]+"${options[@]}"}
+        return
+    fi
+    provision
+}
+
+provision() {
+    require_root
+    trap tell_where_it_stopped EXIT
+    check_system
+    install_packages
+    make_account
+    write_configuration
+#% if cookiecutter.database == "postgresql"
+    prepare_postgresql
+#% endif
+    install_uv
+    install_scripts_and_units
+    prepare_nginx
+    prepare_logs_and_updates
+    prepare_fail2ban
+    prepare_firewall
+    [[ -z $SWAP ]] || make_swap
+    get_certificate
+    report
+}
+
+# --- how a change is made: said, counted, and done unless this is a dry run
+
+change() {
+    say "- $1"
+    CHANGES=$((CHANGES + 1))
+    DOING=$1
+    [[ -n $DRY_RUN ]] || "${@:2}"
+    DOING=''
+}
+
+tell_where_it_stopped() {
+    local result=$?
+    [[ $result -eq 0 || -z $DOING ]] ||
+        say "provision.sh: could not ${DOING%%,*}. When that is mended run it again: what is done stays done" >&2
+}
+
+# What a program says is told only when it fails.
+quietly() {
+    local output
+    output=$("$@" 2>&1) || { say "$output" >&2; return 1; }
+}
+
+# put MODE GROUP PATH [WAITING]: make PATH, a file, what standard input says. WAITING names what has to be told of it. In
+# no pipeline: there the change would not be counted.
+put() {
+    local mode=$1 group=$2 path=$3 waiting=${4:-} new
+    new=$(mktemp)
+    cat >"$new"
+    if ! cmp --silent "$new" "$path" || [[ $(stat -c '%a %U %G' "$path") != "$mode root $group" ]]; then
+        [[ -z $waiting ]] || let_wait "$waiting"
+        change "write $path" install -D -m "$mode" -o root -g "$group" "$new" "$path"
+    fi
+    rm "$new"
+}
+
+# Written down, so that a run that was interrupted is made good by the next.
+let_wait() {
+    WAITING+="$1 "
+    [[ -n $DRY_RUN ]] || touch "$CONFIG/.$1"
+}
+
+# tell WAITING DESCRIPTION COMMAND...: once, when a file of it was changed.
+tell() {
+    [[ $WAITING == *" $1 "* || -e $CONFIG/.$1 ]] || return 0
+    change "$2" "${@:3}"
+    [[ -n $DRY_RUN ]] || rm -f "$CONFIG/.$1"
+}
+
+# folder MODE OWNER GROUP PATH
+folder() {
+    [[ $(stat -c '%a %U %G' "$4" 2>/dev/null || true) == "$1 $2 $3" ]] ||
+        change "make the folder $4" install -d -m "$1" -o "$2" -g "$3" "$4"
+}
+
+# enable UNIT...: now, and at each start of the machine.
+enable() {
+    local unit
+    for unit in "$@"; do
+        systemctl is-enabled --quiet "$unit" 2>/dev/null ||
+            change "enable $unit" systemctl --quiet enable --now "$unit"
+    done
+}
+
+# --- the steps
+
+check_system() {
+    # shellcheck source=/dev/null
+    . /etc/os-release
+    case $ID-${VERSION_ID%%.*} in
+        debian-1[2-9] | debian-[2-9]? | ubuntu-2[4-9] | ubuntu-[3-9]?) say "Server: $PRETTY_NAME, $(hostname)" ;;
+        *) die "needs Debian 12 or Ubuntu 24.04 or newer, and this is ${PRETTY_NAME:-something else}" ;;
+    esac
+    [[ ! -d /etc/nginx/service || -e /etc/nginx/conf.d/$SLUG.conf ]] ||
+        die "another service made from this template is on this server: each needs a server of its own"
+    [[ -z $SWAP ]] || ! systemd-detect-virt --quiet --container ||
+        die "--swap: this is a container, which swaps where its host does"
+    local unit
+    for unit in "$SLUG@.service" "$SLUG.target" "$SLUG.service"; do
+        [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system has a $unit of its own: choose another project_slug"
+    done
+    [[ $(getent passwd "$ACCOUNT" | cut -d: -f6) =~ ^($STATE)?$ ]] ||
+        die "the system has an account $ACCOUNT of its own: choose another project_slug"
+}
+
+install_packages() {
+    local package missing=()
+    # Another program that sets the clock is as good.
+    is_installed chrony || is_installed ntpsec || PACKAGES+=(systemd-timesyncd)
+    for package in "${PACKAGES[@]}"; do
+        is_installed "$package" || missing+=("$package")
+    done
+    [[ -z ${missing[*]} ]] || change "install ${missing[*]}" apt_install "${missing[@]}"
+}
+
+is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true) == installed ]]; }
+
+apt_install() {
+    local apt=(apt-get -q -o DPkg::Lock::Timeout=300)
+    # By itself it is content with what it could not fetch.
+    quietly "${apt[@]}" -o APT::Update::Error-Mode=any update
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a quietly "${apt[@]}" install -y --no-install-recommends "$@"
+}
+
+make_account() {
+    getent passwd "$ACCOUNT" >/dev/null ||
+        change "make the account $ACCOUNT, without a shell" \
+            useradd --system --user-group --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin "$ACCOUNT"
+    folder 755 root root "$CONFIG"
+    folder 750 root "$ACCOUNT" "$BASE"
+    folder 750 root "$ACCOUNT" "$BASE/releases"
+    folder 700 "$ACCOUNT" "$ACCOUNT" "$STATE"
+    folder 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS"
+    folder 755 root root "$WEBROOT"
+}
+
+# Made once: afterwards it belongs to the operator.
+write_configuration() {
+    [[ ! -e $CONFIG/env ]] || return 0
+    put 640 "$ACCOUNT" "$CONFIG/env" < <(
+        sed "s|@SECRET_KEY@|$(openssl rand -hex 32)|; s|@DATABASE_PASSWORD@|$(openssl rand -hex 24)|" "$HERE/env"
+    )
+}
+#% if cookiecutter.database == "postgresql"
+
+setting() { sed -n "s/^$1=//p" "$CONFIG/env" 2>/dev/null | tail -n 1; }
+
+psql_as_postgres() { (cd / && runuser -u postgres -- psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 "$@"); }
+
+exists_in_postgresql() { [[ $(psql_as_postgres -At -c "SELECT 1 FROM $1" 2>/dev/null) == 1 ]]; }
+
+can_log_in() {
+    PGPASSWORD=$(setting DATABASE_PASSWORD) psql --host 127.0.0.1 --username "$SLUG" --dbname postgres --no-password \
+        --no-psqlrc --quiet -c '' 2>/dev/null
+}
+
+# Only where the configuration names this server's own PostgreSQL.
+prepare_postgresql() {
+    [[ -z $(setting DATABASE_URL) && $(setting DATABASE_HOST) =~ ^(127\.0\.0\.1|localhost|)$ ]] || return 0
+    enable postgresql.service
+    can_log_in || change "make the role $SLUG of PostgreSQL, with the password of $CONFIG/env" make_role
+    exists_in_postgresql "pg_database WHERE datname = '$SLUG'" ||
+        change "make the database $SLUG" psql_as_postgres -c "CREATE DATABASE \"$SLUG\" OWNER \"$SLUG\""
+}
+
+# Over standard input: the arguments of a program are for all to see.
+make_role() {
+    local verb=CREATE
+    if exists_in_postgresql "pg_roles WHERE rolname = '$SLUG'"; then verb=ALTER; fi
+    printf "%s ROLE \"%s\" LOGIN PASSWORD '%s';\n" "$verb" "$SLUG" "$(setting DATABASE_PASSWORD)" | psql_as_postgres
+}
+#% endif
+
+install_uv() {
+    [[ -x $BASE/uv/bin/uv ]] || change "install uv into $BASE/uv" make_uv
+}
+
+make_uv() {
+    python3 -m venv "$BASE/uv"
+    "$BASE/uv/bin/pip" install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+}
+
+install_scripts_and_units() {
+    local script unit name
+    for script in lib.sh health.sh certificate.sh; do
+        put "$([[ -x $HERE/$script ]] && echo 755 || echo 644)" root "$LIBRARY/$script" <"$HERE/$script"
+    done
+    put 755 root "/usr/local/sbin/$SLUG-manage" <"$HERE/manage.sh"
+    for unit in "$HERE"/units/*; do
+        name=$(basename "$unit")
+        put 644 root "/etc/systemd/system/$SLUG${name#service}" systemd <"$unit"
+    done
+    tell systemd "let systemd read its units" systemctl daemon-reload
+    enable "$SLUG.target" "$SLUG-health.timer" "$SLUG-backup.timer" "$SLUG-certificate.timer"
+}
+
+prepare_nginx() {
+    local file name
+    [[ -e $CONFIG/tls/fullchain.pem ]] || change "make a self-signed certificate for $DOMAIN" make_certificate
+    for file in "$HERE"/../nginx/*.conf; do
+        name=$(basename "$file")
+        # Whom the operator denies is the operator's.
+        [[ $name != deny.conf || ! -e /etc/nginx/service/deny.conf ]] || continue
+        put 644 root "/etc/nginx/service/$name" nginx <"$file"
+    done
+    put 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx <"$HERE/nginx.conf"
+    if [[ -e /etc/nginx/sites-enabled/default ]]; then
+        let_wait nginx
+        change "remove nginx's sample site" rm /etc/nginx/sites-enabled/default
+    fi
+    # certbot runs it after each renewal.
+    put 755 root /etc/letsencrypt/renewal-hooks/deploy/reload-nginx <<<$'#!/bin/sh\nsystemctl reload nginx'
+    tell nginx "reload nginx" reload_nginx
+    enable nginx.service
+}
+
+make_certificate() {
+    install -d -m 700 "$CONFIG/self-signed"
+    quietly openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/CN=$SLUG" \
+        -addext "subjectAltName=DNS:$DOMAIN" \
+        -keyout "$CONFIG/self-signed/privkey.pem" -out "$CONFIG/self-signed/fullchain.pem"
+    link "$CONFIG/self-signed" "$CONFIG/tls"
+}
+
+reload_nginx() {
+    nginx -t -q
+    systemctl reload-or-restart nginx
+}
+
+prepare_logs_and_updates() {
+    put 644 root "/etc/systemd/journald.conf.d/$SLUG.conf" journal <"$HERE/journald.conf"
+    tell journal "restart the journal" systemctl restart systemd-journald
+    put 644 root /etc/apt/apt.conf.d/20auto-upgrades < <(
+        printf 'APT::Periodic::%s "1";\n' Update-Package-Lists Unattended-Upgrade
+    )
+    if systemctl cat systemd-timesyncd.service >/dev/null 2>&1; then enable systemd-timesyncd.service; fi
+    enable unattended-upgrades.service certbot.timer
+}
+
+prepare_fail2ban() {
+    put 644 root "/etc/fail2ban/filter.d/service.conf" fail2ban <"$HERE/fail2ban/filter.conf"
+    put 644 root "/etc/fail2ban/jail.d/service.local" fail2ban <"$HERE/fail2ban/jail.conf"
+    tell fail2ban "restart fail2ban" systemctl restart fail2ban
+    enable fail2ban.service
+}
+
+# SSH first: whoever runs this is not locked out.
+prepare_firewall() {
+    local port
+    for port in $(ssh_ports) 80 443; do
+        ufw show added 2>/dev/null | grep -qx "ufw allow $port/tcp" ||
+            change "allow $port/tcp through the firewall" quietly ufw allow "$port/tcp"
+    done
+    ufw status 2>/dev/null | grep -q '^Status: active' ||
+        change "let the firewall refuse everything else" quietly ufw --force enable
+    # Loading the rules leaves the unit inactive until the next start of the machine.
+    systemctl is-active --quiet ufw.service || change "enable ufw.service" systemctl --quiet enable --now ufw.service
+}
+
+# Where sshd listens, or systemd for it; where it will after its next start; and where whoever runs this came in.
+ssh_ports() {
+    # Without it sshd, when systemd starts it for each connection, does not even print its settings.
+    mkdir -p /run/sshd
+    {
+        ss -Hltnp | awk '/"sshd"/ { print $4 }' | sed 's/.*://'
+        systemctl is-active --quiet ssh.socket &&
+            systemctl show --property Listen --value ssh.socket | sed -n 's/.*:\([0-9]*\) (Stream)$/\1/p'
+        sshd -T | sed -n 's/^port //p' || say 22
+        say "${SSH_CONNECTION##* }"
+    } 2>/dev/null | grep . | sort -nu
+}
+
+make_swap() {
+    [[ -e /swapfile ]] || change "make a swap file of $SWAP" write_swap_file
+    grep -qs '^/swapfile ' /proc/swaps || change "swap to /swapfile" swapon /swapfile
+    grep -qs '^/swapfile ' /etc/fstab || change "swap to it after each start of the machine" add_swap_to_fstab
+}
+
+# Under another name until it is whole.
+write_swap_file() {
+    rm -f /swapfile.new
+    (umask 077 && fallocate -l "$SWAP" /swapfile.new)
+    quietly mkswap /swapfile.new
+    mv /swapfile.new /swapfile
+}
+
+add_swap_to_fstab() { say '/swapfile none swap sw 0 0' >>/etc/fstab; }
+
+get_certificate() {
+    [[ $(readlink "$CONFIG/tls") != "/etc/letsencrypt/live/$DOMAIN" && -z $DRY_RUN ]] || return 0
+    "$LIBRARY/certificate.sh" "$EMAIL" || say "No certificate yet (see above): $SLUG-certificate.timer goes on trying"
+}
+
+report() {
+    if [[ $CHANGES -eq 0 ]]; then
+        say "Nothing changed: the server is as it should be"
+    elif [[ -n $DRY_RUN ]]; then
+        say "$CHANGES changes would be made; nothing was changed"
+    else
+        say "$CHANGES changes made"
+    fi
+    [[ -e $BASE/current ]] || say "Next: deploy.sh"
+}
+
+main "$@"
