@@ -1,0 +1,49 @@
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import httpx2
+from sqlalchemy import update
+
+from app.core.database import Database
+from app.users.models import User
+
+PASSWORD = "correct horse battery staple"
+TOKEN_PATH = "/api/v1/auth/token"
+
+
+@dataclass
+class Account:
+    id: str
+    email: str
+    access_token: str
+    refresh_token: str
+    password: str = PASSWORD
+    headers: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.headers = {"Authorization": f"Bearer {self.access_token}"}
+
+
+async def create_account(
+    client: httpx2.AsyncClient, database: Database | None = None, *, is_admin: bool = False
+) -> Account:
+    """Sign up and sign in over HTTP; administrators are made by the database alone."""
+    email = f"{uuid4().hex}@example.com"
+    response = await client.post("/api/v1/users", json={"email": email, "password": PASSWORD})
+    assert response.status_code == 201, response.text
+    if is_admin:
+        assert database is not None
+        async with database.write() as session:
+            await session.execute(update(User).where(User.email == email).values(is_admin=True))
+    return await sign_in(client, response.json()["id"], email)
+
+
+async def sign_in(client: httpx2.AsyncClient, user_id: str, email: str, password: str = PASSWORD) -> Account:
+    response = await request_token(client, username=email, password=password)
+    assert response.status_code == 200, response.text
+    tokens = response.json()
+    return Account(user_id, email, tokens["access_token"], tokens["refresh_token"], password)
+
+
+async def request_token(client: httpx2.AsyncClient, grant_type: str = "password", **form: str) -> httpx2.Response:
+    return await client.post(TOKEN_PATH, data={"grant_type": grant_type, **form})

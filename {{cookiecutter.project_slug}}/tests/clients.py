@@ -1,0 +1,22 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+
+@asynccontextmanager
+async def open_client(
+    app: FastAPI, base_url: str = "http://localhost", address: str = "127.0.0.1", device: str = "tests"
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """Run the lifespan, which ASGITransport does not, and give its state to each request, as a server does."""
+    async with app.router.lifespan_context(app) as state:
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": dict(state or {})}, receive, send)
+
+        transport = httpx2.ASGITransport(serve, client=(address, 12345))
+        headers = {"User-Agent": device}
+        async with httpx2.AsyncClient(transport=transport, base_url=base_url, headers=headers) as client:
+            yield client

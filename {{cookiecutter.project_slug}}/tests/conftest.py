@@ -1,0 +1,145 @@
+import asyncio
+import io
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.application import create_app
+from app.core.config import ServerSettings, Settings
+from app.core.database import Database, create_patient_engine
+from app.core.logging import configure_logging
+from tests.accounts import Account, create_account
+from tests.clients import open_client
+from tests.databases import create_test_database, make_settings, migrate
+from tests.second_factor import NOW
+
+THREAD_PATIENCE_SECONDS = 30
+
+pytest_plugins = ["scripts.embedded_postgres"] if find_spec("scripts.embedded_postgres") else []
+
+
+@pytest.fixture(scope="session")
+def migrated_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database for this process alone, with its schema made by Alembic."""
+    with create_test_database(tmp_path_factory.mktemp("database")) as url:
+        migrate(url)
+        yield url
+
+
+@pytest.fixture
+def empty_url(tmp_path: Path) -> Iterator[str]:
+    """A database without a schema, for tests that start processes."""
+    with create_test_database(tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """With a short path: that of a socket may have 107 bytes."""
+    with TemporaryDirectory(prefix="socket-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seconds since the epoch that codes are checked at."""
+    now = [NOW]
+
+    class Clock:
+        @staticmethod
+        def time() -> float:
+            return now[0]
+
+    monkeypatch.setattr("app.auth.second_factor.time", Clock)
+    monkeypatch.setattr("app.core.throttling.time", Clock)
+    return now
+
+
+@pytest.fixture
+def live_url(empty_url: str) -> str:
+    """A database of the test's own, with its schema, where transactions are real."""
+    migrate(empty_url)
+    return empty_url
+
+
+@pytest.fixture
+def settings(migrated_url: str) -> Settings:
+    return make_settings(migrated_url)
+
+
+@pytest.fixture(autouse=True)
+def logs(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Log as in production, to where the test can read it."""
+    stream = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream)
+        configure_logging(ServerSettings(_env_file=None, log_format="json"))
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    return stream
+
+
+@pytest.fixture(autouse=True)
+def email_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where messages become files; also for the processes that a test starts."""
+    folder = tmp_path / "mail"
+    monkeypatch.setenv("EMAIL_FOLDER", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+async def sqlite_threads_end() -> AsyncIterator[None]:
+    """Keep the loop until the driver's threads have reported to it, also those whose caller was cancelled."""
+    yield
+    deadline = time.monotonic() + THREAD_PATIENCE_SECONDS
+    while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
+    """A connection whose transaction is rolled back after the test."""
+    engine = create_patient_engine(settings)
+    try:
+        async with engine.connect() as connection:
+            await connection.begin()
+            yield connection
+            await connection.rollback()
+    finally:
+        await engine.dispose()
+
+
+@pytest.fixture
+def database(connection: AsyncConnection) -> Database:
+    return Database(reading=connection, writing=connection)
+
+
+@pytest.fixture
+async def app(settings: Settings, database: Database) -> FastAPI:
+    return create_app(settings, database)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with open_client(app) as client:
+        yield client
+
+
+@pytest.fixture
+async def user(client: httpx2.AsyncClient) -> Account:
+    return await create_account(client)
+
+
+@pytest.fixture
+async def admin(client: httpx2.AsyncClient, database: Database) -> Account:
+    return await create_account(client, database, is_admin=True)

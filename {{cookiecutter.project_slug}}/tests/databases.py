@@ -1,0 +1,76 @@
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import SecretStr
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.core import migrations
+from app.core.config import Environment, Settings
+
+SECRET_KEY = "0123456789abcdef0123456789abcdef"
+
+
+def make_settings(url: str, **changes: object) -> Settings:
+    """Settings for tests: nothing from the machine, and hashing that costs nothing."""
+    values: dict[str, object] = {
+        "environment": Environment.TEST,
+        "secret_key": SecretStr(SECRET_KEY),
+        "database_url": SecretStr(url),
+        "database_pool_size": 2,
+        # All tests come from one address; those of the throttle switch it on.
+        "throttling": False,
+        "password_hash_time_cost": 1,
+        "password_hash_memory_cost": 8,
+    }
+    return Settings(_env_file=None, **{**values, **changes})  # type: ignore[arg-type]  # pydantic validates them
+
+
+def unreachable_url() -> str:
+    """The URL of a database of the tested kind that nothing answers for."""
+    if make_url(server_url()).get_backend_name() == "sqlite":
+        return "sqlite:////nowhere/at/all.sqlite3"
+    return "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+def server_url() -> str:
+    return os.environ.get("TEST_DATABASE_URL") or "sqlite://"
+
+
+@contextmanager
+def create_test_database(folder: Path) -> Iterator[str]:
+    """Yield the URL of a new and empty database of the kind that TEST_DATABASE_URL names."""
+    server = server_url()
+    if make_url(server).get_backend_name() == "sqlite":
+        yield f"sqlite:///{folder / uuid4().hex}.sqlite3"
+        return
+    name = f"test_{uuid4().hex}"
+    execute(server, f"CREATE DATABASE {name}")
+    try:
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def execute(url: str, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement of a test's own, outside the service."""
+    return asyncio.run(execute_async(url, statement))
+
+
+async def execute_async(url: str, statement: str) -> list[tuple[object, ...]]:
+    engine = create_async_engine(make_settings(url).url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            result = await connection.execute(text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
+    finally:
+        await engine.dispose()
+
+
+def migrate(url: str) -> None:
+    asyncio.run(migrations.upgrade(make_settings(url)))

@@ -1,0 +1,307 @@
+"""What an attacker tries at every route, also at those that are yet to be written."""
+
+import asyncio
+import io
+import json
+import statistics
+import time
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx2
+import pytest
+
+from app.application import create_app
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.project import read_project
+from app.core.security import Security
+from app.users.scopes import Scope
+from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
+from tests.clients import open_client
+from tests.databases import make_settings, unreachable_url
+
+ME = "/api/v1/users/me"
+USERS = "/api/v1/users"
+# Who calls these has no token yet, or brings one that the route itself checks.
+PUBLIC = {
+    ("get", "/health"),
+    ("get", "/health/live"),
+    ("get", "/health/ready"),
+    ("post", "/api/v1/auth/email/verification"),
+    ("post", "/api/v1/auth/email/verify"),
+    ("post", "/api/v1/auth/password/forgot"),
+    ("post", "/api/v1/auth/password/reset"),
+    ("post", "/api/v1/auth/revoke"),
+    ("post", "/api/v1/auth/token"),
+    ("post", "/api/v1/users"),
+}
+DOCUMENT = create_app(make_settings(unreachable_url())).openapi()
+OPERATIONS = sorted((method, path) for path, methods in DOCUMENT["paths"].items() for method in methods)
+GUARDED = [operation for operation in OPERATIONS if operation not in PUBLIC]
+# What belongs to somebody is one of a list; that of users is in a table of its own.
+OWNED = [
+    (method, path)
+    for method, path in GUARDED
+    if "{" in path and "{user_id}" not in path and path[: path.index("/{")] in DOCUMENT["paths"]
+]
+
+
+def make_body(method: str, path: str) -> dict[str, str] | None:
+    """The smallest that the route takes."""
+    content = DOCUMENT["paths"][path][method].get("requestBody", {}).get("content", {})
+    if "application/json" not in content:
+        return None
+    name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    values = {"email": f"{uuid4().hex}@example.com", "code": "123456"}
+    return {field: values.get(field, PASSWORD) for field in DOCUMENT["components"]["schemas"][name].get("required", [])}
+
+
+async def call(
+    client: httpx2.AsyncClient, method: str, path: str, item_id: str, headers: dict[str, str] | None = None
+) -> httpx2.Response:
+    address = "/".join(item_id if part.startswith("{") else part for part in path.split("/"))
+    return await client.request(method, address, json=make_body(method, path), headers=headers)
+
+
+def test_every_route_is_public_on_purpose_or_guarded() -> None:
+    unguarded = {(method, path) for method, path in OPERATIONS if "security" not in DOCUMENT["paths"][path][method]}
+
+    assert unguarded == PUBLIC
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED, ids=" ".join)
+async def test_every_guarded_route_asks_for_a_token_of_a_scope_that_may(
+    client: httpx2.AsyncClient, user: Account, settings: Settings, method: str, path: str
+) -> None:
+    security = Security(settings, issuer=read_project().name)
+    claims = security.read_access_token(user.access_token)
+    useless = security.create_access_token(claims.sub, claims.sid, "nothing")
+
+    anonymous = await call(client, method, path, user.id)
+    powerless = await call(client, method, path, user.id, {"Authorization": f"Bearer {useless}"})
+
+    assert anonymous.status_code == 401
+    assert anonymous.headers["www-authenticate"].startswith("Bearer")
+    assert powerless.status_code == 403
+
+
+async def own_something(client: httpx2.AsyncClient, path: str, owner: Account) -> tuple[str, dict[str, Any]]:
+    """Return the id of an item of the route's kind, and the item, which is made where there is none."""
+    collection = path[: path.index("/{")]
+    if "post" in DOCUMENT["paths"][collection]:
+        await client.post(collection, json=make_body("post", collection), headers=owner.headers)
+    answer = (await client.get(collection, headers=owner.headers)).json()
+    item = (answer["items"] if isinstance(answer, dict) else answer)[0]
+    return item["id"], item
+
+
+@pytest.mark.parametrize(("method", "path"), OWNED, ids=" ".join)
+async def test_what_belongs_to_someone_else_is_not_found_and_stays_as_it_is(
+    client: httpx2.AsyncClient, user: Account, admin: Account, method: str, path: str
+) -> None:
+    victim = await create_account(client)
+    item_id, item = await own_something(client, path, victim)
+
+    answers = [await call(client, method, path, item_id, attacker.headers) for attacker in (user, admin)]
+
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert item["id"] not in answers[0].json()["detail"]
+    kept = (await client.get(path[: path.index("/{")], headers=victim.headers)).json()
+    assert item in (kept["items"] if isinstance(kept, dict) else kept)
+
+
+@pytest.mark.parametrize(
+    "field", ["id", "is_admin", "is_active", "password_hash", "created_at", "owner_id", "__class__"]
+)
+@pytest.mark.parametrize(("method", "path"), [("post", USERS), ("patch", ME), ("post", f"{ME}/password")], ids=" ".join)
+async def test_nobody_sets_what_is_not_theirs_to_set(
+    client: httpx2.AsyncClient, user: Account, method: str, path: str, field: str
+) -> None:
+    before = (await client.get(ME, headers=user.headers)).json()
+    body = {**(make_body(method, path) or {}), field: True}
+
+    answer = await client.request(method, path, json=body, headers=user.headers)
+
+    assert answer.status_code == 422
+    assert [error["location"] for error in answer.json()["errors"]] == [["body", field]]
+    assert (await client.get(ME, headers=user.headers)).json() == before
+
+
+async def test_a_sign_in_is_always_a_session_of_its_own(client: httpx2.AsyncClient, user: Account) -> None:
+    """Fixation: whoever planted a token in somebody's browser does not share what the person gets."""
+    victim = await create_account(client)
+    form = {"grant_type": "password", "username": victim.email, "password": PASSWORD}
+    form |= {"refresh_token": user.refresh_token, "session_id": "planted"}
+
+    answer = await client.post(TOKEN_PATH, data=form, headers={**user.headers, "Cookie": "session=planted"})
+
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    signed_in = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+    assert (await client.get(ME, headers=signed_in)).json()["id"] == victim.id
+    assert (await client.get(ME, headers=user.headers)).json()["id"] == user.id
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "",
+        "x",
+        "x" * 11,
+        "x" * 1025,
+        "x" * 900_000,
+        "\0",
+        "\0" * 12,
+        "e\u0301" * 600,
+        "\u202e" * 12,
+        "🧑‍🤝‍🧑" * 200,
+        "' OR 1=1 --",
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2g",
+        "%00%0a",
+    ],
+    ids=lambda password: ascii(password)[:30],
+)
+async def test_no_password_breaks_a_sign_in(client: httpx2.AsyncClient, user: Account, password: str) -> None:
+    answer = await request_token(client, username=user.email, password=password)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"] == ("invalid_grant" if password else "invalid_request")
+
+
+async def test_a_form_of_megabytes_is_refused_unread(client: httpx2.AsyncClient, user: Account) -> None:
+    answer = await request_token(client, username=user.email, password="x" * 5_000_000)
+
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "ADA@EXAMPLE.COM",
+        "Ada@Example.com",
+        "ada@EXAMPLE.com",
+        " ada@example.com ",
+        "ada@\uff45xample.com",
+        "ada@example\u3002com",
+    ],
+)
+async def test_one_address_in_another_form_is_no_second_account(client: httpx2.AsyncClient, email: str) -> None:
+    await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
+
+    answer = await client.post(USERS, json={"email": email, "password": PASSWORD})
+
+    assert answer.status_code in (409, 422)
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "ada@example.com\r\nBcc: x@example.com",
+        "ada@example.com\0",
+        "ada@example.com,eve@example.com",
+        "Ada <ada@example.com>",
+        "ada@localhost",
+        "ada@[127.0.0.1]",
+        "a\u202eda@example.com",
+        '"ada eve"@example.com',
+        "ada@-example.com",
+        "ada@" + "x" * 64 + ".com",
+    ],
+)
+async def test_what_is_no_plain_address_is_refused(client: httpx2.AsyncClient, email: str) -> None:
+    answer = await client.post(USERS, json={"email": email, "password": PASSWORD})
+
+    assert answer.status_code == 422
+
+
+async def test_an_address_that_only_looks_the_same_is_another(client: httpx2.AsyncClient) -> None:
+    await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
+
+    # A Cyrillic a: a person is warned by the mail program, and the account is not Ada's.
+    created = await client.post(USERS, json={"email": "\u0430da@example.com", "password": "another long password"})
+
+    assert created.status_code == 201
+    assert (
+        await request_token(client, username="ada@example.com", password="another long password")
+    ).status_code == 400
+
+
+AT_ONCE = 50
+LINES = "evil\r\nX-Injected: yes"
+
+
+async def test_nothing_that_is_sent_becomes_a_header_or_a_line_of_the_log(
+    client: httpx2.AsyncClient, user: Account, logs: io.StringIO
+) -> None:
+    answers = [
+        await client.get(f"/api/v1/{quote(LINES)}", headers=user.headers),
+        await client.get(ME, headers={"Authorization": f"Bearer {quote(LINES)}"}),
+        await client.get("/api/v1/users", params={"cursor": LINES}, headers=user.headers),
+        await request_token(client, username=LINES, password=LINES, scope=LINES),
+        await request_token(client, LINES),
+        await client.get(ME, headers={"X-Request-ID": 'x" evil="yes', **user.headers}),
+        await client.get(ME, headers={"User-Agent": "\x1b]0;evil\x07", **user.headers}),
+    ]
+
+    lines = logs.getvalue().splitlines()
+    assert len(lines) >= len(answers)
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    assert not any("x-injected" in answer.headers for answer in answers)
+    assert "\x1b" not in logs.getvalue()
+
+
+async def test_time_does_not_tell_whether_an_address_has_an_account(settings: Settings, database: Database) -> None:
+    """Against a hash that costs something, as it does in production."""
+    costly = settings.model_copy(update={"password_hash_memory_cost": 19 * 1024, "password_hash_time_cost": 2})
+    async with open_client(create_app(costly, database)) as client:
+        user = await create_account(client)
+
+        async def measure(username: str) -> float:
+            started = time.perf_counter()
+            await request_token(client, username=username, password="not the password")
+            return time.perf_counter() - started
+
+        # In turns: what disturbs the machine disturbs both.
+        ratios = [await measure(user.email) / await measure(f"{uuid4().hex}@example.com") for _ in range(25)]
+
+    # Without a hash the one would be many times as fast.
+    assert 0.5 < statistics.median(ratios) < 2
+
+
+async def test_many_sign_ins_at_once_leave_the_event_loop_to_everybody_else(settings: Settings, live_url: str) -> None:
+    """By processor time, which a busy machine does not change."""
+    live = make_settings(live_url, password_hash_memory_cost=19 * 1024, password_hash_time_cost=2)
+    # The first one also loads the library.
+    seconds_of_a_hash = min([await measure_hash(Security(live, issuer="service")) for _ in range(3)])
+    async with open_client(create_app(live)) as client:
+        user = await create_account(client)
+        started = seconds_beside_the_loop()
+        sign_ins = [asyncio.create_task(sign_in(client, user.id, user.email)) for _ in range(AT_ONCE)]
+        answers = []
+        while not all(task.done() for task in sign_ins):
+            answers.append((await client.get("/health/live")).status_code)
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*sign_ins)
+        seconds = seconds_beside_the_loop() - started
+
+    assert set(answers) == {200}
+    # SQLite's statements, which are not on the loop either, are a tenth of it.
+    assert seconds > AT_ONCE * seconds_of_a_hash / 2
+
+
+async def measure_hash(security: Security) -> float:
+    started = time.process_time()
+    await security.hash_password(PASSWORD)
+    return time.process_time() - started
+
+
+def seconds_beside_the_loop() -> float:
+    return time.process_time() - time.thread_time()
+
+
+def test_every_scope_is_documented() -> None:
+    flow = DOCUMENT["components"]["securitySchemes"]["OAuth2PasswordBearer"]["flows"]["password"]
+
+    assert set(flow["scopes"]) == set(Scope)

@@ -1,0 +1,157 @@
+import asyncio
+import time
+from datetime import timedelta
+
+import httpx2
+import pytest
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.api import FEATURES
+from app.application import create_app
+from app.auth.models import KnownNetwork, RefreshToken
+from app.core.audit import AuditEvent
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.housekeeping import purge
+from app.core.models import Base, utc_now
+from app.core.throttling import ThrottleCount
+from app.users.models import Session
+from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.clients import open_client
+from tests.databases import execute_async, make_settings
+
+ME = "/api/v1/users/me"
+EVENTS = "/api/v1/audit-events"
+WRONG = "not the password at all"
+
+
+async def list_events(client: httpx2.AsyncClient, admin: Account, **query: str) -> list[dict[str, object]]:
+    response = await client.get(EVENTS, params=query, headers=admin.headers)
+    assert response.status_code == 200, response.text
+    events: list[dict[str, object]] = response.json()["items"]
+    return events
+
+
+async def test_what_happens_to_an_account_is_recorded(
+    client: httpx2.AsyncClient, admin: Account, connection: AsyncConnection
+) -> None:
+    user = await create_account(client)
+    await client.patch(ME, json={"name": "Ada"}, headers=user.headers)
+    await request_token(client, username=user.email, password=WRONG)
+    change = {"current_password": WRONG, "new_password": "another long password"}
+    await client.post(f"{ME}/password", json=change, headers=user.headers)
+    await client.post(f"{ME}/password", json={**change, "current_password": PASSWORD}, headers=user.headers)
+    await client.post("/api/v1/auth/revoke", data={"token": user.access_token})
+    again = await sign_in(client, user.id, user.email, "another long password")
+    await request_token(client, "refresh_token", refresh_token=again.refresh_token)
+    await connection.execute(update(RefreshToken).values(used_at=utc_now() - timedelta(minutes=1)))
+    await request_token(client, "refresh_token", refresh_token=again.refresh_token)
+    await client.patch(f"/api/v1/users/{user.id}", json={"is_active": False}, headers=admin.headers)
+    await client.delete(f"/api/v1/users/{user.id}", headers=admin.headers)
+
+    events = await list_events(client, admin, user_id=user.id)
+
+    assert [(event["event"], event["actor_id"]) for event in reversed(events)] == [
+        ("user.created", None),
+        ("sign-in.succeeded", user.id),
+        ("user.changed", user.id),
+        ("sign-in.failed", None),
+        ("password.refused", user.id),
+        ("password.changed", user.id),
+        ("session.ended", user.id),
+        ("sign-in.succeeded", user.id),
+        ("refresh-token.reused", user.id),
+        ("user.changed", admin.id),
+        ("user.deleted", admin.id),
+    ]
+
+
+async def test_an_event_tells_from_where(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
+    await client.patch(
+        ME, json={"name": "Ada"}, headers={**user.headers, "X-Request-ID": "request-1234", "User-Agent": "Phone/1.0"}
+    )
+
+    (event,) = await list_events(client, admin, user_id=user.id, event="user.changed")
+
+    assert event["address"] == "127.0.0.1"
+    assert event["device"] == "Phone/1.0"
+    assert event["request_id"] == "request-1234"
+    assert event["details"] == {"fields": ["name"]}
+
+
+async def test_no_event_holds_what_was_typed(client: httpx2.AsyncClient, admin: Account) -> None:
+    await request_token(client, username="my secret password", password=WRONG)
+
+    events = await client.get(EVENTS, headers=admin.headers)
+
+    assert events.json()["items"][0]["event"] == "sign-in.failed"
+    assert "secret" not in events.text
+    assert WRONG not in events.text
+
+
+async def test_a_refused_change_is_not_recorded(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
+    other = await create_account(client)
+
+    taken = await client.patch(f"/api/v1/users/{user.id}", json={"email": other.email}, headers=admin.headers)
+
+    assert taken.status_code == 409
+    assert await list_events(client, admin, user_id=user.id, event="user.changed") == []
+
+
+async def test_only_administrators_read_it(client: httpx2.AsyncClient, user: Account) -> None:
+    assert (await client.get(EVENTS, headers=user.headers)).status_code == 403
+    assert (await client.get(EVENTS)).status_code == 401
+
+
+async def test_events_come_in_pages(client: httpx2.AsyncClient, admin: Account) -> None:
+    for _ in range(4):
+        await request_token(client, username=admin.email, password=WRONG)
+
+    first = (await client.get(EVENTS, params={"limit": 3}, headers=admin.headers)).json()
+    second = (
+        await client.get(EVENTS, params={"limit": 3, "cursor": first["next_cursor"]}, headers=admin.headers)
+    ).json()
+
+    ids = [event["id"] for event in first["items"] + second["items"]]
+    assert len(set(ids)) == len(ids) >= 6
+    assert ids == sorted(ids, reverse=True)
+
+
+async def test_the_database_refuses_to_change_an_event(connection: AsyncConnection, user: Account) -> None:
+    with pytest.raises(DBAPIError, match="audit events never change"):
+        await connection.execute(text("UPDATE audit_events SET event = 'nothing'"))
+
+
+async def test_what_nobody_needs_any_more_is_purged(
+    user: Account, connection: AsyncConnection, database: Database, settings: Settings
+) -> None:
+    async def count(model: type[Base]) -> object:
+        return await connection.scalar(select(func.count()).select_from(model))
+
+    purges = [feature.purge for feature in FEATURES if feature.purge]
+    short_lived = settings.model_copy(update={"audit_log_lifetime_seconds": 0, "throttle_memory_seconds": 0})
+    await connection.execute(insert(ThrottleCount).values(key="x", attempts=1, delay_seconds=0, last_at=time.time()))
+    tables = (Session, KnownNetwork, ThrottleCount, AuditEvent)
+
+    nothing = await purge(database, settings, purges)
+    present = [await count(table) for table in tables]
+    await connection.execute(update(Session).values(expires_at=utc_now()))
+    await connection.execute(update(KnownNetwork).values(last_used_at=utc_now() - timedelta(days=91)))
+    something = await purge(database, short_lived, purges)
+
+    assert nothing == 0
+    assert 0 not in present
+    assert something >= len(tables)
+    assert [await count(table) for table in tables] == [0] * len(tables)
+
+
+async def test_the_service_purges_by_itself(live_url: str) -> None:
+    settings = make_settings(live_url, purge_interval_seconds=1, audit_log_lifetime_seconds=1)
+    async with open_client(create_app(settings)) as client:
+        await create_account(client)
+        deadline = time.monotonic() + 30
+        while await execute_async(live_url, "SELECT count(*) FROM audit_events") != [(0,)]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)

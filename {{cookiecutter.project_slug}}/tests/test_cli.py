@@ -1,0 +1,177 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from typer.testing import CliRunner
+
+from app.api import SETTINGS
+from app.cli import cli
+from app.core.config import Settings, env_names
+from app.core.project import ROOT
+from tests.databases import SECRET_KEY, execute, migrate, unreachable_url
+
+PASSWORD = "correct horse battery staple"
+CHEAP_HASHING = {"PASSWORD_HASH_TIME_COST": "1", "PASSWORD_HASH_MEMORY_COST": "8"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
+    """Run a command in this process, with nothing of the machine's environment."""
+    clean: dict[str, str | None] = dict.fromkeys(env_names(Settings, *SETTINGS))
+    given = {"ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
+    result = CliRunner().invoke(cli, arguments, input=stdin, env=clean | given)
+    # Anything else would be a traceback on the terminal.
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def test_the_module_is_the_command(empty_url: str) -> None:
+    environment = {**os.environ, "ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, "DATABASE_URL": empty_url}
+    command = [sys.executable, "-m", "app", "db", "upgrade", "nonsense"]
+
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
+
+    assert result.returncode == 1
+    assert "nonsense" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("db",), ("users",), ("--help",), ("db", "--help"), ("users", "create-admin", "--help")]
+)
+def test_help_says_what_there_is(arguments: tuple[str, ...]) -> None:
+    result = manage(unreachable_url(), *arguments)
+
+    assert "Usage: " in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_check_explains_every_problem_and_shows_no_secret() -> None:
+    result = manage(
+        "mysql://user:hunter2@host/name",
+        "check",
+        ENVIRONMENT="production",
+        SECRET_KEY="hunter2",
+        PORT="hunter2",
+        ALLOWED_HOSTS="example.com",
+    )
+
+    assert result.returncode == 3
+    assert result.stdout == ""
+    names = [line.split(":")[0].strip() for line in result.stderr.splitlines()[1:]]
+    assert names == ["PORT", "SECRET_KEY", "DATABASE_URL"]
+    assert "hunter2" not in result.stderr
+
+
+def test_check_tells_what_is_ignored_and_hides_the_password(empty_url: str) -> None:
+    result = manage(empty_url, "check", DATABASE_HOST="elsewhere", DATABASE_PASSWORD="hunter2")
+
+    assert result.returncode == 0
+    assert "are ignored" in result.stdout
+    assert "hunter2" not in result.stdout
+
+
+def test_the_schema_goes_up_is_checked_and_goes_down(empty_url: str) -> None:
+    assert manage(empty_url, "db", "check").returncode == 1
+    assert manage(empty_url, "db", "upgrade").returncode == 0
+    assert manage(empty_url, "db", "check").returncode == 0
+    assert manage(empty_url, "db", "downgrade", "base").returncode == 0
+
+    assert execute(empty_url, "SELECT * FROM alembic_version") == []
+
+
+def test_an_unknown_revision_is_one_sentence(empty_url: str) -> None:
+    result = manage(empty_url, "db", "upgrade", "nonsense")
+
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "nonsense" in result.stderr
+
+
+def test_a_reset_loads_the_sample_data_and_needs_consent(empty_url: str) -> None:
+    declined = manage(empty_url, "db", "reset", stdin="n\n")
+    accepted = manage(empty_url, "db", "reset", "--yes")
+    again = manage(empty_url, "db", "reset", "--yes")
+
+    assert (declined.returncode, accepted.returncode, again.returncode) == (1, 0, 0)
+    assert execute(empty_url, "SELECT email FROM users") == [("demo@example.com",)]
+    assert manage(empty_url, "db", "check").returncode == 0
+
+
+def test_production_is_never_reset(empty_url: str) -> None:
+    migrate(empty_url)
+
+    result = manage(
+        empty_url,
+        "db",
+        "reset",
+        "--yes",
+        ENVIRONMENT="production",
+        SECRET_KEY="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+        ALLOWED_HOSTS="example.com",
+    )
+
+    assert result.returncode == 1
+    assert execute(empty_url, "SELECT count(*) FROM users") == [(0,)]
+
+
+def test_wait_ends_when_the_database_answers(empty_url: str) -> None:
+    assert manage(empty_url, "db", "wait", "--timeout", "5").returncode == 0
+
+
+def test_wait_gives_up_with_the_databases_own_words() -> None:
+    result = manage(unreachable_url(), "db", "wait", "--timeout", "1")
+
+    assert result.returncode == 1
+    assert "Waiting: " in result.stderr
+    assert re.search("unable to open database file|Connection refused|connection failed", result.stderr)
+    assert "Traceback" not in result.stderr
+
+
+def test_an_account_is_made_changed_and_locked(empty_url: str) -> None:
+    migrate(empty_url)
+
+    created = manage(empty_url, "users", "create-admin", "Ada@Example.com", "--password-stdin", stdin=PASSWORD)
+    again = manage(empty_url, "users", "create-admin", "ada@example.com", "--password-stdin", stdin=PASSWORD)
+    changed = manage(empty_url, "users", "set-password", "ADA@example.com", "--password-stdin", stdin=f"new {PASSWORD}")
+    locked = manage(empty_url, "users", "deactivate", "ada@example.com")
+
+    assert (created.returncode, again.returncode, changed.returncode, locked.returncode) == (0, 1, 0, 0)
+    assert "already an account" in again.stderr
+    assert execute(empty_url, "SELECT email FROM users WHERE is_admin AND NOT is_active") == [("ada@example.com",)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("users", "create-admin", "no address", "--password-stdin"),
+        ("users", "create-admin", "ada@example.com", "--password-stdin"),
+        ("users", "set-password", "ada@example.com", "--password-stdin"),
+        ("users", "deactivate", "nobody@example.com"),
+    ],
+)
+def test_a_wrong_account_or_password_is_one_sentence(empty_url: str, arguments: tuple[str, ...]) -> None:
+    migrate(empty_url)
+
+    result = manage(empty_url, *arguments, stdin="short\n")
+
+    assert result.returncode == 1
+    assert result.stderr.strip()
+    assert "Traceback" not in result.stderr
+    assert "short" not in result.stderr
+
+
+def test_openapi_is_printed_as_json(empty_url: str) -> None:
+    result = manage(empty_url, "openapi")
+
+    assert json.loads(result.stdout)["openapi"].startswith("3.")

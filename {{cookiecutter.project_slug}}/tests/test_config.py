@@ -1,0 +1,331 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
+from sqlalchemy import make_url
+
+from app.api import SETTINGS
+from app.core.config import ConfigurationError, FeatureSettings, Settings, env_names, load_settings
+from app.core.project import ROOT
+
+GOOD_SECRET = "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e"
+SQLITE = "sqlite:////tmp/unused.sqlite3"
+ALL_SETTINGS: tuple[type[BaseSettings], ...] = (Settings, *SETTINGS)
+PRODUCTION = {
+    "ENVIRONMENT": "production",
+    "SECRET_KEY": GOOD_SECRET,
+    "DATABASE_URL": SQLITE,
+    "ALLOWED_HOSTS": "example.com",
+}
+
+
+class PetSettings(FeatureSettings):
+    pet_shop_key: SecretStr
+    pet_limit: int = 3
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{self.pet_limit} pets at most"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in env_names(*ALL_SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+    kinds: tuple[type[BaseSettings], ...] = (*ALL_SETTINGS, PetSettings)
+    for kind in kinds:
+        monkeypatch.setitem(kind.model_config, "env_file", None)
+    monkeypatch.setattr("app.core.config.SECRETS_DIR", tmp_path / "secrets")
+    # The rules are those of both databases; only one driver is installed.
+    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
+    """Return the problems, one line each."""
+    with pytest.raises(ConfigurationError) as refusal:
+        load(monkeypatch, **values)
+    return [line.strip() for line in str(refusal.value).splitlines()[1:]]
+
+
+def test_the_smallest_production_environment_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **PRODUCTION)
+
+    assert settings.serves_docs is False
+    assert settings.log_format == "json"
+
+
+def test_every_problem_is_named_at_once_and_no_value_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = refuse(
+        monkeypatch,
+        ENVIRONMENT="production",
+        SECRET_KEY="hunter2",
+        DATABASE_URL="mysql://user:hunter2@host/name",
+        ALLOWED_HOSTS="*",
+        CORS_ORIGINS="*",
+        CORS_ALLOW_CREDENTIALS="true",
+        RESET_DB="1",
+        PORT="hunter2",
+    )
+
+    names = [problem.partition(":")[0] for problem in problems]
+    assert sorted(names) == [
+        "ALLOWED_HOSTS",
+        "CORS_ALLOW_CREDENTIALS",
+        "DATABASE_URL",
+        "PORT",
+        "RESET_DB",
+        "SECRET_KEY",
+    ]
+    assert "hunter2" not in " ".join(problems)
+
+
+def test_nothing_set_names_what_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = refuse(monkeypatch)
+
+    assert [problem.partition(":")[0] for problem in problems] == ["SECRET_KEY", "DATABASE_NAME"]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "short",
+        "x" * 32,
+        "abcdefg" * 10,
+        "Zx81mQ0pLr7tVb3nHy6kWd9sChangeMe",
+        "my-secret-Zx81mQ0pLr7tVb3nHy6kWd9",
+        "your-key-Zx81mQ0pLr7tVb3nHy6kWd9s",
+        "EXAMPLE-Zx81mQ0pLr7tVb3nHy6kWd9sJ",
+        "replace-me-with-at-least-32-random-characters",
+    ],
+)
+@pytest.mark.parametrize("environment", ["staging", "production"])
+@pytest.mark.parametrize("name", ["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+def test_a_weak_secret_is_refused_where_it_matters(
+    monkeypatch: pytest.MonkeyPatch, environment: str, name: str, secret: str
+) -> None:
+    problems = refuse(monkeypatch, **{**PRODUCTION, "ENVIRONMENT": environment, name: secret})
+
+    assert [problem.partition(":")[0] for problem in problems] == [name]
+
+
+def test_a_weak_secret_is_good_enough_locally(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE).secret_key == SecretStr("local")
+
+
+def test_the_secret_of_the_example_is_refused_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.search("(?m)^SECRET_KEY=(.*)$", (ROOT / ".env.example").read_text())
+    assert example is not None
+
+    assert refuse(monkeypatch, **{**PRODUCTION, "SECRET_KEY": example[1]})
+
+
+@pytest.mark.parametrize("hosts", ["*", "localhost", "localhost, 127.0.0.1", "a*b.example.com", ""])
+def test_hosts_that_protect_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
+    assert refuse(monkeypatch, **{**PRODUCTION, "ALLOWED_HOSTS": hosts})
+
+
+def test_credentials_for_every_site_are_refused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = {"SECRET_KEY": "local", "DATABASE_URL": SQLITE, "CORS_ORIGINS": "*"}
+
+    assert load(monkeypatch, **local).cors_origins == ("*",)
+    assert refuse(monkeypatch, **local, CORS_ALLOW_CREDENTIALS="true")
+
+
+def test_trusting_every_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refuse(monkeypatch, **PRODUCTION, FORWARDED_ALLOW_IPS="*")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("EMAIL_FROM", {"SMTP_HOST": "mail.example.com"}),
+        ("EMAIL_VERIFICATION_REQUIRED", {"EMAIL_VERIFICATION_REQUIRED": "true"}),
+        (
+            "SMTP_SECURITY",
+            {
+                "SMTP_HOST": "mail.example.com",
+                "SMTP_PASSWORD": "hunter2",
+                "SMTP_SECURITY": "none",
+                "EMAIL_FROM": "a@example.com",
+            },
+        ),
+        ("PUBLIC_URL", {"PUBLIC_URL": "example.com"}),
+        ("ACCOUNT_PAGES_URL", {"ACCOUNT_PAGES_URL": "https://example.com/#x"}),
+    ],
+)
+def test_mail_that_cannot_work_is_refused_where_it_matters(
+    monkeypatch: pytest.MonkeyPatch, name: str, values: dict[str, str]
+) -> None:
+    problems = refuse(monkeypatch, **PRODUCTION, **values)
+
+    assert [problem.partition(":")[0] for problem in problems] == [name]
+    assert "hunter2" not in problems[0]
+
+
+def test_production_without_a_mail_server_starts_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **PRODUCTION)
+
+    assert not settings.sends_mail
+    assert "SMTP_HOST is not set" in settings.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "url", "sender"),
+    [
+        ({}, "https://example.com", "no-reply@example.com"),
+        ({"ALLOWED_HOSTS": "*.example.com, b.example.com"}, "https://example.com", "no-reply@example.com"),
+        (
+            {"PUBLIC_URL": "https://api.example.com:8443/x/"},
+            "https://api.example.com:8443/x",
+            "no-reply@api.example.com",
+        ),
+        ({"EMAIL_FROM": "us@example.org"}, "https://example.com", "us@example.org"),
+    ],
+)
+def test_messages_say_where_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], url: str, sender: str
+) -> None:
+    settings = load(monkeypatch, **{**PRODUCTION, **values})
+
+    assert (settings.service_url, settings.sender) == (url, sender)
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("a.example.com", ("a.example.com",)),
+        (" a.example.com , b.example.com ,", ("a.example.com", "b.example.com")),
+        ('["a.example.com", "b,c"]', ("a.example.com", "b,c")),
+    ],
+)
+def test_a_list_is_split_at_commas_or_a_json_array(
+    monkeypatch: pytest.MonkeyPatch, text: str, hosts: tuple[str, ...]
+) -> None:
+    assert load(monkeypatch, **{**PRODUCTION, "ALLOWED_HOSTS": text}).allowed_hosts == hosts
+
+
+def test_a_broken_json_array_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refuse(monkeypatch, **{**PRODUCTION, "ALLOWED_HOSTS": '["a'})
+
+
+def test_secrets_are_read_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / "secret_key").write_text(GOOD_SECRET + "\n")
+
+    settings = load(monkeypatch, ENVIRONMENT="production", DATABASE_URL=SQLITE, ALLOWED_HOSTS="example.com")
+
+    assert settings.secret_key.get_secret_value() == GOOD_SECRET
+
+
+@pytest.mark.parametrize(
+    "url", ["", "postgresql", "mysql://host/name", "sqlite://", "sqlite:///:memory:", "http://x", "postgresql://h:x/n"]
+)
+def test_a_url_of_no_database_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL=url)
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "no_such_module", "sqlite": "no_such_module"})
+
+    for problem in (
+        refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE),
+        refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL="postgresql://user@host/name"),
+        refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL="", DATABASE_NAME="data/app.sqlite3"),
+        refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL="", DATABASE_NAME="app", DATABASE_HOST="host"),
+    ):
+        assert "no_such_module, which is not installed" in problem[0]
+
+
+@pytest.mark.parametrize("password", ["p@ss:w/rd?#[]%20 é", "'\"\\$&"])
+def test_the_parts_may_hold_any_characters(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    parts = {"DATABASE_HOST": "db", "DATABASE_USER": "us@er", "DATABASE_PASSWORD": password, "DATABASE_NAME": "na/me"}
+
+    url = load(monkeypatch, SECRET_KEY="local", **parts).url
+
+    assert (url.username, url.password, url.host, url.port, url.database) == ("us@er", password, "db", 5432, "na/me")
+    assert make_url(url.render_as_string(hide_password=False)).password == password
+
+
+def test_a_folder_as_host_is_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, SECRET_KEY="local", DATABASE_HOST="/run/postgresql", DATABASE_NAME="app")
+
+    assert settings.url.host is None
+    assert settings.url.query == {"host": "/run/postgresql"}
+
+
+def test_a_name_without_a_host_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, SECRET_KEY="local", DATABASE_NAME="data/app.sqlite3")
+
+    assert str(settings.url) == "sqlite+aiosqlite:///data/app.sqlite3"
+
+
+def test_a_name_that_is_no_path_needs_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_NAME="app") == [
+        "DATABASE_NAME: is no file's path (SQLite), and there is no DATABASE_HOST (PostgreSQL)"
+    ]
+
+
+def test_the_url_wins_over_the_parts_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE, DATABASE_HOST="host", DATABASE_NAME="x")
+
+    assert str(settings.url).startswith("sqlite")
+    assert "ignored" in settings.notes[0]
+
+
+def test_a_feature_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "pet_shop_key").write_text("from a file")
+    monkeypatch.setenv("PET_LIMIT", "5")
+    for name, value in PRODUCTION.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load_settings([PetSettings])
+
+    assert settings.of(PetSettings).pet_shop_key.get_secret_value() == "from a file"
+    assert "5 pets at most" in settings.notes
+    assert Settings(**settings.model_dump()).of(PetSettings).pet_limit == 3
+
+
+def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", SQLITE)
+    monkeypatch.setenv("PET_LIMIT", "hunter2")
+
+    with pytest.raises(ConfigurationError) as refusal:
+        load_settings([PetSettings])
+
+    names = re.findall("(?m)^  ([A-Z_]+): ", str(refusal.value))
+    assert names == ["SECRET_KEY", "PET_SHOP_KEY", "PET_LIMIT"]
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_every_setting_is_in_the_example_and_in_the_readme() -> None:
+    example = re.findall("(?m)^(?:# )?([A-Z_]+)=", (ROOT / ".env.example").read_text())
+    table = re.findall(r"(?m)^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text())
+
+    assert sorted(set(example)) == sorted(env_names(*ALL_SETTINGS))
+    assert sorted(set(table)) == sorted(env_names(*ALL_SETTINGS))
+
+
+def test_the_defaults_in_the_example_and_in_the_readme_are_true() -> None:
+    example = dict(re.findall("(?m)^# ([A-Z_]+)=(.+)$", (ROOT / ".env.example").read_text()))
+    table = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \| `([^`]+)` \|", (ROOT / "README.md").read_text()))
+
+    fields = [field for kind in ALL_SETTINGS for field in kind.model_fields.items()]
+    defaults = {name.upper(): show(field.default) for name, field in fields}
+    assert {name: defaults[name] for name in example} == example
+    assert {name: defaults[name] for name in table} == table
+
+
+def show(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

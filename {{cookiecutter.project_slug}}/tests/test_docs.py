@@ -1,0 +1,95 @@
+import re
+
+import httpx2
+import pytest
+
+from app.application import create_app
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.project import ROOT, Project, read_project
+from tests.clients import open_client
+from tests.databases import make_settings, unreachable_url
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_docs_load_nothing_from_elsewhere(client: httpx2.AsyncClient, path: str) -> None:
+    page = (await client.get(path)).text
+
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assets = [link for link in links if not link.startswith("data:")]
+    assert assets
+    for asset in assets:
+        assert asset.startswith("/"), asset
+        assert (await client.get(asset)).status_code == 200
+    assert "https://" not in re.sub(r"<!--.*?-->", "", page)
+
+
+async def test_production_has_no_docs(migrated_url: str, database: Database) -> None:
+    settings = make_settings(
+        migrated_url,
+        environment="production",
+        allowed_hosts="localhost,example.com",
+        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+    )
+    async with open_client(create_app(settings, database)) as client:
+        answers = [
+            await client.get(path) for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css")
+        ]
+
+    assert [answer.status_code for answer in answers] == [404] * 4
+
+
+async def test_every_operation_has_an_id_and_a_documented_answer(settings: Settings) -> None:
+    schema = create_app(settings).openapi()
+
+    operations = [operation for path in schema["paths"].values() for operation in path.values()]
+    ids = [operation["operationId"] for operation in operations]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch("[a-z_]+", operation_id) for operation_id in ids)
+    for operation in operations:
+        for status, response in operation["responses"].items():
+            is_problem = status >= "400" and not (status == "400" and "token" in operation["operationId"])
+            media_types = list(response.get("content", {}))
+            assert media_types == (["application/problem+json"] if is_problem else media_types)
+            assert "HTTPValidationError" not in str(response)
+
+
+async def test_authorize_knows_where_tokens_come_from(migrated_url: str) -> None:
+    schema = create_app(make_settings(migrated_url, api_prefix="/v2")).openapi()
+
+    (scheme,) = schema["components"]["securitySchemes"].values()
+    assert scheme["flows"]["password"]["tokenUrl"] == "/v2/auth/token"
+    assert "/v2/auth/token" in schema["paths"]
+
+
+async def test_a_title_cannot_break_the_page(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    nasty = Project(name="x", version="1", title="</title><script>alert(1)</script>", description="")
+    monkeypatch.setattr("app.application.read_project", lambda: nasty)
+
+    async with open_client(create_app(settings)) as client:
+        page = (await client.get("/docs")).text
+
+    assert "<script>alert" not in page
+
+
+def test_the_project_has_a_name() -> None:
+    assert read_project().title
+
+
+def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("### What bounds an attack")[2].partition("\n## ")[0]
+    told = {
+        (method.lower(), path)
+        for methods, path in re.findall(r"`([A-Z, ]+) (/[^`]*)`", section)
+        for method in methods.split(", ")
+    }
+    paths = create_app(make_settings(unreachable_url())).openapi()["paths"]
+
+    routes = {
+        (method, re.sub("{.*}", "{id}", path.removeprefix("/api/v1")))
+        for path, methods in paths.items()
+        for method in methods
+        if path.startswith(("/api/v1/auth", "/api/v1/users", "/api/v1/audit-events"))
+    }
+    assert told == routes

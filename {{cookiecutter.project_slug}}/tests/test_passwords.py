@@ -1,0 +1,175 @@
+"""What may be a password, over HTTP and by rule."""
+
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Sequence
+
+import httpx2
+import pytest
+
+from app.core.passwords import find_weakness
+from app.core.project import ROOT, Project
+from tests.accounts import PASSWORD, Account, request_token
+from tests.test_cli import manage
+from tests.test_recovery import new_address
+
+USERS = "/api/v1/users"
+EMAIL = "ada.lovelace@example.com"
+NAME = "Ada Lovelace-Byron"
+
+
+def widen(text: str) -> str:
+    """Write it in the full-width characters of East Asian keyboards."""
+    return "".join(chr(ord(character) + 0xFEE0) for character in text)
+
+
+@pytest.fixture(autouse=True)
+def service_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.core.passwords.read_project", lambda: Project("pet-shop-api", "1", "Pets & Friends", ""))
+
+
+@pytest.mark.parametrize(
+    ("password", "words"),
+    [
+        ("1qaz2wsx3edc", "try first"),
+        ("1QAZ2WSX3EDC", "try first"),
+        ("password1234", "try first"),
+        ("Password 2026!", "try first"),
+        ("extraordinary99", "try first"),
+        ("dragondragon", "try first"),
+        ("dragon1dragon1", "try first"),
+        (widen("password1234"), "try first"),
+        (EMAIL, "your address"),
+        (EMAIL.upper(), "your address"),
+        (f"{EMAIL}2026!", "your address"),
+        ("ada.lovelace1815", "your address"),
+        ("AdaLovelace1815", "your address"),
+        ("ada lovelace byron 1", "your address"),
+        ("pet-shop-api-2026", "your address"),
+        ("PetsFriends1234", "your address"),
+        ("aaaaaaaaaaaa", "repetition"),
+        ("abcabcabcabc", "repetition"),
+        ("123456789012", "repetition"),
+        ("987654321098", "repetition"),
+        ("abcdefghijklm", "repetition"),
+    ],
+)
+def test_what_is_guessed_first_is_refused(password: str, words: str) -> None:
+    weakness = find_weakness(password, EMAIL, NAME)
+
+    assert weakness is not None
+    assert words in weakness
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        PASSWORD,
+        "no rule about kinds",
+        "lower case only x",
+        "48710923771622310",
+        "漢字仮名交じり文の合言葉です",
+        "🐎🔋🧷🐎🔋🧷🐎🔋🧷🐎🔋!",
+        "ada likes lovelace",
+        "     spaces count     ",
+    ],
+)
+def test_anything_else_is_taken(password: str) -> None:
+    assert find_weakness(password, EMAIL, NAME) is None
+
+
+@pytest.mark.parametrize("name", ["", " ", "-"])
+def test_an_empty_name_forbids_nothing(name: str) -> None:
+    assert find_weakness("4871 0923 7716 -", "", name) is None
+
+
+async def test_every_way_to_set_a_password_has_the_same_rules(client: httpx2.AsyncClient, user: Account) -> None:
+    signed_up = await client.post(USERS, json={"email": new_address(), "password": "password1234"})
+    change = {"current_password": PASSWORD, "new_password": f"{user.email}!"}
+    changed = await client.post(f"{USERS}/me/password", json=change, headers=user.headers)
+
+    assert (signed_up.status_code, changed.status_code) == (422, 422)
+    assert "attackers try first" in signed_up.json()["detail"]
+    assert "your address" in changed.json()["detail"]
+
+
+def test_operators_are_bound_by_them_too(migrated_url: str) -> None:
+    result = manage(migrated_url, "users", "create-admin", EMAIL, "--password-stdin", stdin="password1234\n")
+
+    assert result.returncode == 1
+    assert "attackers try first" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "retyped"),
+    [
+        (unicodedata.normalize("NFC", "naïve façade über"), unicodedata.normalize("NFD", "naïve façade über")),
+        (widen("fullwidth-words"), "fullwidth-words"),
+        ("\N{LATIN SMALL LIGATURE FI}rst ligature", "first ligature"),
+    ],
+)
+async def test_the_same_password_may_be_typed_on_another_keyboard(
+    client: httpx2.AsyncClient, typed: str, retyped: str
+) -> None:
+    email = new_address()
+    created = await client.post(USERS, json={"email": email, "password": typed})
+
+    signed_in = await request_token(client, username=email, password=retyped)
+
+    assert typed != retyped
+    assert (created.status_code, signed_in.status_code) == (201, 200)
+
+
+@pytest.mark.parametrize(
+    ("password", "status"),
+    [
+        ("ab" + "é" * 9, 422),
+        ("ab" + "e\N{COMBINING ACUTE ACCENT}" * 9, 422),
+        ("ab" + "é" * 9 + "z", 201),
+        ("xy" * 500 + "z" * 24, 201),
+        ("xy" * 500 + "z" * 25, 422),
+        # One character, which is eighteen once normalised.
+        ("xy\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}" * 55, 422),
+    ],
+)
+async def test_what_counts_is_the_length_once_normalised(
+    client: httpx2.AsyncClient, password: str, status: int
+) -> None:
+    answer = await client.post(USERS, json={"email": new_address(), "password": password})
+
+    assert answer.status_code == status, answer.text
+
+
+async def test_megabytes_of_combining_characters_cost_nothing(client: httpx2.AsyncClient, user: Account) -> None:
+    marks = "a" + "\N{COMBINING COMMA ABOVE RIGHT}\N{COMBINING GRAVE ACCENT}" * 50_000
+    started = time.monotonic()
+
+    signed_in = await request_token(client, username=user.email, password=marks)
+    signed_up = await client.post(USERS, json={"email": new_address(), "password": marks})
+
+    assert (signed_in.status_code, signed_up.status_code) == (400, 422)
+    # To normalise it takes seconds.
+    assert time.monotonic() - started < 6
+
+
+def run_python(code: Sequence[str]) -> str:
+    command = [sys.executable, "-c", "\n".join(code)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S603  # ours
+
+
+def test_the_list_is_loaded_when_it_is_needed_and_stays_small() -> None:
+    resident = "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096"
+    code = [
+        "import sys, app.application",
+        "from app.core.passwords import _common, find_weakness",
+        resident,
+        "before = resident()",
+        "assert not any('zxcvbn' in name or name == 'frequency_lists' for name in sys.modules)",
+        "assert _common.cache_info().currsize == 0",
+        "find_weakness('correct horse battery staple')",
+        "print(resident() - before)",
+    ]
+
+    assert int(run_python(code)) < 16 * 1024 * 1024

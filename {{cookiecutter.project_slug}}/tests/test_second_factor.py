@@ -1,0 +1,225 @@
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.application import create_app
+from app.auth.models import SecondFactor
+from app.auth.second_factor import reencrypt
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.project import read_project
+from app.core.security import Security
+from app.core.toolbox import make_toolbox
+from tests.accounts import PASSWORD, Account, create_account, request_token
+from tests.clients import open_client
+from tests.databases import SECRET_KEY
+from tests.second_factor import PATH, PROOF, enable, show_code
+
+NEW_KEY = SecretStr("a new key with enough bytes 0123456")
+
+
+async def sign_in(client: httpx2.AsyncClient, user: Account, **form: str) -> str:
+    """Return the error, or nothing."""
+    response = await request_token(client, username=user.email, password=user.password, **form)
+    return str(response.json().get("error", ""))
+
+
+async def test_once_confirmed_it_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+
+    assert await sign_in(client, user) == "mfa_required"
+    assert await sign_in(client, user, otp="000000") == "invalid_grant"
+    assert await sign_in(client, user, otp=show_code(secret, clock[0])) == ""
+
+
+async def test_one_that_is_not_confirmed_is_not_asked_for(client: httpx2.AsyncClient, user: Account) -> None:
+    await client.post(PATH, json=PROOF, headers=user.headers)
+    wrong = await client.post(f"{PATH}/confirm", json={"code": "000000"}, headers=user.headers)
+
+    assert wrong.status_code == 422
+    assert await sign_in(client, user) == ""
+
+
+async def test_the_password_is_asked_first(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+
+    refused = await request_token(
+        client, username=user.email, password="not the password", otp=show_code(secret, clock[0])
+    )
+
+    assert refused.json()["error_description"] == "The e-mail address or the password is not right."
+
+
+@pytest.mark.parametrize(
+    ("late", "error"), [(-60, "invalid_grant"), (-30, ""), (0, ""), (30, ""), (60, "invalid_grant")]
+)
+async def test_a_code_works_one_step_early_or_late(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], late: int, error: str
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 300
+
+    assert await sign_in(client, user, otp=show_code(secret, clock[0] + late)) == error
+
+
+async def test_no_code_works_twice_nor_one_before_it(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    secret, recovery_codes = await enable(client, user)
+    # The one of the confirmation.
+    assert await sign_in(client, user, otp=show_code(secret)) == "invalid_grant"
+    clock[0] += 30
+    code, before = show_code(secret, clock[0]), show_code(secret, clock[0] - 30)
+
+    answers = [await sign_in(client, user, otp=otp) for otp in (code, code, before)]
+    recovered = [await sign_in(client, user, otp=recovery_codes[3]) for _ in range(2)]
+
+    assert answers == ["", "invalid_grant", "invalid_grant"]
+    assert recovered == ["", "invalid_grant"]
+
+
+async def test_recovery_codes_are_many_different_and_kindly_read(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    _, codes = await enable(client, user)
+
+    assert len(set(codes)) == 10
+    assert all(len(code.replace("-", "")) == 16 for code in codes)
+    assert await sign_in(client, user, otp=codes[0].lower()) == ""
+    assert await sign_in(client, user, otp=codes[1].replace("-", " ")) == ""
+
+
+@pytest.mark.parametrize(
+    "otp", ["", " ", "١٢٣٤٥٦", "12345", "1234567", "x" * 100_000, "\0", "-", "ABCD-EFGH-IJKL-MNOP"]
+)
+async def test_what_is_no_code_is_refused(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], otp: str
+) -> None:
+    await enable(client, user)
+
+    assert await sign_in(client, user, otp=otp) in ("mfa_required", "invalid_grant")
+
+
+async def test_codes_of_one_account_are_nothing_for_another(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    other = await create_account(client)
+    await enable(client, user)
+    secret, codes = await enable(client, other)
+    clock[0] += 30
+
+    assert await sign_in(client, user, otp=codes[0]) == "invalid_grant"
+    assert await sign_in(client, user, otp=show_code(secret, clock[0])) == "invalid_grant"
+
+
+async def test_it_is_changed_with_the_password_alone(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    wrong = {"current_password": "not the password"}
+    refused_to_begin = await client.post(PATH, json=wrong, headers=user.headers)
+    await enable(client, user)
+
+    refused = await client.post(f"{PATH}/disable", json=wrong, headers=user.headers)
+    again = await client.post(PATH, json=PROOF, headers=user.headers)
+    asked = await sign_in(client, user)
+    disabled = await client.post(f"{PATH}/disable", json=PROOF, headers=user.headers)
+
+    assert (refused_to_begin.status_code, refused.status_code, again.status_code) == (422, 422, 409)
+    assert asked == "mfa_required"
+    assert disabled.status_code == 204
+    assert await sign_in(client, user) == ""
+
+
+async def test_a_second_confirmation_is_refused(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    unbegun = await client.post(f"{PATH}/confirm", json={"code": "123456"}, headers=user.headers)
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+
+    again = await client.post(f"{PATH}/confirm", json={"code": show_code(secret, clock[0])}, headers=user.headers)
+
+    assert (unbegun.status_code, again.status_code) == (409, 409)
+
+
+async def test_the_uri_is_what_authenticators_read(client: httpx2.AsyncClient, user: Account) -> None:
+    begun = (await client.post(PATH, json=PROOF, headers=user.headers)).json()
+
+    uri = urlsplit(begun["uri"])
+    query = parse_qs(uri.query)
+    assert (uri.scheme, uri.netloc) == ("otpauth", "totp")
+    assert unquote(uri.path) == f"/{read_project().title}:{user.email}"
+    assert query["secret"] == [begun["secret"]]
+    assert (query["algorithm"], query["digits"], query["period"]) == (["SHA1"], ["6"], ["30"])
+
+
+async def test_a_copy_of_the_database_holds_no_secret(
+    client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, clock: list[int]
+) -> None:
+    secret, codes = await enable(client, user)
+
+    stored = await connection.scalar(select(SecondFactor.secret))
+    hashes = (await connection.scalars(text("SELECT code_hash FROM recovery_codes"))).all()
+
+    assert secret not in str(stored)
+    assert not {code.replace("-", "") for code in codes} & set(hashes)
+
+
+@pytest.fixture
+async def rotated(settings: Settings, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
+    """The service with a new key, which still knows the former one."""
+    both = settings.model_copy(update={"secret_key": NEW_KEY, "secret_key_fallbacks": (SecretStr(SECRET_KEY),)})
+    async with open_client(create_app(both, database)) as client:
+        yield client
+
+
+async def test_a_rotated_key_reads_secrets_and_the_next_use_encrypts_them_anew(
+    client: httpx2.AsyncClient,
+    rotated: httpx2.AsyncClient,
+    user: Account,
+    connection: AsyncConnection,
+    clock: list[int],
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+    before = await connection.scalar(select(SecondFactor.secret))
+
+    answer = await sign_in(rotated, user, otp=show_code(secret, clock[0]))
+
+    assert answer == ""
+    assert await connection.scalar(select(SecondFactor.secret)) != before
+
+
+async def test_all_secrets_can_be_encrypted_anew_at_once(
+    client: httpx2.AsyncClient, user: Account, settings: Settings, database: Database, clock: list[int]
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+    new = settings.model_copy(update={"secret_key": NEW_KEY})
+    both = new.model_copy(update={"secret_key_fallbacks": (SecretStr(SECRET_KEY),)})
+
+    async with database.write() as session:
+        count = await reencrypt(make_toolbox(session, database, both, Security(both, issuer="test")))
+
+    assert count == 1
+    async with open_client(create_app(new, database)) as after:
+        assert await sign_in(after, user, otp=show_code(secret, clock[0])) == ""
+
+
+async def test_guesses_at_codes_have_to_wait(settings: Settings, database: Database, clock: list[int]) -> None:
+    throttled = settings.model_copy(update={"throttling": True, "throttle_account_attempts": 3})
+    async with open_client(create_app(throttled, database)) as client:
+        user = await create_account(client)
+        await enable(client, user)
+
+        answers = [
+            (await request_token(client, username=user.email, password=PASSWORD, otp="000000")).status_code
+            for _ in range(4)
+        ]
+
+    assert answers == [400, 400, 400, 429]

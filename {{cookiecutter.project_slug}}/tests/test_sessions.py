@@ -1,0 +1,120 @@
+from datetime import timedelta
+from uuid import uuid4
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.application import create_app
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.models import utc_now
+from app.users.models import Session
+from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.clients import open_client
+
+ME = "/api/v1/users/me"
+SESSIONS = "/api/v1/auth/sessions"
+
+
+async def list_sessions(client: httpx2.AsyncClient, user: Account) -> list[dict[str, object]]:
+    response = await client.get(SESSIONS, headers=user.headers)
+    assert response.status_code == 200, response.text
+    sessions: list[dict[str, object]] = response.json()
+    return sessions
+
+
+async def test_sessions_show_device_address_and_times(app: FastAPI, user: Account) -> None:
+    async with open_client(app, address="198.51.100.7", device="Phone/1.0") as phone:
+        there = await sign_in(phone, user.id, user.email)
+        newest, oldest = await list_sessions(phone, there)
+
+    assert (newest["device"], newest["address"], newest["is_current"]) == ("Phone/1.0", "198.51.100.7", True)
+    assert (oldest["device"], oldest["address"], oldest["is_current"]) == ("tests", "127.0.0.1", False)
+    assert newest["created_at"] == newest["last_used_at"]
+    assert str(newest["last_used_at"]) > str(oldest["last_used_at"])
+    assert newest["scope"] == "account"
+
+
+async def test_a_refresh_tells_the_last_use(app: FastAPI, client: httpx2.AsyncClient, user: Account) -> None:
+    (before,) = await list_sessions(client, user)
+
+    async with open_client(app, address="198.51.100.7", device="Phone/2.0") as phone:
+        await request_token(phone, "refresh_token", refresh_token=user.refresh_token)
+    (after,) = await list_sessions(client, user)
+
+    assert str(after["last_used_at"]) > str(before["last_used_at"])
+    assert after["created_at"] == before["created_at"]
+    assert (after["device"], after["address"]) == ("Phone/2.0", "198.51.100.7")
+
+
+async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient, user: Account) -> None:
+    other = await sign_in(client, user.id, user.email)
+    (ended,) = [session["id"] for session in await list_sessions(client, user) if not session["is_current"]]
+
+    response = await client.delete(f"{SESSIONS}/{ended}", headers=user.headers)
+
+    assert response.status_code == 204
+    assert (await client.get(ME, headers=other.headers)).status_code == 401
+    refused = await request_token(client, "refresh_token", refresh_token=other.refresh_token)
+    assert refused.json()["error"] == "invalid_grant"
+    assert (await client.get(ME, headers=user.headers)).status_code == 200
+    assert len(await list_sessions(client, user)) == 1
+
+
+async def test_someone_elses_session_is_not_found(client: httpx2.AsyncClient, user: Account) -> None:
+    other = await create_account(client)
+    (theirs,) = await list_sessions(client, other)
+
+    answers = [await client.delete(f"{SESSIONS}/{id_}", headers=user.headers) for id_ in (theirs["id"], uuid4())]
+
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert (await client.get(ME, headers=other.headers)).status_code == 200
+
+
+async def test_expired_sessions_are_not_listed(
+    client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
+) -> None:
+    await connection.execute(update(Session).values(expires_at=utc_now() - timedelta(seconds=1)))
+    again = await sign_in(client, user.id, user.email)
+
+    assert [session["is_current"] for session in await list_sessions(client, again)] == [True]
+
+
+async def test_beyond_the_limit_the_least_recently_used_ends(settings: Settings, database: Database) -> None:
+    app = create_app(settings.model_copy(update={"max_sessions_per_user": 3}), database)
+    async with open_client(app) as client:
+        first = await create_account(client)
+        second = await sign_in(client, first.id, first.email)
+        third = await sign_in(client, first.id, first.email)
+        await request_token(client, "refresh_token", refresh_token=first.refresh_token)
+
+        fourth = await sign_in(client, first.id, first.email)
+
+        answers = [await client.get(ME, headers=each.headers) for each in (first, second, third, fourth)]
+        assert [answer.status_code for answer in answers] == [200, 401, 200, 200]
+        assert len(await list_sessions(client, fourth)) == 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("x" * 500, "x" * 200),
+        ("", ""),
+        ("\x1b[31mred\x07", "[31mred"),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+        ("r\xe9sum\xe9", "r\xe9sum\xe9"),
+    ],
+    ids=["long", "none", "escapes", "markup", "latin-1"],
+)
+async def test_what_a_client_calls_itself_writes_into_no_terminal(
+    client: httpx2.AsyncClient, user: Account, sent: str, shown: str
+) -> None:
+    form = {"grant_type": "password", "username": user.email, "password": PASSWORD}
+    await client.post("/api/v1/auth/token", data=form, headers=[(b"User-Agent", sent.encode("latin-1"))])
+
+    newest, _ = await list_sessions(client, user)
+
+    assert newest["device"] == shown

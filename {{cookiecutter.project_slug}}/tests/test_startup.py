@@ -1,0 +1,141 @@
+"""What many processes do with one database when they start together."""
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from app.core.schema import head_revision
+from tests.databases import execute, migrate
+from tests.servers import (
+    MANAGERS,
+    SERVE,
+    START,
+    WORKER_CLASSES,
+    Server,
+    make_environment,
+    run_server,
+    sign_up,
+    start_process,
+    wait_for,
+)
+
+TOGETHER = 8
+SAMPLES = (1, 3)
+
+
+def start_together(url: str, **changes: str) -> None:
+    """Start many processes at once, and stop them when all are ready."""
+    with ExitStack() as stack:
+        environment = make_environment(url, DATABASE_POOL_SIZE="1", **changes)
+        servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
+        for server in servers:
+            server.wait_until_started()
+        assert [server.get("/health/ready").status_code for server in servers] == [200] * TOGETHER
+        for server in servers:
+            server.send(signal.SIGTERM)
+        assert [server.wait() for server in servers] == [0] * TOGETHER
+        assert not [event for server in servers for event in server.events if event["level"] != "info"]
+
+
+def count_samples(url: str) -> tuple[object, object]:
+    [(users, todos)] = execute(url, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM todos)")
+    return users, todos
+
+
+def test_many_that_start_on_an_empty_database_make_one_schema(empty_url: str) -> None:
+    start_together(empty_url, UPDATE_DB="1")
+
+    assert execute(empty_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]
+    assert count_samples(empty_url) == (0, 0)
+
+
+def test_many_that_start_with_a_reset_load_one_set_of_sample_data(empty_url: str) -> None:
+    start_together(empty_url, RESET_DB="1")
+
+    assert execute(empty_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]
+    assert count_samples(empty_url) == SAMPLES
+
+
+@pytest.mark.parametrize("command", MANAGERS.values(), ids=MANAGERS)
+def test_a_new_start_resets_and_a_new_worker_does_not(empty_url: str, command: Sequence[str]) -> None:
+    with run_server(empty_url, command, workers=2, RESET_DB="1") as server:
+        add_user(server)
+        for worker in server.workers:
+            os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: server.count_started() == 4, "the new workers")
+        server.send(signal.SIGHUP)
+        wait_for(lambda: server.count_started() == 6, "the newest workers")
+
+        assert count_samples(empty_url) == (2, 3)
+        assert server.stop() == 0
+    with run_server(empty_url, command, RESET_DB="1"):
+        assert count_samples(empty_url) == SAMPLES
+
+
+def add_user(server: Server) -> None:
+    with server.open_client() as client:
+        sign_up(client)
+
+
+def test_a_reset_is_refused_in_production(empty_url: str) -> None:
+    with run_server(empty_url, SERVE, UPDATE_DB="1") as server:
+        add_user(server)
+    deployed = {
+        "ENVIRONMENT": "production",
+        "SECRET_KEY": "0f9d7Kq2Lm4Xz8Rb1Tv6Ny3Wc5Hs0JgP",
+        "ALLOWED_HOSTS": "example.com",
+    }
+
+    with start_process(START, make_environment(empty_url, RESET_DB="1", **deployed)) as server:
+        assert server.wait() == 3
+        assert server.log.splitlines() == [
+            "The configuration cannot work:",
+            "  RESET_DB: deletes all data: only where ENVIRONMENT is local or test",
+        ]
+    assert count_samples(empty_url) == (1, 0)
+
+
+def test_without_a_schema_it_serves_is_not_ready_and_says_what_helps(empty_url: str) -> None:
+    with run_server(empty_url) as server:
+        before = server.get("/health/ready")
+        server.wait_for_event("python -m app db upgrade")
+        migrate(empty_url)
+        after = server.get("/health/ready")
+
+        assert server.get("/health").status_code == 200
+        assert before.status_code == 503
+        assert after.status_code == 200
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*MANAGERS, "serve"])
+def test_a_database_that_cannot_be_prepared_ends_the_start_with_a_sentence(
+    empty_url: str, command: Sequence[str]
+) -> None:
+    execute(empty_url, "CREATE TABLE alembic_version (version_num VARCHAR(32))")
+    execute(empty_url, "INSERT INTO alembic_version VALUES ('9999')")
+
+    with start_process(command, make_environment(empty_url, UPDATE_DB="1")) as server:
+        assert server.wait() == 3
+        assert "The database cannot be prepared: Can't locate revision identified by '9999'" in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
+def test_a_database_out_of_reach_ends_the_start_with_a_sentence(
+    empty_url: str, tmp_path: Path, command: Sequence[str], worker_class: str
+) -> None:
+    is_sqlite = make_url(empty_url).get_backend_name() == "sqlite"
+    # A folder where the file should be; a port where nobody listens.
+    url = f"sqlite:///{tmp_path}" if is_sqlite else "postgresql://127.0.0.1:1/name"
+
+    with start_process(command, make_environment(url, UPDATE_DB="1", WORKER_CLASS=worker_class)) as server:
+        assert server.wait() == 3
+        assert "The database cannot be prepared: " in server.log
+        assert "Traceback" not in server.log
+    tmp_path.with_name(f"{tmp_path.name}.lock").unlink(missing_ok=True)

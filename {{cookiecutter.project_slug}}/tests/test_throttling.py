@@ -1,0 +1,250 @@
+"""Who guesses is slowed down, and nobody else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from app.application import create_app
+from app.core.config import Settings
+from app.core.throttling import network_of
+from tests.accounts import PASSWORD, Account, create_account, request_token
+from tests.clients import open_client
+from tests.databases import make_settings
+
+FREE = 3
+FREE_OF_ADDRESS = 8
+ME = "/api/v1/users/me"
+HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
+WRONG = "not the password at all"
+
+
+@pytest.fixture
+def settings(migrated_url: str) -> Settings:
+    return make_settings(
+        migrated_url,
+        throttling=True,
+        throttle_account_attempts=FREE,
+        throttle_address_attempts=FREE_OF_ADDRESS,
+        throttle_max_delay_seconds=60,
+    )
+
+
+class Clock:
+    """The seconds since the epoch, as far as the throttle can tell: they pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("app.core.throttling.time", clock)
+    return clock
+
+
+@pytest.fixture
+async def home(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with open_client(app, address=HOME) as client:
+        yield client
+
+
+@pytest.fixture
+async def elsewhere(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with open_client(app, address=ELSEWHERE) as client:
+        yield client
+
+
+@pytest.fixture
+async def user(home: httpx2.AsyncClient) -> Account:
+    """Has signed in from home."""
+    return await create_account(home)
+
+
+async def guess(client: httpx2.AsyncClient, email: str, times: int = 1) -> list[int]:
+    answers = [await request_token(client, username=email, password=WRONG) for _ in range(times)]
+    return [answer.status_code for answer in answers]
+
+
+async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    assert await guess(elsewhere, user.email, FREE + 2) == [400] * FREE + [429, 429]
+    refused = await request_token(elsewhere, username=user.email, password=PASSWORD)
+
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["retry-after"] == "1"
+
+
+async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+    await guess(home, user.email, FREE)
+    waits = []
+    for _ in range(9):
+        refused = await request_token(home, username=user.email, password=WRONG)
+        waits.append(int(refused.headers["retry-after"]))
+        clock.now += waits[-1]
+        assert await guess(home, user.email) == [400]
+
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_who_was_quiet_starts_afresh(
+    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock, settings: Settings
+) -> None:
+    await guess(elsewhere, user.email, FREE + 1)
+
+    clock.now += settings.throttle_memory_seconds
+
+    assert await guess(elsewhere, user.email, FREE + 1) == [400] * FREE + [429]
+
+
+async def test_nobody_is_locked_out_from_where_the_account_was_used_before(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    await guess(elsewhere, user.email, FREE_OF_ADDRESS)
+    # Also not by a neighbour behind the same address, who guesses at somebody else.
+    await guess(home, "nobody@example.com", FREE_OF_ADDRESS + 1)
+
+    at_home = await request_token(home, username=user.email, password=PASSWORD)
+    abroad = await request_token(elsewhere, username=user.email, password=PASSWORD)
+
+    assert (at_home.status_code, abroad.status_code) == (200, 429)
+
+
+async def test_guesses_from_a_known_address_have_to_wait_too(home: httpx2.AsyncClient, user: Account) -> None:
+    assert await guess(home, user.email, FREE + 1) == [400] * FREE + [429]
+
+
+async def test_a_known_ipv6_address_is_its_whole_network(app: FastAPI) -> None:
+    async with open_client(app, address="2001:db8:1:2::1") as client:
+        user = await create_account(client)
+    async with open_client(app, address="2001:db8:1:2:ffff::9") as neighbour:
+        allowed = await request_token(neighbour, username=user.email, password=PASSWORD)
+        assert await guess(neighbour, user.email, FREE + 1) == [400] * FREE + [429]
+
+    assert allowed.status_code == 200
+
+
+async def test_one_address_cannot_try_one_password_at_many_accounts(elsewhere: httpx2.AsyncClient) -> None:
+    statuses = [(await guess(elsewhere, f"person-{number}@example.com"))[0] for number in range(FREE_OF_ADDRESS + 1)]
+
+    assert statuses == [400] * FREE_OF_ADDRESS + [429]
+
+
+async def test_a_refused_address_does_not_use_up_the_attempts_at_an_account(
+    app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    for number in range(FREE_OF_ADDRESS):
+        await guess(elsewhere, f"person-{number}@example.com")
+    assert await guess(elsewhere, user.email, FREE + 1) == [429] * (FREE + 1)
+
+    async with open_client(app, address="203.0.113.5") as stranger:
+        answer = await request_token(stranger, username=user.email, password=PASSWORD)
+
+    assert answer.status_code == 200
+
+
+async def test_success_does_not_count(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    for _ in range(FREE_OF_ADDRESS + FREE + 1):
+        assert (await request_token(elsewhere, username=user.email, password=PASSWORD)).status_code == 200
+
+
+async def test_ones_own_account_is_no_pass_for_guessing_at_others(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    statuses = []
+    for number in range(FREE_OF_ADDRESS + 2):
+        statuses += await guess(elsewhere, f"person-{number}@example.com")
+        await request_token(elsewhere, username=user.email, password=PASSWORD)
+
+    assert 429 in statuses
+
+
+async def test_an_unknown_account_is_throttled_like_a_known_one(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    known = await guess(elsewhere, user.email, FREE + 1)
+
+    assert await guess(elsewhere, "nobody@example.com", FREE + 1) == known
+
+
+async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: Settings) -> None:
+    """With real transactions, beside each other; on a busy machine one may have to queue for long."""
+    patience = {"database_pool_timeout_seconds": 60, "database_statement_timeout_seconds": 60}
+    live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6, **patience})
+    async with open_client(create_app(live), address=ELSEWHERE) as client:
+        guesses = [guess(client, "at-once@example.com") for _ in range(4 * FREE)]
+        statuses = sorted(status for (status,) in await asyncio.gather(*guesses))
+
+    assert statuses == [400] * FREE + [429] * 3 * FREE
+
+
+async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
+    home: httpx2.AsyncClient, user: Account
+) -> None:
+    change = {"current_password": WRONG, "new_password": "another long password"}
+
+    answers = [await home.post(f"{ME}/password", json=change, headers=user.headers) for _ in range(FREE + 1)]
+
+    assert [answer.status_code for answer in answers] == [422] * FREE + [429]
+
+
+async def test_sign_ups_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, home: httpx2.AsyncClient) -> None:
+    async def sign_up(client: httpx2.AsyncClient, number: int) -> int:
+        account = {"email": f"new-{number}@example.com", "password": PASSWORD}
+        return (await client.post("/api/v1/users", json=account)).status_code
+
+    statuses = [await sign_up(elsewhere, number) for number in range(FREE_OF_ADDRESS + 1)]
+
+    assert statuses == [201] * FREE_OF_ADDRESS + [429]
+    assert await sign_up(home, 100) == 201
+
+
+@pytest.mark.parametrize("path", ["/api/v1/auth/password/forgot", "/api/v1/auth/email/verification"])
+async def test_nobody_is_flooded_with_messages(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, path: str
+) -> None:
+    for address in (user.email, "nobody@example.com"):
+        clients = [home, elsewhere] * FREE
+        statuses = [(await client.post(path, json={"email": address})).status_code for client in clients]
+
+        assert statuses == [202] * FREE + [429] * FREE
+
+
+@pytest.mark.parametrize("path", ["/api/v1/auth/password/reset", "/api/v1/auth/email/verify"])
+async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, path: str) -> None:
+    guess = {"token": "x" * 43} | ({"new_password": "another long password"} if "reset" in path else {})
+
+    statuses = [(await elsewhere.post(path, json=guess)).status_code for _ in range(FREE_OF_ADDRESS + 1)]
+
+    assert statuses == [422] * FREE_OF_ADDRESS + [429]
+
+
+async def test_nobody_is_flooded_through_a_change_of_address(home: httpx2.AsyncClient, user: Account) -> None:
+    change = {"current_password": PASSWORD, "new_email": "victim@example.com"}
+
+    statuses = [
+        (await home.post(f"{ME}/email", json=change, headers=user.headers)).status_code for _ in range(FREE + 1)
+    ]
+
+    assert statuses == [202] * FREE + [429]
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::2", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", "unknown"),
+        (None, "unknown"),
+        ("not an address", "unknown"),
+    ],
+)
+def test_what_counts_as_one_source(address: str | None, network: str) -> None:
+    assert network_of(address) == network

@@ -1,0 +1,235 @@
+import httpx2
+import pytest
+
+from app.application import create_app
+from app.core.database import Database
+from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.clients import open_client
+from tests.databases import make_settings
+
+USERS = "/api/v1/users"
+ME = f"{USERS}/me"
+NEW_PASSWORD = "a new and long password"
+
+
+async def test_a_new_account_is_found_at_its_location(client: httpx2.AsyncClient) -> None:
+    created = await client.post(USERS, json={"email": "Ada@Example.com", "password": PASSWORD, "name": " Ada "})
+    account = await sign_in(client, created.json()["id"], "ada@example.com")
+
+    read = await client.get(created.headers["location"], headers=account.headers)
+
+    assert created.status_code == 201
+    assert read.json() == created.json()
+    assert read.json().keys() == {
+        "id",
+        "email",
+        "name",
+        "is_active",
+        "is_admin",
+        "email_verified_at",
+        "created_at",
+        "updated_at",
+    }
+    assert (read.json()["email"], read.json()["name"]) == ("ada@example.com", "Ada")
+    assert read.json()["is_admin"] is False
+
+
+@pytest.mark.parametrize("email", ["ada@example.com", "ADA@example.com", "ada@EXAMPLE.com"])
+async def test_a_taken_address_is_refused(client: httpx2.AsyncClient, email: str) -> None:
+    await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
+
+    response = await client.post(USERS, json={"email": email, "password": PASSWORD})
+
+    assert response.status_code == 409
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"email": None},
+        {"email": "no address"},
+        {"email": "a@b"},
+        {"email": f"{'a' * 250}@example.com"},
+        {"email": "a\0b@example.com"},
+        {"password": "x" * 11},
+        {"password": "x" * 1025},
+        {"password": None},
+        {"name": "x" * 201},
+        {"name": "two\nlines"},
+        {"is_admin": True},
+        {"is_active": False},
+        {"id": "01890000-0000-7000-8000-000000000000"},
+    ],
+)
+async def test_a_sign_up_that_makes_no_sense_is_refused(client: httpx2.AsyncClient, change: dict[str, object]) -> None:
+    response = await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD, **change})
+
+    assert response.status_code == 422, response.text
+    assert [error["location"] for error in response.json()["errors"]] == [["body", next(iter(change))]]
+
+
+@pytest.mark.parametrize("password", ["lower casex", "x" * 1023, "\0" * 11, "🎉" * 1023, "with spaces in it "])
+async def test_a_password_of_any_characters_signs_in(client: httpx2.AsyncClient, password: str) -> None:
+    # Its last one saves it from being a mere repetition.
+    password += "!"
+    created = await client.post(USERS, json={"email": "ada@example.com", "password": password})
+
+    response = await request_token(client, username="ada@example.com", password=password)
+
+    assert created.status_code == 201
+    assert response.status_code == 200
+
+
+async def test_a_refused_password_is_not_repeated(client: httpx2.AsyncClient) -> None:
+    response = await client.post(USERS, json={"email": "ada@example.com", "password": "hunter2"})
+
+    assert "hunter2" not in response.text
+
+
+async def test_sign_up_can_be_closed(migrated_url: str, database: Database) -> None:
+    async with open_client(create_app(make_settings(migrated_url, registration_open=False), database)) as client:
+        response = await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
+
+    assert response.status_code == 403
+
+
+async def test_one_changes_ones_name_and_nothing_else(client: httpx2.AsyncClient, user: Account) -> None:
+    changed = await client.patch(ME, json={"name": "Ada"}, headers=user.headers)
+
+    assert changed.json()["name"] == "Ada"
+    for field in ("email", "is_admin", "is_active", "password_hash", "id"):
+        assert (await client.patch(ME, json={field: "x"}, headers=user.headers)).status_code == 422
+    assert (await client.patch(ME, json={}, headers=user.headers)).json() == changed.json()
+
+
+async def test_a_deleted_account_is_gone_at_once(client: httpx2.AsyncClient, user: Account) -> None:
+    response = await client.delete(ME, headers=user.headers)
+
+    assert response.status_code == 204
+    assert (await client.get(ME, headers=user.headers)).status_code == 401
+    assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 400
+
+
+async def test_a_new_password_ends_every_other_session(client: httpx2.AsyncClient, user: Account) -> None:
+    other = await sign_in(client, user.id, user.email)
+
+    response = await client.post(
+        f"{ME}/password", json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}, headers=user.headers
+    )
+
+    assert response.status_code == 204
+    assert (await client.get(ME, headers=user.headers)).status_code == 200
+    assert (await client.get(ME, headers=other.headers)).status_code == 401
+    assert (await request_token(client, "refresh_token", refresh_token=other.refresh_token)).status_code == 400
+    assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 400
+    assert (await request_token(client, username=user.email, password=NEW_PASSWORD)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"current_password": "wrong password 123", "new_password": NEW_PASSWORD},
+        {"current_password": PASSWORD, "new_password": "short"},
+        {"current_password": PASSWORD},
+        {"new_password": NEW_PASSWORD},
+    ],
+)
+async def test_a_refused_change_of_the_password_changes_nothing(
+    client: httpx2.AsyncClient, user: Account, body: dict[str, str]
+) -> None:
+    other = await sign_in(client, user.id, user.email)
+
+    response = await client.post(f"{ME}/password", json=body, headers=user.headers)
+
+    assert response.status_code == 422
+    assert (await client.get(ME, headers=other.headers)).status_code == 200
+    assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ME),
+        ("PATCH", ME),
+        ("DELETE", ME),
+        ("POST", f"{ME}/password"),
+        ("GET", USERS),
+        ("GET", f"{USERS}/01890000-0000-7000-8000-000000000000"),
+        ("PATCH", f"{USERS}/01890000-0000-7000-8000-000000000000"),
+        ("DELETE", f"{USERS}/01890000-0000-7000-8000-000000000000"),
+    ],
+)
+async def test_without_a_token_nothing_is_answered(client: httpx2.AsyncClient, method: str, path: str) -> None:
+    body = {"name": "x"} if method in {"PATCH", "POST"} else None
+    response = await client.request(method, path, json=body)
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_others_are_forbidden_whether_or_not_they_exist(client: httpx2.AsyncClient, user: Account) -> None:
+    stranger = await create_account(client)
+
+    existing = await client.get(f"{USERS}/{stranger.id}", headers=user.headers)
+    missing = await client.get(f"{USERS}/01890000-0000-7000-8000-000000000000", headers=user.headers)
+
+    assert existing.status_code == missing.status_code == 403
+    assert existing.json()["detail"] == missing.json()["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("PATCH", "/{id}"), ("DELETE", "/{id}")])
+async def test_what_is_for_administrators_is_forbidden_to_others(
+    client: httpx2.AsyncClient, user: Account, method: str, path: str
+) -> None:
+    body = {"is_admin": True} if method == "PATCH" else None
+    response = await client.request(method, USERS + path.format(id=user.id), json=body, headers=user.headers)
+
+    assert response.status_code == 403
+
+
+async def test_an_administrator_lists_reads_changes_and_deletes(
+    client: httpx2.AsyncClient, user: Account, admin: Account
+) -> None:
+    listed = await client.get(USERS, params={"limit": 1}, headers=admin.headers)
+    rest = await client.get(USERS, params={"cursor": listed.json()["next_cursor"]}, headers=admin.headers)
+    read = await client.get(f"{USERS}/{user.id}", headers=admin.headers)
+    changed = await client.patch(f"{USERS}/{user.id}", json={"email": "NEW@example.com"}, headers=admin.headers)
+    deleted = await client.delete(f"{USERS}/{user.id}", headers=admin.headers)
+
+    assert [row["id"] for row in listed.json()["items"] + rest.json()["items"]] == [admin.id, user.id]
+    assert read.json()["email"] == user.email
+    assert changed.json()["email"] == "new@example.com"
+    assert deleted.status_code == 204
+    assert (await client.get(f"{USERS}/{user.id}", headers=admin.headers)).status_code == 404
+
+
+async def test_an_administrators_deactivation_is_effective_at_once(
+    client: httpx2.AsyncClient, user: Account, admin: Account
+) -> None:
+    await client.patch(f"{USERS}/{user.id}", json={"is_active": False}, headers=admin.headers)
+
+    assert (await client.get(ME, headers=user.headers)).status_code == 401
+    assert (await request_token(client, "refresh_token", refresh_token=user.refresh_token)).status_code == 400
+    await client.patch(f"{USERS}/{user.id}", json={"is_active": True}, headers=admin.headers)
+    assert (await client.get(ME, headers=user.headers)).status_code == 401
+
+
+async def test_an_administrator_cannot_give_a_taken_address(
+    client: httpx2.AsyncClient, user: Account, admin: Account
+) -> None:
+    response = await client.patch(f"{USERS}/{user.id}", json={"email": admin.email}, headers=admin.headers)
+
+    assert response.status_code == 409
+    assert (await client.get(f"{USERS}/{user.id}", headers=admin.headers)).json()["email"] == user.email
+
+
+@pytest.mark.parametrize(
+    "body", [{"email": None}, {"is_active": None}, {"is_admin": "perhaps"}, {"password": "x" * 12}]
+)
+async def test_an_administrators_change_that_makes_no_sense_is_refused(
+    client: httpx2.AsyncClient, admin: Account, body: dict[str, object]
+) -> None:
+    response = await client.patch(f"{USERS}/{admin.id}", json=body, headers=admin.headers)
+
+    assert response.status_code == 422
