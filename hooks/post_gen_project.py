@@ -1,0 +1,109 @@
+"""Finish the new project: remove what was not chosen, give it a secret of its own, say what comes next.
+
+cookiecutter renders this file and runs it in the new folder: standard library only.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+# An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
+ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+# path: (the option, the choices of it that keep the path)
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "app/core/backup_postgresql.py": ("database", "postgresql"),
+    "app/core/backup_sqlite.py": ("database", "sqlite"),
+    ".dockerignore": ("deployment", "docker", "both"),
+    ".github": ("ci", "github"),
+    ".gitlab-ci.yml": ("ci", "gitlab"),
+    "Dockerfile": ("deployment", "docker", "both"),
+    "compose.override.yaml": ("deployment", "docker", "both"),
+    "compose.yaml": ("deployment", "docker", "both"),
+    "app/core/keeper.py": ("process_manager", "supervisor", "circus"),
+    "app/core/worker.py": ("process_manager", "supervisor", "circus"),
+    "app/weather": ("weather_example", "yes"),
+    "app/web": ("web_pages", "yes"),
+    "deploy/circus": ("process_manager", "circus"),
+    "deploy/docker": ("deployment", "docker", "both"),
+    "deploy/docker/database.sql": ("database", "postgresql"),
+    "deploy/supervisor": ("process_manager", "supervisor"),
+    "deploy/vm": ("deployment", "vm", "both"),
+    "gunicorn_conf.py": ("process_manager", "gunicorn"),
+    "migrations/versions/0003_weather_reports.py": ("weather_example", "yes"),
+    "scripts/embedded_postgres.py": ("database", "postgresql"),
+    "secrets": ("deployment", "docker", "both"),
+    "tests/test_embedded_postgres.py": ("database", "postgresql"),
+    "tests/test_gunicorn.py": ("process_manager", "gunicorn"),
+    "tests/test_keeper.py": ("process_manager", "supervisor", "circus"),
+    "tests/test_weather.py": ("weather_example", "yes"),
+    "tests/test_weather_processes.py": ("weather_example", "yes"),
+    "tests/test_weather_reports.py": ("weather_example", "yes"),
+    "tests/browsing.py": ("web_pages", "yes"),
+    "tests/test_web.py": ("web_pages", "yes"),
+    "tests/test_web_account.py": ("web_pages", "yes"),
+    "tests/test_web_errors.py": ("web_pages", "yes"),
+    "tests/test_web_todos.py": ("web_pages", "yes"),
+    "tests/weather_service.py": ("weather_example", "yes"),
+}
+
+# The only Python that differs: a line that ends so is kept, without this, where the option's answer is yes.
+TAGGED = Path("app/api.py")
+TAG = re.compile(r"  # only: ([a-z_]+)$")
+
+NEXT_STEPS = """\
+{slug} is ready. Next:
+  cd {slug} && git init
+  make run     installs, migrates and serves http://127.0.0.1:8000/docs
+  make test    runs its tests
+  README.md    tells the rest; .env holds this machine's settings and a new secret key
+"""
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if not any(path.parent.iterdir()):
+        remove(path.parent)
+
+
+def settle_tags() -> None:
+    lines = TAGGED.read_text(encoding="utf-8").splitlines()
+    tags = [TAG.search(line) for line in lines]
+    kept = [TAG.sub("", line) for line, tag in zip(lines, tags, strict=True) if not tag or ANSWERS[tag[1]] == "yes"]
+    TAGGED.write_text("\n".join(kept) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_env() -> None:
+    """Copy `.env.example` with a new key; an existing `.env` stays, so that a bake over a project keeps its secret."""
+    text = Path(".env.example").read_text(encoding="utf-8")
+    # Hexadecimal digits need no quoting anywhere and never spell a word that production refuses as a placeholder.
+    text = re.sub(r"(?m)^SECRET_KEY=.*$", f"SECRET_KEY={secrets.token_hex(32)}", text)
+    if not Path(".env").exists():
+        with open(os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def write_secrets() -> None:
+    """As deploy/docker/secrets.sh does: the folder keeps others out, for containers read them under other ids."""
+    folder = Path("secrets")
+    folder.chmod(0o700)
+    for name in re.findall(r"(?m)^    file: \./secrets/(.+)$", Path("compose.yaml").read_text(encoding="utf-8")):
+        if not (folder / name).exists():
+            (folder / name).write_text(secrets.token_hex(32), encoding="utf-8")
+            (folder / name).chmod(0o644)
+
+
+for path, (option, *choices) in ONLY_FOR.items():
+    if ANSWERS[option] not in choices and Path(path).exists():
+        remove(Path(path))
+settle_tags()
+write_env()
+if Path("compose.yaml").exists():
+    write_secrets()
+print(NEXT_STEPS.format(slug=ANSWERS["project_slug"]), end="")

@@ -1,0 +1,93 @@
+"""Refuse answers that cannot make a working project, in a sentence a person understands.
+
+cookiecutter renders this file and runs it in the new, still empty folder: standard library only.
+"""
+
+import json
+import keyword
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+
+# An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
+ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+# What joins the parts of one emoji, and of words in some scripts: the only invisible characters that are text.
+JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+DOMAIN = re.compile(rf"{LABEL}(\.{LABEL})*")
+EMAIL_USER = re.compile(r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*")
+SLUG = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]")
+RESERVED = {"app", "test", "tests"} | set(keyword.kwlist) | sys.stdlib_module_names
+
+
+def is_printable(character: str) -> bool:
+    if ord(character) & 0xFFFE == 0xFFFE:  # no character at all, in any plane; YAML refuses it
+        return False
+    return character in JOINERS or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def is_text(answer: str) -> bool:
+    return bool(answer.strip()) and len(answer) <= 200 and all(map(is_printable, answer))
+
+
+def is_slug(answer: str) -> bool:
+    return len(answer) <= 50 and SLUG.fullmatch(answer) is not None
+
+
+def is_free(answer: str) -> bool:
+    return answer.replace("-", "_") not in RESERVED
+
+
+def is_domain(answer: str) -> bool:
+    return len(answer) <= 253 and DOMAIN.fullmatch(answer) is not None
+
+
+def is_email(answer: str) -> bool:
+    user, _, domain = answer.partition("@")
+    return len(user) <= 64 and EMAIL_USER.fullmatch(user) is not None and is_domain(domain.lower())
+
+
+TEXT = (is_text, "1 to 200 printable characters without line breaks and control characters")
+RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
+    "project_name": [TEXT],
+    "project_slug": [
+        (is_slug, "2 to 50 lower-case letters, digits and hyphens, the first a letter and the last no hyphen"),
+        (is_free, "none of app, test, tests, the keywords of Python and the modules of its standard library"),
+    ],
+    "description": [TEXT],
+    "author_name": [TEXT],
+    "author_email": [
+        (is_email, "an address like you@example.com: letters, digits and . _ + - before the @, a domain name after it")
+    ],
+    "domain_name": [(is_domain, "a domain name like example.com: lower-case letters, digits and hyphens between dots")],
+}
+
+
+def find_refusals() -> list[str]:
+    """One sentence for each answer that breaks a rule."""
+    return [
+        f"{name} is {ANSWERS[name]!r:.80}, but it must be {rule}."
+        for name, rules in RULES.items()
+        for rule in [next((rule for is_right, rule in rules if not is_right(ANSWERS[name])), None)]
+        if rule
+    ]
+
+
+def remove_folders(slug: str) -> None:
+    """Remove what a slug like `a/b` has made; of that, cookiecutter itself removes the last folder only."""
+    folders = list(accumulate(Path(slug).parts, os.path.join, initial=ANSWERS["_output_dir"]))
+    if len(folders) > 2:
+        for folder in reversed(folders[1:]):
+            with suppress(OSError):  # it was there before, or is not empty
+                os.rmdir(folder)
+
+
+if refusals := find_refusals():
+    remove_folders(ANSWERS["project_slug"])
+    sys.exit("\n".join(refusals))

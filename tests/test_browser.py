@@ -1,0 +1,366 @@
+"""The pages of a baked project, in a real browser; at the end of each test, there was nothing to complain about."""
+
+import email
+import email.policy
+import re
+import signal
+import time
+from base64 import b32decode
+from collections.abc import Callable, Iterator
+from hashlib import sha1
+from hmac import digest
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
+from tests.conftest import Bake, BakedProject
+from tests.serving import RunningServer, serve, wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PASSWORD = "correct horse battery staple"
+NEW_PASSWORD = "another horse, another staple"
+LONG = "Donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft"
+PHONE = {"width": 320, "height": 640}
+MAIL_SECONDS = 60
+
+Visit: TypeAlias = Callable[..., Person]
+
+
+@pytest.fixture(scope="module")
+def project(bake: Bake) -> BakedProject:
+    return bake(project_name="Pet Shop", database="sqlite", web_pages="yes")
+
+
+@pytest.fixture(scope="module")
+def server(project: BakedProject) -> Iterator[RunningServer]:
+    with serve(["make", "run"], project.path) as server:
+        yield server
+        server.stop(signal.SIGINT, group=True)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with open_chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def visit(chromium: Browser, server: RunningServer) -> Iterator[Visit]:
+    people: list[Person] = []
+
+    def open_page(**options: Any) -> Person:  # noqa: ANN401 - the browser's
+        people.append(Person(chromium.new_context(**options), server.base_url))
+        return people[-1]
+
+    yield open_page
+    for person in people:
+        person.context.close()
+    assert [complaint for person in people for complaint in person.complaints] == []
+
+
+def sign_up(person: Person) -> str:
+    address = f"{uuid4().hex}@example.com"
+    person.open("/sign-up")
+    person.fill("Name", "Ada")
+    person.fill("E-mail address", address)
+    person.fill("Password", PASSWORD)
+    person.press("Sign up")
+    person.sees("Your account is there: log in.")
+    return address
+
+
+def log_in(person: Person, address: str, password: str = PASSWORD) -> None:
+    person.open("/log-in")
+    person.fill("E-mail address", address)
+    person.fill("Password", password)
+    person.press("Log in")
+    person.sees("Hello")
+
+
+def enter(person: Person) -> str:
+    address = sign_up(person)
+    log_in(person, address)
+    return address
+
+
+def add_todo(person: Person, title: str) -> None:
+    person.open("/todos")
+    person.fill("New todo", title)
+    person.press("Add")
+    person.sees(title)
+
+
+def show_code(secret: str) -> str:
+    """What an authenticator shows (RFC 6238)."""
+    mac = digest(b32decode(secret), int(time.time() // 30).to_bytes(8), sha1)
+    start = mac[-1] & 15
+    return f"{int.from_bytes(mac[start : start + 4]) & 0x7FFFFFFF:010}"[-6:]
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
+def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) -> None:
+    person = visit(java_script_enabled=javascript)
+    enter(person)
+
+    person.page.get_by_role("link", name="Todos").first.click()
+    person.sees("There is nothing to do.")
+    add_todo(person, "Order the cake")
+    add_todo(person, "Write to Charles")
+    person.press("Tick", within="Order the cake")
+    person.sees("Order the cake (done)")
+    person.page.locator("li", has_text="Charles").get_by_role("link", name="Edit").click()
+    person.fill("Title", "Call Charles")
+    person.press("Save")
+    person.sees("Call Charles")
+    person.press("Delete", within="Order the cake")
+    person.does_not_see("Order the cake")
+
+    person.page.get_by_role("button", name="Log out").click()
+    person.sees("You are logged out.")
+    person.open("/todos")
+    assert person.path == "/log-in?next=/todos"
+
+
+def test_keyboard_is_enough(visit: Visit) -> None:
+    person = visit()
+    keyboard = person.page.keyboard
+    address = f"{uuid4().hex}@example.com"
+    person.open("/")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    assert person.path == "/#main"
+
+    person.tab_to("Sign up")
+    keyboard.press("Enter")
+    person.sees("I have an account")
+    for label, text in (("E-mail address", address), ("Password", PASSWORD)):
+        person.tab_to(label)
+        keyboard.type(text)
+    keyboard.press("Enter")
+    person.sees("Your account is there")
+    for label, text in (("E-mail address", address), ("Password", PASSWORD)):
+        person.tab_to(label)
+        keyboard.type(text)
+    keyboard.press("Enter")
+    person.sees("Hello")
+    person.tab_to("Todos")
+    keyboard.press("Enter")
+    person.tab_to("New todo")
+    keyboard.type("Order the cake")
+    keyboard.press("Enter")
+    person.sees("Added.")
+    person.tab_to("Tick")
+    keyboard.press("Space")
+    person.sees("Order the cake (done)")
+    person.tab_to("Edit")
+    keyboard.press("Enter")
+    person.tab_to("Description")
+    keyboard.type("With candles")
+    person.tab_to("Save")
+    keyboard.press("Enter")
+    person.sees("Saved.")
+    person.tab_to("Delete")
+    keyboard.press("Enter")
+    person.sees("There is nothing to do.")
+    person.tab_to("Log out")
+    keyboard.press("Enter")
+    person.sees("You are logged out.")
+
+
+# A neighbour on this machine is of the same site: there the browser sends the cookies along.
+@pytest.mark.parametrize(
+    ("origin", "sends_cookies"), [("http://evil.example", False), ("http://127.0.0.1:18080", True)], ids=["far", "near"]
+)
+def test_form_of_another_site_changes_nothing(visit: Visit, origin: str, sends_cookies: bool) -> None:
+    person = visit()
+    enter(person)
+    fields = '<input name="title" value="Pwned"><button>Win</button>'
+    page = f'<main><form method="post" action="{person.base_url}/todos">{fields}</form></main>'
+    person.context.route(f"{origin}/", lambda route: route.fulfill(body=page, content_type="text/html"))
+    person.page.goto(f"{origin}/")
+
+    with person.page.expect_request(f"{person.base_url}/todos") as request:
+        person.press("Win")
+
+    person.sees("The form comes from another site.")
+    assert ("session=" in request.value.all_headers().get("cookie", "")) == sends_cookies
+    person.open("/todos")
+    person.sees("There is nothing to do.")
+
+
+def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
+    person = visit()
+    enter(person)
+    person.open("/todos")
+    person.page.evaluate("document.querySelectorAll('[name=csrf_token]').forEach(field => field.remove())")
+
+    person.fill("New todo", "Pwned")
+    person.press("Add")
+
+    person.sees("too old or not from here")
+    person.open("/todos")
+    person.sees("There is nothing to do.")
+
+
+def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> None:
+    person = visit()
+    enter(person)
+
+    cookies = {cookie["name"]: cookie for cookie in person.context.cookies()}
+    assert {"session", "visitor"} <= set(cookies)
+    for cookie in cookies.values():
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Lax"
+    assert person.page.evaluate("document.cookie") == ""
+
+
+def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None:
+    person = visit()
+    person.open("/")
+
+    person.page.evaluate(
+        """() => {
+            const script = document.createElement('script');
+            script.text = 'document.title = "Pwned"';
+            const image = new Image();
+            image.src = 'https://evil.example/image.png';
+            document.body.append(script, image);
+            document.body.setAttribute('onclick', 'document.title = "Pwned"');
+            document.body.click();
+        }"""
+    )
+    wait_until(
+        lambda: person.page.evaluate("1") == 1 and len(person.complaints) >= 3,
+        PATIENCE_MILLISECONDS / 1000,
+        lambda: f"three complaints: {person.complaints}",
+    )
+
+    assert person.page.title() == "Pet Shop"
+    assert all("Content Security Policy" in complaint for complaint in person.complaints)
+    person.complaints.clear()
+
+
+def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, project: BakedProject) -> None:
+    person = visit()
+    address = sign_up(person)
+    person.open("/forgot-password")
+    person.fill("E-mail address", address)
+    person.press("Send the code")
+    person.sees("We have sent you a message")
+
+    wait_until(lambda: find_link(project, address) is not None, MAIL_SECONDS, lambda: "the message is there")
+    person.open(find_link(project, address) or "")
+    person.fill("New password", NEW_PASSWORD)
+    person.press("Set a new password")
+
+    person.sees("Your password is changed.")
+    log_in(person, address, NEW_PASSWORD)
+
+
+def find_link(project: BakedProject, address: str) -> str | None:
+    """Return the path of the link that a message, which without a mail server is a file, has for this address."""
+    for file in (project.path / "mail").glob("*.eml"):
+        message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
+        body = message.get_body(("plain",))
+        text = body.get_content() if body else ""
+        if message["To"] == address and (link := re.search(r"(?m)^http://localhost:8000(/reset\S+)\s*$", text)):
+            return link[1]
+    return None
+
+
+def walk_outside(person: Person) -> Iterator[str]:
+    """Stop at each page, and each thing that it may say, for who is not logged in."""
+    for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
+        person.open(path)
+        yield path
+    person.open("/sign-up")
+    person.fill("E-mail address", "ada@example.com")
+    person.fill("Password", "short")
+    person.press("Sign up")
+    person.sees("must have 12")
+    yield "a sign-up that is refused"
+    person.open("/account")
+    yield "a log-in that is asked for"
+    person.fill("E-mail address", f"{uuid4().hex}@example.com")
+    person.fill("Password", "wrong password")
+    person.press("Log in")
+    person.sees("not right")
+    yield "a log-in that is refused"
+
+
+def walk_inside(person: Person) -> Iterator[str]:
+    enter(person)
+    yield "home"
+    for path in ("/todos", "/account", "/account/password", "/account/email", "/account/sessions", "/account/delete"):
+        person.open(path)
+        yield path
+    for title in ("Order the cake", f"Write to the {LONG}"):
+        add_todo(person, title)
+    person.press("Tick", within="cake")
+    yield "todos"
+    person.page.get_by_role("link", name="Edit").first.click()
+    person.fill("Title", " ")
+    person.press("Save")
+    person.sees("The form is not filled in right.")
+    yield "a todo that is refused"
+
+
+def walk_second_factor(person: Person) -> Iterator[str]:
+    person.open("/account/second-factor")
+    yield "no second factor"
+    person.fill("Current password", PASSWORD)
+    person.press("Set it up")
+    person.sees("Enter this secret")
+    yield "a second factor to confirm"
+    person.fill("Code", show_code(person.page.locator("main code").inner_text()))
+    person.press("Switch it on")
+    person.sees("Recovery codes")
+    yield "recovery codes"
+    person.open("/account/second-factor")
+    yield "a second factor"
+
+
+def walk(person: Person) -> Iterator[str]:
+    yield from walk_outside(person)
+    yield from walk_inside(person)
+    yield from walk_second_factor(person)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_have_no_barrier_that_axe_finds(visit: Visit, scheme: str) -> None:
+    person = visit(color_scheme=scheme)
+
+    barriers = [barrier for _ in walk(person) for barrier in person.find_barriers()]
+
+    assert barriers == []
+
+
+def test_axe_finds_a_barrier_where_there_is_one(visit: Visit) -> None:
+    person = visit()
+    person.open("/log-in")
+    person.page.evaluate("document.querySelector('label').remove()")
+
+    assert any("label" in barrier for barrier in person.find_barriers())
+
+
+def test_pages_fit_a_phone(visit: Visit) -> None:
+    person = visit(viewport=PHONE, is_mobile=True, has_touch=True)
+
+    too_wide = {stop: pixels for stop in walk(person) if (pixels := person.width_that_is_cut_off()) > 0}
+
+    assert too_wide == {}
+
+
+def test_pages_are_light_or_dark_as_the_system_is(visit: Visit) -> None:
+    grounds = []
+    for scheme in ("light", "dark"):
+        person = visit(color_scheme=scheme)
+        person.open("/")
+        grounds.append(person.page.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor"))
+
+    light, dark = (sum(map(int, re.findall(r"\d+", ground)[:3])) for ground in grounds)
+    assert light > 600 > 120 > dark

@@ -1,0 +1,367 @@
+import configparser
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from cookiecutter.utils import create_env_with_context
+from jinja2 import FileSystemLoader
+
+from tests import nasty
+from tests.conftest import (
+    CHOICES,
+    LABELS,
+    ROOT,
+    SERVICE,
+    VARIANTS,
+    Bake,
+    BakedProject,
+    is_copied,
+    list_files,
+    read_table,
+    run_cookiecutter,
+)
+
+ONLY_FOR = read_table("post_gen_project.py", "ONLY_FOR")
+
+
+def parse_shell_script(text: str) -> None:
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+PARSERS: dict[str, Callable[[str], object]] = {
+    ".toml": tomllib.loads,
+    ".yml": yaml.safe_load,
+    ".yaml": yaml.safe_load,
+    ".json": json.loads,
+    ".sh": parse_shell_script,
+    ".ini": lambda text: configparser.ConfigParser().read_string(text),
+    **dict.fromkeys(
+        (".service", ".socket", ".target", ".timer"),
+        lambda text: configparser.ConfigParser(strict=False, interpolation=None).read_string(text),
+    ),
+}
+RENDERED = [
+    name
+    for path in list_files(SERVICE)
+    if (ROOT / path).is_file() and not is_copied(name := path.relative_to(SERVICE).as_posix())
+]
+# The one Python file that differs, and what its tagged lines name.
+TAGGED = "app/api.py"
+TAGGED_OPTIONS = {"web_pages": "app.web", "weather_example": "weather"}
+LEFTOVERS = r"(?<!\$)\{\{.*|\{%.*|#%.*|.*cookiecutter.*"
+# Words that only a project with this choice may say.
+WORDS = {
+    ("database", "postgresql"): r"postgres|psycopg|pgserver|libpq",
+    ("database", "sqlite"): r"sqlite",
+    ("deployment", "docker"): r"docker|compose\.(override\.)?yaml",
+    ("deployment", "vm"): r"systemd|certbot|provision",
+    ("process_manager", "gunicorn"): r"gunicorn",
+    ("process_manager", "supervisor"): r"supervisor",
+    ("process_manager", "circus"): r"circus",
+    ("web_pages", "yes"): r"web_pages|web_language|app[/.]web\b|\bweb/|test_web(_|\b)|browsing|csrf",
+    ("weather_example", "yes"): r"weather",
+    ("ci", "github"): r"github",
+    ("ci", "gitlab"): r"gitlab",
+    ("license", "MIT"): r"\bMIT licen",
+    ("license", "Apache-2.0"): r"apache",
+    ("license", "Proprietary"): r"proprietary",
+}
+
+# Where a person reads of what was not chosen, to choose.
+COMPARISONS = {"process_manager": "docs/process-managers.md"}
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def project(request: pytest.FixtureRequest, bake: Bake) -> Iterator[BakedProject]:
+    project = bake(**request.param)
+    yield project
+    shutil.rmtree(project.path)
+
+
+@pytest.fixture(scope="module")
+def files(project: BakedProject) -> dict[str, Path]:
+    return project.list_files()
+
+
+@pytest.fixture(scope="module")
+def texts(project: BakedProject) -> dict[str, str]:
+    return project.list_texts()
+
+
+def is_chosen(name: str, answers: dict[str, str]) -> bool:
+    return all(
+        answers[option] in choices
+        for path, (option, *choices) in ONLY_FOR.items()
+        if name == path or name.startswith(f"{path}/")
+    )
+
+
+def assert_every_file_parses(texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        try:
+            parse(Path(name).suffix, text)
+        except Exception as error:
+            raise AssertionError(f"{name} does not parse") from error
+
+
+@cache
+def parse(suffix: str, text: str) -> None:
+    """Most files are the same in most projects."""
+    PARSERS.get(suffix, str)(text)
+
+
+@cache
+def read_sources(template: Path) -> dict[str, bytes]:
+    source = template / SERVICE
+    return {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if not path.is_dir()}
+
+
+def test_project_has_exactly_the_files_of_its_choices(
+    project: BakedProject, files: dict[str, Path], template: Path
+) -> None:
+    chosen = {name for name in read_sources(template) if is_chosen(name, project.answers)}
+    assert set(files) == chosen | project.secrets
+
+
+def test_nothing_of_the_template_is_left(texts: dict[str, str]) -> None:
+    assert_nothing_is_left(texts)
+
+
+def assert_nothing_is_left(texts: dict[str, str]) -> None:
+    assert {name: left for name, text in texts.items() if (left := find(LEFTOVERS, text))} == {}
+
+
+@cache
+def find(pattern: str, text: str) -> list[str]:
+    """Most texts are the same in most projects."""
+    return re.findall(pattern, text, re.IGNORECASE)
+
+
+def test_python_and_mails_are_what_they_were_in_the_template(files: dict[str, Path], template: Path) -> None:
+    copied = {name: path.read_bytes() for name, path in files.items() if is_copied(name) and name != TAGGED}
+
+    assert {"app/main.py", "app/core/mails/layout.html", "app/core/mails/layout.txt"} <= set(copied)
+    sources = read_sources(template)
+    assert [name for name, content in copied.items() if content != sources[name]] == []
+
+
+def test_tagged_lines_are_those_of_the_options_with_yes_and_the_rest_is_as_it_was(
+    project: BakedProject, template: Path
+) -> None:
+    expected = (template / SERVICE / TAGGED).read_text(encoding="utf-8")
+    for option in TAGGED_OPTIONS:
+        # A line of its own; or nothing but the tag.
+        is_kept = project.answers[option] == "yes"
+        pattern = rf"(?m)  # only: {option}$" if is_kept else rf"(?m)^.*  # only: {option}\n"
+        expected, count = re.subn(pattern, "", expected)
+        assert count == 2
+
+    assert "# only:" not in expected
+    assert project.read(TAGGED) == expected
+    for option, word in TAGGED_OPTIONS.items():
+        assert (word in expected) == (project.answers[option] == "yes")
+
+
+def test_no_python_has_a_tag_but_the_list_of_features(template: Path) -> None:
+    tagged = [
+        path.relative_to(template / SERVICE).as_posix()
+        for path in (template / SERVICE).rglob("*.py")
+        if "# only:" in path.read_text(encoding="utf-8")
+    ]
+
+    assert tagged == [TAGGED]
+
+
+def test_python_names_no_feature_that_was_not_chosen(project: BakedProject, files: dict[str, Path]) -> None:
+    modules = {name: path.read_text(encoding="utf-8") for name, path in files.items() if name.endswith(".py")}
+
+    for option, word in TAGGED_OPTIONS.items():
+        if project.answers[option] == "no":
+            assert [name for name, text in modules.items() if find(word, text)] == []
+
+
+def test_every_file_parses(texts: dict[str, str]) -> None:
+    assert_every_file_parses(texts)
+
+
+@pytest.mark.parametrize("database", CHOICES["database"])
+def test_shell_scripts_are_clean(database: str, bake: Bake) -> None:
+    project = bake(database=database, deployment="both")
+
+    scripts = [name for name in project.list_files() if name.startswith("deploy/") and name.endswith(".sh")]
+    project.run([str(Path(sys.executable).with_name("shellcheck")), "--external-sources", *scripts])
+
+
+@pytest.mark.parametrize(("ci", "pipeline"), [("github", ".github/workflows/ci.yml"), ("gitlab", ".gitlab-ci.yml")])
+def test_postgresql_has_one_version_everywhere(ci: str, pipeline: str, bake: Bake) -> None:
+    project = bake(database="postgresql", deployment="both", ci=ci)
+
+    versions = {
+        name: set(found)
+        for name, text in project.list_texts().items()
+        if (found := re.findall(r"\bpostgres(?::|ql-client-)(\d\d)\b", text))
+    }
+
+    assert versions.keys() == {"compose.yaml", "Dockerfile", pipeline}
+    assert len(set.union(*versions.values())) == 1
+
+
+def test_nothing_is_empty(project: BakedProject) -> None:
+    empty = {
+        path.relative_to(project.path)
+        for path in project.path.rglob("*")
+        if not path.is_dir() and not path.stat().st_size
+    }
+
+    assert {path.name for path in empty} <= {"__init__.py"}
+    assert all(any(path.iterdir()) for path in project.path.rglob("*") if path.is_dir())
+
+
+def test_no_choice_that_was_not_taken_is_mentioned(
+    project: BakedProject, files: dict[str, Path], texts: dict[str, str]
+) -> None:
+    assert_nothing_else_is_mentioned(texts | {"names of the files": "\n".join(files)}, project.answers)
+
+
+def assert_nothing_else_is_mentioned(texts: dict[str, str], answers: dict[str, str]) -> None:
+    """Where an answer is missing, none of its choices may be mentioned."""
+    for (option, choice), words in WORDS.items():
+        if answers.get(option) not in {choice, "both"}:
+            line = f"(?m)^.*(?:{words}).*$"
+            found = {name: lines for name, text in texts.items() if (lines := find(line, text))}
+            found.pop(COMPARISONS.get(option, ""), None)
+            assert found == {}
+
+
+def test_blocks_leave_no_blank_lines(texts: dict[str, str], template: Path) -> None:
+    assert_no_blank_lines_are_left(texts, template)
+
+
+def assert_no_blank_lines_are_left(texts: dict[str, str], template: Path) -> None:
+    sources = read_sources(template)
+    for name, text in texts.items():
+        assert text.count("\n\n\n") <= sources[name].count(b"\n\n\n"), name
+        assert text.endswith("\n"), name
+        assert not text.endswith("\n\n"), name
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_each_file_is_right_with_every_combination_of_what_it_depends_on(
+    name: str, template: Path, other: BakedProject
+) -> None:
+    """Rendered as cookiecutter does, and not baked: with all options there are thousands."""
+    environment = create_env_with_context({"cookiecutter": other.answers})
+    environment.loader = FileSystemLoader(template / SERVICE)
+    source = environment.get_template(name)
+    options = [
+        option
+        for option in CHOICES
+        if f"cookiecutter.{option}" in (template / SERVICE / name).read_text(encoding="utf-8")
+        or not all(is_chosen(name, other.answers | {option: choice}) for choice in CHOICES[option])
+    ]
+
+    for choices in product(*(CHOICES[option] for option in options)):
+        chosen = dict(zip(options, choices, strict=True))
+        if is_chosen(name, other.answers | chosen):
+            texts = {name: source.render(cookiecutter=other.answers | chosen)}
+            assert_nothing_is_left(texts)
+            assert_every_file_parses(texts)
+            assert_nothing_else_is_mentioned(texts, chosen)
+            assert_no_blank_lines_are_left(texts, template)
+
+
+def test_projects_are_baked_with_every_structure_and_every_label() -> None:
+    structure = set(CHOICES) - set(LABELS)
+    for together in [*({*structure, label} for label in LABELS), set(LABELS)]:
+        baked = {tuple(variant[option] for option in CHOICES if option in together) for variant in VARIANTS}
+
+        assert baked == set(product(*(choices for option, choices in CHOICES.items() if option in together)))
+
+
+def test_programs_stay_executable(project: BakedProject, files: dict[str, Path], template: Path) -> None:
+    for name, path in files.items():
+        if name not in project.secrets:
+            assert path.stat().st_mode & stat.S_IXUSR == (template / SERVICE / name).stat().st_mode & stat.S_IXUSR, name
+
+
+@pytest.fixture(scope="module")
+def other(bake: Bake) -> BakedProject:
+    return bake()
+
+
+def test_settings_file_holds_a_secret_of_its_own(project: BakedProject, other: BakedProject) -> None:
+    assert stat.S_IMODE((project.path / ".env").stat().st_mode) == 0o600
+    (secret,) = re.findall(r"(?m)^SECRET_KEY=(.*)$", project.read(".env"))
+    assert re.fullmatch(r"[A-Za-z0-9_-]{48,}", secret)
+    assert secret not in other.read(".env")
+    assert project.read(".env").replace(secret, "") == re.sub(
+        r"(?m)^SECRET_KEY=.*", "SECRET_KEY=", project.read(".env.example")
+    )
+
+
+def test_git_ignores_the_settings_file_and_nothing_else(project: BakedProject) -> None:
+    project.run(["git", "init", "--quiet", "--template="])
+
+    ignored = project.run(["git", "ls-files", "--others", "--ignored", "--exclude-standard"])
+    kept = subprocess.run(["git", "check-ignore", "pyproject.toml", "uv.lock", ".env.example"], cwd=project.path)
+
+    assert set(ignored.split()) == project.secrets
+    assert kept.returncode == 1
+
+
+@pytest.mark.parametrize("text", nasty.ACCEPTED.values(), ids=nasty.ACCEPTED)
+def test_any_text_is_taken_as_it_is(text: str, bake: Bake) -> None:
+    project = bake(project_name=text, description=text, author_name=text)
+
+    metadata = tomllib.loads(project.read("pyproject.toml"))
+    assert metadata["project"]["description"] == text
+    assert metadata["project"]["authors"][0]["name"] == text
+    assert metadata["tool"]["service"]["title"] == text
+    assert text in project.read("LICENSE")
+    assert_every_file_parses(project.list_texts())
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("My Service", "my-service"),
+        ("  Café & Bar!  ", "cafe-bar"),
+        ("3D printer", "service-3d-printer"),
+        ("2048", "service-2048"),
+        ("🚀", "service"),
+        ("X", "service-x"),
+        ("w" * 200, "w" * 42),
+        ("7" * 200, "service-" + "7" * 42),
+    ],
+)
+def test_any_name_suggests_a_slug(name: str, slug: str, bake: Bake) -> None:
+    assert bake(project_name=name).path.name == slug
+
+
+def test_bake_over_a_project_keeps_its_secret(template: Path, tmp_path: Path) -> None:
+    run_cookiecutter(template, tmp_path)
+    secret = (tmp_path / "out" / "my-service" / ".env").read_text(encoding="utf-8")
+
+    done = run_cookiecutter(template, tmp_path, "--overwrite-if-exists")
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "my-service" / ".env").read_text(encoding="utf-8") == secret
+
+
+def test_person_is_told_what_comes_next(bake: Bake, capfd: pytest.CaptureFixture[str]) -> None:
+    bake(project_slug="todo-list")
+
+    steps = capfd.readouterr().out.splitlines()
+    assert len(steps) == 5
+    assert "todo-list" in steps[0]
+    assert [step.split()[:2] for step in steps[2:4]] == [["make", "run"], ["make", "test"]]

@@ -1,0 +1,153 @@
+import ast
+import json
+import os
+import sys
+from itertools import product
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from tests import nasty
+from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, read_table, run_cookiecutter
+
+HOOKS = sorted((ROOT / "hooks").iterdir())
+TEXTS = ("project_name", "description", "author_name")
+BAD_ANSWERS = [
+    *((option, answer) for option in TEXTS for answer in nasty.REFUSED.values()),
+    *((option, "") for option in (*TEXTS, "author_email", "domain_name")),
+    *(
+        ("project_slug", slug)
+        for slug in (
+            *("A", "a", "My-Service", "my_service", "my service", "my.service", "1st", "-abc", "abc-", "été", "a" * 51),
+            *(
+                "class",
+                "async",
+                "json",
+                "asyncio",
+                "app",
+                "test",
+                "tests",
+                "a/b",
+                "a/b/c",
+                "../escape",
+                "$(id)",
+                "a\\b",
+            ),
+        )
+    ),
+    *(
+        ("author_email", email)
+        for email in (
+            *(
+                "nobody",
+                "@example.com",
+                "a@",
+                "a@b@example.com",
+                "a b@example.com",
+                "a@exam ple.com",
+                "a@-b.com",
+                "a@b..c",
+            ),
+            *('"a"@example.com', "o'neil@example.com", "a\\@example.com", "$(id)@example.com", ".a@example.com"),
+            *("a..b@example.com", "a@example.com\n", f"{'a' * 65}@example.com"),
+        )
+    ),
+    *(
+        ("domain_name", domain)
+        for domain in (
+            *("Example.com", "exa_mple.com", "-a.com", "a-.com", "a..b", "example.com.", ".com", "*.example.com"),
+            *("https://example.com", "example.com/x", "example.com:80", "a b", "$(id)", f"{'a' * 64}.com", "é.com"),
+            ".".join(["a" * 63] * 4),
+        )
+    ),
+]
+GOOD_ANSWERS = [
+    *(("project_slug", slug) for slug in ("ab", "a1", "match", "my-service-2", "a--b", "a" * 50)),
+    *(("author_email", email) for email in ("a@b", "First.Last+tag@Sub.Example.co", "a_b-c@1.example")),
+    *(("domain_name", domain) for domain in ("example.com", "localhost", "api.1.example-2.co", "xn--caf-dma.example")),
+]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_hook_is_python_and_imports_the_standard_library_only(hook: Path) -> None:
+    tree = ast.parse(hook.read_text(encoding="utf-8"))
+
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "." for node in imports if isinstance(node, ast.ImportFrom)}
+    assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
+
+
+def test_every_path_of_the_table_exists() -> None:
+    table = read_table("post_gen_project.py", "ONLY_FOR")
+
+    assert [path for path in table if not (ROOT / SERVICE / path).exists()] == []
+    assert all(set(choices) < set(CHOICES[option]) for option, *choices in table.values())
+
+
+def test_every_option_has_a_label_and_no_label_is_left_over() -> None:
+    prompts = CONTEXT["__prompts__"]
+
+    assert list(prompts) == [option for option in CONTEXT if not option.startswith("_")]
+    assert {option: [*prompts[option]][1:] for option in prompts if type(prompts[option]) is dict} == {
+        option: choices for option, choices in CHOICES.items() if type(prompts[option]) is dict
+    }
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_no_answer_can_break_the_literal_that_carries_it(hook: Path) -> None:
+    (line,) = (line for line in hook.read_text(encoding="utf-8").splitlines() if "cookiecutter |" in line)
+    literal = jinja2.Environment(autoescape=False).from_string(line[line.index('r"""') : -1])  # noqa: S701 - no HTML
+
+    for length in range(6):
+        for characters in product("\"'\\n{", repeat=length):
+            answers = {"a": "".join(characters), "b": ""}
+
+            assert json.loads(ast.literal_eval(literal.render(cookiecutter=answers))) == answers
+
+
+@pytest.mark.parametrize(("option", "answer"), BAD_ANSWERS, ids=ascii)
+def test_bad_answer_is_refused_in_a_sentence_and_leaves_nothing(
+    option: str, answer: str, template: Path, tmp_path: Path
+) -> None:
+    done = run_cookiecutter(template, tmp_path, **({"project_slug": "slug"} | {option: answer}))
+
+    sentence = done.stderr.splitlines()[0]
+    assert done.returncode == 1
+    assert sentence.startswith(f"{option} is {answer!r:.80}, but it must be ")
+    assert sentence.endswith(".")
+    assert sorted(os.listdir(tmp_path)) == ["home", "out"]
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("option", "answer"), GOOD_ANSWERS)
+def test_good_answer_is_taken(option: str, answer: str, template: Path, tmp_path: Path) -> None:
+    done = run_cookiecutter(template, tmp_path, **{option: answer})
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_bad_answer_is_named_at_once(template: Path, tmp_path: Path) -> None:
+    done = run_cookiecutter(template, tmp_path, project_name="\x07", project_slug="Slug", domain_name="")
+
+    assert [line.split()[0] for line in done.stderr.splitlines()[:3]] == ["project_name", "project_slug", "domain_name"]
+
+
+def test_refusal_removes_no_folder_that_was_there(template: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "file").touch()
+    (tmp_path / "out").rename(tmp_path / "kept")
+
+    done = run_cookiecutter(template, tmp_path, project_slug=f"{tmp_path}/kept/a/b")
+
+    assert done.returncode == 1
+    assert os.listdir(tmp_path / "kept" / "a") == ["file"]
+
+
+def test_empty_slug_is_refused_by_cookiecutter_itself(template: Path, tmp_path: Path) -> None:
+    done = run_cookiecutter(template, tmp_path, project_slug="")
+
+    assert done.returncode == 1
+    assert "already exists" in done.stdout
+    assert os.listdir(tmp_path / "out") == []

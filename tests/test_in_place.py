@@ -1,0 +1,51 @@
+"""The template is the project: the service's own tests pass in its folder; `make check` sees to the rest.
+
+Those that start servers take minutes, and run where each project is baked and used.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, WITHOUT_PROCESSES, list_files, person_environment
+from tests.programs import run_program
+
+
+def run_in_place(verb: str, **variables: str) -> None:
+    """Run what the service's Makefile would, with this environment for the one it would install."""
+    recipe = ["make", "--dry-run", "--no-print-directory", "--assume-old=install", verb]
+    commands = subprocess.run(
+        recipe, cwd=ROOT / SERVICE, env=person_environment(), check=True, capture_output=True, text=True
+    ).stdout.replace(" --cov", "")  # The baked projects measure the coverage.
+    clean = {
+        "PYTEST_ADDOPTS": f"-p no:cacheprovider {WITHOUT_PROCESSES}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = run_program(
+        ["sh", "-eu", "-c", commands.replace(".venv/bin", str(Path(sys.executable).parent))],
+        TIMEOUT_SECONDS,
+        folder=ROOT / SERVICE,
+        env=person_environment(**clean, **variables),
+    )
+    assert done.returncode == 0, done.stdout[-20000:]
+
+
+def test_python_of_the_service_holds_no_template_syntax() -> None:
+    for path in list_files(SERVICE):
+        if path.suffix == ".py":
+            text = (ROOT / path).read_text(encoding="utf-8")
+
+            assert "{%" not in text, path
+            assert "cookiecutter" not in text, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{}, {"TEST_DATABASE_URL": "sqlite://"}], ids=["postgresql", "sqlite"])
+def test_its_own_tests_pass_in_place_and_leave_nothing(variables: dict[str, str]) -> None:
+    before = list_files(SERVICE, ignored=True)
+
+    run_in_place("test", **variables)
+
+    assert list_files(SERVICE, ignored=True) == before

@@ -1,0 +1,119 @@
+"""The verbs, the documents and the pipelines of this repository."""
+
+import math
+import re
+import shutil
+import signal
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import CHOICES, CONTEXT, ROOT, list_files, person_environment
+from tests.serving import serve
+
+# Each command in a document, and what runs it.
+RUN_BY = {
+    "make demo": "tests/test_template.py",
+    "make bake": "tests/test_template.py",
+    "make check": ".ci/run",
+    "make test": ".ci/run",
+    '.uv/bin/uv run pytest -n auto -m "not slow"': "tests/test_template.py",
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clone")
+    for path in list_files("."):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def test_every_command_of_the_documents_is_run() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"))
+        commands = "".join(blocks).splitlines()
+
+        assert commands
+        for command in commands:
+            assert command in (ROOT / RUN_BY[command]).read_text(encoding="utf-8")
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), target
+
+
+def test_pictures_are_few_small_and_shown() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = [path for path in list_files(".") if path.suffix == ".png"]
+
+    assert 0 < len(pictures) < 5
+    for picture in pictures:
+        assert f"]({picture.as_posix()})" in readme
+        assert (ROOT / picture).stat().st_size < 40_000
+
+
+def test_options_table_of_the_readme_is_that_of_the_template() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (`[a-z_`, ]+) \| ([^|]+) \|", readme)
+
+    assert [option for row, _ in rows for option in re.findall(r"[a-z_]+", row)] == [
+        option for option in CONTEXT if not option.startswith("_")
+    ]
+    assert {row.strip("`"): re.findall(r"`([^`]+)`", choices) for row, choices in rows if "`" in choices} == CHOICES
+
+
+def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    matrix = jobs["bake"]["strategy"]["matrix"]
+    (bake,) = (step["run"] for step in jobs["bake"]["steps"] if "make bake" in step.get("run", ""))
+
+    answers = re.findall(r"(\w+)=\$\{\{ matrix\.(\w+) \}\}", bake)
+    baked = {option: set(matrix[name]) for option, name in answers}
+    assert baked == {option: set(choices) for option, choices in CHOICES.items() if option not in {"ci", "license"}}
+    assert set(matrix) == {name for _, name in answers}
+    assert math.prod(map(len, baked.values())) <= 256
+    assert {"run": "bash .ci/run"} in jobs["test"]["steps"]
+
+
+@pytest.mark.slow
+def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(clone: Path) -> None:
+    with serve(["make", "demo"], clone) as server:
+        server.stop(signal.SIGINT, group=True)
+
+    with serve(["make", "demo"], clone) as server:
+        assert server.seconds_to_start < 20
+        server.stop(signal.SIGKILL, group=False)
+
+
+@pytest.mark.slow
+def test_bake_asks_and_takes_answers(clone: Path) -> None:
+    name = "Pet {{ Shop }} {% #% {#"
+    questions = len([option for option in CONTEXT if not option.startswith("_")])
+
+    subprocess.run(
+        ["make", "bake"],
+        cwd=clone,
+        env=person_environment(HOME=str(clone)),
+        input=name + "\n" * questions,
+        text=True,
+        check=True,
+    )
+    subprocess.run(
+        ["make", "bake", "ANSWERS=--no-input database=sqlite"],
+        cwd=clone,
+        env=person_environment(HOME=str(clone)),
+        check=True,
+    )
+
+    asked, given = (clone / ".bake" / slug / "pyproject.toml" for slug in ("pet-shop", "my-service"))
+    assert tomllib.loads(asked.read_text(encoding="utf-8"))["tool"]["service"]["title"] == name
+    assert "psycopg" in asked.read_text(encoding="utf-8")
+    assert "aiosqlite" in given.read_text(encoding="utf-8")

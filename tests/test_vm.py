@@ -1,0 +1,931 @@
+"""The baked project, unmodified, on a fresh server with systemd, used through nginx: these tests take minutes."""
+
+import json
+import re
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from tests.conftest import Bake, BakedProject
+from tests.machines import COMMANDS, Load, Machine, Site, start_machine
+from tests.serving import Answer, wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMMANDS is None, reason="needs a fresh server: set TEST_MACHINE_COMMANDS (CONTRIBUTING.md)"),
+]
+
+DOMAIN = "app.vm.test"
+PASSWORD = "correct horse battery staple"
+EMAIL = "ada@example.com"
+PROJECT = "/root/project"
+# The longest name: sockets, accounts and firewall chains have limits of their own.
+SLUGS = {"postgresql": "todo-list", "sqlite": "a-service-whose-name-is-as-long-as-a-name-may-be-x"}
+TOKEN = "/api/v1/auth/token"
+TODOS = "/api/v1/todos"
+OF_A_BROWSER = {"Accept": "text/html,*/*;q=0.8"}
+# As JSON, like every other line of the service.
+TELL_OF_NEW_CODE = "print('\"the code is new\"')"
+
+
+@dataclass
+class Server:
+    machine: Machine
+    project: BakedProject
+    site: Site
+    # What was printed, in the order that it was.
+    outputs: dict[str, str]
+
+    @property
+    def slug(self) -> str:
+        return self.project.answers["project_slug"]
+
+    def deploy(self, *arguments: str, folder: str = PROJECT) -> str:
+        return self.machine.run(shlex.join([f"{folder}/deploy/vm/deploy.sh", *arguments]))
+
+    @property
+    def instance(self) -> str:
+        """The unit that serves."""
+        return self.machine.run(f"basename $(readlink /etc/{self.slug}/active.sock) .sock | sed 's/.*/{self.slug}@&/'")
+
+    @property
+    def release(self) -> str:
+        return self.machine.run(f"basename $(readlink /opt/{self.slug}/current)")
+
+    def unit_properties(self, *names: str) -> dict[str, str]:
+        shown = self.machine.run(f"systemctl show -p {','.join(names)} {self.instance}")
+        return dict(line.split("=", 1) for line in shown.splitlines())
+
+    def main_pid(self) -> int:
+        return int(self.machine.run(f"systemctl show -P MainPID {self.instance}"))
+
+    def pids(self) -> tuple[int, set[int]]:
+        """The process that keeps the workers alive, and those of the workers."""
+        main = self.main_pid()
+        return main, set(map(int, self.machine.run(f"pgrep -P {main} || true").split()))
+
+    def worker_stop_seconds(self) -> int:
+        """How long the process manager waits for a worker that it has told to stop."""
+        if self.project.answers["process_manager"] == "gunicorn":
+            release, environment = f"/opt/{self.slug}/current", f"/etc/{self.slug}/env"
+            show = f"cd {release}; set -a; . {environment}; .venv/bin/gunicorn -c gunicorn_conf.py --print-config"
+            found = re.search(r"(?m)^graceful_timeout +(?:= )?(\d+)", self.machine.run(show))
+        else:
+            _, workers = self.pids()
+            inherited = self.machine.run(f"tr '\\0' '\\n' < /proc/{min(workers)}/environ")
+            found = re.search(r"(?m)^SERVICE_STOP_SECONDS=(\d+)$", inherited)
+        assert found
+        return int(found[1])
+
+    def count_requests(self) -> float:
+        """How many requests to delete something were counted, as one of the workers tells."""
+        socket = f"/etc/{self.slug}/active.sock"
+        metrics = self.machine.run(f"curl --silent --show-error --fail --unix-socket {socket} http://{DOMAIN}/metrics")
+        counts = re.findall(r'(?m)^http_requests_total\{method="DELETE".*\} (\S+)$', metrics)
+        return sum(map(float, counts))
+
+    def sign_in(self) -> str:
+        answer = self.site.request(
+            "POST", TOKEN, {"grant_type": "password", "username": EMAIL, "password": PASSWORD}, form=True
+        )
+        assert answer.status == 200, answer.body
+        token: str = answer.json["access_token"]
+        return token
+
+    def titles(self, token: str) -> list[str]:
+        return [todo["title"] for todo in self.site.request("GET", f"{TODOS}?limit=100", token=token).json["items"]]
+
+    def setting(self, line: str) -> None:
+        self.machine.run(f"echo {shlex.quote(line)} >> /etc/{self.slug}/env")
+
+    @property
+    def schema(self) -> str:
+        """The revision that PostgreSQL's database is at."""
+        return self.machine.run(f"cd /; runuser -u postgres -- psql -At {self.slug} -c 'TABLE alembic_version'")
+
+    @property
+    def restarts(self) -> int:
+        return int(self.machine.run(f"systemctl show -P NRestarts {self.instance}"))
+
+
+def prepare(machine: Machine, project: BakedProject) -> Server:
+    outputs = {}
+    machine.push(project.path, PROJECT)
+    provision = f"{PROJECT}/deploy/vm/provision.sh"
+    outputs["dry run"] = machine.run(f"{provision} --dry-run")
+    outputs["after the dry run"] = machine.run("ls /etc /opt; getent passwd")
+    started = time.monotonic()
+    outputs["first"] = machine.run(provision)
+    outputs["deploy"] = machine.run(f"{PROJECT}/deploy/vm/deploy.sh")
+    trusted = machine.run(f"cat /etc/{project.answers['project_slug']}/tls/fullchain.pem")
+    site = Site(machine.address, DOMAIN, trusted)
+    assert site.answers()
+    print(f"\nFrom a fresh machine to HTTPS: {time.monotonic() - started:.0f} s")  # noqa: T201 - a figure to report
+    outputs["second"] = machine.run(provision)
+    return Server(machine, project, site, outputs)
+
+
+@pytest.fixture(scope="class")
+def server(request: pytest.FixtureRequest, bake: Bake) -> Iterator[Server]:
+    answers = {"project_slug": SLUGS[request.cls.database], "process_manager": request.cls.process_manager}
+    project = bake(deployment="vm", domain_name=DOMAIN, database=request.cls.database, **answers, **request.cls.answers)
+    with start_machine(request.cls.release) as machine:
+        server = prepare(machine, project)
+        account = {"email": EMAIL, "password": PASSWORD}
+        assert server.site.request("POST", "/api/v1/users", account).status == 201
+        yield server
+
+
+@pytest.fixture
+def token(server: Server) -> str:
+    return server.sign_in()
+
+
+def cookies_of(answer: Answer) -> dict[str, str]:
+    """The header that sends back what an answer has set."""
+    cookies = answer.headers.get_all("Set-Cookie", [])
+    return {"Cookie": "; ".join(cookie.partition(";")[0] for cookie in cookies)}
+
+
+def create(server: Server, token: str, title: str) -> Answer:
+    return server.site.request("POST", TODOS, {"title": title}, token=token)
+
+
+MIGRATION = """
+from alembic import op
+
+revision = "{revision}"
+down_revision = "{down}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE extra (id integer)")
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE extra")
+"""
+
+
+@pytest.fixture
+def copy(server: Server) -> Iterator[str]:
+    """A copy of the project on the server, to change."""
+    folder = "/root/copy"
+    server.machine.run(f"rm -rf {folder}; cp -R {PROJECT} {folder}")
+    yield folder
+    server.machine.run(f"rm -rf {folder}")
+
+
+def add_migration(server: Server, folder: str) -> str:
+    """Write a migration, and return the revision before it."""
+    head = server.machine.run(f"cat /opt/{server.slug}/current/.schema")
+    text = MIGRATION.format(revision="9999", down=head)
+    server.machine.run(f"printf %s {shlex.quote(text)} > {folder}/migrations/versions/9999_extra.py")
+    return head
+
+
+def destroy_database(server: Server) -> None:
+    if server.project.answers["database"] == "postgresql":
+        drop = f'DROP DATABASE "{server.slug}"; CREATE DATABASE "{server.slug}" OWNER "{server.slug}"'
+        statements = " ".join(f"-c {shlex.quote(statement)}" for statement in drop.split("; "))
+        server.machine.run(f"cd /tmp; runuser -u postgres -- psql -q {statements}")
+    else:
+        server.machine.run(f"rm /var/lib/{server.slug}/app.sqlite3*")
+
+
+def reaches(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def banned_until_unbanned(server: Server, jail: str, offend: Callable[[], object]) -> None:
+    ours = json.loads(server.machine.run("tail -n 1 /var/log/nginx/access.log"))["client"]
+    try:
+        # The last ones may be refused already.
+        with suppress(OSError):
+            offend()
+        wait_until(lambda: not reaches(server.site.address, 443), 30, lambda: f"{jail} has banned us")
+        assert ours in server.machine.run(f"fail2ban-client status {jail}")
+        assert reaches(server.site.address, 22)
+    finally:
+        server.machine.run(f"fail2ban-client set {jail} unbanip {ours}")
+    server.site.wait()
+
+
+@pytest.fixture
+def ssh_settings(server: Server) -> Iterator[tuple[str, str]]:
+    """Files for settings of sshd and of the socket that systemd can start it by; everything is as before afterwards."""
+    files = "/etc/ssh/sshd_config.d/port.conf", "/etc/systemd/system/ssh.socket.d/port.conf"
+    yield files
+    server.machine.run(
+        f"""
+        rm -f {" ".join(files)}
+        systemctl daemon-reload; systemctl stop ssh.socket ssh; systemctl start ssh
+        for port in 2222 2223 2224; do ufw delete allow "$port/tcp"; done
+        """
+    )
+
+
+def opened_by_provision(server: Server, port: int) -> bool:
+    """Whether it was closed before."""
+    closed = not reaches(server.site.address, port)
+    server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+    return closed and reaches(server.site.address, port)
+
+
+def is_served(server: Server, token: str) -> bool:
+    return server.site.request("GET", f"{TODOS}?limit=1", token=token).status == 200
+
+
+@pytest.fixture
+def acme_root(server: Server) -> Iterator[str]:
+    """An authority that speaks ACME, on the server itself: the certificate that it signs others with."""
+    machine, slug = server.machine, server.slug
+    machine.push(machine.commands / "acme-server.sh", "/root/acme-server.sh")
+    machine.run(
+        f"""
+        cp /etc/hosts /root/hosts
+        /root/acme-server.sh {DOMAIN}
+        cp /etc/acme-server/ca.pem /usr/local/share/ca-certificates/acme-server.crt
+        update-ca-certificates
+        echo 'server = https://localhost:14000/dir' > /etc/letsencrypt/cli.ini
+        """
+    )
+    yield machine.run("cat /etc/acme-server/issuer-root.pem")
+    machine.run(
+        f"""
+        systemctl stop acme-server
+        rm -rf /etc/letsencrypt/{{cli.ini,accounts,archive,live,renewal}}
+        rm /usr/local/share/ca-certificates/acme-server.crt
+        update-ca-certificates --fresh
+        cat /root/hosts > /etc/hosts
+        ln -sfn /etc/{slug}/self-signed /etc/{slug}/tls
+        systemctl reload nginx
+        """
+    )
+    server.site.wait()
+
+
+def serial_of(server: Server) -> str:
+    connect = f"timeout 20 openssl s_client -connect 127.0.0.1:443 -servername {DOMAIN} </dev/null 2>&1"
+    return server.machine.run(f"{connect} | openssl x509 -noout -serial")
+
+
+def count_new_code(server: Server) -> int:
+    journal = f"journalctl -u {server.instance} -o cat --since=-5min"
+    return int(server.machine.run(f"{journal} | grep -c 'the code is new' || true"))
+
+
+class ServerTests:
+    """One class for each server, so that pytest-xdist gives each to one worker, which prepares it once."""
+
+    database: ClassVar[str]
+    process_manager: ClassVar[str] = "gunicorn"
+    release: ClassVar[str | None] = None
+    answers: ClassVar[dict[str, str]] = {}
+
+    def test_dry_run_tells_what_it_would_change_and_changes_nothing(self, server: Server) -> None:
+        planned = [line for line in server.outputs["dry run"].splitlines() if line.startswith("- ")]
+
+        assert any("install" in line and "nginx" in line for line in planned)
+        assert f"{len(planned)} changes would be made; nothing was changed" in server.outputs["dry run"]
+        assert server.slug not in server.outputs["after the dry run"]
+        assert "nginx" not in server.outputs["after the dry run"]
+
+    def test_second_provision_changes_nothing_and_says_so(self, server: Server) -> None:
+        assert "Nothing changed" in server.outputs["second"]
+        assert "\n- " not in server.outputs["second"]
+
+    def test_machine_is_up_and_everything_runs(self, server: Server) -> None:
+        timers = " ".join(f"{server.slug}-{job}.timer" for job in ("backup", "certificate", "health"))
+
+        assert server.machine.run("systemctl is-system-running") == "running"
+        server.machine.run(f"systemctl is-active nginx ufw fail2ban unattended-upgrades certbot.timer {timers}")
+        server.machine.run(f"systemctl is-enabled systemd-timesyncd {server.slug}.target")
+
+    def test_units_are_hardened_and_without_a_complaint(self, server: Server) -> None:
+        kinds = ".service,.socket,.target,.timer,@.service,@.socket"
+        listing = f"cd /etc/systemd/system && ls {server.slug}{{-*,}}{{{kinds}}} 2>/dev/null || true"
+        units = server.machine.run(listing).replace("@.", "@a.").split()
+
+        assert len(units) == 9
+        complaints = server.machine.run(f"systemd-analyze verify {shlex.join(units)} 2>&1")
+        security = server.machine.run(f"systemd-analyze security --no-pager {server.slug}@a.service | tail -n 1")
+
+        assert complaints == ""
+        score = re.search(r"([0-9.]+) OK", security)
+        assert score, security
+        assert float(score[1]) <= 2.0
+
+    def test_account_has_no_shell_and_only_it_reads_the_secrets(self, server: Server) -> None:
+        account = server.slug[:31]
+
+        assert server.machine.run(f"getent passwd {account}").endswith("/usr/sbin/nologin")
+        assert server.machine.run(f"stat -c '%a %U %G' /etc/{server.slug}/env") == f"640 root {account}"
+        assert (
+            server.machine.run(f"stat -c '%a' /var/lib/{server.slug} /var/backups/{server.slug}").split() == ["700"] * 2
+        )
+        assert server.machine.run(f"find /opt/{server.slug}/ ! -user root") == ""
+        assert server.machine.run(f"stat -c '%a %U %G' /etc/{server.slug}/self-signed/privkey.pem") == "600 root root"
+
+    def test_person_signs_in_and_keeps_todos_over_https(self, server: Server, token: str) -> None:
+        created = create(server, token, "Deploy it")
+        todo = f"{TODOS}/{created.json['id']}"
+        changed = server.site.request("PATCH", todo, {"title": "Trust it"}, token=token)
+        titles = server.titles(token)
+        deleted = server.site.request("DELETE", todo, token=token)
+
+        assert (created.status, changed.status, deleted.status) == (201, 200, 204)
+        assert "Trust it" in titles
+        assert "Trust it" not in server.titles(token)
+
+    def test_plain_http_leads_to_https_and_what_is_internal_stays_inside(self, server: Server) -> None:
+        assert server.site.redirect_of("/a?b=c") == (308, f"https://{DOMAIN}/a?b=c")
+        assert [server.site.request("GET", path).status for path in ("/metrics", "/health/ready", "/docs")] == [404] * 3
+        assert server.site.request("GET", "/static/favicon.svg").status == 200
+
+    def test_commands_of_the_service_run_on_the_server(self, server: Server) -> None:
+        manage = f"{server.slug}-manage"
+
+        output = server.machine.run(
+            f"echo {shlex.quote(PASSWORD)} | {manage} users create-admin root@example.com --password-stdin"
+        )
+
+        assert "root@example.com is an administrator" in output
+        assert "production" in server.machine.run(f"{manage} check")
+        server.machine.run(f"{manage} users deactivate root@example.com")
+
+    def test_everything_is_back_after_a_reboot(self, server: Server, token: str) -> None:
+        created = create(server, token, "Survives a reboot")
+        boot = server.machine.run("cat /proc/sys/kernel/random/boot_id")
+
+        server.machine.reboot()
+
+        server.site.wait()
+        assert server.machine.run("cat /proc/sys/kernel/random/boot_id") != boot
+        assert server.machine.run("systemctl is-system-running --wait") == "running"
+        assert created.json["title"] in server.titles(token)
+        assert "Status: active" in server.machine.run("ufw status")
+        assert len(server.machine.run("journalctl --list-boots --no-pager").splitlines()) >= 2
+
+    def test_backup_brings_everything_back_after_a_loss(self, server: Server, token: str) -> None:
+        created = create(server, token, "Worth keeping")
+        server.machine.run(f"systemctl start {server.slug}-backup.service")
+        backup = server.machine.run(f"ls -t /var/backups/{server.slug}/* | head -n 1")
+        server.machine.run(f"systemctl stop {server.slug}.target")
+        destroy_database(server)
+
+        server.machine.run(f"{server.slug}-manage db restore {backup} --yes")
+
+        server.machine.run(f"systemctl start {server.slug}.target")
+        server.site.wait()
+        assert created.json["title"] in server.titles(token)
+        assert create(server, token, "After the loss").status == 201
+        assert server.machine.run(f"stat -c '%a %U' {backup}") == f"600 {server.slug[:31]}"
+        assert server.machine.run(f"systemctl is-active {server.slug}-backup.timer") == "active"
+
+
+class ProcessTests(ServerTests):
+    """What whoever keeps the workers alive has a part in."""
+
+    def test_deployment_and_restart_under_load_fail_no_request(self, server: Server, token: str) -> None:
+        release, instance = server.release, server.instance
+
+        with Load(server.site, token) as load:
+            deployed = server.deploy()
+            restarted = server.deploy("restart")
+
+        assert server.release > release
+        assert server.release in deployed
+        assert server.release in restarted
+        assert server.instance == instance
+        assert set(load.outcomes) == {("GET", 200), ("POST", 201)}, load.outcomes
+        assert min(load.outcomes.values()) > 20
+        assert server.machine.run(f"systemctl list-units --plain --no-legend '{server.slug}@*.service' | wc -l") == "1"
+
+    def test_proxy_waits_longer_than_the_unit_and_the_unit_longer_than_the_workers(self, server: Server) -> None:
+        proxy = re.findall(r"proxy_read_timeout (\d+)s;", server.machine.run("nginx -T 2>/dev/null"))
+        unit = re.fullmatch(r"(\d+)s", server.unit_properties("TimeoutStopUSec")["TimeoutStopUSec"])
+
+        assert unit
+        assert min(map(int, proxy)) > int(unit[1]) > server.worker_stop_seconds()
+
+    def test_reload_under_load_brings_new_code(self, server: Server, token: str) -> None:
+        main, workers = server.pids()
+        code = f"/opt/{server.slug}/current/app/main.py"
+        server.machine.run(f"cp -p {code} /root/main.py; echo {shlex.quote(TELL_OF_NEW_CODE)} >> {code}")
+
+        with Load(server.site, token) as load:
+            server.machine.run(f"systemctl reload {server.instance}")
+            wait_until(lambda: not server.pids()[1] & workers, 60, lambda: "all workers are new")
+            wait_until(lambda: count_new_code(server) == len(workers), 60, lambda: "all workers run the new code")
+        server.machine.run(f"cp -p /root/main.py {code}")
+
+        assert server.main_pid() == main
+        failed = {outcome: count for outcome, count in load.outcomes.items() if outcome[1] not in {200, 201}}
+        # A POST that meets a worker just as it ends is not repeated: for that there is `deploy.sh restart`.
+        assert all(method == "POST" for method, _ in failed), failed
+        assert sum(failed.values()) <= 2 * len(workers), failed
+
+    def test_killed_worker_is_replaced(self, server: Server, token: str) -> None:
+        main, workers = server.pids()
+        victim = min(workers)
+
+        server.machine.run(f"kill -9 {victim}")
+
+        wait_until(lambda: len(server.pids()[1] - {victim}) == len(workers), 30, lambda: "a new worker")
+        assert server.main_pid() == main
+        assert "Under" not in server.titles(token)
+
+    def test_killed_master_is_replaced_and_requests_wait_meanwhile(self, server: Server) -> None:
+        main = server.main_pid()
+        restarts = server.restarts
+
+        server.machine.run(f"kill -9 {main}")
+
+        server.site.wait(30)
+        wait_until(lambda: server.restarts == restarts + 1, 30, lambda: "systemd has restarted it")
+        assert server.main_pid() != main
+
+    def test_hung_worker_is_replaced(self, server: Server) -> None:
+        _, workers = server.pids()
+        victim = min(workers)
+
+        server.machine.run(f"kill -STOP {victim}")
+
+        wait_until(lambda: victim not in server.pids()[1], 60, lambda: "the worker is replaced")
+        wait_until(lambda: len(server.pids()[1]) == len(workers), 30, lambda: "a new worker")
+        server.site.wait()
+
+    def test_service_that_was_stopped_on_purpose_stays_stopped(self, server: Server) -> None:
+        instance = server.instance
+        server.machine.run(f"systemctl stop {server.slug}.target")
+
+        result = server.unit_properties("Result", "ExecMainStatus")
+        server.machine.run(f"systemctl start {server.slug}-health.service")
+
+        assert result == {"Result": "success", "ExecMainStatus": "0"}
+        assert server.machine.run(f"systemctl is-active {instance} || true") == "inactive"
+        assert server.site.request("GET", "/api/v1/users/me").status == 503
+        server.machine.run(f"systemctl start {server.slug}.target")
+        server.site.wait()
+
+    def test_counts_of_the_workers_add_up(self, server: Server) -> None:
+        before = server.count_requests()
+
+        statuses = [server.site.request("DELETE", "/api/v1/users/me").status for _ in range(10)]
+
+        assert statuses == [401] * 10
+        wait_until(lambda: server.count_requests() == before + 10, 30, lambda: "all are counted")
+        assert [server.count_requests() - before for _ in range(10)] == [10] * 10
+
+    def test_every_line_of_the_service_is_json(self, server: Server) -> None:
+        # Of its last start, and not those that systemd has to say of the unit.
+        run = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {server.instance})"
+
+        lines = server.machine.run(f"journalctl {run} -o cat").splitlines()
+
+        assert [json.loads(line) for line in lines]
+
+
+class DeploymentTests(ProcessTests):
+    def test_rollback_goes_to_the_release_before_and_five_are_kept(self, server: Server) -> None:
+        releases = f"/opt/{server.slug}/releases"
+        server.machine.run(
+            f"for n in 1 2 3 4 5 6; do cp -Rl {releases}/{server.release} {releases}/20000101-00000$n; done"
+        )
+        before = server.release
+
+        server.deploy()
+        kept = server.machine.run(f"ls {releases}").split()
+        after = server.release
+        server.deploy("rollback")
+
+        assert len(kept) == 5
+        assert {before, after} <= set(kept)
+        assert server.release == before
+        assert f"* {before}" in server.deploy("status")
+
+
+class TestOnSQLite(ProcessTests):
+    """Also the pages."""
+
+    database = "sqlite"
+    process_manager = "supervisor"
+    answers: ClassVar[dict[str, str]] = {"web_pages": "yes"}
+
+    def test_person_logs_in_on_a_page_with_cookies_for_tls_alone(self, server: Server) -> None:
+        page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
+        (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', page.body.decode())[-1:]
+        form = {"csrf_token": token, "email": EMAIL, "password": PASSWORD}
+        entered = server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER | cookies_of(page))
+        account = server.site.request("GET", "/account", headers=OF_A_BROWSER | cookies_of(entered))
+
+        assert (entered.status, entered.headers["Location"]) == (303, "/")
+        for cookie in [*page.headers.get_all("Set-Cookie", []), *entered.headers.get_all("Set-Cookie", [])]:
+            assert cookie.startswith("__Host-")
+            assert {"HttpOnly", "Path=/", "SameSite=lax", "Secure"} <= set(cookie.split("; "))
+        assert account.status == 200
+        assert EMAIL in account.body.decode()
+        assert server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER).status == 403
+
+    def test_nginx_serves_the_files_of_the_pages_and_speaks_while_the_service_is_stopped(self, server: Server) -> None:
+        page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
+        (style,) = re.findall(r'href="(/static/pages\.[0-9a-f]{16}\.css)"', page.body.decode())
+        server.machine.run(f"systemctl stop {server.slug}.target")
+        try:
+            file = server.site.request("GET", style)
+            refused = server.site.request("GET", "/todos", headers=OF_A_BROWSER)
+        finally:
+            server.machine.run(f"systemctl start {server.slug}.target")
+            server.site.wait()
+
+        # From the copy that the deployment made: nginx's cache would say so.
+        assert (file.status, file.headers["X-Cache-Status"]) == (200, None)
+        assert file.headers.get_all("Cache-Control") == ["public, max-age=31536000, immutable"]
+        assert file.headers["Content-Type"].startswith("text/css")
+        assert refused.status == 503
+        assert refused.headers["Content-Type"].startswith("text/html")
+        assert b"Out of reach for a moment" in refused.body
+
+
+class TestOnDebian13(DeploymentTests):
+    database = "postgresql"
+    process_manager = "circus"
+    release = "trixie"
+
+
+class TestOnPostgreSQL(DeploymentTests):
+    """Also what no database and no release of the system has a part in."""
+
+    database = "postgresql"
+
+    def test_limits_of_the_unit_reach_the_service(self, server: Server) -> None:
+        shown = server.unit_properties("MemoryMax", "TasksMax", "LimitNOFILE", "OOMPolicy", "Restart")
+        memory = int(server.machine.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) * 1024
+        files = server.machine.run(f"sed -n 's/^Max open files *//p' /proc/{server.main_pid()}/limits")
+
+        assert 0.79 < int(shown.pop("MemoryMax")) / memory < 0.81
+        assert shown == {"TasksMax": "256", "LimitNOFILE": "16384", "OOMPolicy": "continue", "Restart": "always"}
+        assert files.split()[:2] == ["16384", "16384"]
+
+    def test_backups_and_logs_do_not_fill_the_disk(self, server: Server) -> None:
+        backups, log = f"/var/backups/{server.slug}", "/var/log/nginx/access.log"
+        server.machine.run(f"touch {backups}/{server.slug}-202001{{10..29}}T030000Z.dump")
+
+        server.machine.run(f"systemctl start {server.slug}-backup.service")
+        server.machine.run("logrotate --force /etc/logrotate.d/nginx")
+
+        wait_until(
+            lambda: server.site.answers() and '"path":"/health"' in server.machine.run(f"cat {log}"),
+            10,
+            lambda: "nginx writes to the new file",
+        )
+        kept = server.machine.run(f"ls {backups}").split()
+        journal = server.machine.run("journalctl -u systemd-journald -o cat | grep 'System Journal' | tail -n 1")
+        assert len(kept) == 14
+        assert max(kept) > f"{server.slug}-2026"
+        assert server.machine.run(f"stat -c %a {log}.1 {log}").split() == ["640", "640"]
+        assert "max 500.0M" in journal
+        server.machine.run("systemctl is-active logrotate.timer")
+
+    def test_provision_that_stops_says_where_and_the_next_one_completes_it(self, server: Server) -> None:
+        provision = f"{PROJECT}/deploy/vm/provision.sh"
+        server.machine.run("rm /etc/nginx/service/tls.conf; echo nonsense > /etc/nginx/conf.d/broken.conf")
+
+        stopped = server.machine.fails(provision)
+        served = server.site.answers()
+        server.machine.run("rm /etc/nginx/conf.d/broken.conf")
+        completed = server.machine.run(provision)
+
+        assert "unknown directive" in stopped or "unexpected end of file" in stopped
+        assert "could not reload nginx. When that is mended run it again" in stopped
+        assert served
+        assert "- reload nginx" in completed
+        assert "Nothing changed" in server.machine.run(provision)
+
+    def test_ssh_stays_reachable_on_whatever_port_it_has(self, server: Server, ssh_settings: tuple[str, str]) -> None:
+        sshd, activation = ssh_settings
+
+        server.machine.run(f"echo 'Port 2222' > {sshd}; systemctl restart ssh")
+        as_configured = opened_by_provision(server, 2222)
+        # It still listens there, and has another one after its next start.
+        server.machine.run(f"ufw delete allow 2222/tcp; echo 'Port 2223' > {sshd}")
+        as_it_is = opened_by_provision(server, 2222)
+        server.machine.run(
+            f"""
+            rm {sshd}; systemctl stop ssh
+            install -D /dev/stdin {activation} <<< $'[Socket]\nListenStream=2224'
+            systemctl daemon-reload; systemctl start ssh.socket
+            """
+        )
+        as_systemd_listens = opened_by_provision(server, 2224)
+
+        assert (as_configured, as_it_is, as_systemd_listens) == (True, True, True)
+        assert reaches(server.site.address, 22)
+
+    def test_who_guesses_for_ssh_loses_all_ports_and_who_guesses_for_the_service_the_web(self, server: Server) -> None:
+        rules = {}
+        for jail in ("sshd", "service"):
+            server.machine.run(f"fail2ban-client set {jail} banip 192.0.2.7")
+            wait = f"until iptables -S INPUT | grep 'f2b-{jail}'; do sleep 0.1; done"
+            rules[jail] = server.machine.run(f"timeout 10 bash -c {shlex.quote(wait)}")
+            server.machine.run(f"fail2ban-client set {jail} unbanip 192.0.2.7")
+
+        assert rules["sshd"] == "-A INPUT -p tcp -j f2b-sshd"
+        assert rules["service"] == "-A INPUT -p tcp -m multiport --dports 80,443 -j f2b-service"
+
+    def test_swap_is_made_only_where_it_can_be(self, server: Server) -> None:
+        provision = f"{PROJECT}/deploy/vm/provision.sh --swap 64M"
+        is_container = server.machine.run("systemd-detect-virt --container || true") != "none"
+
+        planned = "" if is_container else server.machine.run(f"{provision} --dry-run")
+        output = server.machine.fails(provision) if is_container else server.machine.run(provision)
+
+        assert is_container or "- make a swap file of 64M" in planned
+        assert ("--swap: this is a container" in output) == is_container
+        assert ("/swapfile" in server.machine.run("cat /proc/swaps /etc/fstab")) != is_container
+
+    def test_wrong_call_does_nothing(self, server: Server) -> None:
+        release = server.release
+        calls = ("deploy.sh rolback root@localhost", "deploy.sh --downgrade", "provision.sh --dryrun", "deploy.sh -x")
+
+        outputs = [server.machine.fails(f"{PROJECT}/deploy/vm/{call}") for call in calls]
+        meanwhile = server.machine.fails(f"flock /run/lock/{server.slug}-deploy.lock {PROJECT}/deploy/vm/deploy.sh")
+
+        assert all("Usage: " in output for output in outputs), outputs
+        assert "another deployment is under way" in meanwhile
+        assert server.release == release
+
+    def test_address_that_the_operator_denies_is_refused(self, server: Server) -> None:
+        server.site.request("GET", "/health")
+        ours = json.loads(server.machine.run("tail -n 1 /var/log/nginx/access.log"))["client"]
+        denied = "/etc/nginx/service/deny.conf"
+
+        server.machine.run(f"cp {denied} /root/deny.conf; echo 'deny {ours};' >> {denied}; systemctl reload nginx")
+        try:
+            wait_until(lambda: server.site.request("GET", "/health").status == 403, 10, lambda: "we are refused")
+            provisioned = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+        finally:
+            server.machine.run(f"cp /root/deny.conf {denied}; systemctl reload nginx")
+            # Workers of before may still take a connection.
+            wait_until(lambda: all(server.site.answers() for _ in range(10)), 10, lambda: "we are let in again")
+
+        assert "Nothing changed" in provisioned
+
+    def test_every_command_of_the_operations_document_works(self, server: Server, token: str) -> None:
+        document = server.project.read("docs/operations.md")
+        commands = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", document)).splitlines()
+        commands += re.findall(r"`(systemctl [^`]+)`", document)
+        server.machine.run(f"systemctl start {server.slug}-backup.service")
+        backup = server.machine.run(f"ls /var/backups/{server.slug} | tail -n 1")
+        server.machine.run("fail2ban-client set service banip 203.0.113.7")
+        # On the server itself; what follows the journal, or tells that something is not running, is ended and fine.
+        meant = {" root@server.example.com": "", "/FILE ": f"/{backup} "}
+
+        for line in commands:
+            command = line
+            for written, here in meant.items():
+                command = command.replace(written, here)
+            fine = {"journalctl": 124, "systemctl status": 3}
+            ends = next((code for words, code in fine.items() if command.startswith(words)), 0)
+            shell = f"timeout 120 bash -c {shlex.quote(command)}" if ends != 124 else f"timeout 3 {command}"
+            server.machine.run(f"cd {PROJECT}; {shell} || [[ $? == {ends} ]]")
+
+        assert len(commands) > 10
+        server.site.wait()
+        assert is_served(server, token)
+
+    def test_forged_address_reaches_no_log(self, server: Server) -> None:
+        forged = {"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6", "Forwarded": "for=6.6.6.6"}
+        form = {"grant_type": "password", "username": "nobody@example.com", "password": "wrong password 123"}
+
+        server.site.request("POST", TOKEN, form, form=True, headers=forged)
+
+        lines = server.machine.run(f"journalctl -u '{server.slug}@*' -o cat | grep 'sign-in failed' | tail -n 1")
+        ours = server.machine.run("tail -n 1 /var/log/nginx/access.log")
+        assert json.loads(lines)["client"] == json.loads(ours)["client"] != "6.6.6.6"
+        server.machine.fails("grep --recursive --fixed-strings 6.6.6.6 /var/log/nginx")
+
+    def test_hung_service_is_restarted_by_the_health_timer(self, server: Server) -> None:
+        main = server.main_pid()
+
+        server.machine.run(f"systemctl kill --signal=STOP {server.instance}")
+
+        wait_until(lambda: server.main_pid() not in {0, main}, 120, lambda: "the timer has restarted the service")
+        server.site.wait()
+        assert "restarting instance" in server.machine.run(f"journalctl -u {server.slug}-health -o cat --since=-5min")
+
+    def test_restarted_database_is_found_again(self, server: Server, token: str) -> None:
+        before = server.pids()
+        created = create(server, token, "Before the restart")
+
+        server.machine.run("systemctl restart postgresql")
+
+        # Each connection of the pools learns of it when it is used.
+        wait_until(lambda: all(is_served(server, token) for _ in range(20)), 30, lambda: "the database is found again")
+        assert created.json["title"] in server.titles(token)
+        assert server.pids() == before
+
+    def test_full_disk_of_the_logs_stops_no_request(self, server: Server, token: str) -> None:
+        fill = "cat /dev/zero > {0}/fill 2>/dev/null || true"
+        folders = ["/var/log/nginx", "/var/log/journal"]
+        for folder in folders:
+            server.machine.run(f"mount -t tmpfs -o size=1M none {folder}; {fill.format(folder)}; df {folder}")
+        server.machine.run("nginx -s reopen; systemctl restart systemd-journald")
+
+        try:
+            assert [create(server, token, "The disk is full").status for _ in range(20)] == [201] * 20
+            assert "100%" in server.machine.run("df /var/log/nginx")
+        finally:
+            server.machine.run(f"umount -l {' '.join(folders)}; nginx -s reopen; systemctl restart systemd-journald")
+        server.site.wait()
+
+    def test_deployment_is_refused_when_the_configuration_cannot_work(self, server: Server) -> None:
+        release = server.release
+        server.setting("ALLOWED_HOSTS=*")
+
+        output = server.machine.fails(f"{PROJECT}/deploy/vm/deploy.sh")
+        restart = server.machine.fails(f"{PROJECT}/deploy/vm/deploy.sh restart")
+
+        server.machine.run(f"sed -i '$d' /etc/{server.slug}/env")
+        for text in (output, restart):
+            assert "ALLOWED_HOSTS: must not be *" in text
+            assert "nothing was changed" in text
+        assert server.release == release
+        assert server.machine.run(f"ls /opt/{server.slug}/releases | grep -cx {release}") == "1"
+        assert server.site.answers()
+
+    def test_release_that_does_not_start_is_rolled_back_and_says_why(
+        self, server: Server, copy: str, token: str
+    ) -> None:
+        release, instance = server.release, server.instance
+        head = add_migration(server, copy)
+        server.machine.run(f"echo 'raise RuntimeError(\"broken on purpose\")' >> {copy}/app/main.py")
+
+        with Load(server.site, token) as load:
+            output = server.machine.fails(f"{copy}/deploy/vm/deploy.sh")
+
+        assert "broken on purpose" in output
+        assert f"rolled back: {release} goes on serving" in output
+        assert (server.release, server.instance) == (release, instance)
+        assert {outcome[1] for outcome in load.outcomes} == {200, 201}, load.outcomes
+        assert server.schema == head
+        server.machine.run(f"ls /opt/{server.slug}/releases | grep -x {release}")
+        assert "ready" in server.deploy("status")
+
+    def test_release_that_cannot_take_over_leaves_the_old_one_serving(self, server: Server, token: str) -> None:
+        release, instance = server.release, server.instance
+        in_the_way = f"/etc/{server.slug}/active.sock.new"
+        server.machine.run(f"mkdir {in_the_way}")
+
+        output = server.machine.fails(f"{PROJECT}/deploy/vm/deploy.sh")
+        server.machine.run(f"rm -r {in_the_way}")
+
+        assert f"rolled back: {release} goes on serving" in output
+        assert (server.release, server.instance) == (release, instance)
+        assert is_served(server, token)
+        assert server.machine.run(f"systemctl list-units --plain --no-legend '{server.slug}@*.service' | wc -l") == "1"
+
+    def test_migration_that_fails_changes_nothing(self, server: Server, copy: str) -> None:
+        release = server.release
+        add_migration(server, copy)
+        server.machine.run(
+            f"sed -i 's/CREATE TABLE extra (id integer)/no SQL/' {copy}/migrations/versions/9999_extra.py"
+        )
+
+        output = server.machine.fails(f"{copy}/deploy/vm/deploy.sh")
+
+        assert "the migration failed: the service goes on" in output
+        assert server.release == release
+        assert "ready" in server.deploy("status")
+
+    def test_rollback_takes_the_schema_back_only_when_told_to(self, server: Server, copy: str, token: str) -> None:
+        release = server.release
+        head = add_migration(server, copy)
+        server.deploy(folder=copy)
+        newer = server.release
+
+        refusal = server.machine.fails(f"{PROJECT}/deploy/vm/deploy.sh rollback")
+        output = server.deploy("rollback", "--downgrade")
+
+        assert newer > release
+        assert "needs an older schema" in refusal
+        assert f"Rolled back: {release}" in output
+        assert server.release == release
+        assert server.schema == head
+        assert create(server, token, "After the rollback").status == 201
+        server.machine.run(f"rm -rf /opt/{server.slug}/releases/{newer}")
+
+    def test_developer_deploys_over_ssh_and_is_not_locked_out(self, server: Server) -> None:
+        server.machine.run(
+            """
+            useradd --create-home --shell /bin/bash developer
+            echo 'developer ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/developer
+            cp -R /root/project /home/developer/
+            install -d -m 700 /home/developer/.ssh
+            ssh-keygen -q -t ed25519 -N '' -f /home/developer/.ssh/id_ed25519
+            cp /home/developer/.ssh/id_ed25519.pub /home/developer/.ssh/authorized_keys
+            echo 'StrictHostKeyChecking accept-new' > /home/developer/.ssh/config
+            chown -R developer: /home/developer
+            """
+        )
+        over_ssh = "runuser -u developer -- env -C /home/developer/project deploy/vm/{} developer@localhost"
+
+        provisioned = server.machine.run(over_ssh.format("provision.sh"))
+        release = server.release
+        deployed = server.machine.run(over_ssh.format("deploy.sh"))
+        status = server.machine.run(over_ssh.format("deploy.sh status"))
+
+        assert "Nothing changed" in provisioned
+        assert server.release > release
+        assert server.release in deployed
+        assert f"* {server.release}" in status
+        assert server.machine.run("ls -d /tmp/tmp.* 2>/dev/null || true") == ""
+        server.machine.run("userdel --force --remove developer 2>/dev/null; rm /etc/sudoers.d/developer")
+
+    def test_firewall_closes_every_other_port(self, server: Server) -> None:
+        server.machine.run("systemd-run --quiet --unit=open-port python3 -m http.server 8000")
+        server.machine.run("timeout 20 bash -c 'until (: </dev/tcp/127.0.0.1/8000) 2>/dev/null; do sleep 0.1; done'")
+        address = server.site.address
+
+        closed = [reaches(address, port) for port in (5432, 8000)]
+        server.machine.run("ufw --force disable")
+        opened = reaches(address, 8000)
+        server.machine.run("ufw --force enable; systemctl stop open-port")
+
+        assert closed == [False, False]
+        assert opened
+        assert [reaches(address, port) for port in (22, 80, 443)] == [True] * 3
+
+    def test_who_fails_to_sign_in_again_and_again_is_banned(self, server: Server) -> None:
+        form = {"grant_type": "password", "username": EMAIL, "password": "wrong password 123"}
+
+        def offend() -> None:
+            for _ in range(10):
+                server.site.request("POST", TOKEN, form, form=True)
+                # Slower than nginx's limit, which another jail watches.
+                time.sleep(1.1)
+
+        server.site.request("GET", "/health")
+        try:
+            banned_until_unbanned(server, "service", offend)
+        finally:
+            server.machine.run("fail2ban-client reload --unban")
+
+    def test_who_hammers_is_banned(self, server: Server) -> None:
+        form = {"grant_type": "password", "username": EMAIL, "password": "short"}
+
+        def offend() -> None:
+            statuses = [server.site.request("POST", TOKEN + "x", form, form=True).status for _ in range(3)]
+            statuses += [server.site.request("POST", "/api/v1/users", {}).status for _ in range(40)]
+            assert 429 in statuses
+
+        server.site.request("GET", "/health")
+        try:
+            banned_until_unbanned(server, "nginx-limit-req", offend)
+        finally:
+            server.machine.run("fail2ban-client reload --unban")
+
+    def test_certificate_comes_by_itself_once_the_name_leads_here_and_is_renewed(
+        self, server: Server, acme_root: str
+    ) -> None:
+        trusting_it = Site(server.site.address, DOMAIN, acme_root)
+        self_signed = serial_of(server)
+
+        provisioned = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh --email {EMAIL}")
+        trusting_it.wait(10)
+        contact = server.machine.run("certbot show_account")
+        # As before the name led here.
+        server.machine.run(
+            f"""
+            rm -r /etc/letsencrypt/{{archive,live,renewal}}
+            ln -sfn /etc/{server.slug}/self-signed /etc/{server.slug}/tls
+            systemctl start {server.slug}-certificate.service
+            """
+        )
+        trusting_it.wait(10)
+        issued = serial_of(server)
+        server.machine.run("certbot renew --quiet --force-renewal --no-random-sleep-on-renew")
+        wait_until(
+            lambda: serial_of(server) not in {self_signed, issued}, 10, lambda: "nginx serves the renewed certificate"
+        )
+
+        assert "does not lead to this server yet" in server.outputs["first"]
+        assert "has a certificate of a certificate authority" in provisioned
+        assert EMAIL in contact
+        assert issued != self_signed
+        assert trusting_it.answers()
+        assert "Nothing changed" in server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+        assert server.machine.run("systemctl is-active certbot.timer") == "active"
