@@ -1,0 +1,227 @@
+"""How gunicorn, supervisor and circus compare: `make bench-process-managers`.
+
+Serves three baked projects (SQLite, two workers), one after the other, on loopback, and prints a table. The load is
+bounded: four clients that keep their connection and ask for what touches no database, for a few seconds at a time.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from statistics import median
+from threading import Event
+from urllib.parse import urlsplit
+
+from cookiecutter.main import cookiecutter
+
+from tests.conftest import CHOICES, ROOT, SERVICE, list_files, person_environment
+from tests.serving import RunningServer, serve, wait_until
+
+CLIENTS = 4
+WORKERS = 2
+LOAD_SECONDS = 2
+ROUNDS = 5
+CRASH_SECONDS = 10
+MAX_REQUESTS = 1000
+PATIENCE_SECONDS = 60
+HANG_SECONDS = 10
+
+
+def bake(folder: Path, manager: str) -> Path:
+    template = folder / "template"
+    for path in list_files("cookiecutter.json", "hooks", SERVICE):
+        (template / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, template / path)
+    answers = {"database": "sqlite", "process_manager": manager, "project_slug": f"my-{manager}"}
+    return Path(
+        cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=folder, default_config=True)
+    )
+
+
+def ask_until(base_url: str, is_over: Callable[[], bool]) -> list[bool]:
+    """Tell of each request whether it was answered."""
+    outcomes = []
+    connection = HTTPConnection(urlsplit(base_url).netloc, timeout=PATIENCE_SECONDS)
+    while not is_over():
+        try:
+            connection.request("GET", "/health/live")
+            response = connection.getresponse()
+            response.read()
+            outcomes.append(response.status == 200)
+        except (HTTPException, OSError):
+            outcomes.append(False)
+            connection.close()
+    connection.close()
+    return outcomes
+
+
+def put_under_load(server: RunningServer, act: Callable[[], None]) -> tuple[int, int, float]:
+    """Return how many requests failed and how many were made, and the seconds that the act took."""
+    ended = Event()
+    with ThreadPoolExecutor() as threads:
+        loads = [threads.submit(ask_until, server.base_url, ended.is_set) for _ in range(CLIENTS)]
+        started = time.monotonic()
+        try:
+            act()
+        finally:
+            seconds = time.monotonic() - started
+            ended.set()
+    outcomes = [outcome for load in loads for outcome in load.result()]
+    return outcomes.count(False), len(outcomes), seconds
+
+
+class Measured:
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        self.manager = server.process.pid
+        self.wait(lambda: len(self.workers()) == WORKERS, "the workers")
+
+    def workers(self) -> set[int]:
+        """The manager's children that serve."""
+        children = Path(f"/proc/{self.manager}/task/{self.manager}/children")
+        return {int(pid) for pid in children.read_text().split()} if children.exists() else set()
+
+    def wait(self, is_so: Callable[[], bool], what: str) -> None:
+        wait_until(is_so, PATIENCE_SECONDS, lambda: what)
+
+    def count_starts(self) -> int:
+        return self.server.read_log().count("Application startup complete.")
+
+    def wait_for_starts(self, count: int) -> None:
+        self.wait(lambda: self.count_starts() >= count, f"{count} starts")
+
+    def reload(self) -> None:
+        before = self.count_starts()
+        os.kill(self.manager, signal.SIGHUP)
+        self.wait_for_starts(before + WORKERS)
+
+    def lose_worker(self, number: signal.Signals) -> None:
+        before = self.count_starts()
+        os.kill(min(self.workers()), number)
+        self.wait_for_starts(before + 1)
+
+    def crash_again_and_again(self) -> tuple[int, float]:
+        """End each worker at sight; return how many were started a minute, and the seconds until all serve again."""
+        before, seen = self.workers(), set()
+        deadline = time.monotonic() + CRASH_SECONDS
+        while time.monotonic() < deadline:
+            for pid in self.workers():
+                # It may have been waited for since.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                seen.add(pid)
+            time.sleep(0.05)
+        starts, ended = self.count_starts(), time.monotonic()
+        self.wait_for_starts(starts + WORKERS)
+        return round(len(seen - before) * 60 / CRASH_SECONDS), time.monotonic() - ended
+
+    def lose_manager(self) -> float:
+        workers = self.workers()
+        started = time.monotonic()
+        os.kill(self.manager, signal.SIGKILL)
+        self.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers")
+        seconds = time.monotonic() - started
+        # Whoever is killed does not clean up.
+        for folder in Path("/dev/shm").glob("metrics-*"):  # noqa: S108  # only what these workers have made
+            if any((folder / f"gauge_livesum_{pid}.db").exists() for pid in workers):
+                shutil.rmtree(folder)
+        return seconds
+
+
+def read_memory_mib(pid: int) -> float:
+    """What it alone has, and its share of what it has with others."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+Row = tuple[str, str]
+
+
+def measure(server: RunningServer) -> Iterator[Row]:
+    yield "time to the first answer", f"{server.seconds_to_start:.1f} s"
+    measured = Measured(server)
+    measured.wait_for_starts(WORKERS)
+    yield "memory of the manager", f"{read_memory_mib(measured.manager):.0f} MiB"
+    for name, act in (
+        ("reload", measured.reload),
+        ("`kill -9` of a worker", lambda: measured.lose_worker(signal.SIGKILL)),
+        ("a worker that hangs", lambda: measured.lose_worker(signal.SIGSTOP)),
+    ):
+        failed, requests, seconds = put_under_load(server, act)
+        yield f"{name}: requests that failed, time until it is over", f"{failed} of {requests:,}, {seconds:.1f} s"
+    count, seconds = measured.crash_again_and_again()
+    yield "workers that die at once: starts a minute, time until all serve again", f"{count}, {seconds:.1f} s"
+    yield "`kill -9` of the manager: time until its workers are gone", f"{measured.lose_manager():.1f} s"
+
+
+def measure_recycling(server: RunningServer) -> Iterator[Row]:
+    measured = Measured(server)
+    measured.wait_for_starts(WORKERS)
+    failed, requests, _ = put_under_load(server, lambda: measured.wait_for_starts(2 * WORKERS))
+    yield f"`MAX_REQUESTS={MAX_REQUESTS}`: requests that failed until each worker was new", f"{failed} of {requests:,}"
+
+
+def measure_failing_start(project: Path, settings: dict[str, str]) -> Row:
+    started = time.monotonic()
+    environment = person_environment(**settings, PORT="0", DATABASE_NAME=str(project))
+    done = subprocess.run(["./start.sh"], cwd=project, env=environment, capture_output=True, timeout=PATIENCE_SECONDS)
+    return "a start that cannot work ends with", f"{done.returncode}, after {time.monotonic() - started:.1f} s"
+
+
+def measure_manager(project: Path, settings: dict[str, str]) -> dict[str, str]:
+    with serve(["./start.sh"], project, **settings) as server:
+        rows = dict(measure(server))
+    with serve(["./start.sh"], project, **settings, MAX_REQUESTS=str(MAX_REQUESTS)) as server:
+        rows |= measure_recycling(server)
+    return rows | dict([measure_failing_start(project, settings)])
+
+
+def measure_throughput(projects: dict[str, Path], settings: dict[str, str]) -> dict[str, Row]:
+    """In turns, so that what disturbs the machine disturbs all."""
+    rates: dict[str, list[float]] = {manager: [] for manager in projects}
+    with ExitStack() as stack:
+        servers = {
+            manager: stack.enter_context(serve(["./start.sh"], project, **settings))
+            for manager, project in projects.items()
+        }
+        for _ in range(ROUNDS):
+            for manager, server in servers.items():
+                _, requests, seconds = put_under_load(server, lambda: time.sleep(LOAD_SECONDS))
+                rates[manager].append(requests / seconds)
+    name = f"requests a second: the median of {ROUNDS} rounds, and their range"
+    return {
+        manager: (name, f"{median(own):,.0f}, {min(own):,.0f} to {max(own):,.0f}") for manager, own in rates.items()
+    }
+
+
+def main() -> None:
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        "UPDATE_DB": "1",
+        "WEB_CONCURRENCY": str(WORKERS),
+        "WORKER_TIMEOUT_SECONDS": str(HANG_SECONDS),
+        "ACCESS_LOG": "false",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        projects = {manager: bake(Path(folder), manager) for manager in CHOICES["process_manager"]}
+        throughput = measure_throughput(projects, settings)
+        columns = {
+            manager: dict([throughput[manager]]) | measure_manager(project, settings)
+            for manager, project in projects.items()
+        }
+    print(f"| | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
+    for row in columns["gunicorn"]:
+        print(f"| {row} | {' | '.join(column[row] for column in columns.values())} |")
+
+
+if __name__ == "__main__":
+    main()
