@@ -1,23 +1,33 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, CursorResult, Delete, event, exc
+from sqlalchemy import Connection, CursorResult, Delete, Executable, Result, ScalarResult, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool
-from sqlalchemy.util import await_only
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool, PoolResetState
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.core.config import Settings
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
+from app.core.statements import PreparedStatement, PreparedStatements, is_prepared
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PATIENCE_SECONDS = 60
+# An option of engines whose connections begin no transaction.
+READING = "is_reading"
+# What psycopg, and libpq below it, call a connection without a transaction.
+IDLE = 0
+BEGIN = {
+    "postgresql": "BEGIN",
+    # It takes the write lock at once: two transactions that read first and write later would deadlock.
+    "sqlite": "BEGIN IMMEDIATE",
+}
 
 
 class FairPool(AsyncAdaptedQueuePool):
@@ -31,7 +41,8 @@ class FairPool(AsyncAdaptedQueuePool):
         return asyncio.Semaphore(self.size())
 
     def _do_get(self) -> ConnectionPoolEntry:
-        await_only(self._enter())
+        await_only(self._wait() if self._gate.locked() else self._gate.acquire())
+        POOL_IN_USE.inc()
         try:
             return super()._do_get()
         except BaseException:
@@ -44,41 +55,95 @@ class FairPool(AsyncAdaptedQueuePool):
         finally:
             self._leave()
 
-    async def _enter(self) -> None:
+    async def _wait(self) -> None:
         with POOL_WAITING.track_inprogress():
             try:
                 async with asyncio.timeout(self.timeout()):
                     await self._gate.acquire()
             except TimeoutError:
                 raise exc.TimeoutError(f"no connection was free within {self.timeout():g} s") from None
-        POOL_IN_USE.inc()
 
     def _leave(self) -> None:
         POOL_IN_USE.dec()
         self._gate.release()
 
 
+class Session(AsyncSession):
+    """SQLAlchemy's session, in which statements that are prepared take the short way (app/core/statements.py)."""
+
+    def __init__(
+        self, bind: AsyncEngine | AsyncConnection, statements: PreparedStatements, info: dict[str, Any]
+    ) -> None:
+        # The last option matters to tests alone, which hand in a connection with a transaction that they roll back.
+        super().__init__(bind, expire_on_commit=False, info=info, join_transaction_mode="create_savepoint")
+        self._statements = statements
+        # Where each statement runs by itself it needs a connection, and no transaction of the session's.
+        self._reading = bind if isinstance(bind, AsyncEngine) and READING in bind.get_execution_options() else None
+
+    async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Result[Any]:  # noqa: ANN401  # as SQLAlchemy
+        if not is_prepared(statement):
+            return await super().execute(statement, params, **options)
+        given: Mapping[str, Any] = params or {}
+        prepared = self._statements.find(statement, frozenset(given))
+        if self._reading is None:
+            return await self._run_in_transaction(prepared, given)
+        return await _run_by_itself(self._reading, prepared, given)
+
+    async def _run_in_transaction(self, prepared: PreparedStatement, given: Mapping[str, Any]) -> Result[Any]:
+        connection = await self.connection()
+        try:
+            return await prepared.run(await connection.get_raw_connection(), given)
+        except exc.DBAPIError as error:
+            if error.connection_invalidated:
+                await connection.invalidate(error)
+            raise
+
+    async def scalar(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
+        return (await self.execute(statement, params, **options)).scalar()
+
+    async def scalars(self, statement: Executable, params: Any = None, **options: Any) -> ScalarResult[Any]:  # noqa: ANN401  # as SQLAlchemy
+        return (await self.execute(statement, params, **options)).scalars()
+
+
+async def _run_by_itself(engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Result[Any]:
+    connection = await engine.raw_connection()
+    try:
+        result = await prepared.run(connection, given)
+    except BaseException as error:
+        if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+            await greenlet_spawn(connection.invalidate, error)
+        await greenlet_spawn(connection.close)
+        raise
+    # There is nothing to wait for: no transaction is open.
+    connection.close()
+    return result
+
+
 class Database:
     """The sessions for reading and for writing."""
 
     def __init__(self, reading: AsyncEngine | AsyncConnection, writing: AsyncEngine | AsyncConnection) -> None:
-        # The last option matters to tests alone, which hand in a connection with a transaction that they roll back.
-        options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
+        self._reading = reading
+        self._writing = writing
         # What each session carries along, as `session.info`.
-        self.info: dict[str, Any] = options.setdefault("info", {})
-        self._reading = async_sessionmaker(reading, **options)
-        self._writing = async_sessionmaker(writing, **options)
+        self.info: dict[str, Any] = {}
+        self._statements = PreparedStatements(reading.dialect)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
+    async def read(self) -> AsyncIterator[Session]:
         """Run each statement by itself: no BEGIN, no COMMIT, and on SQLite no lock."""
-        async with self._reading() as session:
+        session = Session(self._reading, self._statements, self.info)
+        try:
             yield session
+        finally:
+            # Prepared statements alone have opened nothing.
+            if session.in_transaction():
+                await session.close()
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
+    async def write(self) -> AsyncIterator[Session]:
         """Commit at the end; roll back when an error is raised, unless it says to keep the changes."""
-        async with self._writing() as session:
+        async with Session(self._writing, self._statements, self.info) as session:
             try:
                 yield session
             except AppError as error:
@@ -97,12 +162,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     writers = 1 if is_sqlite and settings.database_pool_size > 1 else 0
     engine = _create_engine(settings, settings.database_pool_size - writers)
     writing = _create_engine(settings, writers) if writers else engine
-    if is_sqlite:
-        reading = engine.execution_options(sqlite_begin=None)
-    else:
-        reading = engine.execution_options(isolation_level="AUTOCOMMIT")
     try:
-        yield Database(reading=reading, writing=writing)
+        yield Database(reading=engine.execution_options(**{READING: True}), writing=writing)
     finally:
         for each in {engine, writing}:
             await each.dispose()
@@ -114,6 +175,7 @@ def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
         connect_args=_connect_arguments(settings, settings.database_statement_timeout_seconds),
         hide_parameters=True,
         poolclass=FairPool,
+        pool_reset_on_return=None,
         pool_size=pool_size,
         # Overflow connections would be closed at each return.
         max_overflow=0,
@@ -130,10 +192,11 @@ def create_patient_engine(settings: Settings) -> AsyncEngine:
 
 
 def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
-    """Make SQLite behave like a database."""
+    """Begin transactions here and not in the drivers, and make SQLite behave like a database."""
+    event.listen(engine.sync_engine, "begin", _on_begin)
+    event.listen(engine.sync_engine, "reset", _on_reset)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
-        event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
     return engine
 
 
@@ -142,6 +205,7 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None) -> dic
         return {"timeout": PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds}
     timeout_ms = round((timeout_seconds or 0) * 1000)
     return {
+        "autocommit": True,
         "connect_timeout": settings.database_connect_timeout_seconds,
         # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour.
         "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
@@ -163,10 +227,22 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
     cursor.close()
 
 
-def _on_sqlite_begin(connection: Connection) -> None:
-    # IMMEDIATE takes the write lock at once: two transactions that read first and write later would deadlock.
-    if begin := connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE"):
-        connection.exec_driver_sql(begin)
+def _on_begin(connection: Connection) -> None:
+    # The drivers are in autocommit: they would begin late, SQLite's without the lock, and for reading it is not needed.
+    if READING not in connection.get_execution_options():
+        connection.exec_driver_sql(BEGIN[connection.dialect.name])
+
+
+def _on_reset(connection: DBAPIConnection, _record: object, state: PoolResetState) -> None:
+    """Roll back what somebody left open; to ask the driver costs less than to roll back nothing."""
+    if state.asyncio_safe and not state.transaction_was_reset and _is_in_transaction(connection.driver_connection):
+        connection.rollback()
+
+
+def _is_in_transaction(driver: Any) -> bool:  # noqa: ANN401  # each driver has its own
+    if hasattr(driver, "in_transaction"):
+        return bool(driver.in_transaction)
+    return bool(driver.info.transaction_status != IDLE)
 
 
 async def release_connection(session: AsyncSession) -> None:
@@ -180,7 +256,7 @@ async def count_deleted(session: AsyncSession, statement: Delete, parameters: di
     return result.rowcount
 
 
-async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
+async def get_session(request: Request) -> AsyncIterator[Session]:
     database: Database = request.state.database
     unit_of_work = database.read if request.method in SAFE_METHODS else database.write
     async with unit_of_work() as session:

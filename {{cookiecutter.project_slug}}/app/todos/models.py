@@ -4,6 +4,7 @@ from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.models import Base, Timestamps
+from app.users.models import User
 
 
 class Todo(Timestamps, Base):
@@ -11,7 +12,7 @@ class Todo(Timestamps, Base):
     # What a page of one's todos is read from, in either direction.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
 
-    owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(200))
     description: Mapped[str] = mapped_column(Text, default="")
     completed: Mapped[bool] = mapped_column(default=False)

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.exceptions import NotFoundError
 from app.core.pagination import PageRequest, Slice, paginate
 from app.core.schemas import dump_changes
+from app.core.statements import prepare
 from app.todos.models import Todo
 from app.todos.schemas import TodoCreate, TodoSort, TodoUpdate
 
@@ -15,10 +16,10 @@ TodoRow: TypeAlias = Row[*tuple[Any, ...]]
 
 TODO_COLUMNS = (Todo.id, Todo.title, Todo.description, Todo.completed, Todo.created_at, Todo.updated_at)
 
-TODO_BY_ID = select(*TODO_COLUMNS).where(Todo.id == bindparam("todo_id"), Todo.owner_id == bindparam("owner"))
-CREATE_TODO = insert(Todo).returning(*TODO_COLUMNS)
-UPDATE_TODO = update(Todo).where(Todo.id == bindparam("todo_id")).returning(*TODO_COLUMNS)
-DELETE_TODO = delete(Todo).where(Todo.id == bindparam("todo_id"))
+TODO_BY_ID = prepare(select(*TODO_COLUMNS).where(Todo.id == bindparam("todo_id"), Todo.owner_id == bindparam("owner")))
+CREATE_TODO = prepare(insert(Todo).returning(*TODO_COLUMNS))
+UPDATE_TODO = prepare(update(Todo).where(Todo.id == bindparam("todo_id")).returning(*TODO_COLUMNS))
+DELETE_TODO = prepare(delete(Todo).where(Todo.id == bindparam("todo_id")))
 
 
 async def get_todo(session: AsyncSession, owner_id: UUID, todo_id: UUID) -> TodoRow:
@@ -42,7 +43,7 @@ def _list_statement(sort: TodoSort, *, filtered: bool, continued: bool) -> Selec
     statement: Select[*tuple[Any, ...]] = select(*TODO_COLUMNS).where(Todo.owner_id == bindparam("owner"))
     if filtered:
         statement = statement.where(Todo.completed == bindparam("is_completed"))
-    return paginate(statement, Todo, descending=sort is TodoSort.NEWEST, continued=continued)
+    return prepare(paginate(statement, Todo, descending=sort is TodoSort.NEWEST, continued=continued))
 
 
 async def create_todo(session: AsyncSession, owner_id: UUID, data: TodoCreate) -> TodoRow:

@@ -13,6 +13,7 @@ from app.core.models import utc_now
 from app.core.pagination import PageRequest, Slice, paginate
 from app.core.passwords import refuse_weak_password
 from app.core.schemas import dump_changes
+from app.core.statements import prepare
 from app.core.throttling import Bucket
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
@@ -37,7 +38,7 @@ USER_COLUMNS = (
 )
 
 # The tokens' session and its user in one look: neither works once the other is gone.
-CALLER = (
+CALLER = prepare(
     select(*USER_COLUMNS, Session.id.label("session_id"))
     .join(Session, Session.user_id == User.id)
     .where(

@@ -1,0 +1,139 @@
+"""Statements that are built once run on the driver's own connection: SQLAlchemy compiles them, and is out of the way.
+
+Through a session of SQLAlchemy's, a query costs several times what its driver needs for it; this way, little more. What
+a statement is made of, its types and its errors stay SQLAlchemy's, and so does its result.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy import BindParameter, Dialect, Executable
+from sqlalchemy.engine import IteratorResult, Result
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
+from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.sql.compiler import SQLCompiler
+
+StatementT = TypeVar("StatementT", bound=Executable)
+Process = Callable[[Any], Any]
+
+PREPARED = "is_prepared"
+
+
+def prepare(statement: StatementT) -> StatementT:
+    """Mark a statement that is built once, at module level, with `bindparam`; `Session.execute` takes it the short way.
+
+    It returns columns and no entities, and knows nothing of entities that the session holds. Anywhere else it is a
+    statement like any other.
+    """
+    return statement.execution_options(**{PREPARED: True})
+
+
+def is_prepared(statement: Executable) -> bool:
+    return PREPARED in statement.get_execution_options()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    # Gives the value where none was given.
+    default: Callable[[], Any]
+    # Turns a value into what the driver takes.
+    process: Process
+
+    def value(self, given: Mapping[str, Any]) -> object:
+        return self.process(given[self.name] if self.name in given else self.default())
+
+
+class PreparedStatement:
+    """What SQLAlchemy knows of a statement: for one database, and one set of names among its parameters."""
+
+    def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # no common class of select and insert has both
+        compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
+        columns = list(statement.exported_columns)
+        self._dialect = dialect
+        self._sql = str(compiled)
+        self._order = compiled.positiontup
+        self._parameters = [_describe(compiled, bind, name) for name, bind in compiled.binds.items()]
+        self._keys = SimpleResultMetaData([column.key for column in columns])
+        processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        self._processors = [(at, process) for at, process in enumerate(processors) if process is not None]
+
+    async def run(self, connection: DBAPIConnection, given: Mapping[str, Any]) -> Result[Any]:
+        """Raises the error that SQLAlchemy would."""
+        values = {parameter.name: parameter.value(given) for parameter in self._parameters}
+        try:
+            rows = await self._fetch(connection.driver_connection, values)
+        except self._dialect.loaded_dbapi.Error as error:
+            raise self._wrap(error, connection) from error
+        if self._processors:
+            rows = [self._convert(row) for row in rows]
+        return IteratorResult(self._keys, iter(rows))
+
+    async def _fetch(self, driver: Any, values: dict[str, Any]) -> list[Any]:  # noqa: ANN401  # each driver has its own
+        if self._order is not None:
+            rows: list[Any] = await driver.execute_fetchall(self._sql, [values[name] for name in self._order])
+            return rows
+        cursor = await driver.execute(self._sql, values)
+        return await cursor.fetchall() if cursor.description else []
+
+    def _convert(self, row: Sequence[Any]) -> list[Any]:
+        values = list(row)
+        for at, process in self._processors:
+            values[at] = process(values[at])
+        return values
+
+    def _wrap(self, error: DBAPIModule.Error, connection: DBAPIConnection) -> BaseException:
+        return DBAPIError.instance(
+            self._sql,
+            None,
+            error,
+            self._dialect.loaded_dbapi.Error,
+            hide_parameters=True,
+            connection_invalidated=self._dialect.is_disconnect(error, connection, None),
+            dialect=self._dialect,
+        )
+
+
+def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Parameter:
+    if bind.expanding:
+        raise TypeError(f"{name} is a list, which no prepared statement takes")
+    process = bind.type.dialect_impl(compiled.dialect).bind_processor(compiled.dialect)
+    return Parameter(name, _find_default(compiled, bind, name), process or _pass_on)
+
+
+def _find_default(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Callable[[], Any]:
+    """What a column has for a default or at each update, or else the value that the statement was built with."""
+    defaults = {column.key: column.default for column in compiled.insert_prefetch}
+    defaults |= {column.key: column.onupdate for column in compiled.update_prefetch}
+    default: Any = defaults.get(name)
+    if default is not None:
+        return (lambda: default.arg(None)) if default.is_callable else (lambda: default.arg)
+    if bind.required:
+        return partial(_refuse, name)
+    return lambda: bind.effective_value
+
+
+def _refuse(name: str) -> object:
+    raise InvalidRequestError(f"A value is required for the parameter {name}.")
+
+
+def _pass_on(value: Any) -> Any:  # noqa: ANN401  # whatever the driver takes as it is
+    return value
+
+
+class PreparedStatements:
+    """Those that one database has run; there are as many as the code names, and no more."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._found: dict[tuple[Executable, frozenset[str]], PreparedStatement] = {}
+
+    def find(self, statement: Executable, names: frozenset[str]) -> PreparedStatement:
+        key = (statement, names)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = PreparedStatement(statement, names, self._dialect)
+        return found
