@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from app.core.exceptions import UnauthorizedError
-from app.core.security import Security, hash_opaque_token
+from app.core.security import LEEWAY_SECONDS, Security, hash_opaque_token
 from tests.databases import SECRET_KEY, make_settings, unreachable_url
 
 ISSUER = "service"
@@ -126,6 +126,28 @@ def test_a_forged_token_is_refused(security: Security, forgery: str) -> None:
 
     with pytest.raises(UnauthorizedError):
         security.read_access_token(token)
+
+
+def test_a_token_that_was_read_before_still_expires(security: Security, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = sign(HEADER, claims())
+    security.read_access_token(token)
+    later = time.time() + 60 + LEEWAY_SECONDS + 1
+    monkeypatch.setattr("app.core.security.time.time", lambda: later)
+
+    with pytest.raises(UnauthorizedError):
+        security.read_access_token(token)
+
+
+def test_a_token_is_verified_once_and_no_other_passes_for_it(
+    security: Security, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = sign(HEADER, claims())
+    first = security.read_access_token(token)
+    monkeypatch.setattr("app.core.security.jwt.decode", None)
+
+    assert security.read_access_token(token) is first
+    with pytest.raises(UnauthorizedError):
+        security.read_access_token(f"{token}==")
 
 
 @pytest.mark.parametrize("key", ["true", "null", '"abc"', "[1, 2]", '{"k": "v"}', "1234"])

@@ -5,6 +5,7 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
@@ -30,6 +31,8 @@ MAX_TOKEN_LENGTH = 4096
 # The header is parsed before the signature is checked; one of this length cannot nest deeply enough to do harm.
 MAX_HEADER_LENGTH = 512
 LEEWAY_SECONDS = 10
+# Some 10 MB in each worker at most.
+REMEMBERED_TOKENS = 4096
 REQUIRED_CLAIMS = {f"require_{claim}": True for claim in ("aud", "exp", "iat", "iss", "jti", "sub")}
 
 
@@ -67,6 +70,8 @@ class Security:
             argon2__memory_cost=settings.password_hash_memory_cost,
             argon2__parallelism=settings.password_hash_parallelism,
         )
+        # A signature stays right for as long as the process has its key; a token's age is looked at every time.
+        self._read = lru_cache(maxsize=REMEMBERED_TOKENS)(self._decode)
         # Of its own: hashing never takes the threads that others wait for, and its memory is bounded.
         self._limiter = anyio.CapacityLimiter(settings.password_hash_concurrency)
 
@@ -122,10 +127,13 @@ class Security:
         if len(token) > MAX_TOKEN_LENGTH or token.find(".") > MAX_HEADER_LENGTH:
             raise UnauthorizedError("The access token is not valid.")
         try:
-            return self._decode(token)
+            claims = self._read(token)
         # python-jose lets some of its own mistakes out with malformed input.
         except (JOSEError, RecursionError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UnauthorizedError("The access token is not valid.") from error
+        if claims.exp < time.time() - LEEWAY_SECONDS:
+            raise UnauthorizedError("The access token is not valid.")
+        return claims
 
     def _decode(self, token: str) -> AccessClaims:
         payload: dict[str, Any] = jwt.decode(
