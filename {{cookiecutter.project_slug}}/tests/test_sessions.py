@@ -4,7 +4,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
@@ -14,6 +14,7 @@ from app.core.models import utc_now
 from app.users.models import Session
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
+from tests.databases import make_settings
 
 ME = "/api/v1/users/me"
 SESSIONS = "/api/v1/auth/sessions"
@@ -62,6 +63,41 @@ async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient
     assert refused.json()["error"] == "invalid_grant"
     assert (await client.get(ME, headers=user.headers)).status_code == 200
     assert len(await list_sessions(client, user)) == 1
+
+
+async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(
+    migrated_url: str, connection: AsyncConnection, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("app.users.callers.time.monotonic", lambda: now[0])
+    settings = make_settings(migrated_url, auth_cache_seconds=5)
+    async with open_client(create_app(settings, database)) as client:
+        user = await create_account(client)
+        await client.get(ME, headers=user.headers)
+        changed = await client.patch(ME, json={"name": "Ada"}, headers=user.headers)
+        seen = await client.get(ME, headers=user.headers)
+        # As another worker does.
+        await connection.execute(delete(Session))
+        cached = await client.get(ME, headers=user.headers)
+        now[0] = 5.1
+        late = await client.get(ME, headers=user.headers)
+        written = await client.patch(ME, json={"name": "Eve"}, headers=user.headers)
+
+    assert (changed.status_code, seen.json()["name"]) == (200, "Ada")
+    assert (cached.status_code, late.status_code, written.status_code) == (200, 401, 401)
+
+
+async def test_with_a_cache_what_is_ended_changes_nothing_any_more(
+    migrated_url: str, connection: AsyncConnection, database: Database
+) -> None:
+    async with open_client(create_app(make_settings(migrated_url, auth_cache_seconds=60), database)) as client:
+        user = await create_account(client)
+        await client.get(ME, headers=user.headers)
+        await connection.execute(delete(Session))
+        written = await client.patch(ME, json={"name": "Eve"}, headers=user.headers)
+        read = await client.get(ME, headers=user.headers)
+
+    assert (written.status_code, read.status_code) == (401, 401)
 
 
 async def test_someone_elses_session_is_not_found(client: httpx2.AsyncClient, user: Account) -> None:

@@ -143,6 +143,7 @@ class Settings(ServerSettings):
     password_hash_memory_cost: int = Field(default=19 * 1024, ge=8)
     password_hash_parallelism: int = Field(default=1, ge=1)
     password_hash_concurrency: int = Field(default=1, ge=1)
+    auth_cache_seconds: float = Field(default=0, ge=0)
     max_sessions_per_user: int = Field(default=20, ge=1)
     throttling: bool = True
     throttle_account_attempts: int = Field(default=5, ge=1)

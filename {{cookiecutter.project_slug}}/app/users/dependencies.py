@@ -1,15 +1,16 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 
-from app.core.database import SessionDep
+from app.core.database import SAFE_METHODS, SessionDep
 from app.core.exceptions import ForbiddenError, InsufficientScopeError, UnauthorizedError
 from app.core.requests import OriginDep, SettingsDep
 from app.core.security import AccessClaims, SecurityDep
 from app.core.throttling import Bucket, ThrottleDep, network_of
 from app.users import service
+from app.users.callers import RecentCallers
 from app.users.scopes import SCOPES, Scope, parse_scope
 from app.users.service import UserRow
 
@@ -28,9 +29,23 @@ async def get_claims(token: TokenDep, security: SecurityDep) -> AccessClaims:
 ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 
 
-async def get_caller(required: SecurityScopes, claims: ClaimsDep, session: SessionDep) -> UserRow:
-    """Check the token, its session and its user at each request: what was ended is out at the next call."""
-    user = await service.find_caller(session, claims.sub, claims.sid)
+async def get_callers(request: Request) -> RecentCallers:
+    callers: RecentCallers = request.state.callers
+    return callers
+
+
+CallersDep = Annotated[RecentCallers, Depends(get_callers)]
+
+
+async def get_caller(
+    request: Request, required: SecurityScopes, claims: ClaimsDep, session: SessionDep, callers: CallersDep
+) -> UserRow:
+    """Check the token, its session and its user at each request: what was ended is out at the next call.
+
+    With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
+    """
+    find = callers.find if request.method in SAFE_METHODS else callers.find_again
+    user = await find(session, claims.sub, claims.sid)
     if user is None:
         raise UnauthorizedError("The session has ended.")
     _require_scopes(claims, *required.scopes)

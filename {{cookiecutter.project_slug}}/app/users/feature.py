@@ -1,6 +1,7 @@
 from app.core.features import Feature
 from app.core.toolbox import Toolbox
 from app.users import emails, one_time_tokens, service
+from app.users.callers import open_callers
 from app.users.router import router
 from app.users.schemas import UserCreate
 
@@ -14,5 +15,9 @@ async def load_sample_data(tools: Toolbox) -> None:
 
 
 feature = Feature(
-    api=router, purge=one_time_tokens.purge_tokens, load_sample_data=load_sample_data, emails=emails.RENDERERS
+    api=router,
+    lifespan=open_callers,
+    purge=one_time_tokens.purge_tokens,
+    load_sample_data=load_sample_data,
+    emails=emails.RENDERERS,
 )

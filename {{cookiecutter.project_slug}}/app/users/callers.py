@@ -1,0 +1,44 @@
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.config import Settings
+from app.users import service
+from app.users.service import UserRow
+
+MAX_REMEMBERED = 10_000
+
+
+class RecentCallers:
+    """Who was found to be signed in a moment ago, in this process (AUTH_CACHE_SECONDS)."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._found: dict[tuple[UUID, UUID], tuple[float, UserRow]] = {}
+
+    async def find(self, session: AsyncSession, user_id: UUID, session_id: UUID) -> UserRow | None:
+        until, caller = self._found.get((user_id, session_id), (0.0, None))
+        if caller is not None and until > time.monotonic():
+            return caller
+        caller = await service.find_caller(session, user_id, session_id)
+        if caller is not None and self._seconds:
+            self._remember(caller)
+        return caller
+
+    async def find_again(self, session: AsyncSession, user_id: UUID, session_id: UUID) -> UserRow | None:
+        """For what may change the caller: it is looked up now, and when it is asked for next."""
+        self._found.pop((user_id, session_id), None)
+        return await service.find_caller(session, user_id, session_id)
+
+    def _remember(self, caller: UserRow) -> None:
+        if len(self._found) >= MAX_REMEMBERED:
+            self._found.clear()
+        self._found[caller.id, caller.session_id] = (time.monotonic() + self._seconds, caller)
+
+
+@asynccontextmanager
+async def open_callers(settings: Settings) -> AsyncIterator[Mapping[str, object]]:
+    yield {"callers": RecentCallers(settings.auth_cache_seconds)}
