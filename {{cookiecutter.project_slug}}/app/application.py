@@ -3,7 +3,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypedDict
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -63,10 +63,7 @@ def create_app(settings: Settings | None = None, database: Database | None = Non
         lifespan=_create_lifespan(settings, database),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.include_router(_api_router(settings))
-    for feature in FEATURES:
-        if feature.root is not None:
-            app.include_router(feature.root)
+    _include_features(app, settings)
     customize_openapi(app, settings.api_prefix)
     if settings.serves_docs:
         add_docs(app)
@@ -121,34 +118,42 @@ def _middleware(settings: Settings) -> list[Middleware]:
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
+    middleware += [each for feature in FEATURES for each in feature.middleware]
+    middleware.append(Middleware(PlainErrorMiddleware))
+    if settings.cors_origins:
+        middleware.append(_cors_middleware(settings))
     return [
         *middleware,
-        *(each for feature in FEATURES for each in feature.middleware),
-        Middleware(PlainErrorMiddleware),
-        Middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_credentials=settings.cors_allow_credentials,
-            allow_methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
-            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
-        ),
         Middleware(HostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
         Middleware(UnhandledErrorMiddleware),
         Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
     ]
 
 
-def _api_router(settings: Settings) -> APIRouter:
-    router = APIRouter(
-        prefix=settings.api_prefix,
-        dependencies=[Depends(require_media_type)],
-        responses=problem_responses(413, 415, 422, 503),
+def _cors_middleware(settings: Settings) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_credentials=settings.cors_allow_credentials,
+        allow_methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
+        expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
     )
+
+
+def _include_features(app: FastAPI, settings: Settings) -> None:
+    # Each by itself: every router around another one looks for the route once more.
     for feature in FEATURES:
         if feature.api is not None:
-            router.include_router(feature.api)
-    return router
+            app.include_router(
+                feature.api,
+                prefix=settings.api_prefix,
+                dependencies=[Depends(require_media_type)],
+                responses=problem_responses(413, 415, 422, 503),
+            )
+    for feature in FEATURES:
+        if feature.root is not None:
+            app.include_router(feature.root)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -1,16 +1,17 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from app.audit import service
 from app.audit.schemas import AuditEventRead
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, Slice
+from app.core.routing import FeatureRouter
 from app.users.dependencies import AdminUser
 
-router = APIRouter(prefix="/audit-events", tags=["audit"])
+router = FeatureRouter(prefix="/audit-events", tags=["audit"])
 
 EventQuery = Annotated[str | None, Query(max_length=50, description="Only events of this name.")]
 

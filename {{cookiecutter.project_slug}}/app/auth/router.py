@@ -19,10 +19,11 @@ from app.auth.schemas import (
 from app.auth.sessions import SessionRow
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
+from app.core.routing import FeatureRouter
 from app.core.toolbox import ToolboxDep
 from app.users.dependencies import CurrentUser
 
-router = APIRouter(prefix="/auth", tags=["auth"])
+router = FeatureRouter(prefix="/auth", tags=["auth"])
 oauth = APIRouter(route_class=OAuthRoute)
 
 OAUTH_ERROR: dict[int | str, dict[str, Any]] = {400: {"model": OAuthProblem, "description": "RFC 6749 §5.2"}}

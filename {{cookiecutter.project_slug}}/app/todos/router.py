@@ -1,15 +1,16 @@
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, Slice
+from app.core.routing import FeatureRouter
 from app.todos import service
 from app.todos.dependencies import TodoDep
 from app.todos.schemas import TodoCreate, TodoRead, TodoSort, TodoUpdate
 from app.todos.service import TodoRow
 from app.users.dependencies import CurrentUser
 
-router = APIRouter(prefix="/todos", tags=["todos"])
+router = FeatureRouter(prefix="/todos", tags=["todos"])
 
 
 @router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401))

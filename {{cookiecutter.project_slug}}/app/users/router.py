@@ -1,9 +1,10 @@
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 
 from app.core.database import SessionDep
 from app.core.email import require_mail
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, Slice
+from app.core.routing import FeatureRouter
 from app.core.toolbox import ToolboxDep
 from app.users import service
 from app.users.dependencies import (
@@ -17,7 +18,7 @@ from app.users.dependencies import (
 from app.users.schemas import EmailChange, PasswordChange, UserAdminUpdate, UserCreate, UserRead, UserUpdate
 from app.users.service import UserRow
 
-router = APIRouter(prefix="/users", tags=["users"])
+router = FeatureRouter(prefix="/users", tags=["users"])
 
 
 @router.post(

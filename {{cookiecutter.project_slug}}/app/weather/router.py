@@ -1,17 +1,18 @@
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, Slice
+from app.core.routing import FeatureRouter
 from app.users.dependencies import CurrentUser
 from app.weather import service
 from app.weather.dependencies import PlaceDep, WeatherDep
 from app.weather.schemas import City, WeatherRead, WeatherReportCreate, WeatherReportRead
 from app.weather.service import ReportRow
 
-router = APIRouter(prefix="/weather", tags=["weather"])
+router = FeatureRouter(prefix="/weather", tags=["weather"])
 
 
 @router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401))
