@@ -27,6 +27,7 @@ from app.core.lifecycle import Stopping, mark_start, watch_for_stop
 from app.core.logging import AccessLogMiddleware, configure_logging
 from app.core.metrics import MetricsMiddleware
 from app.core.openapi import add_docs, customize_openapi
+from app.core.overload import OverloadMiddleware
 from app.core.project import read_project
 from app.core.requests import HostMiddleware, is_request_id, make_request_id, require_media_type
 from app.core.security import Security
@@ -115,6 +116,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
     middleware += [
         Middleware(CorrelationIdMiddleware, validator=is_request_id, generator=make_request_id),
         Middleware(MetricsMiddleware),
+        Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))

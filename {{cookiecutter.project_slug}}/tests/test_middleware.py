@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import re
@@ -105,10 +106,35 @@ async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:
     )
     simple = await client.get("/health", headers={"Origin": "https://evil.example"})
 
-    assert preflight.status_code == 400
+    assert preflight.status_code == 405
     assert preflight.headers["content-type"] == "application/problem+json"
     assert "access-control-allow-origin" not in preflight.headers
     assert "access-control-allow-origin" not in simple.headers
+
+
+async def test_beyond_its_bound_a_worker_refuses_at_once_and_recovers(migrated_url: str, database: Database) -> None:
+    app = create_app(make_settings(migrated_url, max_concurrent_requests=2), database)
+    go_on = asyncio.Event()
+
+    @app.get("/slow")
+    async def read_slow() -> None:
+        await go_on.wait()
+
+    async with open_client(app) as client:
+        waiting = [asyncio.create_task(client.get("/slow")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await client.get("/slow")
+        probe = await client.get("/health/live")
+        go_on.set()
+        answered = [(await task).status_code for task in waiting]
+        recovered = await client.get("/slow")
+
+    assert refused.status_code == 503
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["retry-after"] == "1"
+    assert probe.status_code == 200
+    assert answered == [200, 200]
+    assert recovered.status_code == 200
 
 
 async def test_a_named_site_may_call_and_read_also_the_errors(migrated_url: str, database: Database) -> None:

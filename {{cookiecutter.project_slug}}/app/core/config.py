@@ -173,6 +173,7 @@ class Settings(ServerSettings):
     docs_enabled: bool | None = None
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
     registration_open: bool = True
+    max_concurrent_requests: int = Field(default=200, ge=1)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     access_log: bool = True
     readiness_timeout_seconds: float = Field(default=2, gt=0)
