@@ -239,6 +239,10 @@ def test_only_the_proxy_is_published(stack: Stack) -> None:
     }
 
     assert {service for service, ports in published.items() if any(ports.values())} == {"proxy"}
+    # Over IPv6, which its network does not have, each client would come from the address of that network's gateway.
+    proxy = stack.inspect(stack.list_containers("proxy")[0])
+    bindings = [binding for port in proxy["HostConfig"]["PortBindings"].values() for binding in port]
+    assert [binding["HostIp"].count(".") for binding in bindings] == [3, 3]
 
 
 def test_nobody_but_the_proxy_shares_a_network_with_the_application_and_the_way_out(stack: Stack) -> None:
