@@ -702,6 +702,9 @@ def test_update_and_the_way_back_fail_no_request(
         clients.wait_for_answers(20)
 
     restored = set(three.list_containers("app"))
+    granted = int(three.execute("db", "psql", "-U", "postgres", "-Atc", "SHOW max_connections"))
+    # Three workers with a pool of ten, as many as fit into the memory of one instance, and twice as many instances.
+    assert granted > 2 * len(before) * 3 * 10
     assert clients.failures == []
     assert clients.acknowledged <= three.list_todos(user)
     assert (len(before), len(updated), len(restored), len(three.serving())) == (3, 3, 3, 3)

@@ -571,6 +571,15 @@ class TestOnPostgreSQL(DeploymentTests):
 
     database = "postgresql"
 
+    def test_database_grants_the_connections_of_two_instances(self, server: Server) -> None:
+        pool = 10
+        query = "SELECT setting, sourcefile FROM pg_settings WHERE name = 'max_connections'"
+
+        granted, file = server.machine.run(f'cd /; runuser -u postgres -- psql -At -c "{query}"').split("|")
+
+        assert file.endswith(f"/conf.d/{server.slug}.conf")
+        assert int(granted) > 2 * pool * len(server.pids()[1])
+
     def test_limits_of_the_unit_reach_the_service(self, server: Server) -> None:
         shown = server.unit_properties("MemoryMax", "TasksMax", "LimitNOFILE", "OOMPolicy", "Restart")
         memory = int(server.machine.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) * 1024

@@ -197,6 +197,13 @@ write_configuration() {
 
 setting() { sed -n "s/^$1=//p" "$CONFIG/env" 2>/dev/null | tail -n 1; }
 
+# number SETTING DEFAULT
+number() {
+    local value
+    value=$(setting "$1" | tr -dc 0-9 || true)
+    say "${value:-$2}"
+}
+
 psql_as_postgres() { (cd / && runuser -u postgres -- psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 "$@"); }
 
 exists_in_postgresql() { [[ $(psql_as_postgres -At -c "SELECT 1 FROM $1" 2>/dev/null) == 1 ]]; }
@@ -213,6 +220,25 @@ prepare_postgresql() {
     can_log_in || change "make the role $SLUG of PostgreSQL, with the password of $CONFIG/env" make_role
     exists_in_postgresql "pg_database WHERE datname = '$SLUG'" ||
         change "make the database $SLUG" psql_as_postgres -c "CREATE DATABASE \"$SLUG\" OWNER \"$SLUG\""
+    put 644 root "$(cluster_folder)/conf.d/$SLUG.conf" postgresql < <(say "max_connections = $(count_connections)")
+    tell postgresql "restart PostgreSQL" systemctl restart postgresql
+}
+
+# Of the server that the configuration names, by its port; a dry run may come before there is one.
+cluster_folder() {
+    pg_lsclusters --no-header 2>/dev/null |
+        awk -v port="$(number DATABASE_PORT 5432)" '$3 == port { print "/etc/postgresql/" $1 "/" $2; found = 1 }
+            END { if (!found) print "/etc/postgresql/VERSION/main" }'
+}
+
+# While a deployment goes on two instances run, each with a pool of connections for every worker. Some more for backups
+# and people; not less than PostgreSQL's own default.
+count_connections() {
+    local workers count
+    workers=$(number WEB_CONCURRENCY "$(nproc)")
+    ((workers > 1)) || workers=2
+    count=$((2 * workers * $(number DATABASE_POOL_SIZE 10) + 20))
+    say $((count > 100 ? count : 100))
 }
 
 # Over standard input: the arguments of a program are for all to see.
