@@ -93,7 +93,8 @@ def stack(
     (deploy,) = manual["First deployment"]
     password = f"{PASSWORD}\n"
     try:
-        stack.follow(deploy, folder, {"Password: ": password, "Repeat for confirmation: ": password})
+        # As hardened machines have it: whatever the containers need to read they have to be let.
+        stack.follow(f"umask 077\n{deploy}", folder, {"Password: ": password, "Repeat for confirmation: ": password})
         yield stack
     finally:
         stack.down()

@@ -823,6 +823,8 @@ class TestOnPostgreSQL(DeploymentTests):
     def test_rollback_takes_the_schema_back_only_when_told_to(self, server: Server, copy: str, token: str) -> None:
         release = server.release
         head = add_migration(server, copy)
+        # As with a umask that keeps everybody else out.
+        server.machine.run(f"chmod -R go= {copy}")
         server.deploy(folder=copy)
         newer = server.release
 

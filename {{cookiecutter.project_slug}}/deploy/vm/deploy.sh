@@ -68,6 +68,8 @@ build() {
     say "Building ${1##*/}"
     install -d -m 755 "$1"
     pack "$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)" | tar --no-same-owner -xzf - -C "$1"
+    # The service's account reads it, also when it was checked out for one's own eyes.
+    chmod -R u=rwX,go=rX "$1"
     local locked=()
     if [[ -e $1/uv.lock ]]; then locked=(--locked); else say "  no uv.lock: taking the newest versions that pyproject.toml allows"; fi
     # Compiled now: the service may not write into its release.
