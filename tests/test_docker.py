@@ -713,6 +713,19 @@ def test_update_and_the_way_back_fail_no_request(
     assert not updated & restored
 
 
+def test_instance_that_nginx_never_asked_is_out_of_use_at_once(stack: Stack) -> None:
+    """As one that never got ready: an update replaces it like any other."""
+    drain = ("/bin/sh", "/etc/nginx/proxy/proxy.sh", "drain")
+    started = time.monotonic()
+
+    # A name on the network that is no instance's.
+    stack.execute("proxy", *drain, "proxy")
+    stack.execute("proxy", *drain)
+
+    assert time.monotonic() - started < 20
+    assert len(stack.serving()) == 1
+
+
 def wait_for_version(stack: Stack, version: str) -> None:
     # The last answer is cached for a second.
     wait_until(lambda: stack.request("GET", "/health").json()["version"] == version, 10, lambda: f"{version} answers")

@@ -97,15 +97,24 @@ list_workers() {
     grep -ls '^nginx: worker' /proc/[0-9]*/cmdline
 }
 
+is_in_use() {
+    grep -qF "server $1:$PORT " instances.conf
+}
+
 drain() {
     deadline=$(($(date +%s) + DRAIN_SECONDS))
     # nginx finishes in its old workers what they have begun.
     old_workers=$(list_workers)
     for id in "$@"; do addresses_of "$id"; done > drained.new
-    mv drained.new drained
-    [ $# -gt 0 ] || return 0
+    in_use=false
     while read -r address; do
-        while grep -qF "server $address:$PORT " instances.conf; do pause "$address is still in use"; done
+        if is_in_use "$address"; then in_use=true; fi
+    done < drained.new
+    mv drained.new drained
+    # What nginx does not ask has no requests, and no reload replaces the workers.
+    $in_use || return 0
+    while read -r address; do
+        while is_in_use "$address"; do pause "$address is still in use"; done
     done < drained
     for worker in $old_workers; do
         while grep -qs '^nginx: worker' "$worker"; do pause "nginx still answers old requests"; done
