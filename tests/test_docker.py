@@ -1156,3 +1156,33 @@ def test_missing_secrets_are_made_and_given_ones_kept(bake: Bake) -> None:
     assert {name for name in names if re.fullmatch("[0-9a-f]{64}", project.read(name))} == names
     assert hashlib.sha256(project.read("secrets/database_password").encode()).hexdigest() == kept
     assert (project.path / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+# Writes down what it is asked for. Of two new instances one gets ready.
+ENGINE = """#!/bin/sh
+echo "$*" >> asked
+case "$*" in
+    "compose ps --quiet app") printf '%s\\n' old older $(grep -q scale asked && echo new newer) ;;
+    *id=new\\ *health=healthy*) echo new ;;
+esac
+"""
+
+
+def test_instance_that_got_ready_is_drained_when_another_one_did_not(bake: Bake) -> None:
+    project: BakedProject = bake()
+    update, engine = project.path / "deploy" / "docker" / "update.sh", project.path / "bin" / "docker"
+    update.write_text(
+        update.read_text(encoding="utf-8").replace("WAIT_SECONDS=180", "WAIT_SECONDS=0"), encoding="utf-8"
+    )
+    engine.parent.mkdir()
+    engine.write_text(ENGINE, encoding="utf-8")
+    engine.chmod(0o755)
+
+    output = project.run(
+        ["sh", "-c", "deploy/docker/update.sh --no-build || echo ended with $?"],
+        PATH=f"{engine.parent}:{os.environ['PATH']}",
+    )
+
+    drain = "compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain"
+    assert "The new instances do not get ready: the old ones stay.\nended with 1" in output
+    assert project.read("asked").splitlines()[-4:] == [f"{drain} new newer", "stop new newer", "rm new newer", drain]

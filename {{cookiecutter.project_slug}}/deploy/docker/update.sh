@@ -23,6 +23,12 @@ remove() {
     docker stop $1 > /dev/null && docker rm $1 > /dev/null
 }
 
+# Without an instance, nobody is out of use any more.
+drain() {
+    # shellcheck disable=SC2046  # several, by the short names that they have on the network
+    docker compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain $(for id in $1; do echo "$id" | cut -c 1-12; done)
+}
+
 is_healthy() {
     [ -n "$(docker ps --quiet --filter "id=$1" --filter health=healthy)" ]
 }
@@ -41,17 +47,19 @@ for id in $new; do
         if [ "$(date +%s)" -ge "$deadline" ]; then
             echo "The new instances do not get ready: the old ones stay." >&2
             docker logs --tail 20 "$id" >&2
+            # nginx may ask some of them already.
+            drain "$new" || true
             remove "$new"
+            drain ''
             exit 1
         fi
         sleep 1
     done
 done
 
-# shellcheck disable=SC2046,SC2086  # several, by the short names that they have on the network
-docker compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain $(for id in $old; do echo "$id" | cut -c 1-12; done)
+drain "$old"
 remove "$old"
-docker compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain
+drain ''
 docker compose up --detach --no-deps --no-build --no-recreate --scale "app=$count" app
 #% if cookiecutter.database == "postgresql"
 docker compose up --detach --no-deps --no-build backup
