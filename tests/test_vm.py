@@ -671,10 +671,12 @@ class TestOnPostgreSQL(DeploymentTests):
         calls = ("deploy.sh rolback root@localhost", "deploy.sh --downgrade", "provision.sh --dryrun", "deploy.sh -x")
 
         outputs = [server.machine.fails(f"{PROJECT}/deploy/vm/{call}") for call in calls]
-        meanwhile = server.machine.fails(f"flock /run/lock/{server.slug}-deploy.lock {PROJECT}/deploy/vm/deploy.sh")
+        meanwhile = server.machine.fails(f"flock /opt/{server.slug} {PROJECT}/deploy/vm/deploy.sh")
 
         assert all("Usage: " in output for output in outputs), outputs
         assert "another deployment is under way" in meanwhile
+        # Nobody else can stand in the way.
+        server.machine.fails(f"runuser -u nobody -- flock --nonblock /opt/{server.slug} true")
         assert server.release == release
 
     def test_address_that_the_operator_denies_is_refused(self, server: Server) -> None:

@@ -43,7 +43,7 @@ main() {
     require_root
     [[ -r $CONFIG/env && -x $BASE/uv/bin/uv ]] || die "this server is not prepared: run provision.sh first"
     if [[ $verb != status ]]; then
-        exec 9>"$LOCK"
+        exec 9<"$LOCK"
         flock --nonblock 9 || die "another deployment is under way"
     fi
     "run_$verb" ${options[@]+"${options[@]}"}

@@ -7,7 +7,7 @@ set -euo pipefail
 instance=$(active_instance)
 # What was stopped on purpose stays stopped: a request would start it.
 [[ -n $instance ]] && systemctl is-active --quiet "$SLUG@$instance.service" || exit 0
-exec 9>"$LOCK"
+exec 9<"$LOCK"
 flock --nonblock 9 || exit 0
 for _ in 1 2 3; do
     if probe "$instance" live >/dev/null; then exit 0; fi

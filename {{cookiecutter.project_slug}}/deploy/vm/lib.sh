@@ -16,7 +16,8 @@ LIBRARY=/usr/local/lib/$SLUG
 WEBROOT=/var/www/$SLUG
 # nginx talks to whatever this link points to: a switch needs no reload, which would close the connections of clients.
 ACTIVE=$CONFIG/active.sock
-LOCK=/run/lock/$SLUG-deploy.lock
+# Whoever can open it can hold it: root and the service's account.
+LOCK=$BASE
 
 # What a release consists of; everything else, such as .env and the tests, stays where it is.
 RELEASE_FILES=(alembic.ini app deploy docs migrations pyproject.toml start.sh)
