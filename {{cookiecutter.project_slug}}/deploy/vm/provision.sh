@@ -168,10 +168,22 @@ install_packages() {
 is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true) == installed ]]; }
 
 apt_install() {
-    local apt=(apt-get -q -o DPkg::Lock::Timeout=300)
+    update_lists
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a \
+        quietly apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
+}
+
+# A fresh server does so by itself as it comes up, and for the lock of the lists apt does not wait.
+update_lists() {
+    local output deadline=$((SECONDS + 300))
     # By itself it is content with what it could not fetch.
-    quietly "${apt[@]}" -o APT::Update::Error-Mode=any update
-    DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a quietly "${apt[@]}" install -y --no-install-recommends "$@"
+    until output=$(apt-get -q -o APT::Update::Error-Mode=any update 2>&1); do
+        if [[ $output != */lists/lock* ]] || ((SECONDS >= deadline)); then
+            say "$output" >&2
+            return 1
+        fi
+        sleep 1
+    done
 }
 
 make_account() {
