@@ -201,9 +201,12 @@ make_account() {
 # Made once: afterwards it belongs to the operator.
 write_configuration() {
     [[ ! -e $CONFIG/env ]] || return 0
-    put 640 "$ACCOUNT" "$CONFIG/env" < <(
-        sed "s|@SECRET_KEY@|$(openssl rand -hex 32)|; s|@DATABASE_PASSWORD@|$(openssl rand -hex 24)|" "$HERE/env"
-    )
+    local text
+    text=$(<"$HERE/env")
+    # By the shell itself: the arguments of a program are for all to see.
+    text=${text/@SECRET_KEY@/$(openssl rand -hex 32)}
+    text=${text/@DATABASE_PASSWORD@/$(openssl rand -hex 24)}
+    put 640 "$ACCOUNT" "$CONFIG/env" < <(say "$text")
 }
 #% if cookiecutter.database == "postgresql"
 
@@ -253,7 +256,7 @@ count_connections() {
     say $((count > 100 ? count : 100))
 }
 
-# Over standard input: the arguments of a program are for all to see.
+# Over standard input, and not as an argument: see above.
 make_role() {
     local verb=CREATE
     if exists_in_postgresql "pg_roles WHERE rolname = '$SLUG'"; then verb=ALTER; fi
