@@ -999,6 +999,10 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
     try:
         page, answer = (lite.request("GET", path, headers=OF_A_BROWSER) for path in ("/todos", "/api/v1/todos"))
         file = lite.request("GET", style)
+        codes = [uuid4().hex, uuid4().hex]
+        for name, code in zip(("reset-password", "verify-email"), codes, strict=True):
+            lite.request("GET", f"/{name}?token={code}", headers=OF_A_BROWSER)
+        logs = lite.compose("logs", "--no-log-prefix", "proxy")
     finally:
         lite.up()
         lite.wait_until_it_answers()
@@ -1009,6 +1013,10 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
     assert page.headers["retry-after"] == "1"
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert file.status_code == 200
+    assert 'request: "GET /todos' in logs
+    # What a message holds is in no log.
+    assert '"path":"/reset-password"' in logs
+    assert not [code for code in codes if code in logs]
 
 
 def test_guesses_at_the_page_are_limited_and_told_so(lite: Stack) -> None:

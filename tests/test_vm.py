@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
+from uuid import uuid4
 
 import pytest
 
@@ -554,10 +555,13 @@ class TestOnSQLite(ProcessTests):
     def test_nginx_serves_the_files_of_the_pages_and_speaks_while_the_service_is_stopped(self, server: Server) -> None:
         page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
         (style,) = re.findall(r'href="(/static/pages\.[0-9a-f]{16}\.css)"', page.body.decode())
+        code = uuid4().hex
         server.machine.run(f"systemctl stop {server.slug}.target")
         try:
             file = server.site.request("GET", style)
             refused = server.site.request("GET", "/todos", headers=OF_A_BROWSER)
+            for name in ("reset-password", "verify-email"):
+                server.site.request("GET", f"/{name}?token={code}", headers=OF_A_BROWSER)
         finally:
             server.machine.run(f"systemctl start {server.slug}.target")
             server.site.wait()
@@ -569,6 +573,9 @@ class TestOnSQLite(ProcessTests):
         assert refused.status == 503
         assert refused.headers["Content-Type"].startswith("text/html")
         assert b"Out of reach for a moment" in refused.body
+        # What a message holds is in no log.
+        server.machine.run("grep 'request: \"GET /todos' /var/log/nginx/error.log")
+        server.machine.fails(f"grep --recursive --fixed-strings {code} /var/log/nginx")
 
 
 class TestOnDebian13(DeploymentTests):
