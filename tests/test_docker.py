@@ -225,11 +225,15 @@ def test_settings_of_the_application_stand_in_a_file(stack: Stack) -> None:
     file = stack.project.path / "secrets" / "env"
     file.write_text("REGISTRATION_OPEN=false\n", encoding="utf-8")
     try:
+        services = json.loads(stack.compose("config", "--format", "json"))["services"]
         output = stack.compose("run", "--rm", "--no-deps", "app", "env")
     finally:
         file.unlink()
 
     assert "REGISTRATION_OPEN=false" in output.splitlines()
+    # All that use the database have to find the same one.
+    told = {name for name, service in services.items() if "REGISTRATION_OPEN" in (service.get("environment") or {})}
+    assert told == {"app", "migrate", "backup"}
 
 
 def test_only_the_proxy_is_published(stack: Stack) -> None:
