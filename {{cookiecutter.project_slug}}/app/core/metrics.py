@@ -37,6 +37,8 @@ class MetricsMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._templates: dict[object, str] | None = None
+        # To look them up takes longer than to count. No caller can make it grow: methods and routes are ours.
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,9 +59,15 @@ class MetricsMiddleware:
         finally:
             IN_FLIGHT.dec()
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = self._template_of(scope)
-            REQUESTS.labels(method, route, str(status)).inc()
-            DURATION.labels(method, route).observe(time.perf_counter() - started)
+            requests, duration = self._children_of(method, self._template_of(scope), status)
+            requests.inc()
+            duration.observe(time.perf_counter() - started)
+
+    def _children_of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        key = (method, route, status)
+        if key not in self._children:
+            self._children[key] = (REQUESTS.labels(method, route, str(status)), DURATION.labels(method, route))
+        return self._children[key]
 
     def _template_of(self, scope: Scope) -> str:
         if self._templates is None:
