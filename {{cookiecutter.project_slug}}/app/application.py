@@ -3,7 +3,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypedDict
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -29,7 +29,7 @@ from app.core.metrics import MetricsMiddleware
 from app.core.openapi import add_docs, customize_openapi
 from app.core.overload import OverloadMiddleware
 from app.core.project import read_project
-from app.core.requests import HostMiddleware, is_request_id, make_request_id, require_media_type
+from app.core.requests import HostMiddleware, is_request_id, make_request_id
 from app.core.security import Security
 from app.core.server import trusted_proxies
 from app.outbox.sender import run_sender
@@ -150,7 +150,6 @@ def _include_features(app: FastAPI, settings: Settings) -> None:
             app.include_router(
                 feature.api,
                 prefix=settings.api_prefix,
-                dependencies=[Depends(require_media_type)],
                 responses=problem_responses(413, 415, 422, 503),
             )
     for feature in FEATURES:

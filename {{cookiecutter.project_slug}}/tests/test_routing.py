@@ -1,15 +1,15 @@
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+
 from starlette.routing import Match
 from starlette.types import Scope
 
 from app.api import FEATURES
-from app.core.routing import FeatureRouter
+from app.core.routing import FeatureRoute, FeatureRouter
 from tests.clients import open_client
 
 
 def make_app(compared: list[str]) -> FastAPI:
-    class NotingRoute(APIRoute):
+    class NotingRoute(FeatureRoute):
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             compared.append(self.path)
             return super().matches(scope)

@@ -1,20 +1,15 @@
 """What RFC 6749 asks of an endpoint and FastAPI does otherwise."""
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from app.auth.exceptions import NO_STORE, OAuthError
 from app.core.exceptions import UnsupportedMediaTypeError
+from app.core.routing import FeatureRoute, Handler
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-
-class OAuthRoute(APIRoute):
+class OAuthRoute(FeatureRoute):
     """Answer as OAuth clients expect: errors in their own format, and nothing stored."""
 
     def get_route_handler(self) -> Handler:

@@ -3,18 +3,19 @@
 Whoever asks for a message gets the same answer in the same time, for the address is looked up when the message is made.
 """
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from app.auth.dependencies import limit_codes
 from app.auth.schemas import EmailAddress, EmailToken, PasswordReset
 from app.core.email import require_mail
 from app.core.exceptions import problem_responses
+from app.core.routing import FeatureRouter
 from app.core.toolbox import ToolboxDep
 from app.outbox import service as outbox_service
 from app.users import service as users_service
 from app.users.emails import EmailKind, limit_messages
 
-router = APIRouter()
+router = FeatureRouter()
 
 
 @router.post(

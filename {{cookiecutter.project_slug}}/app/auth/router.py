@@ -1,6 +1,6 @@
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form
+from fastapi import Form
 
 from app.auth import recovery, second_factor, service, sessions
 from app.auth.dependencies import OwnSessionDep
@@ -24,7 +24,7 @@ from app.core.toolbox import ToolboxDep
 from app.users.dependencies import CurrentUser
 
 router = FeatureRouter(prefix="/auth", tags=["auth"])
-oauth = APIRouter(route_class=OAuthRoute)
+oauth = FeatureRouter(route_class=OAuthRoute)
 
 OAUTH_ERROR: dict[int | str, dict[str, Any]] = {400: {"model": OAuthProblem, "description": "RFC 6749 §5.2"}}
 

@@ -1,17 +1,13 @@
 import re
 from dataclasses import dataclass
-from email.message import Message
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import Depends, Request
-from fastapi.params import Form
-from fastapi.routing import APIRoute
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Receive, Scope, Send
 
 from app.core.config import Settings
-from app.core.exceptions import UnsupportedMediaTypeError
 
 # Asked every few seconds by machines.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
@@ -44,21 +40,6 @@ async def get_origin(request: Request) -> Origin:
 
 
 OriginDep = Annotated[Origin, Depends(get_origin)]
-
-
-async def require_media_type(request: Request) -> None:
-    """Refuse a body of another kind than the route takes: a form that a foreign page posts is never read as JSON."""
-    route = request.scope["route"]
-    if not isinstance(route, APIRoute) or route.body_field is None:
-        return
-    sent = Message()
-    sent["content-type"] = request.headers.get("content-type", "none/none")
-    media_type = sent.get_content_type()
-    if isinstance(route.body_field.field_info, Form):
-        if media_type != FORM:
-            raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
-    elif media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedMediaTypeError("The body must be application/json.")
 
 
 class HostMiddleware(TrustedHostMiddleware):

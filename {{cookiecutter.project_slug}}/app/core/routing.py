@@ -1,10 +1,51 @@
-from fastapi import APIRouter
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.params import Form
+from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
+
+from app.core.exceptions import UnsupportedMediaTypeError
+from app.core.requests import FORM
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class FeatureRoute(APIRoute):
+    """Refuses a body of another kind than it takes: a form that a foreign page posts is never read as JSON."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        takes_form = isinstance(self.body_field.field_info, Form)
+
+        async def handle_media_type(request: Request) -> Response:
+            _require_media_type(request, takes_form=takes_form)
+            return await handle(request)
+
+        return handle_media_type
+
+
+def _require_media_type(request: Request, *, takes_form: bool) -> None:
+    sent = Message()
+    sent["content-type"] = request.headers.get("content-type", "none/none")
+    media_type = sent.get_content_type()
+    if takes_form:
+        if media_type != FORM:
+            raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
+    elif media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaTypeError("The body must be application/json.")
 
 
 class FeatureRouter(APIRouter):
     """Compares none of its routes with a path that its prefix is no part of; FastAPI tries them all in turn, twice."""
+
+    def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # those of APIRouter
+        super().__init__(route_class=route_class, **options)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return super().matches(scope) if self.prefix in scope["path"] else (Match.NONE, {})
