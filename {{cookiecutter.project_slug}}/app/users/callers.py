@@ -3,9 +3,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from app.core.config import Settings
+from app.core.database import Database
 from app.users import service
 from app.users.service import UserRow
 
@@ -19,19 +18,21 @@ class RecentCallers:
         self._seconds = seconds
         self._found: dict[tuple[UUID, UUID], tuple[float, UserRow]] = {}
 
-    async def find(self, session: AsyncSession, user_id: UUID, session_id: UUID) -> UserRow | None:
+    async def find(self, database: Database, user_id: UUID, session_id: UUID) -> UserRow | None:
         until, caller = self._found.get((user_id, session_id), (0.0, None))
         if caller is not None and until > time.monotonic():
             return caller
-        caller = await service.find_caller(session, user_id, session_id)
+        caller = await self.find_again(database, user_id, session_id)
         if caller is not None and self._seconds:
             self._remember(caller)
         return caller
 
-    async def find_again(self, session: AsyncSession, user_id: UUID, session_id: UUID) -> UserRow | None:
+    async def find_again(self, database: Database, user_id: UUID, session_id: UUID) -> UserRow | None:
         """For what may change the caller: it is looked up now, and when it is asked for next."""
         self._found.pop((user_id, session_id), None)
-        return await service.find_caller(session, user_id, session_id)
+        # Not in the request's own session: what is refused here has begun no transaction, nor waited for a writer.
+        async with database.read() as session:
+            return await service.find_caller(session, user_id, session_id)
 
     def _remember(self, caller: UserRow) -> None:
         if len(self._found) >= MAX_REMEMBERED:

@@ -7,7 +7,8 @@ from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from app.core.database import SAFE_METHODS, SessionDep
 from app.core.exceptions import ForbiddenError, InsufficientScopeError, UnauthorizedError
 from app.core.requests import OriginDep, SettingsDep
-from app.core.security import AccessClaims, SecurityDep
+from app.core.security import AccessClaims
+from app.core.security import Security as TokenSecurity
 from app.core.throttling import Bucket, ThrottleDep, network_of
 from app.users import service
 from app.users.callers import RecentCallers
@@ -22,30 +23,23 @@ oauth2_scheme = OAuth2PasswordBearer(
 TokenDep = Annotated[str, Depends(oauth2_scheme)]
 
 
-async def get_claims(token: TokenDep, security: SecurityDep) -> AccessClaims:
+async def get_claims(request: Request, token: TokenDep) -> AccessClaims:
+    # Out of the state, here and below: a dependency costs as much as what it would bring.
+    security: TokenSecurity = request.state.security
     return security.read_access_token(token)
 
 
 ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 
 
-async def get_callers(request: Request) -> RecentCallers:
-    callers: RecentCallers = request.state.callers
-    return callers
-
-
-CallersDep = Annotated[RecentCallers, Depends(get_callers)]
-
-
-async def get_caller(
-    request: Request, required: SecurityScopes, claims: ClaimsDep, session: SessionDep, callers: CallersDep
-) -> UserRow:
+async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsDep) -> UserRow:
     """Check the token, its session and its user at each request: what was ended is out at the next call.
 
     With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
     """
+    callers: RecentCallers = request.state.callers
     find = callers.find if request.method in SAFE_METHODS else callers.find_again
-    user = await find(session, claims.sub, claims.sid)
+    user = await find(request.state.database, claims.sub, claims.sid)
     if user is None:
         raise UnauthorizedError("The session has ended.")
     _require_scopes(claims, *required.scopes)
