@@ -1,11 +1,12 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, CursorResult, Delete, Executable, Result, ScalarResult, event, exc
+from sqlalchemy import Connection, CursorResult, Delete, Executable, PoolProxiedConnection, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool, PoolResetState
@@ -14,11 +15,13 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from app.core.config import Settings
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
-from app.core.statements import PreparedStatement, PreparedStatements, is_prepared
+from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PATIENCE_SECONDS = 60
+# After it, a connection goes back to where its age is looked at.
+AT_HAND_SECONDS = 60
 # An option of engines whose connections begin no transaction.
 READING = "is_reading"
 # What psycopg, and libpq below it, call a connection without a transaction.
@@ -40,7 +43,34 @@ class FairPool(AsyncAdaptedQueuePool):
     def _gate(self) -> asyncio.Semaphore:
         return asyncio.Semaphore(self.size())
 
+    @cached_property
+    def _at_hand(self) -> list[tuple[float, PoolProxiedConnection]]:
+        """What was read with, and when it was taken: the next one reads with it, without the way through the pool."""
+        return []
+
+    _waiting = 0
+
+    def take(self) -> tuple[float, PoolProxiedConnection] | None:
+        while self._at_hand:
+            taken_at, connection = self._at_hand.pop()
+            POOL_IN_USE.inc()
+            if time.monotonic() < taken_at + AT_HAND_SECONDS:
+                return taken_at, connection
+            # The pool looks at its age.
+            connection.close()
+        return None
+
+    def keep(self, taken_at: float, connection: PoolProxiedConnection) -> None:
+        """For who comes next, unless somebody waits. It must be in no transaction."""
+        if self._waiting:
+            connection.close()
+        else:
+            POOL_IN_USE.dec()
+            self._at_hand.append((taken_at, connection))
+
     def _do_get(self) -> ConnectionPoolEntry:
+        if self._gate.locked():
+            self._give_up(self._at_hand[:1])
         await_only(self._wait() if self._gate.locked() else self._gate.acquire())
         POOL_IN_USE.inc()
         try:
@@ -56,16 +86,29 @@ class FairPool(AsyncAdaptedQueuePool):
             self._leave()
 
     async def _wait(self) -> None:
-        with POOL_WAITING.track_inprogress():
-            try:
+        self._waiting += 1
+        try:
+            with POOL_WAITING.track_inprogress():
                 async with asyncio.timeout(self.timeout()):
                     await self._gate.acquire()
-            except TimeoutError:
-                raise exc.TimeoutError(f"no connection was free within {self.timeout():g} s") from None
+        except TimeoutError:
+            raise exc.TimeoutError(f"no connection was free within {self.timeout():g} s") from None
+        finally:
+            self._waiting -= 1
 
     def _leave(self) -> None:
         POOL_IN_USE.dec()
         self._gate.release()
+
+    def _give_up(self, at_hand: list[tuple[float, PoolProxiedConnection]]) -> None:
+        for each in at_hand:
+            self._at_hand.remove(each)
+            POOL_IN_USE.inc()
+            each[1].close()
+
+    def dispose(self) -> None:
+        self._give_up(self._at_hand[:])
+        super().dispose()
 
 
 class Session(AsyncSession):
@@ -80,7 +123,7 @@ class Session(AsyncSession):
         # Where each statement runs by itself it needs a connection, and no transaction of the session's.
         self._reading = bind if isinstance(bind, AsyncEngine) and READING in bind.get_execution_options() else None
 
-    async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Result[Any]:  # noqa: ANN401  # as SQLAlchemy
+    async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
         if not is_prepared(statement):
             return await super().execute(statement, params, **options)
         given: Mapping[str, Any] = params or {}
@@ -89,7 +132,7 @@ class Session(AsyncSession):
             return await self._run_in_transaction(prepared, given)
         return await _run_by_itself(self._reading, prepared, given)
 
-    async def _run_in_transaction(self, prepared: PreparedStatement, given: Mapping[str, Any]) -> Result[Any]:
+    async def _run_in_transaction(self, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
         connection = await self.connection()
         try:
             return await prepared.run(await connection.get_raw_connection(), given)
@@ -101,22 +144,31 @@ class Session(AsyncSession):
     async def scalar(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
         return (await self.execute(statement, params, **options)).scalar()
 
-    async def scalars(self, statement: Executable, params: Any = None, **options: Any) -> ScalarResult[Any]:  # noqa: ANN401  # as SQLAlchemy
+    async def scalars(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
         return (await self.execute(statement, params, **options)).scalars()
 
 
-async def _run_by_itself(engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Result[Any]:
-    connection = await engine.raw_connection()
-    try:
-        result = await prepared.run(connection, given)
-    except BaseException as error:
-        if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
-            await greenlet_spawn(connection.invalidate, error)
-        await greenlet_spawn(connection.close)
-        raise
-    # There is nothing to wait for: no transaction is open.
-    connection.close()
-    return result
+async def _run_by_itself(engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
+    """Read; where a connection was lost since it was last used, with another one."""
+    pool = engine.pool
+    assert isinstance(pool, FairPool)  # noqa: S101  # for the type checker
+    lost = 0
+    while True:
+        taken_at, connection = pool.take() or (time.monotonic(), await engine.raw_connection())
+        try:
+            rows = await prepared.run(connection, given)
+        except BaseException as error:
+            is_lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+            if is_lost:
+                await greenlet_spawn(connection.invalidate, error)
+            await greenlet_spawn(connection.close)
+            lost += is_lost
+            # A server that was restarted has lost them all.
+            if not is_lost or lost > pool.size():
+                raise
+        else:
+            pool.keep(taken_at, connection)
+            return rows
 
 
 class Database:
