@@ -179,7 +179,8 @@ async def test_the_time_limit_is_that_of_all_attempts(
         started = time.perf_counter()
         response = await client.get(LONDON, headers=user.headers)
 
-    assert response.status_code == 502
+    # The time may be up between two attempts or during one.
+    assert response.status_code in {502, 504}
     assert time.perf_counter() - started < 20
     assert 2 <= len(service.paths) < 20
 
