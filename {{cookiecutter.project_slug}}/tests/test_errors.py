@@ -128,6 +128,26 @@ async def test_a_validation_error_lists_every_field(client: httpx2.AsyncClient) 
     assert sorted(error["location"][-1] for error in response.json()["errors"]) == ["email", "extra", "password"]
 
 
+async def test_a_body_of_many_unknown_fields_is_one_error(client: httpx2.AsyncClient) -> None:
+    response = await client.post(USERS, json={f"field {number}": 1 for number in range(20_000)})
+
+    assert_problem(response, 422)
+    assert [error["message"] for error in response.json()["errors"]] == ["must have at most 100 fields"]
+
+
+async def test_of_many_errors_the_first_are_listed_and_the_rest_counted(app: FastAPI) -> None:
+    @app.post("/numbers")
+    async def take(numbers: list[int]) -> None: ...
+
+    async with open_client(app) as client:
+        response = await client.post("/numbers", json=["x"] * 20_000)
+
+    assert_problem(response, 422)
+    assert response.json()["detail"] == "The request is not valid: see errors, the first 100 of 20000."
+    assert len(response.json()["errors"]) == 100
+    assert len(response.content) < 20_000
+
+
 async def test_a_host_that_is_not_ours_is_refused(client: httpx2.AsyncClient) -> None:
     response = await client.get("/nowhere", headers={"Host": "evil.example"})
 

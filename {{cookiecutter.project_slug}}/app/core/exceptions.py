@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = structlog.get_logger(__name__)
 
 RETRY_AFTER = {"Retry-After": "1"}
+# A body of the greatest size may have a hundred thousand mistakes; nobody reads so many.
+MAX_FIELD_PROBLEMS = 100
 
 
 class AppError(Exception):
@@ -138,16 +140,18 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  # see above
+    errors = error.errors()
+    count = "" if len(errors) <= MAX_FIELD_PROBLEMS else f", the first {MAX_FIELD_PROBLEMS} of {len(errors)}"
     return problem_response(
-        request.scope, 422, "The request is not valid: see errors.", errors=field_problems(error.errors())
+        request.scope, 422, f"The request is not valid: see errors{count}.", errors=field_problems(errors)
     )
 
 
 def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
-    """Without the rejected values: they may be secrets."""
+    """The first ones, without the rejected values: they may be secrets."""
     return [
         FieldProblem(location=list(error["loc"]), message=str(error["msg"]).removeprefix("Value error, "))
-        for error in errors
+        for error in errors[:MAX_FIELD_PROBLEMS]
     ]
 
 
