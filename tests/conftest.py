@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 import yaml
@@ -73,7 +74,11 @@ PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "HTTP
 
 
 def read_table(hook: str, name: str) -> dict[str, tuple[str, ...]]:
-    """Return a table of a hook; a hook cannot be imported before cookiecutter has rendered it."""
+    return dict(read_literal(hook, name))
+
+
+def read_literal(hook: str, name: str) -> Any:  # noqa: ANN401  # whatever is written there
+    """Return a constant of a hook; a hook cannot be imported before cookiecutter has rendered it."""
     tree = ast.parse((ROOT / "hooks" / hook).read_text(encoding="utf-8"))
     (table,) = (
         statement.value
@@ -83,7 +88,7 @@ def read_table(hook: str, name: str) -> dict[str, tuple[str, ...]]:
         and statement.target.id == name
         if statement.value
     )
-    return dict(ast.literal_eval(table))
+    return ast.literal_eval(table)
 
 
 def is_copied(name: str) -> bool:
