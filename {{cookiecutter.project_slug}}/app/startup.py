@@ -1,6 +1,8 @@
 """What UPDATE_DB and RESET_DB ask for, once however many workers and hosts start together."""
 
+import os
 import time
+from pathlib import Path
 
 import structlog
 from alembic import command
@@ -12,6 +14,7 @@ from app.core import migrations
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.lifecycle import started_at
+from app.core.schema import head_revision
 from app.core.security import Security
 from app.core.toolbox import make_toolbox
 
@@ -22,11 +25,32 @@ LAST_RESET = Table("last_reset", MetaData(), Column("ended_at", Float, nullable=
 
 
 async def prepare_database(settings: Settings, security: Security) -> None:
+    """Once per start of the service: while the database is out of reach, workers that die can still be replaced."""
+    if _was_prepared():
+        return
     if settings.reset_db:
         await reset_once(settings, security)
     elif settings.update_db:
         await migrations.upgrade(settings)
         logger.info("database is up to date")
+    _remember_prepared()
+
+
+def _was_prepared() -> bool:
+    mark = _mark()
+    return mark is not None and mark.exists()
+
+
+def _remember_prepared() -> None:
+    if mark := _mark():
+        mark.touch(mode=0o600)
+
+
+def _mark() -> Path | None:
+    """In the folder that the workers of one start share; a process alone has none, and nobody to tell."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    # An operator's own folder outlives the start; and a reload may bring code with new migrations.
+    return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
 
 
 async def reset_once(settings: Settings, security: Security) -> None:

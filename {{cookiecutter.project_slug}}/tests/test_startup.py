@@ -2,18 +2,19 @@
 
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
 from app.core.schema import head_revision
-from tests.databases import execute, migrate
+from tests.databases import execute, migrate, server_url
 from tests.servers import (
     MANAGERS,
     SERVE,
+    SERVE_TWO,
     START,
     WORKER_CLASSES,
     Server,
@@ -75,6 +76,39 @@ def test_a_new_start_resets_and_a_new_worker_does_not(empty_url: str, command: S
         assert server.stop() == 0
     with run_server(empty_url, command, RESET_DB="1"):
         assert count_samples(empty_url) == SAMPLES
+
+
+@pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE_TWO], ids=[*MANAGERS, "serve"])
+def test_a_worker_that_dies_while_the_database_is_out_of_reach_is_replaced(
+    empty_url: str, command: Sequence[str]
+) -> None:
+    with run_server(empty_url, command, workers=2, UPDATE_DB="1") as server:
+        with out_of_reach(empty_url):
+            os.kill(min(server.workers), signal.SIGKILL)
+            wait_for(lambda: server.count_started() == 3 or server.process.poll() is not None, "the new worker")
+
+            assert len(server.workers) == 2
+            assert [server.get("/health/live").status_code for _ in range(TOGETHER)] == [200] * TOGETHER
+        wait_for(lambda: server.get("/health/ready").status_code == 200, "the database")
+        assert server.stop() == 0
+
+
+@contextmanager
+def out_of_reach(url: str) -> Iterator[None]:
+    """New connections fail; where a server can, it also ends the old ones."""
+    database = make_url(url).database or ""
+    if make_url(url).get_backend_name() == "sqlite":
+        away = Path(database).rename(f"{database}.away")
+        Path(database).mkdir()
+        yield
+        Path(database).rmdir()
+        away.rename(database)
+        return
+    execute(server_url(), f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+    ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"  # noqa: S608  # ours
+    execute(server_url(), ended)
+    yield
+    execute(server_url(), f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
 
 
 def add_user(server: Server) -> None:
