@@ -172,6 +172,36 @@ async def test_a_mistake_of_ours_tells_nothing_of_itself(app: FastAPI, statement
     assert "no_such_table" not in response.text
 
 
+SESSION = """
+    INSERT INTO sessions (id, user_id, scope, device, last_used_at, expires_at, created_at) VALUES
+    ('01890000000070008000000000000000', '01890000000070008000000000000000', 'x', 'x', '2026-01-01', '2026-01-01', {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "status"),
+    [
+        (SESSION.format("'2026-01-01'"), 409),
+        (SESSION.format("NULL"), 500),
+        ("INSERT INTO alembic_version SELECT version_num FROM alembic_version", 409),
+    ],
+    ids=["foreign key", "not null", "unique"],
+)
+async def test_rows_that_are_changed_at_once_are_a_conflict_and_a_missing_value_is_our_mistake(
+    app: FastAPI, logs: io.StringIO, statement: str, status: int
+) -> None:
+    @app.post("/broken")
+    async def broken(session: SessionDep) -> None:
+        await session.execute(text(statement))
+
+    async with open_client(app) as client:
+        response = await client.post("/broken")
+
+    assert_problem(response, status)
+    assert "constraint" not in response.text
+    assert "constraint" in logs.getvalue()
+
+
 async def test_an_unhandled_error_is_logged_with_the_requests_id(app: FastAPI, logs: io.StringIO) -> None:
     @app.get("/broken")
     async def broken() -> None:

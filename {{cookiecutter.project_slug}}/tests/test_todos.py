@@ -1,9 +1,13 @@
 import base64
 import json
+from types import SimpleNamespace
+from uuid import UUID
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
+from app.users.dependencies import get_caller
 from tests.accounts import Account, create_account
 
 TODOS = "/api/v1/todos"
@@ -30,6 +34,19 @@ async def test_a_created_todo_is_found_at_its_location(client: httpx2.AsyncClien
     assert read.json()["title"] == "Buy milk"
     assert read.json()["completed"] is False
     assert read.json()["created_at"].endswith("Z")
+
+
+async def test_an_account_that_is_deleted_meanwhile_gets_no_todo(
+    app: FastAPI, client: httpx2.AsyncClient, user: Account
+) -> None:
+    await client.delete("/api/v1/users/me", headers=user.headers)
+    # What the check of a request that came before the deletion has found.
+    app.dependency_overrides[get_caller] = lambda: SimpleNamespace(id=UUID(user.id))
+
+    response = await client.post(TODOS, json={"title": "Buy milk"}, headers=user.headers)
+
+    assert response.status_code == 409
+    assert response.json()["detail"] == "What this belongs to was changed at the same time."
 
 
 async def test_patch_changes_what_is_sent_and_nothing_else(client: httpx2.AsyncClient, user: Account) -> None:

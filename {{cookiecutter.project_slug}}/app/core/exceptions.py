@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,9 @@ logger = structlog.get_logger(__name__)
 RETRY_AFTER = {"Retry-After": "1"}
 # A body of the greatest size may have a hundred thousand mistakes; nobody reads so many.
 MAX_FIELD_PROBLEMS = 100
+# Of a foreign key and of what is unique: PostgreSQL has codes (SQLSTATE), SQLite has words.
+CONFLICT_STATES = frozenset({"23503", "23505"})
+CONFLICT_WORDS = ("FOREIGN KEY constraint failed", "UNIQUE constraint failed")
 
 
 class AppError(Exception):
@@ -156,11 +159,23 @@ def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
 
 
 async def handle_database_error(request: Request, error: Exception) -> Response:
-    """Answer 503 when the database is out of reach, too slow or too busy; anything else is our mistake, a 500."""
+    """Answer 409 when another row went or came meanwhile, such as the caller's account.
+
+    503 when the database is out of reach, too slow or too busy; anything else is our mistake, a 500.
+    """
+    if is_conflict(error):
+        logger.warning("conflict in the database", reason=first_line(error))
+        return problem_response(request.scope, 409, "What this belongs to was changed at the same time.")
     if not is_database_unavailable(error):
         raise error
     logger.warning("database unavailable", error=type(error).__name__, reason=first_line(error))
     return problem_response(request.scope, 503, "The database is not available.", headers=RETRY_AFTER)
+
+
+def is_conflict(error: BaseException) -> bool:
+    return isinstance(error, IntegrityError) and (
+        getattr(error.orig, "sqlstate", None) in CONFLICT_STATES or first_line(error).startswith(CONFLICT_WORDS)
+    )
 
 
 def is_database_unavailable(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from app.users.dependencies import CurrentUser
 router = FeatureRouter(prefix="/todos", tags=["todos"])
 
 
-@router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401))
+@router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401, 409))
 async def create_todo(
     data: TodoCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
 ) -> TodoRow:

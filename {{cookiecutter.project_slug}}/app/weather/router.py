@@ -15,7 +15,7 @@ from app.weather.service import ReportRow
 router = FeatureRouter(prefix="/weather", tags=["weather"])
 
 
-@router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401))
+@router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401, 409))
 async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, session: SessionDep) -> ReportRow:
     return await service.create_report(session, user.id, data)
 
