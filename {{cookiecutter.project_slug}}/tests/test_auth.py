@@ -263,6 +263,7 @@ async def test_a_deactivated_user_can_neither_sign_in_nor_refresh(
 
     assert not await works(client, user.access_token)
     assert (await request_token(client, username=user.email, password=PASSWORD)).json()["error"] == "invalid_grant"
+    assert (await refresh(client, user.refresh_token)).json()["error"] == "invalid_grant"
 
 
 async def test_signing_in_brings_the_hash_to_todays_parameters(

@@ -1,15 +1,20 @@
+import asyncio
+
 import httpx2
 import pytest
+from sqlalchemy import make_url
 
 from app.application import create_app
-from app.core.database import Database
+from app.core.database import Database, open_database
+from app.users.service import ACTIVE_ADMINS
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
-from tests.databases import make_settings
+from tests.databases import execute_async, make_settings
 
 USERS = "/api/v1/users"
 ME = f"{USERS}/me"
 NEW_PASSWORD = "a new and long password"
+PATIENCE_SECONDS = 60
 
 
 async def test_a_new_account_is_found_at_its_location(client: httpx2.AsyncClient) -> None:
@@ -213,6 +218,60 @@ async def test_an_administrators_deactivation_is_effective_at_once(
     assert (await request_token(client, "refresh_token", refresh_token=user.refresh_token)).status_code == 400
     await client.patch(f"{USERS}/{user.id}", json={"is_active": True}, headers=admin.headers)
     assert (await client.get(ME, headers=user.headers)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", ME, None),
+        ("DELETE", f"{USERS}/{{id}}", None),
+        ("PATCH", f"{USERS}/{{id}}", {"is_admin": False}),
+        ("PATCH", f"{USERS}/{{id}}", {"is_active": False}),
+    ],
+)
+async def test_the_last_active_administrator_stays(
+    client: httpx2.AsyncClient,
+    database: Database,
+    admin: Account,
+    method: str,
+    path: str,
+    body: dict[str, object] | None,
+) -> None:
+    other = await create_account(client, database, is_admin=True)
+    await client.patch(f"{USERS}/{other.id}", json={"is_active": False}, headers=admin.headers)
+
+    response = await client.request(method, path.format(id=admin.id), json=body, headers=admin.headers)
+
+    assert response.status_code == 409
+    assert response.json()["detail"] == "This is the last administrator: make another one first."
+    assert (await client.get(f"{USERS}/{other.id}", headers=admin.headers)).status_code == 200
+
+
+async def test_of_two_administrators_who_remove_each_other_at_once_one_stays(live_url: str) -> None:
+    settings = make_settings(live_url, database_pool_size=3)
+    async with open_database(settings) as database, open_client(create_app(settings, database)) as client:
+        one, other = [await create_account(client, database, is_admin=True) for _ in range(2)]
+        async with database.write() as session:
+            await session.execute(ACTIVE_ADMINS)
+            paths = {f"{USERS}/{other.id}": one.headers, f"{USERS}/{one.id}": other.headers}
+            removals = [asyncio.create_task(client.delete(path, headers=headers)) for path, headers in paths.items()]
+            await wait_for_both(live_url)
+        statuses = sorted([(await removal).status_code for removal in removals])
+
+    assert statuses in ([204, 409], [204, 401])
+    assert await execute_async(live_url, "SELECT count(*) FROM users") == [(1,)]
+
+
+async def wait_for_both(url: str) -> None:
+    """For the lock, after all that they have checked; on SQLite the one is done before the other is let in."""
+    if make_url(url).get_backend_name() == "sqlite":
+        return
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            if await execute_async(url, waiting) == [(2,)]:
+                return
+            await asyncio.sleep(0.01)
 
 
 async def test_an_administrator_cannot_give_a_taken_address(

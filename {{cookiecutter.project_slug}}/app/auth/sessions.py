@@ -12,7 +12,7 @@ from app.core.exceptions import NotFoundError
 from app.core.models import utc_now
 from app.core.requests import Origin
 from app.users.events import AccountEvent
-from app.users.models import Session
+from app.users.models import Session, User
 from app.users.service import UserRow
 
 SessionRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -36,7 +36,12 @@ SESSION_BY_ID = SESSIONS.where(Session.id == bindparam("session_id"))
 CREATE_SESSION = insert(Session).returning(Session.id)
 EXTEND_SESSION = (
     update(Session)
-    .where(Session.id == bindparam("session_id"), Session.expires_at > bindparam("now"))
+    .where(
+        Session.id == bindparam("session_id"),
+        Session.expires_at > bindparam("now"),
+        User.id == Session.user_id,
+        User.is_active,
+    )
     .values(
         expires_at=bindparam("new_expires_at"),
         last_used_at=bindparam("now"),
@@ -106,7 +111,7 @@ async def create_session(session: AsyncSession, settings: Settings, user_id: UUI
 async def extend_session(
     session: AsyncSession, settings: Settings, session_id: UUID, origin: Origin
 ) -> tuple[UUID, str] | None:
-    """Return the session's user and scope, or None when it has ended."""
+    """Return the session's user and scope, or None when it has ended or its user is deactivated."""
     now = utc_now()
     parameters = {
         "session_id": session_id,
