@@ -2,10 +2,13 @@ import asyncio
 
 import httpx2
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
 from app.core.database import Database, open_database
+from app.core.pagination import paginate
+from app.users.models import User
 from app.users.service import ACTIVE_ADMINS
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
@@ -207,6 +210,19 @@ async def test_an_administrator_lists_reads_changes_and_deletes(
     assert changed.json()["email"] == "new@example.com"
     assert deleted.status_code == 204
     assert (await client.get(f"{USERS}/{user.id}", headers=admin.headers)).status_code == 404
+
+
+async def test_a_page_of_accounts_is_read_from_an_index(connection: AsyncConnection) -> None:
+    page = paginate(select(User.id, User.email), User, descending=True, continued=False)
+    explain = "EXPLAIN QUERY PLAN"
+    if connection.dialect.name == "postgresql":
+        explain = "EXPLAIN"
+        # A table as small as this one is read as a whole otherwise.
+        await connection.execute(text("SET LOCAL enable_seqscan = off"))
+
+    plan = await connection.execute(text(f"{explain} {page}"), {"page_limit": 20})
+
+    assert "ix_users_created_at_id" in str(plan.all())
 
 
 async def test_an_administrators_deactivation_is_effective_at_once(

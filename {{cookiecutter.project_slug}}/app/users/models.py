@@ -1,7 +1,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, String
+from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.models import Base, Identity, Timestamps
@@ -9,6 +9,8 @@ from app.core.models import Base, Identity, Timestamps
 
 class User(Timestamps, Base):
     __tablename__ = "users"
+    # What a page of all accounts is read from.
+    __table_args__ = (Index(None, "created_at", "id"),)
 
     # Lower-case; RFC 5321 allows 254 characters.
     email: Mapped[str] = mapped_column(String(254), unique=True)
