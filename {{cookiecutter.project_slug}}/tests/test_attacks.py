@@ -85,6 +85,7 @@ async def test_every_guarded_route_asks_for_a_token_of_a_scope_that_may(
     assert anonymous.status_code == 401
     assert anonymous.headers["www-authenticate"].startswith("Bearer")
     assert powerless.status_code == 403
+    assert {"401", "403"} <= DOCUMENT["paths"][path][method]["responses"].keys()
 
 
 async def own_something(client: httpx2.AsyncClient, path: str, owner: Account) -> tuple[str, dict[str, Any]]:

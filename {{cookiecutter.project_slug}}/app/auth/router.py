@@ -45,31 +45,31 @@ router.include_router(oauth)
 router.include_router(recovery.router)
 
 
-@router.get("/sessions", response_model=list[SessionRead], responses=problem_responses(401))
+@router.get("/sessions", response_model=list[SessionRead], responses=problem_responses(401, 403))
 async def list_sessions(user: CurrentUser, session: SessionDep) -> list[SessionRow]:
     """List where the account is signed in, the most recently used first."""
     return await sessions.list_sessions(session, user)
 
 
-@router.delete("/sessions/{session_id}", status_code=204, responses=problem_responses(401, 404))
+@router.delete("/sessions/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))
 async def end_session(own_session: OwnSessionDep, tools: ToolboxDep) -> None:
     """Sign out somewhere else, or here."""
     await sessions.end_session(tools.session, tools.audit, own_session.id)
 
 
-@router.post("/second-factor", responses=problem_responses(401, 409, 422, 429))
+@router.post("/second-factor", responses=problem_responses(401, 403, 409, 422, 429))
 async def begin_second_factor(data: PasswordConfirmation, user: CurrentUser, tools: ToolboxDep) -> SecondFactorSecret:
     """Make a secret for an authenticator app; it is asked for once a code of it was confirmed."""
     return await second_factor.begin(tools, user, data)
 
 
-@router.post("/second-factor/confirm", responses=problem_responses(401, 409, 422, 429))
+@router.post("/second-factor/confirm", responses=problem_responses(401, 403, 409, 422, 429))
 async def confirm_second_factor(data: SecondFactorCode, user: CurrentUser, tools: ToolboxDep) -> RecoveryCodes:
     """Ask for a second factor from now on, and get the recovery codes, which are shown this once."""
     return await second_factor.confirm(tools, user, data)
 
 
-@router.post("/second-factor/disable", status_code=204, responses=problem_responses(401, 409, 422, 429))
+@router.post("/second-factor/disable", status_code=204, responses=problem_responses(401, 403, 409, 422, 429))
 async def disable_second_factor(data: PasswordConfirmation, user: CurrentUser, tools: ToolboxDep) -> None:
     """No longer ask for a second factor; the recovery codes are gone, too."""
     await second_factor.disable(tools, user, data)

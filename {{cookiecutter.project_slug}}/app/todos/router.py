@@ -13,7 +13,7 @@ from app.users.dependencies import CurrentUser
 router = FeatureRouter(prefix="/todos", tags=["todos"])
 
 
-@router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401, 409))
+@router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401, 403, 409))
 async def create_todo(
     data: TodoCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
 ) -> TodoRow:
@@ -22,7 +22,7 @@ async def create_todo(
     return todo
 
 
-@router.get("", response_model=Page[TodoRead], responses=problem_responses(401))
+@router.get("", response_model=Page[TodoRead], responses=problem_responses(401, 403))
 async def list_todos(
     user: CurrentUser,
     session: SessionDep,
@@ -33,23 +33,23 @@ async def list_todos(
     return await service.list_todos(session, user.id, sort=sort, completed=completed, page=page)
 
 
-@router.get("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 404))
+@router.get("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
 async def read_todo(todo: TodoDep) -> TodoRow:
     return todo
 
 
-@router.put("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 404))
+@router.put("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
 async def replace_todo(data: TodoCreate, todo: TodoDep, session: SessionDep) -> TodoRow:
     """Replace the whole todo: what is left out is set to its default."""
     return await service.replace_todo(session, todo, data)
 
 
-@router.patch("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 404))
+@router.patch("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
 async def update_todo(data: TodoUpdate, todo: TodoDep, session: SessionDep) -> TodoRow:
     """Change what is sent, and nothing else."""
     return await service.update_todo(session, todo, data)
 
 
-@router.delete("/{todo_id}", status_code=204, responses=problem_responses(401, 404))
+@router.delete("/{todo_id}", status_code=204, responses=problem_responses(401, 403, 404))
 async def delete_todo(todo: TodoDep, session: SessionDep) -> None:
     await service.delete_todo(session, todo)

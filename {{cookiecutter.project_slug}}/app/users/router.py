@@ -37,23 +37,23 @@ async def create_user(data: UserCreate, tools: ToolboxDep, request: Request, res
     return user
 
 
-@router.get("/me", response_model=UserRead, responses=problem_responses(401))
+@router.get("/me", response_model=UserRead, responses=problem_responses(401, 403))
 async def read_me(user: CurrentUser) -> UserRow:
     return user
 
 
-@router.patch("/me", response_model=UserRead, responses=problem_responses(401))
+@router.patch("/me", response_model=UserRead, responses=problem_responses(401, 403))
 async def update_me(data: UserUpdate, user: CurrentUser, tools: ToolboxDep) -> UserRow:
     return await service.update_user(tools, user, data, actor_id=user.id)
 
 
-@router.delete("/me", status_code=204, responses=problem_responses(401, 409))
+@router.delete("/me", status_code=204, responses=problem_responses(401, 403, 409))
 async def delete_me(user: CurrentUser, tools: ToolboxDep) -> None:
     """Delete the account and everything that belongs to it; the last administrator's stays."""
     await service.delete_user(tools, user, actor_id=user.id)
 
 
-@router.post("/me/password", status_code=204, responses=problem_responses(401, 409, 429))
+@router.post("/me/password", status_code=204, responses=problem_responses(401, 403, 409, 429))
 async def change_password(data: PasswordChange, user: CurrentUser, tools: ToolboxDep) -> None:
     """Change the password and end every other session."""
     await service.change_password(tools, user, data)
@@ -63,7 +63,7 @@ async def change_password(data: PasswordChange, user: CurrentUser, tools: Toolbo
     "/me/email",
     status_code=202,
     response_class=Response,
-    responses=problem_responses(401, 429),
+    responses=problem_responses(401, 403, 429),
     dependencies=[require_mail],
 )
 async def change_email(data: EmailChange, user: CurrentUser, tools: ToolboxDep) -> None:

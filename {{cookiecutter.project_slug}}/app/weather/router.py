@@ -15,12 +15,12 @@ from app.weather.service import ReportRow
 router = FeatureRouter(prefix="/weather", tags=["weather"])
 
 
-@router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401, 409))
+@router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401, 403, 409))
 async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, session: SessionDep) -> ReportRow:
     return await service.create_report(session, user.id, data)
 
 
-@router.get("/reports", response_model=Page[WeatherReportRead], responses=problem_responses(401))
+@router.get("/reports", response_model=Page[WeatherReportRead], responses=problem_responses(401, 403))
 async def list_weather_reports(
     _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[City | None, Query()] = None
 ) -> Slice:
@@ -28,7 +28,7 @@ async def list_weather_reports(
     return await service.list_reports(session, city=city, page=page)
 
 
-@router.get("/{city}", responses=problem_responses(400, 401, 404, 502, 504))
+@router.get("/{city}", responses=problem_responses(400, 401, 403, 404, 502, 504))
 async def read_weather(place: PlaceDep, weather: WeatherDep) -> WeatherRead:
     """Tell the present weather of a place; `is_stale` when the weather service is out of order."""
     return await service.read_weather(weather, place)
