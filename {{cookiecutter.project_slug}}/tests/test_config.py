@@ -1,8 +1,10 @@
+import errno
+import os
 import re
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 from sqlalchemy import make_url
 
@@ -24,6 +26,7 @@ PRODUCTION = {
 class PetSettings(FeatureSettings):
     pet_shop_key: SecretStr
     pet_limit: int = 3
+    pet_names: list[str] = Field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
@@ -224,6 +227,52 @@ def test_secrets_are_read_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     settings = load(monkeypatch, ENVIRONMENT="production", DATABASE_URL=SQLITE, ALLOWED_HOSTS="example.com")
 
     assert settings.secret_key.get_secret_value() == GOOD_SECRET
+
+
+UNREADABLE_SECRET = 'error getting value for field "secret_key" from source "SecretsSettingsSource"'
+
+
+@pytest.mark.parametrize(("name", "source"), [(".env", ".env"), ("secrets/secret_key", UNREADABLE_SECRET)])
+def test_a_file_that_is_not_utf_8_is_a_problem_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
+) -> None:
+    for kind in (Settings, PetSettings):
+        monkeypatch.setitem(kind.model_config, "env_file", tmp_path / ".env")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / name).write_bytes(b"SECRET_KEY=hunter2\xff")
+
+    with pytest.raises(ConfigurationError) as refusal:
+        load_settings([PetSettings])
+
+    lines = str(refusal.value).splitlines()
+    assert [line for line in lines if "UTF-8" in line] == [f"  {source}: must be UTF-8"]
+    assert "hunter2" not in str(refusal.value)
+    assert "xff" not in str(refusal.value)
+
+
+def test_a_secret_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "secret_key").touch()
+
+    def refuse_to_read(file: Path, **_: object) -> str:
+        # As to an account that may not; the tests may run as one that may everything.
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(Path, "read_text", refuse_to_read)
+
+    assert refuse(monkeypatch) == [f"{UNREADABLE_SECRET}: {os.strerror(errno.EACCES)}"]
+
+
+def test_json_that_is_none_is_a_problem_without_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PET_NAMES", "hunter2")
+    for name, value in {**PRODUCTION, "PET_SHOP_KEY": "x"}.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError, match="pet_names") as refusal:
+        load_settings([PetSettings])
+
+    assert len(str(refusal.value).splitlines()) == 2
+    assert "hunter2" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

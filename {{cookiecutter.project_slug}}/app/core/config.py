@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -361,7 +361,12 @@ def _read(kind: type[ConfigurationT], problems: list[str]) -> ConfigurationT | N
     except ValidationError as error:
         errors = error.errors(include_input=False)
         problems += [f"  {_env_name(problem['loc'])}: {_explain(problem)}" for problem in errors]
-        return None
+    except (SettingsError, UnicodeDecodeError, OSError) as error:
+        problem = f"  {_explain_source(error)}"
+        # Each kind reads the same .env.
+        if problem not in problems:
+            problems.append(problem)
+    return None
 
 
 def load_settings_or_exit(of_features: Sequence[type[FeatureSettings]] = ()) -> Settings:
@@ -382,6 +387,14 @@ def _explain(problem: ErrorDetails) -> str:
         return "must be set"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
+
+
+def _explain_source(error: Exception) -> str:
+    source, cause = (str(error), error.__cause__) if isinstance(error, SettingsError) else (".env", error)
+    if isinstance(cause, UnicodeDecodeError):
+        # Its own message quotes what may be a secret.
+        return f"{source}: must be UTF-8"
+    return f"{source}: {cause.strerror}" if isinstance(cause, OSError) else source
 
 
 def _is_deployed(info: ValidationInfo) -> bool:
