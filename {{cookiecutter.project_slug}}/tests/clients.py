@@ -3,7 +3,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 @asynccontextmanager
@@ -20,3 +20,16 @@ async def open_client(
         headers = {"User-Agent": device}
         async with httpx2.AsyncClient(transport=transport, base_url=base_url, headers=headers) as client:
             yield client
+
+
+class HangUpMiddleware:
+    """Each client is gone before its body has arrived."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def hang_up() -> Message:
+            return {"type": "http.disconnect"}
+
+        await self.app(scope, hang_up if scope["type"] == "http" else receive, send)

@@ -1,8 +1,10 @@
+import io
 from datetime import timedelta
 
 import httpx2
 import pytest
 import structlog
+from fastapi import FastAPI
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,7 +15,7 @@ from app.core.database import Database
 from app.core.models import utc_now
 from app.users.models import Session, User
 from tests.accounts import PASSWORD, TOKEN_PATH, Account, request_token, sign_in
-from tests.clients import open_client
+from tests.clients import HangUpMiddleware, open_client
 from tests.databases import make_settings
 
 ME = "/api/v1/users/me"
@@ -120,6 +122,17 @@ async def test_what_the_client_did_wrong_has_an_oauth_error(
     assert response.json()["error"] == error
     assert response.headers["content-type"] == "application/json"
     assert response.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", [TOKEN_PATH, REVOKE])
+async def test_a_client_that_hangs_up_is_no_error_of_ours(app: FastAPI, logs: io.StringIO, path: str) -> None:
+    app.add_middleware(HangUpMiddleware)
+    async with open_client(app) as client:
+        response = await client.post(path, data={"token": "x"})
+
+    assert response.status_code == 400
+    assert response.json()["error"] == "invalid_request"
+    assert '"level": "error"' not in logs.getvalue()
 
 
 async def test_unknown_parameters_are_ignored(client: httpx2.AsyncClient, user: Account) -> None:

@@ -1,5 +1,6 @@
 """The pages' door: home, sign-up, log-in and log-out, and what guards them."""
 
+import io
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from app.web.signing import Signer
 from app.web.texts import Texts
 from tests.accounts import PASSWORD, Account, request_token
 from tests.browsing import ORIGIN, Browser, open_browser
+from tests.clients import HangUpMiddleware
 from tests.databases import SECRET_KEY, make_settings
 from tests.second_factor import NOW, enable, show_code
 
@@ -188,6 +190,16 @@ async def test_expired_session_is_out(logged_in: Browser, connection: AsyncConne
     await logged_in.open("/")
 
     assert "Hello" not in logged_in.text
+
+
+async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAPI, logs: io.StringIO) -> None:
+    app.add_middleware(HangUpMiddleware)
+    async with open_browser(app) as browser:
+        await browser.open("/log-in")
+        await browser.send("/log-in", email=EMAIL, password=PASSWORD)
+
+    assert browser.page.status_code == 422
+    assert '"level": "error"' not in logs.getvalue()
 
 
 @pytest.mark.parametrize(

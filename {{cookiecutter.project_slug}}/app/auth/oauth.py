@@ -3,6 +3,7 @@
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.auth.exceptions import NO_STORE, OAuthError
 from app.core.exceptions import UnsupportedMediaTypeError
@@ -33,6 +34,10 @@ class OAuthRoute(FeatureRoute):
 
 async def _refuse_repeated_parameters(request: Request) -> None:
     """RFC 6749 §3.2."""
-    names = [name for name, _ in (await request.form()).multi_items()]
+    try:
+        form = await request.form()
+    except ClientDisconnect as error:
+        raise OAuthError("invalid_request", "The body did not arrive as a whole.") from error
+    names = [name for name, _ in form.multi_items()]
     if len(names) != len(set(names)):
         raise OAuthError("invalid_request", "A parameter is repeated.")

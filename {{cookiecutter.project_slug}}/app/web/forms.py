@@ -8,9 +8,16 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from app.core.database import SAFE_METHODS
-from app.core.exceptions import AppError, ForbiddenError, UnsupportedMediaTypeError, field_problems
+from app.core.exceptions import (
+    AppError,
+    ForbiddenError,
+    UnprocessableError,
+    UnsupportedMediaTypeError,
+    field_problems,
+)
 from app.core.requests import FORM
 from app.web.visits import Visit, VisitDep
 
@@ -51,7 +58,10 @@ async def get_fields(request: Request, visit: VisitDep) -> Fields:
     _refuse_other_sites(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
-    form = await request.form()
+    try:
+        form = await request.form()
+    except ClientDisconnect as error:
+        raise UnprocessableError("The form did not arrive as a whole.") from error
     fields = {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
     if not visit.owns_csrf_token(fields.pop(CSRF_FIELD, "")):
         raise ForbiddenError("The form is too old or not from here: go back, reload the page and try again.")
