@@ -90,7 +90,7 @@ async def test_a_busy_service_answers_503_and_recovers(live_url: str) -> None:
             # Whoever changes this user waits for the blocker, and holds the only connection meanwhile.
             await blocker.execute(text("UPDATE users SET name = 'x'"))
             blocked = asyncio.create_task(client.patch(ME, json={"name": "y"}, headers=user.headers))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
             refused = await client.get(ME, headers=user.headers)
         allowed = await blocked
         recovered = await client.get(ME, headers=user.headers)

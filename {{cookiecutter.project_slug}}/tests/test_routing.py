@@ -1,5 +1,4 @@
 from fastapi import APIRouter, FastAPI
-
 from starlette.routing import Match
 from starlette.types import Scope
 

@@ -1,27 +1,23 @@
-import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, CursorResult, Delete, Executable, PoolProxiedConnection, event, exc
+from sqlalchemy import Connection, CursorResult, Delete, Executable, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool, PoolResetState
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.pool import NullPool, PoolResetState
+from sqlalchemy.util import greenlet_spawn
 
 from app.core.config import Settings
 from app.core.exceptions import AppError
-from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
+from app.core.metrics import POOL_SIZE
+from app.core.pool import FairPool
 from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PATIENCE_SECONDS = 60
-# After it, a connection goes back to where its age is looked at.
-AT_HAND_SECONDS = 60
 # An option of engines whose connections begin no transaction.
 READING = "is_reading"
 # What psycopg, and libpq below it, call a connection without a transaction.
@@ -31,84 +27,6 @@ BEGIN = {
     # It takes the write lock at once: two transactions that read first and write later would deadlock.
     "sqlite": "BEGIN IMMEDIATE",
 }
-
-
-class FairPool(AsyncAdaptedQueuePool):
-    """Serve those who wait for a connection in the order they came, and none longer than the pool's timeout.
-
-    SQLAlchemy's own queue lets a newcomer overtake a task that was just woken, which starves some of them under load.
-    """
-
-    @cached_property
-    def _gate(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(self.size())
-
-    @cached_property
-    def _at_hand(self) -> list[tuple[float, PoolProxiedConnection]]:
-        """What was read with, and when it was taken: the next one reads with it, without the way through the pool."""
-        return []
-
-    _waiting = 0
-
-    def take(self) -> tuple[float, PoolProxiedConnection] | None:
-        while self._at_hand:
-            taken_at, connection = self._at_hand.pop()
-            POOL_IN_USE.inc()
-            if time.monotonic() < taken_at + AT_HAND_SECONDS:
-                return taken_at, connection
-            # The pool looks at its age.
-            connection.close()
-        return None
-
-    def keep(self, taken_at: float, connection: PoolProxiedConnection) -> None:
-        """For who comes next, unless somebody waits. It must be in no transaction."""
-        if self._waiting:
-            connection.close()
-        else:
-            POOL_IN_USE.dec()
-            self._at_hand.append((taken_at, connection))
-
-    def _do_get(self) -> ConnectionPoolEntry:
-        if self._gate.locked():
-            self._give_up(self._at_hand[:1])
-        await_only(self._wait() if self._gate.locked() else self._gate.acquire())
-        POOL_IN_USE.inc()
-        try:
-            return super()._do_get()
-        except BaseException:
-            self._leave()
-            raise
-
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        try:
-            super()._do_return_conn(record)
-        finally:
-            self._leave()
-
-    async def _wait(self) -> None:
-        self._waiting += 1
-        try:
-            with POOL_WAITING.track_inprogress():
-                async with asyncio.timeout(self.timeout()):
-                    await self._gate.acquire()
-        except TimeoutError:
-            raise exc.TimeoutError(f"no connection was free within {self.timeout():g} s") from None
-        finally:
-            self._waiting -= 1
-
-    def _leave(self) -> None:
-        POOL_IN_USE.dec()
-        self._gate.release()
-
-    def _give_up(self, at_hand: list[tuple[float, PoolProxiedConnection]]) -> None:
-        for each in at_hand:
-            self._at_hand.remove(each)
-            POOL_IN_USE.inc()
-            each[1].close()
-
-    def dispose(self) -> None:
-        self._give_up(self._at_hand[:])
-        super().dispose()
 
 
 class Session(AsyncSession):
@@ -154,20 +72,20 @@ async def _run_by_itself(engine: AsyncEngine, prepared: PreparedStatement, given
     assert isinstance(pool, FairPool)  # noqa: S101  # for the type checker
     lost = 0
     while True:
-        taken_at, connection = pool.take() or (time.monotonic(), await engine.raw_connection())
+        lent = await pool.lend(engine)
         try:
-            rows = await prepared.run(connection, given)
+            rows = await prepared.run(lent.connection, given)
         except BaseException as error:
             is_lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
             if is_lost:
-                await greenlet_spawn(connection.invalidate, error)
-            await greenlet_spawn(connection.close)
+                await greenlet_spawn(lent.connection.invalidate, error)
+            await greenlet_spawn(lent.connection.close)
             lost += is_lost
             # A server that was restarted has lost them all.
             if not is_lost or lost > pool.size():
                 raise
         else:
-            pool.keep(taken_at, connection)
+            pool.give_back(lent)
             return rows
 
 

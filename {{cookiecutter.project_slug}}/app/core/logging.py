@@ -65,7 +65,7 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
             "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             # SQLAlchemy's own pools are as quiet.
-            "app.core.database.FairPool": {"level": "WARNING"},
+            "app.core.pool.FairPool": {"level": "WARNING"},
             # Says for each invalid X-Request-ID that it made a new one.
             "asgi_correlation_id": {"level": "ERROR"},
             "alembic": {"level": "WARNING" if settings.log_level == "INFO" else "NOTSET"},

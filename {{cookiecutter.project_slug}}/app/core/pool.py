@@ -1,0 +1,138 @@
+import asyncio
+import time
+from collections import deque
+from functools import cached_property
+from typing import NamedTuple
+
+from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_only
+
+from app.core.metrics import POOL_IN_USE, POOL_WAITING
+
+# After it, a connection that is lent goes back to where its age is looked at.
+LENT_SECONDS = 60
+
+
+class Lent(NamedTuple):
+    """A connection that is out of the pool, and goes from one that reads to the next one."""
+
+    since: float
+    connection: PoolProxiedConnection
+
+
+class Waiter(NamedTuple):
+    # A connection, or None: a place in the pool.
+    turn: "asyncio.Future[Lent | None]"
+    reads: bool
+
+
+class FairPool(AsyncAdaptedQueuePool):
+    """Serve those who wait for a connection in the order they came, and none longer than the pool's timeout.
+
+    SQLAlchemy's own queue lets a newcomer overtake a task that was just woken, which starves some of them under load.
+    And the way through it costs as much as a query: who only reads takes what the last one read with (`lend`).
+    """
+
+    # Those at hand included.
+    _taken = 0
+
+    @cached_property
+    def _at_hand(self) -> list[Lent]:
+        return []
+
+    @cached_property
+    def _waiters(self) -> deque[Waiter]:
+        return deque()
+
+    async def lend(self, engine: AsyncEngine) -> Lent:
+        """For one statement that runs by itself."""
+        if self._at_hand:
+            POOL_IN_USE.inc()
+            return self._at_hand.pop()
+        if self._taken >= self.size():
+            lent = await self._wait(reads=True)
+            if lent is not None:
+                return lent
+            # Its place is taken again at once, in _do_get.
+            self._taken -= 1
+        return Lent(time.monotonic(), await engine.raw_connection())
+
+    def give_back(self, lent: Lent) -> None:
+        """Hand it to who waits, or keep it at hand; it must be in no transaction."""
+        waiter = self._next()
+        if time.monotonic() > lent.since + LENT_SECONDS or (waiter is not None and not waiter.reads):
+            lent.connection.close()
+        elif waiter is None:
+            POOL_IN_USE.dec()
+            self._at_hand.append(lent)
+        else:
+            waiter.turn.set_result(lent)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self._taken >= self.size():
+            self._close(self._at_hand[:1])
+        if self._taken < self.size():
+            self._taken += 1
+        else:
+            await_only(self._wait(reads=False))
+        POOL_IN_USE.inc()
+        try:
+            return super()._do_get()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        try:
+            super()._do_return_conn(record)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        POOL_IN_USE.dec()
+        waiter = self._next()
+        if waiter is None:
+            self._taken -= 1
+        else:
+            waiter.turn.set_result(None)
+
+    async def _wait(self, *, reads: bool) -> Lent | None:
+        waiter = Waiter(asyncio.get_running_loop().create_future(), reads)
+        self._waiters.append(waiter)
+        try:
+            with POOL_WAITING.track_inprogress():
+                async with asyncio.timeout(self.timeout()):
+                    return await waiter.turn
+        except BaseException as error:
+            # Its turn may have come in the same moment: it is the next one's.
+            if waiter.turn.done() and not waiter.turn.cancelled():
+                self._pass_on(waiter.turn.result())
+            if isinstance(error, TimeoutError):
+                raise PoolTimeoutError(f"no connection was free within {self.timeout():g} s") from None
+            raise
+
+    def _pass_on(self, lent: Lent | None) -> None:
+        if lent is not None:
+            self.give_back(lent)
+        else:
+            POOL_IN_USE.inc()
+            self._leave()
+
+    def _next(self) -> Waiter | None:
+        """Return the first one whose turn has not come, and forget those before it."""
+        while self._waiters and self._waiters[0].turn.done():
+            self._waiters.popleft()
+        return self._waiters[0] if self._waiters else None
+
+    def _close(self, lent: list[Lent]) -> None:
+        for each in lent:
+            self._at_hand.remove(each)
+            POOL_IN_USE.inc()
+            each.connection.close()
+
+    def dispose(self) -> None:
+        self._close(self._at_hand[:])
+        super().dispose()
