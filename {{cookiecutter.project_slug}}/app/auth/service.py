@@ -30,7 +30,8 @@ CredentialsRow: TypeAlias = Row[*tuple[Any, ...]]
 logger = structlog.get_logger(__name__)
 
 WRONG_CREDENTIALS = "The e-mail address or the password is not right."
-UNVERIFIED_EMAIL = "The e-mail address is not verified: use the code that was sent there."
+# One sentence for both: who signs up with a password and then tries it must not hear whether the address was taken.
+WRONG_OR_UNVERIFIED = "The e-mail address or the password is not right, or the address is not verified."
 INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
@@ -138,7 +139,6 @@ async def _authenticate(tools: Toolbox, username: str, password: str, otp: str |
     check = await tools.security.check_password(password, user.password_hash if user else None)
     if user is None or not check.is_correct or not await _confirm(tools, user, check.new_hash):
         raise await _refuse(tools, user, "password")
-    await _require_verified_email(tools, user, buckets)
     await _check_second_factor(tools, user, buckets, otp)
     await tools.session.execute(REMEMBER_NETWORK, {"owner_id": user.id, "network": network, "now": utc_now()})
     await _reward(tools, buckets)
@@ -146,6 +146,8 @@ async def _authenticate(tools: Toolbox, username: str, password: str, otp: str |
 
 
 async def _confirm(tools: Toolbox, user: CredentialsRow, new_hash: str | None) -> bool:
+    if tools.settings.email_verification_required and user.email_verified_at is None:
+        return False
     parameters = {"user_id": user.id, "verified_hash": user.password_hash}
     if new_hash is None:
         return await tools.session.scalar(CONFIRM_CREDENTIALS, parameters) is not None
@@ -172,15 +174,6 @@ async def _reward(tools: Toolbox, buckets: list[Bucket]) -> None:
     await tools.throttle.forget(tools.session, account)
 
 
-async def _require_verified_email(tools: Toolbox, user: CredentialsRow, buckets: list[Bucket]) -> None:
-    """Only who knows the password hears that there is such an account."""
-    if not tools.settings.email_verification_required or user.email_verified_at is not None:
-        return
-    for bucket in buckets:
-        await tools.throttle.give_back(tools.session, bucket)
-    raise OAuthError("invalid_grant", UNVERIFIED_EMAIL, keeps_changes=True)
-
-
 async def _check_second_factor(tools: Toolbox, user: CredentialsRow, buckets: list[Bucket], otp: str | None) -> None:
     factor = await second_factor.find_factor(tools.session, user.id)
     if factor is None:
@@ -198,8 +191,12 @@ async def _refuse(tools: Toolbox, user: CredentialsRow | None, reason: str) -> O
     # Counted by fail2ban. Without what was typed as the address: it may be the password.
     logger.warning("sign-in failed", client=tools.origin.address)
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
-    detail = WRONG_CREDENTIALS if reason == "password" else second_factor.WRONG_CODE
+    detail = _wrong_password(tools) if reason == "password" else second_factor.WRONG_CODE
     return OAuthError("invalid_grant", detail, keeps_changes=True)
+
+
+def _wrong_password(tools: Toolbox) -> str:
+    return WRONG_OR_UNVERIFIED if tools.settings.email_verification_required else WRONG_CREDENTIALS
 
 
 def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
