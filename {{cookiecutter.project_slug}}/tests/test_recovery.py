@@ -5,17 +5,23 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from email.message import EmailMessage
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.application import create_app, email_renderers
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, open_database
 from app.core.security import hash_opaque_token
+from app.core.toolbox import Toolbox
 from app.outbox.sender import Sender
+from app.outbox.service import EmailRow
+from app.users import one_time_tokens
+from app.users.emails import EmailKind
+from app.users.one_time_tokens import Purpose
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings, migrate
@@ -250,6 +256,138 @@ async def test_a_changed_password_withdraws_the_new_address(
 
     assert [answer.status_code for answer in confirmed] == [422] * is_sent
     assert len(mail.to(user.email)) == 2
+
+
+async def ask_for_change(client: httpx2.AsyncClient, user: Account) -> str:
+    new_email = new_address()
+    body = {"new_email": new_email, "current_password": PASSWORD}
+    asked = await client.post(f"{API}/users/me/email", json=body, headers=user.headers)
+    assert asked.status_code == 202, asked.text
+    return new_email
+
+
+async def change_password(client: httpx2.AsyncClient, user: Account) -> None:
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    changed = await client.post(f"{API}/users/me/password", json=body, headers=user.headers)
+    assert changed.status_code == 204, changed.text
+
+
+async def test_a_new_address_that_is_withdrawn_while_it_waits_for_its_turn_is_not_asked_about(
+    client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Sender._send
+
+    async def send_late(self: Sender, email: EmailRow) -> None:
+        if email.kind == EmailKind.EMAIL_CHANGE:
+            await change_password(client, user)
+        await send(self, email)
+
+    monkeypatch.setattr(Sender, "_send", send_late)
+    new_email = await ask_for_change(client, user)
+
+    await postman.deliver()
+
+    assert mail.to(new_email) == []
+    assert len(mail.to(user.email)) == 2
+
+
+async def test_a_code_that_is_being_made_is_withdrawn_too(
+    empty_url: str, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(migrate, empty_url)
+    create_token = one_time_tokens.create_token
+    changes: list[asyncio.Task[None]] = []
+
+    async def create_slowly(session: AsyncSession, purpose: Purpose, user_id: UUID, address: str) -> str:
+        token = await create_token(session, purpose, user_id, address)
+        changes.append(asyncio.create_task(change_password(client, user)))
+        await asyncio.wait(changes, timeout=1)
+        return token
+
+    monkeypatch.setattr("app.users.one_time_tokens.create_token", create_slowly)
+    async with open_client(create_app(make_settings(empty_url, **mail.settings, database_pool_size=5))) as client:
+        user = await create_account(client)
+        new_email = await ask_for_change(client, user)
+        await wait_for(lambda: mail.to(new_email))
+        await asyncio.gather(*changes)
+        confirmed = await post(client, "/auth/email/verify", token=find_token(mail.to(new_email)[0]))
+
+    assert confirmed.status_code == 422
+    assert await execute_async(empty_url, "SELECT 1 FROM one_time_tokens") == []
+
+
+async def test_an_address_that_is_being_replaced_gets_no_code(
+    empty_url: str, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(migrate, empty_url)
+    settings = make_settings(empty_url, **mail.settings, database_pool_size=5)
+    revoke_tokens = one_time_tokens.revoke_tokens
+    asked: list[asyncio.Task[httpx2.Response]] = []
+
+    async def revoke_late(session: AsyncSession, user_id: UUID) -> None:
+        asked.append(asyncio.create_task(post(client, "/auth/password/forgot", email=user.email)))
+        await asyncio.wait(asked, timeout=1)
+        # The sender is at work meanwhile, where others can write.
+        await asyncio.sleep(0.5)
+        await revoke_tokens(session, user_id)
+
+    async def is_sent() -> bool:
+        return not await execute_async(empty_url, "SELECT 1 FROM outgoing_emails")
+
+    monkeypatch.setattr("app.users.one_time_tokens.revoke_tokens", revoke_late)
+    async with open_client(create_app(settings)) as client, open_database(settings) as database:
+        admin, user = await create_account(client, database, is_admin=True), await create_account(client)
+        body = {"email": new_address()}
+        changed = await client.patch(f"{API}/users/{user.id}", json=body, headers=admin.headers)
+        answers = await asyncio.gather(*asked)
+        await wait_for(is_sent)
+
+    assert [changed.status_code, *(answer.status_code for answer in answers)] == [200, 202]
+    assert mail.attempts == []
+    assert await execute_async(empty_url, "SELECT 1 FROM one_time_tokens") == []
+
+
+async def test_a_new_address_is_not_asked_for_with_a_password_that_was_changed_meanwhile(
+    client: httpx2.AsyncClient, user: Account, mail: MailServer, postman: Postman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def limit_late(_tools: Toolbox, _address: str) -> None:
+        await change_password(client, user)
+
+    monkeypatch.setattr("app.users.service.limit_messages", limit_late)
+    body = {"new_email": new_address(), "current_password": PASSWORD}
+
+    refused = await client.post(f"{API}/users/me/email", json=body, headers=user.headers)
+    await postman.deliver()
+
+    assert refused.status_code == 409
+    assert mail.attempts == [user.email]
+
+
+async def test_another_address_by_an_administrator_withdraws_the_new_one(
+    client: httpx2.AsyncClient, user: Account, admin: Account, postman: Postman, mail: MailServer
+) -> None:
+    new_email = await ask_for_change(client, user)
+    body = {"email": new_address()}
+
+    changed = await client.patch(f"{API}/users/{user.id}", json=body, headers=admin.headers)
+    await postman.deliver()
+
+    assert changed.status_code == 200
+    assert mail.to(new_email) == []
+
+
+async def test_a_verified_address_withdraws_a_new_one(
+    client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer
+) -> None:
+    await post(client, "/auth/email/verification", email=user.email)
+    token = await postman.read_token(user.email)
+    new_email = await ask_for_change(client, user)
+
+    verified = await post(client, "/auth/email/verify", token=token)
+    await postman.deliver()
+
+    assert verified.status_code == 204
+    assert mail.to(new_email) == []
 
 
 async def test_a_new_address_of_an_account_that_is_gone_is_not_asked_about(

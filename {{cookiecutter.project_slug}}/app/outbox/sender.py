@@ -113,6 +113,8 @@ class Sender:
         queued = QueuedEmail(id=email.id, kind=email.kind, address=email.address, account_id=email.account_id)
         # Committed before it is sent: what the message holds must work when it arrives.
         async with self._database.write() as session:
+            if not await service.hold(session, email):
+                return
             rendered = await self._renderers[email.kind](session, self._settings, queued)
         if rendered is not None:
             await deliver(self._settings, compose(self._settings, email.id, rendered))

@@ -59,6 +59,11 @@ CLAIM = (
 WITHDRAW = delete(OutgoingEmail).where(
     OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
 )
+HOLD = (
+    select(OutgoingEmail.id)
+    .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
+    .with_for_update()
+)
 FORGET = delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id"))
 # Unless somebody else has taken it meanwhile, because this took too long.
 RESCHEDULE = (
@@ -98,7 +103,7 @@ async def enqueue(session: AsyncSession, kind: str, address: str, account_id: UU
 
 
 async def withdraw(session: AsyncSession, kind: str, account_id: UUID) -> None:
-    """Do not send what is still waiting."""
+    """Do not send what is still waiting. What is being made, with a code or without, is there when this returns."""
     await session.execute(WITHDRAW, {"email_kind": kind, "of_account_id": account_id})
 
 
@@ -112,6 +117,11 @@ async def claim(session: AsyncSession, lease: timedelta, at_most: int) -> list[E
     now = utc_now()
     parameters = {"now": now, "leased_until": now + lease, "at_most": at_most}
     return list((await session.execute(CLAIM, parameters)).all())
+
+
+async def hold(session: AsyncSession, email: EmailRow) -> bool:
+    """Keep what was claimed from being withdrawn in this transaction; False when it was, or somebody else has it."""
+    return await session.scalar(HOLD, {"email_id": email.id, "own_attempt": email.attempts}) is not None
 
 
 async def forget(session: AsyncSession, email: EmailRow) -> None:

@@ -17,7 +17,12 @@ from app.users import one_time_tokens
 from app.users.models import User
 from app.users.one_time_tokens import LIFETIMES, Purpose
 
-BY_EMAIL = select(User.id, User.is_active, User.email_verified_at).where(User.email == bindparam("user_email"))
+# Locked against a change of the address: a code for the old one is revoked by it, or not made.
+BY_EMAIL = (
+    select(User.id, User.is_active, User.email_verified_at)
+    .where(User.email == bindparam("user_email"))
+    .with_for_update(read=True, key_share=True)
+)
 
 # What leads to a page with a token; None when there is no such page, and the token is to be entered by hand.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]

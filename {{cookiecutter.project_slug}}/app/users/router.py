@@ -63,7 +63,7 @@ async def change_password(data: PasswordChange, user: CurrentUser, tools: Toolbo
     "/me/email",
     status_code=202,
     response_class=Response,
-    responses=problem_responses(401, 403, 429),
+    responses=problem_responses(401, 403, 409, 429),
     dependencies=[require_mail],
 )
 async def change_email(data: EmailChange, user: CurrentUser, tools: ToolboxDep) -> None:

@@ -60,6 +60,12 @@ REPLACE_PASSWORD = (
     .values(password_hash=bindparam("new_hash"))
     .returning(User.id)
 )
+# Locks the user against a change of the password that was verified.
+HOLD_PASSWORD = (
+    select(User.id)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
+    .with_for_update(read=True)
+)
 ACTIVE_ADMINS = select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update()
 DELETE_USER = delete(User).where(User.id == bindparam("user_id"))
 END_SESSIONS = delete(Session).where(Session.user_id == bindparam("user_id"))
@@ -134,18 +140,20 @@ async def update_user(
     changes = dump_changes(data)
     if not changes:
         return user
-    if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
-        await _keep_an_admin(tools.session, user)
     if changes.get("email", user.email) != user.email:
         changes["email_verified_at"] = None
-        await one_time_tokens.revoke_tokens(tools.session, user.id)
+        # Before any user is locked: who sends holds the message, and then needs the user.
+        await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
+    if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
+        await _keep_an_admin(tools.session, user)
     try:
-        result = await tools.session.execute(UPDATE_USER, {"user_id": user.id, **changes})
+        updated = (await tools.session.execute(UPDATE_USER, {"user_id": user.id, **changes})).one_or_none()
     except IntegrityError as error:
         raise ConflictError("There is already an account with this e-mail address.") from error
-    updated = result.one_or_none()
     if updated is None:
         raise NotFoundError("There is no such user.")
+    if updated.email != user.email:
+        await one_time_tokens.revoke_tokens(tools.session, user.id)
     if not updated.is_active:
         await tools.session.execute(END_SESSIONS, {"user_id": user.id})
     await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
@@ -200,8 +208,9 @@ async def set_password(tools: Toolbox, user: UserRow, password: str) -> None:
 
 
 async def _settle_password(tools: Toolbox, user: UserRow) -> None:
-    await one_time_tokens.revoke_tokens(tools.session, user.id)
+    # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
     await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
+    await one_time_tokens.revoke_tokens(tools.session, user.id)
     if tools.settings.sends_mail:
         await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_CHANGED, user.email, user.id)
 
@@ -224,9 +233,11 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
 
 async def request_email_change(tools: Toolbox, user: UserRow, data: EmailChange) -> None:
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
-    await confirm_password(tools, user, data.current_password)
+    password_hash = await confirm_password(tools, user, data.current_password)
     await release_connection(tools.session)
     await limit_messages(tools, data.new_email)
+    if await tools.session.scalar(HOLD_PASSWORD, {"user_id": user.id, "verified_hash": password_hash}) is None:
+        raise ConflictError("The password was changed at the same time.")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
     await tools.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
@@ -236,6 +247,8 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
     used = await one_time_tokens.use_token(tools.session, token, Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     changes = {"email": used.address, "email_verified_at": utc_now()}
+    # Before the user is locked, as above.
+    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, used.user_id)
     try:
         await tools.session.execute(UPDATE_USER, {"user_id": used.user_id, **changes})
     except IntegrityError as error:
