@@ -213,6 +213,20 @@ async def test_nobody_is_flooded_with_messages(
         assert statuses == [202] * FREE + [429] * FREE
 
 
+async def test_who_asks_for_messages_that_are_not_sent_keeps_nobody_from_a_forgotten_password(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    body = {"email": user.email}
+    change = {"current_password": PASSWORD, "new_email": user.email}
+    for _ in range(FREE + 1):
+        await elsewhere.post("/api/v1/auth/email/verification", json=body)
+        await home.post(f"{ME}/email", json=change, headers=user.headers)
+
+    forgot = await elsewhere.post("/api/v1/auth/password/forgot", json=body)
+
+    assert forgot.status_code == 202
+
+
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/reset", "/api/v1/auth/email/verify"])
 async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, path: str) -> None:
     guess = {"token": "x" * 43} | ({"new_password": "another long password"} if "reset" in path else {})

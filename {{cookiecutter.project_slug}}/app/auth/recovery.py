@@ -27,7 +27,7 @@ router = FeatureRouter()
 )
 async def request_email_verification(data: EmailAddress, tools: ToolboxDep) -> None:
     """Send the message again that verifies an address."""
-    await limit_messages(tools, data.email)
+    await limit_messages(tools, EmailKind.VERIFICATION, data.email)
     await outbox_service.enqueue(tools.session, EmailKind.VERIFICATION, data.email)
 
 
@@ -46,7 +46,7 @@ async def verify_email(data: EmailToken, tools: ToolboxDep) -> None:
 )
 async def forgot_password(data: EmailAddress, tools: ToolboxDep) -> None:
     """Send a code that sets a new password, if there is an account with this address."""
-    await limit_messages(tools, data.email)
+    await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
     await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
 
 

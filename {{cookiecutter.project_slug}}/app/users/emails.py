@@ -39,12 +39,15 @@ class EmailKind(StrEnum):
     EMAIL_CHANGE_NOTICE = "email change notice"
 
 
-async def limit_messages(tools: Toolbox, address: str) -> None:
-    """Nobody is flooded through this service; the caller must hold no connection. Raises TooManyRequestsError."""
+async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
+    """Nobody is flooded through this service; the caller must hold no connection. Raises TooManyRequestsError.
+
+    Each kind by itself: some lead to no message, and must not keep somebody from those that do.
+    """
     network = network_of(tools.origin.address)
     await tools.throttle.take(
         Bucket("message asked for from address", network, tools.settings.throttle_address_attempts),
-        Bucket("message to address", address, tools.settings.throttle_account_attempts),
+        Bucket(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
     )
 
 

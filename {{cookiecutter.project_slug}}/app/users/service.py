@@ -108,7 +108,7 @@ async def sign_up(tools: Toolbox, data: UserCreate) -> UserRow | None:
     """Return the new user; where addresses are verified, nobody: the answer must not tell whether there is one."""
     if not tools.settings.email_verification_required:
         return await create_user(tools, data)
-    await limit_messages(tools, data.email)
+    await limit_messages(tools, EmailKind.VERIFICATION, data.email)
     try:
         user = await create_user(tools, data)
     except ConflictError:
@@ -235,7 +235,7 @@ async def request_email_change(tools: Toolbox, user: UserRow, data: EmailChange)
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
     password_hash = await confirm_password(tools, user, data.current_password)
     await release_connection(tools.session)
-    await limit_messages(tools, data.new_email)
+    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email)
     if await tools.session.scalar(HOLD_PASSWORD, {"user_id": user.id, "verified_hash": password_hash}) is None:
         raise ConflictError("The password was changed at the same time.")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)

@@ -51,7 +51,7 @@ async def send_reset_code(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep)
     with shown_again(visit, FORGOT, fields):
         data = read_fields(EmailAddress, fields)
         await release_connection(tools.session)
-        await limit_messages(tools, data.email)
+        await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
         await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
     return visit.go("/log-in", "flash.see_your_mail")
 
