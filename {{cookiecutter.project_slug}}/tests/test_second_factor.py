@@ -1,23 +1,27 @@
+import asyncio
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import UUID
 
 import httpx2
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.application import create_app
+from app.auth import second_factor
 from app.auth.models import SecondFactor
 from app.auth.second_factor import reencrypt
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.project import read_project
 from app.core.security import Security
-from app.core.toolbox import make_toolbox
+from app.core.toolbox import Toolbox, make_toolbox
+from app.users.events import AccountEvent
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
-from tests.databases import SECRET_KEY
+from tests.databases import SECRET_KEY, make_settings
 from tests.second_factor import PATH, PROOF, enable, show_code
 
 NEW_KEY = SecretStr("a new key with enough bytes 0123456")
@@ -145,6 +149,82 @@ async def test_a_second_confirmation_is_refused(client: httpx2.AsyncClient, user
     again = await client.post(f"{PATH}/confirm", json={"code": show_code(secret, clock[0])}, headers=user.headers)
 
     assert (unbegun.status_code, again.status_code) == (409, 409)
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_what_is_not_on_cannot_be_switched_off(
+    client: httpx2.AsyncClient, user: Account, admin: Account, is_begun: bool
+) -> None:
+    if is_begun:
+        await client.post(PATH, json=PROOF, headers=user.headers)
+
+    refused = await client.post(f"{PATH}/disable", json=PROOF, headers=user.headers)
+
+    query = {"user_id": user.id, "event": AccountEvent.SECOND_FACTOR_DISABLED}
+    events = await client.get("/api/v1/audit-events", params=query, headers=admin.headers)
+    assert refused.status_code == 409
+    assert events.json()["items"] == []
+
+
+async def test_of_many_that_begin_at_once_one_secret_is_there(
+    live_url: str, monkeypatch: pytest.MonkeyPatch, clock: list[int]
+) -> None:
+    find_factor = second_factor.find_factor
+
+    async def find_slowly(session: AsyncSession, user_id: UUID) -> second_factor.FactorRow | None:
+        factor = await find_factor(session, user_id)
+        await asyncio.sleep(0.2)
+        return factor
+
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+        user = await create_account(client)
+        monkeypatch.setattr("app.auth.second_factor.find_factor", find_slowly)
+        begun = await asyncio.gather(*(client.post(PATH, json=PROOF, headers=user.headers) for _ in range(3)))
+        secrets = [each.json()["secret"] for each in begun if each.status_code == 200]
+        codes = [{"code": show_code(secret)} for secret in secrets]
+        confirmed = [await client.post(f"{PATH}/confirm", json=code, headers=user.headers) for code in codes]
+
+    assert {each.status_code for each in begun} <= {200, 409}
+    assert [each.status_code for each in confirmed].count(200) == 1
+
+
+@pytest.mark.parametrize("moment", ["begin", "confirm"])
+async def test_to_begin_anew_never_undoes_a_confirmation(
+    live_url: str, monkeypatch: pytest.MonkeyPatch, clock: list[int], moment: str
+) -> None:
+    find_factor, use_totp = second_factor.find_factor, second_factor._use_totp
+    others: list[asyncio.Task[httpx2.Response]] = []
+
+    async def meet(path: str, body: dict[str, str]) -> None:
+        others.append(asyncio.create_task(client.post(path, json=body, headers=user.headers)))
+        await asyncio.wait(others, timeout=1)
+
+    async def find_slowly(session: AsyncSession, user_id: UUID) -> second_factor.FactorRow | None:
+        factor = await find_factor(session, user_id)
+        await meet(f"{PATH}/confirm", code)
+        return factor
+
+    async def use_slowly(tools: Toolbox, user_id: UUID, factor: second_factor.FactorRow, code: str) -> bool:
+        await meet(PATH, PROOF)
+        return await use_totp(tools, user_id, factor, code)
+
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+        user = await create_account(client)
+        begun = await client.post(PATH, json=PROOF, headers=user.headers)
+        code = {"code": show_code(begun.json()["secret"])}
+        with monkeypatch.context() as patch:
+            if moment == "begin":
+                patch.setattr("app.auth.second_factor.find_factor", find_slowly)
+                again = await client.post(PATH, json=PROOF, headers=user.headers)
+                (confirmed,) = await asyncio.gather(*others)
+            else:
+                patch.setattr("app.auth.second_factor._use_totp", use_slowly)
+                confirmed = await client.post(f"{PATH}/confirm", json=code, headers=user.headers)
+                (again,) = await asyncio.gather(*others)
+        asked = await sign_in(client, user)
+
+    assert (again.status_code, confirmed.status_code) in {(409, 200), (200, 422)}
+    assert asked == ("mfa_required" if confirmed.status_code == 200 else "")
 
 
 async def test_the_uri_is_what_authenticators_read(client: httpx2.AsyncClient, user: Account) -> None:

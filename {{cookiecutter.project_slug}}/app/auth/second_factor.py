@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor import InvalidToken
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.models import RecoveryCode, SecondFactor
@@ -42,8 +43,16 @@ TOTP_CODE = re.compile("[0-9]" * DIGITS)
 WRONG_CODE = "The code is not right."
 
 FACTOR = select(SecondFactor.secret, SecondFactor.confirmed_at).where(SecondFactor.user_id == bindparam("owner_id"))
+# Locked against another beginning, which would replace the secret between its check and its confirmation.
+FACTOR_TO_CONFIRM = FACTOR.with_for_update()
 CREATE_FACTOR = insert(SecondFactor)
-DELETE_FACTOR = delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"))
+DELETE_FACTOR = (
+    delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).returning(SecondFactor.confirmed_at)
+)
+# Never one that was confirmed in this moment.
+DELETE_UNCONFIRMED = delete(SecondFactor).where(
+    SecondFactor.user_id == bindparam("owner_id"), SecondFactor.confirmed_at.is_(None)
+)
 CHANGE_FACTOR = update(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"))
 ALL_FACTORS = select(SecondFactor.user_id, SecondFactor.secret).with_for_update()
 # One statement decides between two that come with the same code.
@@ -67,9 +76,12 @@ async def begin(tools: Toolbox, user: UserRow, data: PasswordConfirmation) -> Se
     await users_service.confirm_password(tools, user, data.current_password)
     if await find_factor(tools.session, user.id) is not None:
         raise ConflictError("The account has a second factor: disable it first.")
-    await tools.session.execute(DELETE_FACTOR, {"owner_id": user.id})
+    await tools.session.execute(DELETE_UNCONFIRMED, {"owner_id": user.id})
     secret = base64.b32encode(secrets.token_bytes(SECRET_BYTES)).decode()
-    await tools.session.execute(CREATE_FACTOR, {"user_id": user.id, "secret": tools.security.encrypt(secret)})
+    try:
+        await tools.session.execute(CREATE_FACTOR, {"user_id": user.id, "secret": tools.security.encrypt(secret)})
+    except IntegrityError as error:
+        raise ConflictError("A second factor was begun or confirmed at the same time.") from error
     return SecondFactorSecret(secret=secret, uri=_totp(secret).get_provisioning_uri(user.email, read_project().title))
 
 
@@ -80,7 +92,7 @@ async def confirm(tools: Toolbox, user: UserRow, data: SecondFactorCode) -> Reco
     """
     await release_connection(tools.session)
     await tools.throttle.take(_confirmation_bucket(tools, user))
-    factor = (await tools.session.execute(FACTOR, {"owner_id": user.id})).one_or_none()
+    factor = (await tools.session.execute(FACTOR_TO_CONFIRM, {"owner_id": user.id})).one_or_none()
     if factor is None or factor.confirmed_at is not None:
         raise ConflictError("No second factor waits for its confirmation.")
     if not await _use_totp(tools, user.id, factor, data.code):
@@ -100,14 +112,17 @@ def _confirmation_bucket(tools: Toolbox, user: UserRow) -> Bucket:
 
 async def disable(tools: Toolbox, user: UserRow, data: PasswordConfirmation) -> None:
     await users_service.confirm_password(tools, user, data.current_password)
-    await remove(tools, user.id, actor_id=user.id)
+    if not await remove(tools, user.id, actor_id=user.id):
+        raise ConflictError("The account has no second factor.")
 
 
-async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None) -> None:
-    """Also for operators, when a person has lost both the authenticator and the recovery codes."""
-    await tools.session.execute(DELETE_FACTOR, {"owner_id": user_id})
+async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None) -> bool:
+    """Return whether one was asked for. Also for operators, when a person has lost authenticator and recovery codes."""
+    was_confirmed = await tools.session.scalar(DELETE_FACTOR, {"owner_id": user_id}) is not None
     await tools.session.execute(DELETE_CODES, {"owner_id": user_id})
-    await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=actor_id)
+    if was_confirmed:
+        await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=actor_id)
+    return was_confirmed
 
 
 async def reencrypt(tools: Toolbox) -> int:
