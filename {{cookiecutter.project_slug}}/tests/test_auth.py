@@ -1,20 +1,24 @@
+import asyncio
 import io
 from datetime import timedelta
+from uuid import UUID
 
 import httpx2
 import pytest
 import structlog
 from fastapi import FastAPI
 from sqlalchemy import text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.application import create_app
+from app.auth import sessions
 from app.auth.models import RefreshToken
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.models import utc_now
+from app.core.requests import Origin
 from app.users.models import Session, User
-from tests.accounts import PASSWORD, TOKEN_PATH, Account, request_token, sign_in
+from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
 from tests.clients import HangUpMiddleware, open_client
 from tests.databases import make_settings
 
@@ -176,6 +180,60 @@ async def test_a_used_token_that_comes_back_later_ends_the_session(
     assert replayed.json()["error"] == "invalid_grant"
     assert not await works(client, first.json()["access_token"])
     assert (await refresh(client, first.json()["refresh_token"])).status_code == 400
+
+
+@pytest.mark.parametrize("is_extended", [False, True])
+async def test_a_session_that_is_ended_during_a_refresh_ends(
+    live_url: str, monkeypatch: pytest.MonkeyPatch, is_extended: bool
+) -> None:
+    extend_session = sessions.extend_session
+    others: list[asyncio.Task[httpx2.Response]] = []
+
+    async def end_session() -> None:
+        others.append(asyncio.create_task(client.post(REVOKE, data={"token": user.access_token})))
+        await asyncio.wait(others, timeout=1)
+
+    async def extend_slowly(
+        session: AsyncSession, settings: Settings, session_id: UUID, origin: Origin
+    ) -> tuple[UUID, str] | None:
+        if not is_extended:
+            await end_session()
+        extended = await extend_session(session, settings, session_id, origin)
+        if is_extended:
+            await end_session()
+        return extended
+
+    monkeypatch.setattr("app.auth.sessions.extend_session", extend_slowly)
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+        user = await create_account(client)
+        refreshed = await refresh(client, user.refresh_token)
+        (ended,) = await asyncio.gather(*others)
+        is_alive = await works(client, user.access_token)
+
+    assert ended.status_code == 200
+    assert refreshed.status_code in {200, 400}
+    assert not is_alive
+
+
+async def test_of_two_that_bring_one_refresh_token_at_once_one_wins(
+    live_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extend_session = sessions.extend_session
+
+    async def extend_late(
+        session: AsyncSession, settings: Settings, session_id: UUID, origin: Origin
+    ) -> tuple[UUID, str] | None:
+        await asyncio.sleep(0.2)
+        return await extend_session(session, settings, session_id, origin)
+
+    monkeypatch.setattr("app.auth.sessions.extend_session", extend_late)
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+        user = await create_account(client)
+        refreshed = await asyncio.gather(*(refresh(client, user.refresh_token) for _ in range(3)))
+        is_alive = await works(client, user.access_token)
+
+    assert sorted(answer.status_code for answer in refreshed) == [200, 400, 400]
+    assert is_alive
 
 
 async def test_a_replay_ends_no_other_session(

@@ -26,6 +26,7 @@ from app.users.models import User
 from app.users.scopes import SCOPES, format_scope, list_allowed, parse_scope
 
 CredentialsRow: TypeAlias = Row[*tuple[Any, ...]]
+TokenRow: TypeAlias = Row[*tuple[Any, ...]]
 
 logger = structlog.get_logger(__name__)
 
@@ -212,23 +213,25 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
     if not form.refresh_token:
         raise OAuthError("invalid_request", "refresh_token is required.")
     now = utc_now()
-    presented_hash = hash_opaque_token(form.refresh_token)
-    parameters = {"presented_hash": presented_hash, "now": now}
-    session_id: UUID | None = await tools.session.scalar(USE_REFRESH_TOKEN, parameters)
-    if session_id is None:
-        raise await _refuse_refresh_token(tools, presented_hash, now)
-    extended = await sessions.extend_session(tools.session, tools.settings, session_id, tools.origin)
+    presented = {"presented_hash": hash_opaque_token(form.refresh_token)}
+    token = (await tools.session.execute(REFRESH_TOKEN, presented)).one_or_none()
+    if token is None or token.used_at is not None:
+        raise await _refuse_refresh_token(tools, token, now)
+    # The session first: what ends it locks it, and then its tokens.
+    extended = await sessions.extend_session(tools.session, tools.settings, token.session_id, tools.origin)
     if extended is None:
         raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    if await tools.session.scalar(USE_REFRESH_TOKEN, {**presented, "now": now}) is None:
+        token = (await tools.session.execute(REFRESH_TOKEN, presented)).one_or_none()
+        raise await _refuse_refresh_token(tools, token, now)
     user_id, session_scope = extended
     used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
-    await tools.session.execute(PURGE_REFRESH_TOKENS, {"of_session_id": session_id, "used_before": used_before})
+    await tools.session.execute(PURGE_REFRESH_TOKENS, {"of_session_id": token.session_id, "used_before": used_before})
     scope = _grant_scope(form.scope, parse_scope(session_scope))
-    return await _issue(tools, user_id, session_id, scope)
+    return await _issue(tools, user_id, token.session_id, scope)
 
 
-async def _refuse_refresh_token(tools: Toolbox, presented_hash: str, now: datetime) -> OAuthError:
-    token = (await tools.session.execute(REFRESH_TOKEN, {"presented_hash": presented_hash})).one_or_none()
+async def _refuse_refresh_token(tools: Toolbox, token: TokenRow | None, now: datetime) -> OAuthError:
     if token is None or token.used_at is None:
         return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
     if now - token.used_at <= timedelta(seconds=tools.settings.refresh_reuse_grace_seconds):
