@@ -120,16 +120,25 @@ async def test_forged_cookie_is_nobodys(logged_in: Browser, settings: Settings, 
         assert "Hello" not in answer.text
 
 
-async def test_cookie_signed_with_a_predecessor_of_the_key_still_works(
+async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced(
     logged_in: Browser, settings: Settings, database: Database
 ) -> None:
-    changes = {"secret_key": SecretStr("n" * 32), "secret_key_fallbacks": (SecretStr(SECRET_KEY),)}
+    changes: dict[str, object] = {
+        "secret_key": SecretStr("n" * 32),
+        "secret_key_fallbacks": (SecretStr(SECRET_KEY),),
+    }
 
     async with open_browser(create_app(settings.model_copy(update=changes), database)) as browser:
         browser.client.cookies = logged_in.client.cookies
         await browser.open("/")
-
         assert "Hello" in browser.text
+    changes["secret_key_fallbacks"] = ()
+    async with open_browser(create_app(settings.model_copy(update=changes), database)) as later:
+        later.client.cookies = browser.client.cookies
+        await later.open("/")
+
+        assert "Hello" in later.text
+        assert "set-cookie" not in later.page.headers
 
 
 async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(logged_in: Browser) -> None:

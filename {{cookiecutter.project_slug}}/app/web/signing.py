@@ -1,10 +1,18 @@
 import hashlib
 import hmac
+from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from app.core.config import Settings
+
+
+@dataclass(frozen=True)
+class Signed:
+    text: str
+    # Good for as long as that key is kept, and to be signed anew before it goes.
+    by_predecessor: bool
 
 
 class Signer:
@@ -17,12 +25,13 @@ class Signer:
     def sign(self, purpose: str, text: str) -> str:
         return f"{text}.{_digest(self._keys[0], purpose, text)}"
 
-    def read(self, purpose: str, signed: str) -> str | None:
-        """Return the text, or None when none of the keys has signed it for this purpose."""
+    def read(self, purpose: str, signed: str) -> Signed | None:
+        """Return what was signed, or None when none of the keys has signed it for this purpose."""
         text, _, digest = signed.rpartition(".")
         presented = digest.encode("utf-8", "surrogatepass")
         expected = [_digest(key, purpose, text).encode() for key in self._keys]
-        return text if any(hmac.compare_digest(each, presented) for each in expected) else None
+        matches = [hmac.compare_digest(each, presented) for each in expected]
+        return Signed(text, by_predecessor=not matches[0]) if any(matches) else None
 
 
 def _derive_key(secret_key: str) -> bytes:

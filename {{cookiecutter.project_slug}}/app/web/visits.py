@@ -17,8 +17,9 @@ from app.core.requests import OriginDep
 from app.users import service as users_service
 from app.users.service import UserRow
 from app.web.pages import Web
+from app.web.signing import Signed
 
-# A cookie of this age is replaced, and the session that it leads to extended.
+# A cookie of this age, or of an earlier key, is replaced, and the session that it leads to extended.
 RENEWAL_SECONDS = 3600
 FLASH_SECONDS = 60
 SESSION, VISITOR, FLASH = "session", "visitor", "flash"
@@ -77,7 +78,7 @@ class Visit:
         flash = read_cookie(self.request, self.web, self.settings, FLASH)
         if flash is not None:
             self.changes[FLASH] = None
-        values |= {"user": self.user, "csrf_token": self.make_csrf_token(), "flash": flash}
+        values |= {"user": self.user, "csrf_token": self.make_csrf_token(), "flash": flash and flash.text}
         content = self.web.render(template, path=self.request.url.path, **values)
         return self._carry(HTMLResponse(content, status, self.web.headers))
 
@@ -121,7 +122,7 @@ def cookie_name(purpose: str, *, is_secure: bool) -> str:
     return f"__Host-{purpose}" if is_secure else purpose
 
 
-def read_cookie(request: Request, web: Web, settings: Settings, purpose: str) -> str | None:
+def read_cookie(request: Request, web: Web, settings: Settings, purpose: str) -> Signed | None:
     signed = request.cookies.get(cookie_name(purpose, is_secure=comes_securely(request, settings)), "")
     return web.signer.read(purpose, signed)
 
@@ -130,16 +131,17 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
     """Look the session up at each request, as for tokens: what was ended is out at the next one."""
     web: Web = request.state.web
     settings: Settings = request.state.settings
-    text = read_cookie(request, web, settings, SESSION)
+    signed = read_cookie(request, web, settings, SESSION)
+    cookie = SessionCookie.parse(signed.text) if signed else None
     visitor = read_cookie(request, web, settings, VISITOR)
-    visit = Visit(request, web, settings, SessionCookie.parse(text) if text else None, visitor or secrets.token_hex(16))
-    if visitor is None:
+    visit = Visit(request, web, settings, cookie, visitor.text if visitor else secrets.token_hex(16))
+    if visitor is None or visitor.by_predecessor:
         visit.changes[VISITOR] = (visit.visitor, settings.refresh_token_lifetime_seconds)
-    if visit.cookie is None:
+    if signed is None or visit.cookie is None:
         return visit
     visit.user = await users_service.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
-    is_due = visit.user is not None and time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
-    if is_due and request.method in SAFE_METHODS:
+    is_due = signed.by_predecessor or time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
+    if is_due and visit.user is not None and request.method in SAFE_METHODS:
         await release_connection(session)
         database: Database = request.state.database
         async with database.write() as writing:
