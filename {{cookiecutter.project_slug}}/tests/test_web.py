@@ -1,5 +1,6 @@
 """The pages' door: home, sign-up, log-in and log-out, and what guards them."""
 
+import asyncio
 import io
 import re
 import subprocess
@@ -265,6 +266,30 @@ async def test_tokens_of_one_session_differ(logged_in: Browser) -> None:
         tokens.add(logged_in.find_form("/log-out")["csrf_token"])
 
     assert len(tokens) == 2
+
+
+async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> None:
+    arrives, waits = asyncio.Event(), asyncio.Event()
+
+    async def send_slowly() -> AsyncIterator[bytes]:
+        waits.set()
+        await arrives.wait()
+        yield b"name=Ada"
+
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
+    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=1)
+    async with open_browser(create_app(settings)) as browser:
+        await browser.enter(EMAIL)
+        slow = asyncio.create_task(browser.client.post("/account", content=send_slowly(), headers=headers))
+        await waits.wait()
+        await browser.open("/account")
+        await browser.send("/account", name="Grace")
+        arrives.set()
+        refused = await slow
+
+    assert browser.page.status_code == 200
+    assert "Grace" in browser.text
+    assert refused.status_code == 403
 
 
 async def test_body_that_is_no_form_is_refused(logged_in: Browser) -> None:

@@ -51,8 +51,8 @@ class InvalidFormError(AppError):
         }
 
 
-async def get_fields(request: Request, visit: VisitDep) -> Fields:
-    """Return the fields of a form that one of our pages has sent. Raises ForbiddenError for any other."""
+async def get_sent_fields(request: Request) -> Fields:
+    """Read what was sent, from our own site as far as browsers tell."""
     if request.method in SAFE_METHODS:
         return {}
     _refuse_other_sites(request)
@@ -62,7 +62,18 @@ async def get_fields(request: Request, visit: VisitDep) -> Fields:
         form = await request.form()
     except ClientDisconnect as error:
         raise UnprocessableError("The form did not arrive as a whole.") from error
-    fields = {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
+    return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
+
+
+SentFieldsDep = Annotated[Fields, Depends(get_sent_fields)]
+
+
+# Read before there is a visit, which begins a transaction: nobody waits for a body that does not arrive.
+async def get_fields(request: Request, sent: SentFieldsDep, visit: VisitDep) -> Fields:
+    """Return the fields of a form that one of our pages has sent. Raises ForbiddenError for any other."""
+    if request.method in SAFE_METHODS:
+        return {}
+    fields = dict(sent)
     if not visit.owns_csrf_token(fields.pop(CSRF_FIELD, "")):
         raise ForbiddenError("The form is too old or not from here: go back, reload the page and try again.")
     return fields
