@@ -518,6 +518,36 @@ async def test_a_flood_at_a_service_that_hangs_is_answered_in_time(live_url: str
     assert len(service.paths) < 40
 
 
+async def test_a_flood_is_not_held_against_the_service(live_url: str, service: WeatherService) -> None:
+    def take_its_time(handler: Any) -> None:  # noqa: ANN401  # the server's
+        service.released.wait(0.9)
+        answer()(handler)
+
+    service.behaviour = take_its_time
+    changes = {"weather_timeout_seconds": 4, "weather_concurrency": 10}
+    async with open_weather_client(make_settings(live_url), None, service, **changes) as (client, user):
+        answers = await ask_for_many(client, user, 60)
+        afterwards = await client.get(LONDON, headers=user.headers)
+
+    assert {response.status_code for response in answers} == {200, 503}
+    assert afterwards.status_code == 200
+
+
+async def test_an_attempt_that_had_no_time_is_not_held_against_the_service(
+    settings: Settings, database: Database, service: WeatherService
+) -> None:
+    def fail_late(handler: Any) -> None:  # noqa: ANN401  # the server's
+        service.released.wait(1.6)
+        FAILS(handler)
+
+    service.behaviour = in_turn(fail_late, hang, answer())
+    changes = {"weather_timeout_seconds": 2, "weather_retry_limit": 1, "weather_breaker_failures": 2}
+    async with open_weather_client(settings, database, service, **changes) as (client, user):
+        answers = [await client.get(LONDON, headers=user.headers) for _ in range(2)]
+
+    assert [response.status_code for response in answers] == [504, 200]
+
+
 @pytest.mark.parametrize("path", ["/health/live", ME])
 async def test_other_routes_stay_as_fast_while_the_service_hangs(
     live_url: str, service: WeatherService, path: str

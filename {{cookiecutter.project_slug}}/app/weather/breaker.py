@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from app.weather.exceptions import BusyError, NotAskedError, UpstreamError
+from app.weather.exceptions import BusyError, CutShortError, NotAskedError, UpstreamError
 
 logger = structlog.get_logger(__name__)
 
@@ -29,10 +29,12 @@ class Breaker:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Raises NotAskedError while open; counts what the block raises."""
+        """Raises NotAskedError while open; counts what the block raises, if that tells about the service."""
         is_trial = self._enter()
         try:
             yield
+        except CutShortError:
+            raise
         except UpstreamError as error:
             self._fail(error)
             raise

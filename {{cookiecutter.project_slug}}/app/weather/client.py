@@ -15,6 +15,7 @@ from app.weather.breaker import Breaker
 from app.weather.exceptions import (
     BadAnswerError,
     BusyError,
+    CutShortError,
     NotAskedError,
     PassingError,
     PlaceRefusedError,
@@ -30,6 +31,10 @@ logger = structlog.get_logger(__name__)
 MAX_ANSWER_BYTES = 64 * 1024
 DEFAULT_PAUSE_SECONDS = 30
 MAX_PAUSE_SECONDS = 3600
+# Of the timeout: who waits for a place has to leave the service time to answer.
+WAITING_SHARE = 0.5
+# Of the timeout: what had less and was cut off tells of us, and not of the service.
+FAIR_SHARE = 0.25
 
 StatusAndBody: TypeAlias = tuple[int, bytes]
 
@@ -79,9 +84,10 @@ class WeatherClient:
         """Take no longer than the timeout in all; raises UpstreamError, NotFoundError or PlaceRefusedError."""
         if self._http is None:
             raise NotAskedError("WEATHER_API_KEY is not set: this service cannot ask for the weather.", 3600)
-        deadline = asyncio.get_running_loop().time() + self._settings.weather_timeout_seconds
+        timeout = self._settings.weather_timeout_seconds
+        deadline = asyncio.get_running_loop().time() + timeout
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(timeout * WAITING_SHARE):
                 await self._places.acquire()
         except TimeoutError:
             raise NotAskedError("Too many ask for the weather at once.") from None
@@ -104,12 +110,15 @@ class WeatherClient:
         raise AssertionError
 
     async def _ask(self, http: httpx2.AsyncClient, place: Place, deadline: float) -> UpstreamWeather:
+        remaining = deadline - asyncio.get_running_loop().time()
+        is_fair = remaining >= self._settings.weather_timeout_seconds * FAIR_SHARE
         with self._breaker.guard():
             try:
                 async with asyncio.timeout_at(deadline):
                     status, body = await _exchange(http, place)
             except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
-                raise TooSlowError("The weather service did not answer in time.") from None
+                too_slow = TooSlowError if is_fair else CutShortError
+                raise too_slow("The weather service did not answer in time.") from None
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 raise UnreachableError("The weather service is out of reach.") from None
             # Whatever else the library raises about an answer that is none. Its text may hold parts of that.

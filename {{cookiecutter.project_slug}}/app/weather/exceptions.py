@@ -46,3 +46,7 @@ class BusyError(UpstreamError):
 
 class TooSlowError(UpstreamError):
     status = 504
+
+
+class CutShortError(TooSlowError):
+    """It had so little time left that this says nothing about it."""
