@@ -137,6 +137,28 @@ async def test_one_address_cannot_try_one_password_at_many_accounts(elsewhere: h
     assert statuses == [400] * FREE_OF_ADDRESS + [429]
 
 
+async def test_neighbours_do_not_hear_who_has_an_account(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    async def guess_at_both(email: str) -> list[int]:
+        return await guess(home, email, FREE) + await guess(elsewhere, email)
+
+    known, unknown = await guess_at_both(user.email), await guess_at_both("nobody@example.com")
+
+    assert known == unknown == [400] * FREE + [429]
+
+
+async def test_a_known_account_is_no_way_around_the_limit_of_an_address(home: httpx2.AsyncClient) -> None:
+    accounts = [await create_account(home) for _ in range(FREE_OF_ADDRESS)]
+    emails = ["nobody@example.com", *(account.email for account in accounts)]
+
+    statuses = [(await guess(home, email))[0] for email in emails]
+    right = await request_token(home, username=emails[-1], password=PASSWORD)
+
+    assert statuses == [400] * FREE_OF_ADDRESS + [429]
+    assert right.status_code == 200
+
+
 async def test_a_refused_address_does_not_use_up_the_attempts_at_an_account(
     app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account
 ) -> None:

@@ -14,7 +14,7 @@ from app.auth.models import KnownNetwork, RefreshToken
 from app.auth.schemas import TokenForm, TokenRead
 from app.core.config import Settings
 from app.core.database import count_deleted, release_connection
-from app.core.exceptions import TooManyRequestsError, UnauthorizedError
+from app.core.exceptions import AppError, TooManyRequestsError, UnauthorizedError
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
 from app.core.schemas import normalize_email
@@ -84,6 +84,16 @@ PURGE_REFRESH_TOKENS = delete(RefreshToken).where(
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A sign-in that was counted."""
+
+    account: Bucket
+    others: list[Bucket]
+    # What it gets unless it succeeds.
+    refusal: TooManyRequestsError | None = None
+
+
+@dataclass(frozen=True)
 class OpenedSession:
     user_id: UUID
     session_id: UUID
@@ -135,14 +145,13 @@ async def _authenticate(tools: Toolbox, username: str, password: str, otp: str |
     parameters = {"user_email": email, "from_network": network}
     user = (await tools.session.execute(CREDENTIALS, parameters)).one_or_none()
     await release_connection(tools.session)
-    buckets = _buckets(tools, email, user, network)
-    await tools.throttle.take(*buckets)
+    attempt = await _take_attempt(tools, email, user, network)
     check = await tools.security.check_password(password, user.password_hash if user else None)
     if user is None or not check.is_correct or not await _confirm(tools, user, check.new_hash):
-        raise await _refuse(tools, user, "password")
-    await _check_second_factor(tools, user, buckets, otp)
+        raise await _refuse(tools, user, attempt, "password")
+    await _check_second_factor(tools, user, attempt, otp)
     await tools.session.execute(REMEMBER_NETWORK, {"owner_id": user.id, "network": network, "now": utc_now()})
-    await _reward(tools, buckets)
+    await _reward(tools, attempt)
     return user
 
 
@@ -155,39 +164,43 @@ async def _confirm(tools: Toolbox, user: CredentialsRow, new_hash: str | None) -
     return await tools.session.scalar(REHASH, {**parameters, "new_hash": new_hash}) is not None
 
 
-def _buckets(tools: Toolbox, email: str, user: CredentialsRow | None, network: str) -> list[Bucket]:
-    """From where an account has signed in before, its own attempts alone count; elsewhere those of all strangers."""
+async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRow | None, network: str) -> Attempt:
+    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
     free = tools.settings.throttle_account_attempts
-    if user is not None and user.is_known_network:
-        return [Bucket("sign-in from known network", f"{user.id} {network}", free)]
-    return [
-        # The address first: an attempt that it refuses must not count against the account.
-        Bucket("sign-in from address", network, tools.settings.throttle_address_attempts),
-        Bucket("sign-in from elsewhere", email, free),
-    ]
+    # The address first: an attempt that it refuses must not count against the account.
+    address = Bucket("sign-in from address", network, tools.settings.throttle_address_attempts)
+    elsewhere = Bucket("sign-in from elsewhere", email, free)
+    if user is None or not user.is_known_network:
+        await tools.throttle.take(address, elsewhere)
+        return Attempt(elsewhere, [address])
+    known = Bucket("sign-in from known network", f"{user.id} {network}", free)
+    # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
+    refusal = await tools.throttle.take(known, tolerated=[address, elsewhere])
+    return Attempt(known, [] if refusal else [address, elsewhere], refusal)
 
 
-async def _reward(tools: Toolbox, buckets: list[Bucket]) -> None:
-    """A success clears the account's count; the address's only loses this attempt, as one's own account is no pass."""
-    *addresses, account = buckets
-    for address in addresses:
-        await tools.throttle.give_back(tools.session, address)
-    await tools.throttle.forget(tools.session, account)
+async def _reward(tools: Toolbox, attempt: Attempt) -> None:
+    """A success clears the account's count; the others only lose this attempt, as one's own account is no pass."""
+    for bucket in attempt.others:
+        await tools.throttle.give_back(tools.session, bucket)
+    await tools.throttle.forget(tools.session, attempt.account)
 
 
-async def _check_second_factor(tools: Toolbox, user: CredentialsRow, buckets: list[Bucket], otp: str | None) -> None:
+async def _check_second_factor(tools: Toolbox, user: CredentialsRow, attempt: Attempt, otp: str | None) -> None:
     factor = await second_factor.find_factor(tools.session, user.id)
     if factor is None:
         return
     if not otp:
-        for bucket in buckets:
+        for bucket in (*attempt.others, attempt.account):
             await tools.throttle.give_back(tools.session, bucket)
         raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
     if not await second_factor.use_code(tools, user.id, factor, otp):
-        raise await _refuse(tools, user, "second factor")
+        raise await _refuse(tools, user, attempt, "second factor")
 
 
-async def _refuse(tools: Toolbox, user: CredentialsRow | None, reason: str) -> OAuthError:
+async def _refuse(tools: Toolbox, user: CredentialsRow | None, attempt: Attempt, reason: str) -> AppError:
+    if attempt.refusal is not None:
+        return attempt.refusal
     SIGN_INS.labels("failure").inc()
     # Counted by fail2ban. Without what was typed as the address: it may be the password.
     logger.warning("sign-in failed", client=tools.origin.address)

@@ -4,6 +4,7 @@ import hashlib
 import ipaddress
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,16 +85,23 @@ class Throttle:
         self._database = database
         self._settings = settings
 
-    async def take(self, *buckets: Bucket) -> None:
+    async def take(self, *buckets: Bucket, tolerated: Sequence[Bucket] = ()) -> TooManyRequestsError | None:
         """Count an attempt before it is made, so that many at once are no way around.
 
-        It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError.
+        It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError; what one of the
+        tolerated raises is returned, for attempts that are refused only if they fail.
         """
         if not self._settings.throttling:
-            return
+            return None
         async with self._database.write() as session:
             for bucket in buckets:
                 await self._take(session, bucket)
+            try:
+                for bucket in tolerated:
+                    await self._take(session, bucket)
+            except TooManyRequestsError as error:
+                return error
+        return None
 
     async def _take(self, session: AsyncSession, bucket: Bucket) -> None:
         now = time.time()
