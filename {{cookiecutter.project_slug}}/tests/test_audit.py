@@ -105,6 +105,14 @@ async def test_only_administrators_read_it(client: httpx2.AsyncClient, user: Acc
     assert (await client.get(EVENTS)).status_code == 401
 
 
+async def test_a_name_that_no_event_can_have_is_refused(client: httpx2.AsyncClient, admin: Account) -> None:
+    unknown = await client.get(EVENTS, params={"event": "nothing"}, headers=admin.headers)
+    refused = await client.get(f"{EVENTS}?event=%00", headers=admin.headers)
+
+    assert (unknown.status_code, unknown.json()["items"]) == (200, [])
+    assert refused.status_code == 422
+
+
 async def test_events_come_in_pages(client: httpx2.AsyncClient, admin: Account) -> None:
     for _ in range(4):
         await request_token(client, username=admin.email, password=WRONG)

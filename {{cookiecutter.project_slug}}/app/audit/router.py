@@ -9,11 +9,12 @@ from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, Slice
 from app.core.routing import FeatureRouter
+from app.core.schemas import Line
 from app.users.dependencies import AdminUser
 
 router = FeatureRouter(prefix="/audit-events", tags=["audit"])
 
-EventQuery = Annotated[str | None, Query(max_length=50, description="Only events of this name.")]
+EventQuery = Annotated[Line | None, Query(description="Only events of this name.")]
 
 
 @router.get("", response_model=Page[AuditEventRead], responses=problem_responses(401, 403))
