@@ -1,9 +1,11 @@
 import asyncio
 import time
 from datetime import timedelta
+from uuid import uuid4
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -132,6 +134,22 @@ async def test_the_database_refuses_to_change_an_event(connection: AsyncConnecti
         await connection.execute(text("UPDATE audit_events SET event = 'nothing'"))
 
 
+@pytest.mark.parametrize("statement", ["DELETE FROM audit_events", "TRUNCATE audit_events"])
+async def test_the_database_refuses_to_delete_an_event_of_today(
+    connection: AsyncConnection, user: Account, statement: str
+) -> None:
+    if connection.dialect.name == "sqlite":
+        # It has no other statement.
+        statement = "DELETE FROM audit_events"
+    with pytest.raises(DBAPIError, match="audit events stay for a day"):
+        await connection.execute(text(statement))
+
+
+def test_no_lifetime_is_shorter_than_what_the_database_keeps() -> None:
+    with pytest.raises(ValidationError, match="audit_log_lifetime_seconds"):
+        make_settings("sqlite://", audit_log_lifetime_seconds=24 * 3600 - 1)
+
+
 async def test_what_nobody_needs_any_more_is_purged(
     user: Account, connection: AsyncConnection, database: Database, settings: Settings
 ) -> None:
@@ -139,9 +157,11 @@ async def test_what_nobody_needs_any_more_is_purged(
         return await connection.scalar(select(func.count()).select_from(model))
 
     purges = [feature.purge for feature in FEATURES if feature.purge]
-    short_lived = settings.model_copy(update={"audit_log_lifetime_seconds": 0, "throttle_memory_seconds": 0})
+    short_lived = settings.model_copy(update={"audit_log_lifetime_seconds": 24 * 3600, "throttle_memory_seconds": 0})
+    old = {"event": "old", "device": "", "details": {}, "created_at": utc_now() - timedelta(days=1)}
+    await connection.execute(insert(AuditEvent).values(old))
     await connection.execute(insert(ThrottleCount).values(key="x", attempts=1, delay_seconds=0, last_at=time.time()))
-    tables = (Session, KnownNetwork, ThrottleCount, AuditEvent)
+    tables = (Session, KnownNetwork, ThrottleCount)
 
     nothing = await purge(database, settings, purges)
     present = [await count(table) for table in tables]
@@ -151,14 +171,19 @@ async def test_what_nobody_needs_any_more_is_purged(
 
     assert nothing == 0
     assert 0 not in present
-    assert something >= len(tables)
+    assert something > len(tables)
     assert [await count(table) for table in tables] == [0] * len(tables)
+    left = (await connection.scalars(select(AuditEvent.event))).all()
+    assert "user.created" in left
+    assert "old" not in left
 
 
 async def test_the_service_purges_by_itself(live_url: str) -> None:
-    settings = make_settings(live_url, purge_interval_seconds=1, audit_log_lifetime_seconds=1)
-    async with open_client(create_app(settings)) as client:
-        await create_account(client)
+    settings = make_settings(live_url, purge_interval_seconds=1)
+    old = f"'{uuid4().hex}', 'old', '', '{{}}', '2020-01-01 00:00:00+00:00'"
+    async with open_client(create_app(settings)):
+        columns = "id, event, device, details, created_at"
+        await execute_async(live_url, f"INSERT INTO audit_events ({columns}) VALUES ({old})")  # noqa: S608  # our own
         deadline = time.monotonic() + 30
         while await execute_async(live_url, "SELECT count(*) FROM audit_events") != [(0,)]:
             assert time.monotonic() < deadline

@@ -18,7 +18,7 @@ from app.core.requests import Origin, OriginDep
 
 
 class AuditEvent(Identity, Base):
-    """Written and never changed, which the database sees to; it outlives the account that it tells about."""
+    """Never changed nor soon deleted, which the database sees to; it outlives the account that it tells about."""
 
     __tablename__ = "audit_events"
     __table_args__ = (Index(None, "created_at", "id"), Index(None, "user_id", "created_at", "id"))

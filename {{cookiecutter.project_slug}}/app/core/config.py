@@ -150,7 +150,8 @@ class Settings(ServerSettings):
     throttle_address_attempts: int = Field(default=50, ge=1)
     throttle_max_delay_seconds: int = Field(default=15 * 60, ge=1)
     throttle_memory_seconds: int = Field(default=3600, ge=1)
-    audit_log_lifetime_seconds: int = Field(default=365 * 24 * 3600, ge=1)
+    # The database keeps them for about as long as the least: see the migration of audit_events.
+    audit_log_lifetime_seconds: int = Field(default=365 * 24 * 3600, ge=24 * 3600)
     purge_interval_seconds: int = Field(default=3600, ge=0)
 
     database_url: SecretStr | None = None

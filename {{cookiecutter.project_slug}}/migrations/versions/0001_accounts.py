@@ -8,6 +8,38 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# Events stay for an hour less than the shortest AUDIT_LOG_LIFETIME_SECONDS, for clocks that differ.
+SQLITE_GUARDS = (
+    """
+    CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
+    BEGIN SELECT RAISE(ABORT, 'audit events never change'); END
+    """,
+    """
+    CREATE TRIGGER audit_events_stay BEFORE DELETE ON audit_events
+    WHEN OLD.created_at > datetime('now', '-23 hours')
+    BEGIN SELECT RAISE(ABORT, 'audit events stay for a day'); END
+    """,
+)
+POSTGRESQL_GUARDS = (
+    """
+    CREATE OR REPLACE FUNCTION refuse_change_of_audit_events() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'audit events %', TG_ARGV[0]; END $$
+    """,
+    """
+    CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
+    EXECUTE FUNCTION refuse_change_of_audit_events('never change')
+    """,
+    """
+    CREATE TRIGGER audit_events_stay BEFORE DELETE ON audit_events
+    FOR EACH ROW WHEN (OLD.created_at > now() - interval '23 hours')
+    EXECUTE FUNCTION refuse_change_of_audit_events('stay for a day')
+    """,
+    """
+    CREATE TRIGGER audit_events_are_not_emptied BEFORE TRUNCATE ON audit_events
+    EXECUTE FUNCTION refuse_change_of_audit_events('stay for a day')
+    """,
+)
+
 
 def upgrade() -> None:
     op.create_table(
@@ -132,25 +164,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outgoing_emails")),
     )
     op.create_index(op.f("ix_outgoing_emails_due_at"), "outgoing_emails", ["due_at"])
-    refuse_updates_of_audit_events()
+    guard_audit_events()
 
 
-def refuse_updates_of_audit_events() -> None:
-    """What was written stays as it is, whoever asks through whatever hole; rows are only purged."""
-    if op.get_bind().dialect.name == "sqlite":
-        op.execute("""
-            CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
-            BEGIN SELECT RAISE(ABORT, 'audit events never change'); END
-        """)
-        return
-    op.execute("""
-        CREATE OR REPLACE FUNCTION refuse_change_of_audit_events() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN RAISE EXCEPTION 'audit events never change'; END $$
-    """)
-    op.execute("""
-        CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
-        EXECUTE FUNCTION refuse_change_of_audit_events()
-    """)
+def guard_audit_events() -> None:
+    """What was written stays as it is, whoever asks through whatever hole, and can be purged once it is old."""
+    for guard in SQLITE_GUARDS if op.get_bind().dialect.name == "sqlite" else POSTGRESQL_GUARDS:
+        op.execute(guard)
 
 
 def downgrade() -> None:
