@@ -13,7 +13,7 @@ TOGETHER := $(if $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo yes)
 # What shows the pages to their tests; none is fetched.
 BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name))))
 
-.PHONY: demo bake test test-docker bench-process-managers bench-sign-ins screenshots check fix help
+.PHONY: demo bake test test-docker bench bench-process-managers bench-sign-ins screenshots check fix help
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(UV) ## Run every test that this machine can run
 
 test-docker: $(UV) ## Bring up and use the containers, alone: minutes that depend on time
 	$(UV) run pytest tests/test_docker.py $(if $(BROWSER),,-m 'not browser')
+
+bench: $(UV) ## Measure the service beside the least that gives the same answers, and at scale
+	$(UV) run --group bench python -m benchmarks.service
 
 bench-process-managers: $(UV) ## Compare gunicorn, supervisor and circus
 	$(UV) run python -m benchmarks.process_managers

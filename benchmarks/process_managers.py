@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +19,8 @@ from statistics import median
 from threading import Event
 from urllib.parse import urlsplit
 
-from cookiecutter.main import cookiecutter
-
-from tests.conftest import CHOICES, ROOT, SERVICE, list_files, person_environment
+from benchmarks.projects import PROGRAMS, bake
+from tests.conftest import CHOICES, person_environment
 from tests.serving import RunningServer, serve, wait_until
 
 CLIENTS = 4
@@ -33,17 +31,6 @@ CRASH_SECONDS = 10
 MAX_REQUESTS = 1000
 PATIENCE_SECONDS = 60
 HANG_SECONDS = 10
-
-
-def bake(folder: Path, manager: str) -> Path:
-    template = folder / "template"
-    for path in list_files("cookiecutter.json", "hooks", SERVICE):
-        (template / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, template / path)
-    answers = {"database": "sqlite", "process_manager": manager, "project_slug": f"my-{manager}"}
-    return Path(
-        cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=folder, default_config=True)
-    )
 
 
 def ask_until(base_url: str, is_over: Callable[[], bool]) -> list[bool]:
@@ -204,14 +191,17 @@ def measure_throughput(projects: dict[str, Path], settings: dict[str, str]) -> d
 
 def main() -> None:
     settings = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": PROGRAMS,
         "UPDATE_DB": "1",
         "WEB_CONCURRENCY": str(WORKERS),
         "WORKER_TIMEOUT_SECONDS": str(HANG_SECONDS),
         "ACCESS_LOG": "false",
     }
     with tempfile.TemporaryDirectory() as folder:
-        projects = {manager: bake(Path(folder), manager) for manager in CHOICES["process_manager"]}
+        projects = {
+            manager: bake(Path(folder), database="sqlite", process_manager=manager, project_slug=f"my-{manager}")
+            for manager in CHOICES["process_manager"]
+        }
         throughput = measure_throughput(projects, settings)
         columns = {
             manager: dict([throughput[manager]]) | measure_manager(project, settings)

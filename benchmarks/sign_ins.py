@@ -5,18 +5,15 @@ Serves a baked project (SQLite, gunicorn, one worker, production's hash paramete
 """
 
 import asyncio
-import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
-from cookiecutter.main import cookiecutter
 
-from tests.conftest import ROOT, SERVICE, list_files
+from benchmarks.projects import PROGRAMS, bake
 from tests.serving import RunningServer, serve
 
 AT_ONCE = 50
@@ -26,18 +23,6 @@ PASSWORD = "correct horse battery staple"  # noqa: S105  # of this benchmark alo
 ACCOUNT = {"email": "ada@example.com", "password": PASSWORD}
 FORM = {"grant_type": "password", "username": ACCOUNT["email"], "password": PASSWORD}
 CASES = {"bounded, as by default": "1", f"not bounded ({AT_ONCE} at once)": str(AT_ONCE)}
-
-
-def bake(folder: Path) -> Path:
-    template = folder / "template"
-    for path in list_files("cookiecutter.json", "hooks", SERVICE):
-        (template / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, template / path)
-    return Path(
-        cookiecutter(
-            str(template), no_input=True, extra_context={"database": "sqlite"}, output_dir=folder, default_config=True
-        )
-    )
 
 
 async def probe(client: httpx2.AsyncClient, is_over: Callable[[], bool]) -> list[float]:
@@ -96,7 +81,7 @@ def report(name: str, waits: list[float]) -> None:
 def run_case(project: Path, name: str, concurrency: str) -> None:
     print(f"{name}:")
     settings = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": PROGRAMS,
         "UPDATE_DB": "1",
         "WEB_CONCURRENCY": "1",
         "ACCESS_LOG": "false",
@@ -110,7 +95,7 @@ def run_case(project: Path, name: str, concurrency: str) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        project = bake(Path(folder))
+        project = bake(Path(folder), database="sqlite")
         for name, concurrency in CASES.items():
             run_case(project, name, concurrency)
 

@@ -51,7 +51,9 @@ class Answer:
 class RunningServer:
     """A command that serves, in a terminal of its own."""
 
-    def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, *, probe: str = "/docs", **variables: str) -> None:
+        """`probe` is answered once the server serves."""
+        self._probe = probe
         self._port = find_free_port()
         self._mark = uuid4().hex
         self._log = folder / f"server-{self._mark}.log"
@@ -83,7 +85,7 @@ class RunningServer:
 
     def _answers(self) -> bool:
         try:
-            return self.request("GET", "/docs").status == 200
+            return self.request("GET", self._probe).status == 200
         except OSError:
             return False
 
@@ -144,8 +146,8 @@ class RunningServer:
 
 
 @contextmanager
-def serve(command: Sequence[str], folder: Path, **variables: str) -> Iterator[RunningServer]:
-    server = RunningServer(command, folder, **variables)
+def serve(command: Sequence[str], folder: Path, *, probe: str = "/docs", **variables: str) -> Iterator[RunningServer]:
+    server = RunningServer(command, folder, probe=probe, **variables)
     try:
         yield server
     finally:

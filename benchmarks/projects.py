@@ -1,0 +1,22 @@
+"""Projects to measure, baked as a person would bake them."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from cookiecutter.main import cookiecutter
+
+from tests.conftest import ROOT, SERVICE, list_files
+
+# The template's own environment has what every project needs.
+PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+
+
+def bake(folder: Path, **answers: str) -> Path:
+    template = folder / "template"
+    for path in list_files("cookiecutter.json", "hooks", SERVICE):
+        (template / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, template / path)
+    return Path(
+        cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=folder, default_config=True)
+    )
