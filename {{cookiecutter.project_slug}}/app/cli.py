@@ -26,7 +26,7 @@ from app.core.exceptions import AppError, first_line
 from app.core.lifecycle import mark_start, stop_with_parent
 from app.core.logging import logging_config
 from app.core.project import ROOT, read_project
-from app.core.schemas import NewPassword, normalize_email
+from app.core.schemas import NewPassword, as_stored
 from app.core.security import Security
 from app.core.server import share_metrics, trusted_proxies
 from app.core.toolbox import Toolbox, make_toolbox
@@ -234,7 +234,7 @@ def set_password(email: EmailArgument, password_stdin: PasswordStdin = False) ->
 
 async def set_user_password(settings: Settings, email: str, password: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await users_service.get_user_by_email(tools.session, normalize_email(email))
+        user = await users_service.get_user_by_email(tools.session, as_stored(email))
         await users_service.set_password(tools, user, password)
 
 
@@ -247,7 +247,7 @@ def deactivate(email: EmailArgument) -> None:
 
 async def deactivate_user(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await users_service.get_user_by_email(tools.session, normalize_email(email))
+        user = await users_service.get_user_by_email(tools.session, as_stored(email))
         await users_service.update_user(tools, user, UserAdminUpdate(is_active=False))
 
 
@@ -272,7 +272,7 @@ def disable_second_factor(email: EmailArgument) -> None:
 
 async def remove_second_factor(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await users_service.get_user_by_email(tools.session, normalize_email(email))
+        user = await users_service.get_user_by_email(tools.session, as_stored(email))
         await second_factor.remove(tools, user.id)
 
 

@@ -199,6 +199,24 @@ async def test_one_address_in_another_form_is_no_second_account(client: httpx2.A
 @pytest.mark.parametrize(
     "email",
     [
+        "Ada@Example.com",
+        " ada@example.com ",
+        "ada@xn--bcher-kva.example.com",
+        "ada@\uff45xample.com",
+        "ade\u0301@example.com",
+    ],
+)
+async def test_who_signs_up_signs_in_with_what_was_typed(client: httpx2.AsyncClient, email: str) -> None:
+    created = await client.post(USERS, json={"email": email, "password": PASSWORD})
+
+    answer = await request_token(client, username=email, password=PASSWORD)
+
+    assert (created.status_code, answer.status_code) == (201, 200)
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
         "ada@example.com\r\nBcc: x@example.com",
         "ada@example.com\0",
         "ada@example.com,eve@example.com",

@@ -194,6 +194,17 @@ async def test_a_sign_in_never_outlives_the_password_it_used(live_client: httpx2
             assert (await live_client.get(ME, headers=headers)).status_code == 401
 
 
+async def test_sign_ins_at_once_after_the_parameters_changed_all_succeed(live_url: str) -> None:
+    async with open_client(create_app(make_settings(live_url))) as client:
+        user = await create_account(client)
+    async with open_client(create_app(make_settings(live_url, password_hash_time_cost=2))) as client:
+        sign_ins = (request_token(client, username=user.email, password=PASSWORD) for _ in range(6))
+        answers = await asyncio.gather(*sign_ins)
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert await execute_async(live_url, "SELECT count(*) FROM users WHERE password_hash LIKE '%,t=2,%'") == [(1,)]
+
+
 async def test_a_replay_ends_the_session_although_it_is_answered_with_an_error(
     live_client: httpx2.AsyncClient, live_url: str
 ) -> None:

@@ -17,10 +17,11 @@ from app.core.database import count_deleted, release_connection
 from app.core.exceptions import AppError, TooManyRequestsError, UnauthorizedError
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
-from app.core.schemas import normalize_email
+from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
 from app.core.throttling import Bucket, network_of, purge_counts
 from app.core.toolbox import Toolbox
+from app.users import service as users_service
 from app.users.events import AccountEvent
 from app.users.models import User
 from app.users.scopes import SCOPES, format_scope, list_allowed, parse_scope
@@ -139,15 +140,14 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
 
 async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRow:
     """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
-    # No address has a NUL, and PostgreSQL has no way to ask for one.
-    email = "" if "\0" in username else normalize_email(username.strip())
+    email = as_stored(username)
     network = network_of(tools.origin.address)
     parameters = {"user_email": email, "from_network": network}
     user = (await tools.session.execute(CREDENTIALS, parameters)).one_or_none()
     await release_connection(tools.session)
     attempt = await _take_attempt(tools, email, user, network)
     check = await tools.security.check_password(password, user.password_hash if user else None)
-    if user is None or not check.is_correct or not await _confirm(tools, user, check.new_hash):
+    if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
     await _check_second_factor(tools, user, attempt, otp)
     await tools.session.execute(REMEMBER_NETWORK, {"owner_id": user.id, "network": network, "now": utc_now()})
@@ -155,13 +155,20 @@ async def _authenticate(tools: Toolbox, username: str, password: str, otp: str |
     return user
 
 
-async def _confirm(tools: Toolbox, user: CredentialsRow, new_hash: str | None) -> bool:
+async def _confirm(tools: Toolbox, user: CredentialsRow, password: str, new_hash: str | None) -> bool:
     if tools.settings.email_verification_required and user.email_verified_at is None:
         return False
     parameters = {"user_id": user.id, "verified_hash": user.password_hash}
-    if new_hash is None:
-        return await tools.session.scalar(CONFIRM_CREDENTIALS, parameters) is not None
-    return await tools.session.scalar(REHASH, {**parameters, "new_hash": new_hash}) is not None
+    if new_hash is not None:
+        if await tools.session.scalar(REHASH, {**parameters, "new_hash": new_hash}) is not None:
+            return True
+        # Another sign-in has re-hashed it meanwhile, or it was changed.
+        current: str | None = await tools.session.scalar(users_service.PASSWORD_HASH, {"user_id": user.id})
+        await release_connection(tools.session)
+        if not (await tools.security.check_password(password, current)).is_correct:
+            return False
+        parameters["verified_hash"] = current
+    return await tools.session.scalar(CONFIRM_CREDENTIALS, parameters) is not None
 
 
 async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRow | None, network: str) -> Attempt:

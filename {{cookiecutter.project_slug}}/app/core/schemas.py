@@ -11,12 +11,16 @@ from pydantic import (
     EmailStr,
     SecretStr,
     StringConstraints,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
 
 from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normalize_password
 
 MAX_FIELDS = 100
+# RFC 5321 allows 254 characters; one that is typed with others may be longer than it is stored.
+MAX_EMAIL_LENGTH = 1000
 
 
 class Input(BaseModel):
@@ -84,7 +88,19 @@ def normalize_email(value: str) -> str:
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(_refuse_control)]
 Text = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul)]
 Email = Annotated[EmailStr, BeforeValidator(_refuse_display_name), AfterValidator(normalize_email)]
+_email = TypeAdapter(Email)
 NewPassword = Annotated[SecretStr, AfterValidator(_check_password)]
+
+
+def as_stored(typed: str) -> str:
+    """Write an address as sign-up does; what is no address stays as it is, and belongs to nobody."""
+    typed = typed.strip()
+    if len(typed) > MAX_EMAIL_LENGTH or "\0" in typed:
+        return ""
+    try:
+        return _email.validate_python(typed)
+    except ValidationError:
+        return normalize_email(typed)
 
 
 def dump_changes(data: BaseModel) -> dict[str, Any]:
