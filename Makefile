@@ -13,6 +13,9 @@ TOGETHER := $(if $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo yes)
 # What shows the pages to their tests; none is fetched.
 BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name))))
 
+# What shares the database's connections in a test.
+POOLER := $(shell command -v pgbouncer || ls /usr/sbin/pgbouncer 2> /dev/null)
+
 .PHONY: demo bake test test-docker bench bench-process-managers bench-sign-ins screenshots check fix help
 
 help: ## List the verbs
@@ -26,7 +29,8 @@ bake: $(UV) ## Ask for the answers and bake a project into .bake/
 	$(UV) run --only-group bake cookiecutter --overwrite-if-exists --output-dir .bake . $(ANSWERS)
 
 test: $(UV) ## Run every test that this machine can run
-	$(UV) run pytest -n auto --dist loadscope -m 'not docker$(if $(BROWSER),, and not browser)'
+	$(UV) run pytest -n auto --dist loadscope -m 'not docker$(if $(BROWSER),, and not browser)$(if $(POOLER),, and not pooler)'
+	$(if $(POOLER),,@echo 'Left out: the tests of the pooler, because there is no pgbouncer.')
 	$(if $(BROWSER),,@echo 'Left out: the tests of the pages in a browser, because there is neither Chromium nor Chrome.')
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory test-docker; \
 	else echo 'Left out: the tests of the containers, because no container engine answers (docker info).'; fi

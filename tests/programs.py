@@ -11,7 +11,7 @@ from pathlib import Path
 KILL_AFTER_SECONDS = 20
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
     """End it and what it has started, but for daemons; gently at first: it may have something to take down."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):

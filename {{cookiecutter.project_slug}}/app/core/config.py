@@ -165,6 +165,7 @@ class Settings(ServerSettings):
     database_pool_recycle_seconds: int = Field(default=1800, ge=1)
     database_connect_timeout_seconds: int = Field(default=5, ge=1)
     database_statement_timeout_seconds: float = Field(default=10, gt=0)
+    database_pooler: bool = False
     update_db: bool = False
     reset_db: bool = False
 

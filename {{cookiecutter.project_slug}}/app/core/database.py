@@ -174,13 +174,17 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None) -> dic
     if settings.url.get_backend_name() == "sqlite":
         return {"timeout": PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds}
     timeout_ms = round((timeout_seconds or 0) * 1000)
-    return {
+    arguments: dict[str, Any] = {
         "autocommit": True,
         "connect_timeout": settings.database_connect_timeout_seconds,
         # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour.
         "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
-        "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
     }
+    if settings.database_pooler:
+        # The next statement may find another connection of the server's, which knows nothing of what this one was told.
+        return {**arguments, "prepare_threshold": None}
+    options = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+    return {**arguments, "options": options}
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
