@@ -14,6 +14,7 @@ from sqlalchemy import Select, bindparam, tuple_
 
 from app.core.exceptions import UnprocessableError
 from app.core.models import Identity, UTCDateTime
+from app.core.statements import prepare
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
@@ -74,7 +75,7 @@ PageDep = Annotated[PageRequest, Depends()]
 def paginate(
     statement: Select[*tuple[Any, ...]], model: type[Identity], *, descending: bool, continued: bool
 ) -> Select[*tuple[Any, ...]]:
-    """Order by creation; a `continued` statement begins after the position that its parameters name."""
+    """Order by creation, and prepare; a `continued` statement begins after the position that its parameters name."""
     key = tuple_(model.created_at, model.id)
     if continued:
         position = tuple_(
@@ -82,7 +83,7 @@ def paginate(
         )
         statement = statement.where(key < position if descending else key > position)
     order = (model.created_at.desc(), model.id.desc()) if descending else (model.created_at, model.id)
-    return statement.order_by(*order).limit(bindparam("page_limit"))
+    return prepare(statement.order_by(*order).limit(bindparam("page_limit")))
 
 
 def _encode_cursor(sort: str, row: Row) -> str:

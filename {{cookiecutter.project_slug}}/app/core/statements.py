@@ -82,12 +82,13 @@ class PreparedStatement:
         self._sql = str(compiled)
         self._order = compiled.positiontup
         self._parameters = [_describe(compiled, bind, name) for name, bind in compiled.binds.items()]
-        self._returns_rows = bool(columns)
         # A named tuple: response models read its attributes three times as fast as those of SQLAlchemy's rows.
         row: Any = namedtuple("Row", [column.key for column in columns], rename=True)  # type: ignore[misc]  # not literal
         self._make_row = row._make
-        processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-        self._processors = [(at, process) for at, process in enumerate(processors) if process is not None]
+        self._types = [column.type.dialect_impl(dialect) for column in columns]
+        # Known with the first answer: they depend on what the database calls its types.
+        self._processors: list[tuple[int, Process]] = []
+        self._has_answered = False
 
     async def run(self, connection: DBAPIConnection, given: Mapping[str, Any]) -> "Rows":
         """Raises the error that SQLAlchemy would."""
@@ -103,9 +104,19 @@ class PreparedStatement:
     async def _fetch(self, driver: Any, values: dict[str, Any]) -> list[Any]:  # noqa: ANN401  # each driver has its own
         if self._order is not None:
             rows: list[Any] = await driver.execute_fetchall(self._sql, [values[name] for name in self._order])
+            self._note_types([None] * len(self._types))
             return rows
         cursor = await driver.execute(self._sql, values)
-        return await cursor.fetchall() if self._returns_rows else []
+        if not self._has_answered:
+            self._note_types([column.type_code for column in cursor.description or ()])
+        return await cursor.fetchall() if self._types else []
+
+    def _note_types(self, codes: Sequence[object]) -> None:
+        if not self._has_answered:
+            pairs = zip(self._types, codes, strict=True)
+            found = [type_.result_processor(self._dialect, code) for type_, code in pairs]
+            self._processors = [(at, process) for at, process in enumerate(found) if process is not None]
+            self._has_answered = True
 
     def _convert(self, row: Sequence[Any]) -> list[Any]:
         values = list(row)

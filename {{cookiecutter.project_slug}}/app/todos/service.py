@@ -43,7 +43,7 @@ def _list_statement(sort: TodoSort, *, filtered: bool, continued: bool) -> Selec
     statement: Select[*tuple[Any, ...]] = select(*TODO_COLUMNS).where(Todo.owner_id == bindparam("owner"))
     if filtered:
         statement = statement.where(Todo.completed == bindparam("is_completed"))
-    return prepare(paginate(statement, Todo, descending=sort is TodoSort.NEWEST, continued=continued))
+    return paginate(statement, Todo, descending=sort is TodoSort.NEWEST, continued=continued)
 
 
 async def create_todo(session: AsyncSession, owner_id: UUID, data: TodoCreate) -> TodoRow:

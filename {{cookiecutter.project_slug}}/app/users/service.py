@@ -48,7 +48,7 @@ CALLER = prepare(
         User.is_active,
     )
 )
-USER_BY_ID = select(*USER_COLUMNS).where(User.id == bindparam("user_id"))
+USER_BY_ID = prepare(select(*USER_COLUMNS).where(User.id == bindparam("user_id")))
 USER_BY_EMAIL = select(*USER_COLUMNS).where(User.email == bindparam("user_email"))
 PASSWORD_HASH = select(User.password_hash).where(User.id == bindparam("user_id"))
 CREATE_USER = insert(User).returning(*USER_COLUMNS)

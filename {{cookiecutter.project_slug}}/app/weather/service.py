@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
 from app.core.pagination import PageRequest, Slice, paginate
+from app.core.statements import prepare
 from app.weather.cache import Answer, Cache
 from app.weather.client import WeatherClient, open_client
 from app.weather.models import WeatherReport
@@ -31,7 +32,7 @@ REPORT_COLUMNS = (
     WeatherReport.created_at,
     WeatherReport.updated_at,
 )
-CREATE_REPORT = insert(WeatherReport).returning(*REPORT_COLUMNS)
+CREATE_REPORT = prepare(insert(WeatherReport).returning(*REPORT_COLUMNS))
 
 
 @dataclass(frozen=True)
