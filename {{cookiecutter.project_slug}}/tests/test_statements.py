@@ -8,21 +8,31 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Executable, Integer, Row, bindparam, insert, literal, select, text
+from sqlalchemy import Executable, Integer, Row, bindparam, insert, literal, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database, Session, open_database
 from app.core.models import utc_now
 from app.core.statements import PreparedStatement, is_prepared, prepare
-from app.todos import service as todos
-from app.todos.models import Todo
+from app.users.models import Session as SignIn
 from app.users.models import User
 from tests.databases import make_settings
 
 ONE = prepare(select(literal(1).label("one")))
-ADD_USER = prepare(insert(User).returning(User.id, User.created_at, User.is_active))
-SENT = {"title": "Ünïcode \N{PILE OF POO} % ' \" \\", "description": "", "completed": True}
+COLUMNS = (User.id, User.email, User.name, User.is_active, User.created_at, User.updated_at)
+ADD_USER = prepare(insert(User).returning(*COLUMNS))
+USER_BY_ID = prepare(select(*COLUMNS).where(User.id == bindparam("user_id"), User.is_active))
+RENAME_USER = prepare(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS))
+ADD_SIGN_IN = prepare(insert(SignIn).returning(SignIn.id))
+NAME = "Ünïcode \N{PILE OF POO} % ' \" \\"
+SIGN_IN_OF_NOBODY = {
+    "user_id": uuid4(),
+    "scope": "of nobody's",
+    "device": "",
+    "last_used_at": utc_now(),
+    "expires_at": utc_now(),
+}
 
 
 @pytest.fixture
@@ -41,11 +51,8 @@ async def open_plainly(database: Database) -> AsyncIterator[AsyncSession]:
 WAYS = {"by itself": Database.read, "in a transaction": Database.write, "without": open_plainly}
 
 
-async def add_user(database: Database) -> UUID:
-    async with database.write() as session:
-        values = {"email": f"{uuid4().hex}@example.com", "password_hash": ""}
-        user_id: UUID = (await session.execute(ADD_USER, values)).one().id
-        return user_id
+def make_user(**changes: object) -> dict[str, object]:
+    return {"email": f"{uuid4().hex}@example.com", "password_hash": "", **changes}
 
 
 async def ask(database: Database, way: str, statement: Executable, values: Mapping[str, object]) -> Row[Any]:
@@ -55,37 +62,33 @@ async def ask(database: Database, way: str, statement: Executable, values: Mappi
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_row_is_the_same_whichever_way_it_came(live_database: Database, way: str) -> None:
-    owner_id = await add_user(live_database)
     async with live_database.write() as session:
-        created = (await session.execute(todos.CREATE_TODO, {"owner_id": owner_id, **SENT})).one()
+        created = (await session.execute(ADD_USER, make_user(name=NAME))).one()
 
-    read = await ask(live_database, way, todos.TODO_BY_ID, {"todo_id": created.id, "owner": owner_id})
+    read = await ask(live_database, way, USER_BY_ID, {"user_id": created.id})
 
     assert read == created
-    assert read._fields == ("id", "title", "description", "completed", "created_at", "updated_at")
+    assert read._fields == ("id", "email", "name", "is_active", "created_at", "updated_at")
     assert [type(value) for value in read] == [UUID, str, str, bool, datetime, datetime]
-    assert read.title == SENT["title"]
+    assert read.name == NAME
     assert read.created_at.utcoffset() == timedelta(0)
 
 
 @pytest.mark.parametrize("way", ["in a transaction", "without"])
 async def test_columns_have_their_defaults(live_database: Database, way: str) -> None:
-    owner_id = await add_user(live_database)
     started_at = utc_now()
     async with WAYS[way](live_database) as session:
-        created = (await session.execute(todos.CREATE_TODO, {"owner_id": owner_id, "title": "x"})).one()
-        changed = (await session.execute(todos.UPDATE_TODO, {"todo_id": created.id, "title": "y"})).one()
+        created = (await session.execute(ADD_USER, make_user())).one()
+        changed = (await session.execute(RENAME_USER, {"user_id": created.id, "name": "y"})).one()
 
-    assert (created.description, created.completed, created.id.version) == ("", False, 7)
+    assert (created.name, created.is_active, created.id.version) == ("", True, 7)
     assert started_at <= created.updated_at < changed.updated_at
-    assert (changed.title, changed.created_at) == ("y", created.created_at)
+    assert (changed.name, changed.created_at) == ("y", created.created_at)
 
 
 async def test_a_given_value_wins_over_the_default(live_database: Database) -> None:
-    email = f"{uuid4().hex}@example.com"
     async with live_database.write() as session:
-        values = {"email": email, "password_hash": "", "is_active": False, "id": (given := uuid4())}
-        added = (await session.execute(ADD_USER, values)).one()
+        added = (await session.execute(ADD_USER, make_user(is_active=False, id=(given := uuid4())))).one()
 
     assert (added.id, added.is_active) == (given, False)
 
@@ -102,8 +105,8 @@ async def test_the_ways_to_read_a_result_work(live_database: Database, way: str)
 
 async def test_a_parameter_without_a_value_is_refused(live_database: Database) -> None:
     async with live_database.read() as session:
-        with pytest.raises(InvalidRequestError, match="todo_id"):
-            await session.execute(todos.TODO_BY_ID, {"owner": uuid4()})
+        with pytest.raises(InvalidRequestError, match="user_id"):
+            await session.execute(USER_BY_ID)
 
 
 async def test_a_list_of_values_is_refused(live_database: Database) -> None:
@@ -115,9 +118,8 @@ async def test_a_list_of_values_is_refused(live_database: Database) -> None:
 
 @pytest.mark.parametrize("way", ["in a transaction", "without"])
 async def test_errors_are_those_of_sqlalchemy(live_database: Database, way: str) -> None:
-    values = {"owner_id": uuid4(), "title": "of nobody's"}
     with pytest.raises(IntegrityError) as caught:
-        await ask(live_database, way, todos.CREATE_TODO, values)
+        await ask(live_database, way, ADD_SIGN_IN, SIGN_IN_OF_NOBODY)
 
     assert "of nobody's" not in str(caught.value)
     async with live_database.read() as session:
@@ -127,7 +129,7 @@ async def test_errors_are_those_of_sqlalchemy(live_database: Database, way: str)
 async def test_what_is_written_is_part_of_the_transaction(live_database: Database) -> None:
     async def write_and_fail() -> None:
         async with live_database.write() as session:
-            await session.execute(ADD_USER, {"email": "ada@example.com", "password_hash": ""})
+            await session.execute(ADD_USER, make_user(email="ada@example.com"))
             # The session's own ways see it, and what they do is undone with it.
             assert await session.scalar(select(User.email)) == "ada@example.com"
             session.add(User(email="bob@example.com", password_hash=""))
@@ -188,7 +190,7 @@ async def test_a_lost_connection_is_replaced(live_url: str, monkeypatch: pytest.
             dialect = type(session.get_bind().dialect)
         monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
         with pytest.raises(DBAPIError) as caught:
-            await ask(database, way, todos.CREATE_TODO, {"owner_id": uuid4(), "title": "x"})
+            await ask(database, way, ADD_SIGN_IN, SIGN_IN_OF_NOBODY)
         monkeypatch.undo()
         after = await find_driver(database)
 
@@ -213,7 +215,7 @@ async def test_a_statement_is_compiled_once(live_database: Database, monkeypatch
 
 
 def test_only_what_is_prepared_is_taken_for_it() -> None:
-    statement = select(Todo.id).limit(bindparam("limit", type_=Integer))
+    statement = select(User.id).limit(bindparam("limit", type_=Integer))
 
     assert not is_prepared(statement)
     assert is_prepared(prepare(statement))

@@ -4,6 +4,7 @@ from enum import StrEnum
 class AccountEvent(StrEnum):
     """What the audit log tells of."""
 
+    SIGN_UP_REFUSED = "sign-up.refused"
     USER_CREATED = "user.created"
     USER_CHANGED = "user.changed"
     USER_DELETED = "user.deleted"
