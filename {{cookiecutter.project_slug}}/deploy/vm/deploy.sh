@@ -44,7 +44,8 @@ main() {
     [[ -r $CONFIG/env && -x $BASE/uv/bin/uv ]] || die "this server is not prepared: run provision.sh first"
     if [[ $verb != status ]]; then
         exec 9<"$LOCK"
-        flock --nonblock 9 || die "another deployment is under way"
+        # health.sh holds it for as long as it asks, which may take this long.
+        flock --wait 20 9 || die "another deployment is under way"
     fi
     "run_$verb" ${options[@]+"${options[@]}"}
 }
