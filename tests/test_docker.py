@@ -1018,8 +1018,8 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert file.status_code == 200
     assert 'request: "GET /todos' in logs
-    # What a message holds is in no log.
-    assert '"path":"/reset-password"' in logs
+    # What a message holds is in no log; /todos is there twice.
+    assert logs.count('"status":503') >= 4
     assert not [code for code in codes if code in logs]
 
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Executable, Integer, Row, bindparam, insert, literal, select, text, update
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database, Session, open_database
@@ -17,7 +17,7 @@ from app.core.models import utc_now
 from app.core.statements import PreparedStatement, is_prepared, prepare
 from app.users.models import Session as SignIn
 from app.users.models import User
-from tests.databases import make_settings
+from tests.databases import make_settings, unreachable_url
 
 ONE = prepare(select(literal(1).label("one")))
 COLUMNS = (User.id, User.email, User.name, User.is_active, User.created_at, User.updated_at)
@@ -196,6 +196,31 @@ async def test_a_lost_connection_is_replaced(live_url: str, monkeypatch: pytest.
 
     assert caught.value.connection_invalidated
     assert after is not before
+
+
+@pytest.mark.parametrize("way", ["by itself", "in a transaction"])
+async def test_a_database_out_of_reach_is_an_error_of_sqlalchemy(way: str) -> None:
+    async with open_database(make_settings(unreachable_url())) as database:
+        with pytest.raises(OperationalError):
+            await ask(database, way, ONE, {})
+
+
+async def test_a_server_that_has_lost_all_connections_is_asked_again(
+    live_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, left = PreparedStatement._fetch, [2]
+
+    async def lose_some(self: PreparedStatement, driver: object, values: dict[str, Any]) -> list[Any]:
+        if left[0]:
+            left[0] -= 1
+            raise self._dialect.loaded_dbapi.OperationalError("gone")
+        return await fetch(self, driver, values)
+
+    async with open_database(make_settings(live_url, database_pool_size=2)) as database, database.read() as session:
+        monkeypatch.setattr(type(session.get_bind().dialect), "is_disconnect", lambda *_: True)
+        monkeypatch.setattr(PreparedStatement, "_fetch", lose_some)
+
+        assert await session.scalar(ONE) == 1
 
 
 async def test_a_statement_is_compiled_once(live_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

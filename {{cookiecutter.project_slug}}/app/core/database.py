@@ -13,7 +13,7 @@ from app.core.config import Settings
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_SIZE
 from app.core.pool import FairPool
-from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared
+from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared, wrap_error
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -72,7 +72,10 @@ async def _run_by_itself(engine: AsyncEngine, prepared: PreparedStatement, given
     assert isinstance(pool, FairPool)  # noqa: S101  # for the type checker
     lost = 0
     while True:
-        lent = await pool.lend(engine)
+        try:
+            lent = await pool.lend(engine)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise wrap_error(error, engine.dialect) from error
         try:
             rows = await prepared.run(lent.connection, given)
         except BaseException as error:

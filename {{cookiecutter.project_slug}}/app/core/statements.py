@@ -96,7 +96,7 @@ class PreparedStatement:
         try:
             rows = await self._fetch(connection.driver_connection, values)
         except self._dialect.loaded_dbapi.Error as error:
-            raise self._wrap(error, connection) from error
+            raise wrap_error(error, self._dialect, self._sql, connection) from error
         if self._processors:
             rows = [self._convert(row) for row in rows]
         return Rows(self._make_row(row) for row in rows)
@@ -124,16 +124,20 @@ class PreparedStatement:
             values[at] = process(values[at])
         return values
 
-    def _wrap(self, error: DBAPIModule.Error, connection: DBAPIConnection) -> BaseException:
-        return DBAPIError.instance(
-            self._sql,
-            None,
-            error,
-            self._dialect.loaded_dbapi.Error,
-            hide_parameters=True,
-            connection_invalidated=self._dialect.is_disconnect(error, connection, None),
-            dialect=self._dialect,
-        )
+
+def wrap_error(
+    error: DBAPIModule.Error, dialect: Dialect, statement: str = "", connection: DBAPIConnection | None = None
+) -> BaseException:
+    """Make of a driver's error what SQLAlchemy would; without a connection, none could be opened."""
+    return DBAPIError.instance(
+        statement,
+        None,
+        error,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=True,
+        connection_invalidated=connection is not None and dialect.is_disconnect(error, connection, None),
+        dialect=dialect,
+    )
 
 
 def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Parameter:
