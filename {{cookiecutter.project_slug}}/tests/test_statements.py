@@ -216,7 +216,8 @@ async def test_a_server_that_has_lost_all_connections_is_asked_again(
             raise self._dialect.loaded_dbapi.OperationalError("gone")
         return await fetch(self, driver, values)
 
-    async with open_database(make_settings(live_url, database_pool_size=2)) as database, database.read() as session:
+    # One of them is for writing, on SQLite.
+    async with open_database(make_settings(live_url, database_pool_size=3)) as database, database.read() as session:
         monkeypatch.setattr(type(session.get_bind().dialect), "is_disconnect", lambda *_: True)
         monkeypatch.setattr(PreparedStatement, "_fetch", lose_some)
 
