@@ -19,7 +19,7 @@ from statistics import quantiles
 from typing import Self
 
 CLIENTS = 32
-SECONDS = 2.0
+SECONDS = 1.5
 PATIENCE_SECONDS = 60
 END_OF_HEAD = b"\r\n\r\n"
 

@@ -109,33 +109,44 @@ def measure_bake(folder: Path) -> Finding:
     return Finding("a bake", f"{median(seconds):.2f} s", "0.3 s", median(seconds) <= 0.3)
 
 
-def measure_postgres(folder: Path) -> tuple[list[Row], list[Finding]]:
+def measure_postgres(folder: Path) -> Iterator[Row | Finding]:
     project = bake(folder, project_slug="on-postgresql")
     with serve_postgres(project) as database:
-        rows = list(compare(folder, database, project, with_bare=True))
-        findings = list(measure_start(folder, project, database))
+        yield from compare(folder, database, project, with_bare=True)
+        yield from measure_start(folder, project, database)
         with serve_project(project, database) as service:
+            yield from measure_sign_ins(service)
+            # Not before: so many sign-ins end older sessions.
             account = open_account(service)
-            findings += [*measure_sign_ins(service), measure_tail(service, account)]
-            findings += scale.measure_soak(service, database, account)
-            findings += scale.measure_clients(service, account)
-            findings += scale.measure_rows(service, database, account)
-        findings += scale.measure_workers(project, database, account)
-    return rows, findings
+            yield measure_tail(service, account)
+            yield from scale.measure_soak(service, database, account)
+            yield from scale.measure_clients(service, account)
+            yield from scale.measure_rows(service, database, account)
+        yield from scale.measure_workers(project, database, account)
 
 
-def measure_sqlite(folder: Path) -> list[Row]:
+def measure_sqlite(folder: Path) -> Iterator[Row]:
     project = bake(folder, database="sqlite", project_slug="on-sqlite")
-    database = Database(f"sqlite:///{folder}/measured.sqlite3")
-    return list(compare(folder, database, project, with_bare=False))
+    yield from compare(folder, Database(f"sqlite:///{folder}/measured.sqlite3"), project, with_bare=False)
+
+
+def measure(folder: Path) -> Iterator[Row | Finding]:
+    yield from measure_postgres(folder)
+    yield from measure_sqlite(folder)
+    yield measure_bake(folder)
 
 
 def main() -> None:
     started = time.monotonic()
+    rows: list[Row] = []
+    findings: list[Finding] = []
     with tempfile.TemporaryDirectory() as name:
-        rows, findings = measure_postgres(Path(name))
-        rows += measure_sqlite(Path(name))
-        findings.append(measure_bake(Path(name)))
+        for result in measure(Path(name)):
+            print(*result.cells, sep=" | ", flush=True)
+            if isinstance(result, Row):
+                rows.append(result)
+            else:
+                findings.append(result)
     text = f"{table(HEAD, [row.cells for row in rows])}\n\n"
     text += table(("what", "found", "goal", "holds"), [finding.cells for finding in findings])
     RESULTS.mkdir(exist_ok=True)
