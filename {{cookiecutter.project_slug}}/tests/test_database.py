@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -60,6 +61,32 @@ async def test_waiting_for_a_connection_is_bounded_and_harms_nobody(empty_url: s
                     await another.execute(text("SELECT 1"))
         async with database.read() as session:
             assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def test_the_metrics_tell_how_many_connections_are_in_use_and_waited_for(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.database.WATCH_SECONDS", 0.01)
+
+    async def measure() -> tuple[float | None, float | None]:
+        await asyncio.sleep(0.1)
+        names = ("database_pool_in_use", "database_pool_waiting")
+        in_use, waiting = (REGISTRY.get_sample_value(name) for name in names)
+        return in_use, waiting
+
+    async def use(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+
+    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+            waiter = asyncio.create_task(use(database))
+            busy = await measure()
+        await waiter
+        idle = await measure()
+
+    assert (busy, idle) == ((1, 1), (0, 0))
 
 
 async def test_a_cancelled_task_gives_its_place_back(empty_url: str) -> None:

@@ -1,4 +1,5 @@
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -6,18 +7,19 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection, CursorResult, Delete, Executable, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import NullPool, PoolResetState
+from sqlalchemy.pool import NullPool, Pool, PoolResetState
 from sqlalchemy.util import greenlet_spawn
 
 from app.core.config import Settings
 from app.core.exceptions import AppError
-from app.core.metrics import POOL_SIZE
+from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 from app.core.pool import FairPool
 from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared, wrap_error
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PATIENCE_SECONDS = 60
+WATCH_SECONDS = 1
 # An option of engines whose connections begin no transaction.
 READING = "is_reading"
 # What psycopg, and libpq below it, call a connection without a transaction.
@@ -135,11 +137,22 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     writers = 1 if is_sqlite and settings.database_pool_size > 1 else 0
     engine = _create_engine(settings, settings.database_pool_size - writers)
     writing = _create_engine(settings, writers) if writers else engine
+    engines = {engine, writing}
+    watching = asyncio.create_task(_watch([each.pool for each in engines]))
     try:
         yield Database(reading=engine.execution_options(**{READING: True}), writing=writing)
     finally:
-        for each in {engine, writing}:
+        watching.cancel()
+        for each in engines:
             await each.dispose()
+
+
+async def _watch(pools: Sequence[Pool]) -> None:
+    """Tell the metrics now and then: to count at each use would cost more than to take a connection."""
+    while True:
+        POOL_IN_USE.set(sum(pool.in_use for pool in pools if isinstance(pool, FairPool)))
+        POOL_WAITING.set(sum(pool.waiting for pool in pools if isinstance(pool, FairPool)))
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:

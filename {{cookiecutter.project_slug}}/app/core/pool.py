@@ -10,8 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-from app.core.metrics import POOL_IN_USE, POOL_WAITING
-
 # After it, a connection that is lent goes back to where its age is looked at.
 LENT_SECONDS = 60
 
@@ -39,6 +37,14 @@ class FairPool(AsyncAdaptedQueuePool):
     # Those at hand included.
     _taken = 0
 
+    @property
+    def in_use(self) -> int:
+        return self._taken - len(self._at_hand)
+
+    @property
+    def waiting(self) -> int:
+        return sum(not waiter.turn.done() for waiter in self._waiters)
+
     @cached_property
     def _at_hand(self) -> list[Lent]:
         return []
@@ -50,7 +56,6 @@ class FairPool(AsyncAdaptedQueuePool):
     async def lend(self, engine: AsyncEngine) -> Lent:
         """For one statement that runs by itself."""
         if self._at_hand:
-            POOL_IN_USE.inc()
             return self._at_hand.pop()
         if self._taken >= self.size():
             lent = await self._wait(reads=True)
@@ -66,7 +71,6 @@ class FairPool(AsyncAdaptedQueuePool):
         if time.monotonic() > lent.since + LENT_SECONDS or (waiter is not None and not waiter.reads):
             lent.connection.close()
         elif waiter is None:
-            POOL_IN_USE.dec()
             self._at_hand.append(lent)
         else:
             waiter.turn.set_result(lent)
@@ -78,7 +82,6 @@ class FairPool(AsyncAdaptedQueuePool):
             self._taken += 1
         else:
             await_only(self._wait(reads=False))
-        POOL_IN_USE.inc()
         try:
             return super()._do_get()
         except BaseException:
@@ -92,7 +95,6 @@ class FairPool(AsyncAdaptedQueuePool):
             self._leave()
 
     def _leave(self) -> None:
-        POOL_IN_USE.dec()
         waiter = self._next()
         if waiter is None:
             self._taken -= 1
@@ -100,25 +102,28 @@ class FairPool(AsyncAdaptedQueuePool):
             waiter.turn.set_result(None)
 
     async def _wait(self, *, reads: bool) -> Lent | None:
-        waiter = Waiter(asyncio.get_running_loop().create_future(), reads)
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(loop.create_future(), reads)
         self._waiters.append(waiter)
+        timer = loop.call_later(self.timeout(), self._give_up_waiting, waiter)
         try:
-            with POOL_WAITING.track_inprogress():
-                async with asyncio.timeout(self.timeout()):
-                    return await waiter.turn
-        except BaseException as error:
+            return await waiter.turn
+        except asyncio.CancelledError:
             # Its turn may have come in the same moment: it is the next one's.
-            if waiter.turn.done() and not waiter.turn.cancelled():
+            if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
                 self._pass_on(waiter.turn.result())
-            if isinstance(error, TimeoutError):
-                raise PoolTimeoutError(f"no connection was free within {self.timeout():g} s") from None
             raise
+        finally:
+            timer.cancel()
+
+    def _give_up_waiting(self, waiter: Waiter) -> None:
+        if not waiter.turn.done():
+            waiter.turn.set_exception(PoolTimeoutError(f"no connection was free within {self.timeout():g} s"))
 
     def _pass_on(self, lent: Lent | None) -> None:
         if lent is not None:
             self.give_back(lent)
         else:
-            POOL_IN_USE.inc()
             self._leave()
 
     def _next(self) -> Waiter | None:
@@ -130,7 +135,6 @@ class FairPool(AsyncAdaptedQueuePool):
     def _close(self, lent: list[Lent]) -> None:
         for each in lent:
             self._at_hand.remove(each)
-            POOL_IN_USE.inc()
             each.connection.close()
 
     def dispose(self) -> None:
