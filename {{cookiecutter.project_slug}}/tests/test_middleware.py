@@ -112,7 +112,7 @@ async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:
     assert "access-control-allow-origin" not in simple.headers
 
 
-async def test_beyond_its_bound_a_worker_refuses_at_once_and_recovers(migrated_url: str, database: Database) -> None:
+async def test_beyond_its_bound_a_worker_refuses_and_recovers(migrated_url: str, database: Database) -> None:
     app = create_app(make_settings(migrated_url, max_concurrent_requests=2), database)
     go_on = asyncio.Event()
 
@@ -135,6 +135,19 @@ async def test_beyond_its_bound_a_worker_refuses_at_once_and_recovers(migrated_u
     assert probe.status_code == 200
     assert answered == [200, 200]
     assert recovered.status_code == 200
+
+
+async def test_who_waits_a_moment_for_a_turn_is_answered(migrated_url: str, database: Database) -> None:
+    app = create_app(make_settings(migrated_url, max_concurrent_requests=1), database)
+
+    @app.get("/slow")
+    async def read_slow() -> None:
+        await asyncio.sleep(0.02)
+
+    async with open_client(app) as client:
+        answers = await asyncio.gather(*(client.get("/slow") for _ in range(8)))
+
+    assert [answer.status_code for answer in answers] == [200] * 8
 
 
 async def test_a_named_site_may_call_and_read_also_the_errors(migrated_url: str, database: Database) -> None:

@@ -1,30 +1,42 @@
+import asyncio
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.exceptions import RETRY_AFTER, problem_response
 from app.core.requests import PROBE_PATHS
 
+# A refusal costs nearly as much as a cheap answer: one that came at once would be asked for again at once.
+PATIENCE_SECONDS = 0.5
+
 
 class OverloadMiddleware:
-    """Refuse at once what could only be answered late: so many requests at a time, and 503 for those beyond.
+    """Answer so many requests at a time; those beyond wait a moment for their turn, and are refused with 503.
 
     Without a bound all would wait longer and longer, until every client has given up before its answer is ready.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
-        self._limit = limit
-        self._running = 0
+        self._places = asyncio.Semaphore(limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A probe that is refused would take a busy process for a dead one.
         if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
             await self.app(scope, receive, send)
-        elif self._running >= self._limit:
-            refusal = problem_response(scope, 503, "The service is busy.", headers=RETRY_AFTER)
-            await refusal(scope, receive, send)
-        else:
-            self._running += 1
+        elif await self._enter():
             try:
                 await self.app(scope, receive, send)
             finally:
-                self._running -= 1
+                self._places.release()
+        else:
+            refusal = problem_response(scope, 503, "The service is busy.", headers=RETRY_AFTER)
+            await refusal(scope, receive, send)
+
+    async def _enter(self) -> bool:
+        if not self._places.locked():
+            return await self._places.acquire()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await self._places.acquire()
+        except TimeoutError:
+            return False
