@@ -94,7 +94,8 @@ start() {
 }
 
 list_workers() {
-    grep -ls '^nginx: worker' /proc/[0-9]*/cmdline
+    # A process that ends while it is looked at is an error to grep.
+    grep -ls '^nginx: worker' /proc/[0-9]*/cmdline || true
 }
 
 is_in_use() {
