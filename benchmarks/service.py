@@ -50,8 +50,9 @@ def compare(folder: Path, database: Database, project: Path, *, with_bare: bool)
 def measure_sign_ins(service: Server) -> Iterator[Finding]:
     before = service.usage.cpu_seconds()
     alone = service.load([SIGN_IN], clients=4, seconds=SIGN_IN_SECONDS)
-    assert alone.succeeded == alone.answered, alone.statuses
-    seconds, verify = (service.usage.cpu_seconds() - before) / alone.answered, _verify_seconds()
+    # Four at once at one account are close to what the throttle lets pass.
+    assert alone.succeeded > 0.9 * alone.answered, alone.statuses
+    seconds, verify = (service.usage.cpu_seconds() - before) / alone.succeeded, _verify_seconds()
     text = f"{seconds / verify:.2f} ({seconds * 1000:.1f} / {verify * 1000:.1f} ms)"
     yield Finding("CPU of a sign-in, beside one verification", text, "1.4", seconds <= 1.4 * verify)
     sign_ins = service.start_load([SIGN_IN], clients=4, seconds=SIGN_IN_SECONDS)
