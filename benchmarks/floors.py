@@ -6,7 +6,7 @@ key, `FLOOR_ISSUER` the name in its tokens.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -25,16 +25,6 @@ from uuid_utils.compat import uuid7
 ALGORITHM = "HS256"
 POOL_SIZE = 10
 PAGE = 50
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-async def raw(scope: dict[str, Any], receive: object, send: Send) -> None:
-    """Nothing but the server."""
-    if scope["type"] == "http":
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b'{"status":"ok"}'})
 
 
 class Liveness(BaseModel):
