@@ -84,6 +84,11 @@ class Person:
         scope = self.page.locator("main") if within is None else self.page.locator("li", has_text=within)
         scope.get_by_role("button", name=name, exact=True).click()
 
+    def follow(self, key: str = "Enter") -> None:
+        """Press a key on what has the focus, and wait until the browser is where that leads."""
+        with self.page.expect_navigation():
+            self.page.keyboard.press(key)
+
     def sees(self, text: str) -> None:
         expect(self.page.locator("body")).to_contain_text(text)
 

@@ -115,14 +115,17 @@ async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:
 async def test_beyond_its_bound_a_worker_refuses_and_recovers(migrated_url: str, database: Database) -> None:
     app = create_app(make_settings(migrated_url, max_concurrent_requests=2), database)
     go_on = asyncio.Event()
+    under_way = asyncio.Semaphore(0)
 
     @app.get("/slow")
     async def read_slow() -> None:
+        under_way.release()
         await go_on.wait()
 
     async with open_client(app) as client:
         waiting = [asyncio.create_task(client.get("/slow")) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        for _ in waiting:
+            await under_way.acquire()
         refused = await client.get("/slow")
         probe = await client.get("/health/live")
         go_on.set()
@@ -137,17 +140,27 @@ async def test_beyond_its_bound_a_worker_refuses_and_recovers(migrated_url: str,
     assert recovered.status_code == 200
 
 
-async def test_who_waits_a_moment_for_a_turn_is_answered(migrated_url: str, database: Database) -> None:
+async def test_who_gets_a_turn_in_time_is_answered(
+    migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.overload.PATIENCE_SECONDS", 60)
     app = create_app(make_settings(migrated_url, max_concurrent_requests=1), database)
+    at_once = 0
+    most_at_once = 0
 
     @app.get("/slow")
     async def read_slow() -> None:
-        await asyncio.sleep(0.02)
+        nonlocal at_once, most_at_once
+        at_once += 1
+        most_at_once = max(most_at_once, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
 
     async with open_client(app) as client:
         answers = await asyncio.gather(*(client.get("/slow") for _ in range(8)))
 
     assert [answer.status_code for answer in answers] == [200] * 8
+    assert most_at_once == 1
 
 
 async def test_a_named_site_may_call_and_read_also_the_errors(migrated_url: str, database: Database) -> None:
