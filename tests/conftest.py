@@ -117,6 +117,8 @@ def run_cookiecutter(template: Path, folder: Path, *options: str, **answers: str
     home = folder / "home"
     home.mkdir(exist_ok=True)
     (folder / "out").mkdir(exist_ok=True)
+    # cookiecutter leaves every hook that it has rendered in the folder for temporary files.
+    (home / "tmp").mkdir(exist_ok=True)
     config = {"cookiecutters_dir": str(home / "templates"), "replay_dir": str(home / "replay")}
     (home / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return subprocess.run(
@@ -125,7 +127,7 @@ def run_cookiecutter(template: Path, folder: Path, *options: str, **answers: str
             *("--output-dir", str(folder / "out"), str(template)),
             *(f"{option}={answer}" for option, answer in answers.items()),
         ],
-        env=person_environment(),
+        env=person_environment(TMPDIR=str(home / "tmp")),
         capture_output=True,
         text=True,
     )
@@ -200,9 +202,14 @@ def compiled_templates() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bake(cookies_session: Cookies, template: Path) -> Bake:
+def bake(cookies_session: Cookies, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
+    hooks = tmp_path_factory.mktemp("hooks")
+
     def bake_project(**answers: str) -> BakedProject:
-        result = cookies_session.bake(extra_context=answers, template=str(template))
+        with pytest.MonkeyPatch.context() as patch:
+            # As in run_cookiecutter.
+            patch.setattr("tempfile.tempdir", str(hooks))
+            result = cookies_session.bake(extra_context=answers, template=str(template))
         if result.exception:
             raise result.exception
         return BakedProject(result.project_path, dict(result.context))

@@ -365,3 +365,15 @@ def test_person_is_told_what_comes_next(bake: Bake, capfd: pytest.CaptureFixture
     assert len(steps) == 5
     assert "todo-list" in steps[0]
     assert [step.split()[:2] for step in steps[2:4]] == [["make", "run"], ["make", "test"]]
+
+
+def test_what_tools_left_in_the_template_disturbs_no_bake(template: Path, tmp_path: Path) -> None:
+    dirty = shutil.copytree(template, tmp_path / "dirty")
+    for name in ("app/__pycache__/main.cpython-311.pyc", ".ruff_cache/0.17.6/1", ".mypy_cache/3.11/app.data.json"):
+        path = dirty / SERVICE / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"\x91{{")
+
+    done = run_cookiecutter(dirty, tmp_path)
+
+    assert done.returncode == 0, done.stderr
