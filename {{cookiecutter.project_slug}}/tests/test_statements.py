@@ -48,7 +48,12 @@ async def open_plainly(database: Database) -> AsyncIterator[AsyncSession]:
         yield plain
 
 
-WAYS = {"by itself": Database.read, "in a transaction": Database.write, "without": open_plainly}
+WAYS = {
+    "by itself": Database.read,
+    "alone": Database.write_one,
+    "in a transaction": Database.write,
+    "without": open_plainly,
+}
 
 
 def make_user(**changes: object) -> dict[str, object]:
@@ -93,7 +98,7 @@ async def test_a_given_value_wins_over_the_default(live_database: Database) -> N
     assert (added.id, added.is_active) == (given, False)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["by itself", "in a transaction", "without"])
 async def test_the_ways_to_read_a_result_work(live_database: Database, way: str) -> None:
     async with WAYS[way](live_database) as session:
         assert (await session.execute(ONE)).one_or_none() == (1,)
@@ -116,7 +121,7 @@ async def test_a_list_of_values_is_refused(live_database: Database) -> None:
             await session.execute(statement, {"ids": []})
 
 
-@pytest.mark.parametrize("way", ["in a transaction", "without"])
+@pytest.mark.parametrize("way", ["alone", "in a transaction", "without"])
 async def test_errors_are_those_of_sqlalchemy(live_database: Database, way: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         await ask(live_database, way, ADD_SIGN_IN, SIGN_IN_OF_NOBODY)
@@ -141,6 +146,70 @@ async def test_what_is_written_is_part_of_the_transaction(live_database: Databas
 
     async with live_database.read() as session:
         assert (await session.scalars(prepare(select(User.email)))).all() == []
+
+
+async def test_one_statement_that_writes_commits_by_itself(live_database: Database) -> None:
+    async def write_and_fail() -> None:
+        async with live_database.write_one() as session:
+            await session.execute(ADD_USER, make_user(email="ada@example.com"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await write_and_fail()
+
+    async with live_database.read() as session:
+        assert await session.scalar(prepare(select(User.email))) == "ada@example.com"
+
+
+async def test_where_one_statement_commits_there_is_no_second_one(live_database: Database) -> None:
+    async with live_database.write_one() as session:
+        await session.execute(ADD_USER, make_user())
+        with pytest.raises(InvalidRequestError, match="SessionDep"):
+            await session.execute(ADD_USER, make_user())
+    async with live_database.write_one() as session:
+        with pytest.raises(InvalidRequestError, match="SessionDep"):
+            await session.execute(insert(User).values(make_user()))
+
+
+async def test_those_that_write_one_statement_take_turns_with_other_writers(live_url: str) -> None:
+    async def write_one(database: Database) -> None:
+        async with database.write_one() as session:
+            await session.execute(ADD_USER, make_user())
+
+    async with open_database(make_settings(live_url, database_pool_size=2)) as database:
+        async with database.write() as session, database.read() as reading:
+            # The one connection that writes, on SQLite; both, on PostgreSQL.
+            await session.execute(ADD_USER, make_user())
+            await reading.scalar(text("SELECT 1"))
+            waiting = [asyncio.create_task(write_one(database)) for _ in range(4)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+
+        async with database.read() as session:
+            assert await session.scalar(text("SELECT count(*) FROM users")) == 5
+
+
+async def test_what_may_have_committed_is_not_run_again(
+    live_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = PreparedStatement._fetch
+
+    async def lose_the_answer(self: PreparedStatement, driver: object, values: dict[str, Any]) -> list[Any]:
+        await fetch(self, driver, values)
+        raise self._dialect.loaded_dbapi.OperationalError("gone")
+
+    with monkeypatch.context() as patch:
+        async with live_database.write_one() as session:
+            patch.setattr(type(session.get_bind().dialect), "is_disconnect", lambda *_: True)
+            patch.setattr(PreparedStatement, "_fetch", lose_the_answer)
+            with pytest.raises(DBAPIError) as caught:
+                await session.execute(ADD_USER, make_user())
+
+    assert caught.value.connection_invalidated
+    async with live_database.write_one() as session:
+        await session.execute(ADD_USER, make_user())
+    async with live_database.read() as session:
+        assert await session.scalar(text("SELECT count(*) FROM users")) == 2
 
 
 async def test_reading_holds_no_connection_between_two_statements(live_url: str) -> None:

@@ -20,8 +20,8 @@ from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PATIENCE_SECONDS = 60
 WATCH_SECONDS = 1
-# An option of engines whose connections begin no transaction.
-READING = "is_reading"
+# An option of engines whose connections begin no transaction: each statement commits by itself.
+AUTOCOMMIT = "is_autocommit"
 # What psycopg, and libpq below it, call a connection without a transaction.
 IDLE = 0
 BEGIN = {
@@ -41,16 +41,29 @@ class Session(AsyncSession):
         super().__init__(bind, expire_on_commit=False, info=info, join_transaction_mode="create_savepoint")
         self._statements = statements
         # Where each statement runs by itself it needs a connection, and no transaction of the session's.
-        self._reading = bind if isinstance(bind, AsyncEngine) and READING in bind.get_execution_options() else None
+        self._autocommit: AsyncEngine | None = None
+        if isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options():
+            self._autocommit = bind
 
     async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
         if not is_prepared(statement):
             return await super().execute(statement, params, **options)
         given: Mapping[str, Any] = params or {}
         prepared = self._statements.find(statement, frozenset(given))
-        if self._reading is None:
+        if self._autocommit is None:
             return await self._run_in_transaction(prepared, given)
-        return await _run_by_itself(self._reading, prepared, given)
+        return await self._run_by_itself(self._autocommit, prepared, given)
+
+    async def _run_by_itself(self, engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
+        """Read; where a connection was lost since it was last used, with another one."""
+        # A server that was restarted has lost them all.
+        for _ in range(_pool_of(engine).size()):
+            try:
+                return await _run_on_lent_connection(engine, prepared, given)
+            except exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+        return await _run_on_lent_connection(engine, prepared, given)
 
     async def _run_in_transaction(self, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
         connection = await self.connection()
@@ -68,38 +81,55 @@ class Session(AsyncSession):
         return (await self.execute(statement, params, **options)).scalars()
 
 
-async def _run_by_itself(engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
-    """Read; where a connection was lost since it was last used, with another one."""
-    pool = engine.pool
-    assert isinstance(pool, FairPool)  # noqa: S101  # for the type checker
-    lost = 0
-    while True:
-        try:
-            lent = await pool.lend(engine)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise wrap_error(error, engine.dialect) from error
-        try:
-            rows = await prepared.run(lent.connection, given)
-        except BaseException as error:
-            is_lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
-            if is_lost:
-                await greenlet_spawn(lent.connection.invalidate, error)
-            await greenlet_spawn(lent.connection.close)
-            lost += is_lost
-            # A server that was restarted has lost them all.
-            if not is_lost or lost > pool.size():
-                raise
-        else:
-            pool.give_back(lent)
-            return rows
+class StatementSession(Session):
+    """A session for one prepared statement that writes: nothing is begun, and the statement commits by itself."""
+
+    _is_used = False
+
+    async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
+        if self._is_used or not is_prepared(statement):
+            raise exc.InvalidRequestError("Only one prepared statement runs here: what needs more takes SessionDep.")
+        self._is_used = True
+        rows = await super().execute(statement, params, **options)
+        # That of a test, which hands in a connection.
+        if self.in_transaction():
+            await self.commit()
+        return rows
+
+    async def _run_by_itself(self, engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
+        # Not again on another connection: the one that was lost may have committed.
+        return await _run_on_lent_connection(engine, prepared, given)
+
+
+def _pool_of(engine: AsyncEngine) -> FairPool:
+    assert isinstance(engine.pool, FairPool)  # noqa: S101  # for the type checker
+    return engine.pool
+
+
+async def _run_on_lent_connection(engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
+    pool = _pool_of(engine)
+    try:
+        lent = await pool.lend(engine)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise wrap_error(error, engine.dialect) from error
+    try:
+        rows = await prepared.run(lent.connection, given)
+    except BaseException as error:
+        if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+            await greenlet_spawn(lent.connection.invalidate, error)
+        await greenlet_spawn(lent.connection.close)
+        raise
+    pool.give_back(lent)
+    return rows
 
 
 class Database:
-    """The sessions for reading and for writing."""
+    """The sessions for reading and for writing; each engine is asked for one without transactions, too."""
 
     def __init__(self, reading: AsyncEngine | AsyncConnection, writing: AsyncEngine | AsyncConnection) -> None:
-        self._reading = reading
+        self._reading = _autocommit(reading)
         self._writing = writing
+        self._writing_one = _autocommit(writing)
         # What each session carries along, as `session.info`.
         self.info: dict[str, Any] = {}
         self._statements = PreparedStatements(reading.dialect)
@@ -127,6 +157,20 @@ class Database:
                 raise
             await session.commit()
 
+    @asynccontextmanager
+    async def write_one(self) -> AsyncIterator[Session]:
+        """Run one prepared statement, without the cost of BEGIN and COMMIT: what it wrote stays whatever comes next."""
+        session = StatementSession(self._writing_one, self._statements, self.info)
+        try:
+            yield session
+        finally:
+            if session.in_transaction():
+                await session.close()
+
+
+def _autocommit(bind: AsyncEngine | AsyncConnection) -> AsyncEngine | AsyncConnection:
+    return bind.execution_options(**{AUTOCOMMIT: True}) if isinstance(bind, AsyncEngine) else bind
+
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
@@ -140,7 +184,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     engines = {engine, writing}
     watching = asyncio.create_task(_watch([each.pool for each in engines]))
     try:
-        yield Database(reading=engine.execution_options(**{READING: True}), writing=writing)
+        yield Database(reading=engine, writing=writing)
     finally:
         watching.cancel()
         for each in engines:
@@ -219,7 +263,7 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
 
 def _on_begin(connection: Connection) -> None:
     # The drivers are in autocommit: they would begin late, SQLite's without the lock, and for reading it is not needed.
-    if READING not in connection.get_execution_options():
+    if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
 
 
@@ -253,5 +297,13 @@ async def get_session(request: Request) -> AsyncIterator[Session]:
         yield session
 
 
+async def get_statement_session(request: Request) -> AsyncIterator[Session]:
+    database: Database = request.state.database
+    async with database.write_one() as session:
+        yield session
+
+
 # "function": commit before the response is sent, so that a failed commit is an error and not a false success.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+# For routes that write with one prepared statement and need no transaction.
+StatementDep = Annotated[AsyncSession, Depends(get_statement_session, scope="function")]

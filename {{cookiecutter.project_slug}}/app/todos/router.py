@@ -1,6 +1,6 @@
 from fastapi import Request, Response
 
-from app.core.database import SessionDep
+from app.core.database import SessionDep, StatementDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, Slice
 from app.core.routing import FeatureRouter
@@ -15,7 +15,7 @@ router = FeatureRouter(prefix="/todos", tags=["todos"])
 
 @router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401, 403, 409))
 async def create_todo(
-    data: TodoCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
+    data: TodoCreate, user: CurrentUser, session: StatementDep, request: Request, response: Response
 ) -> TodoRow:
     todo = await service.create_todo(session, user.id, data)
     response.headers["Location"] = request.app.url_path_for("read_todo", todo_id=todo.id)
