@@ -1,3 +1,5 @@
+"""What a process of the service has imported when it serves, and how it begins."""
+
 import os
 import subprocess
 import sys
@@ -20,15 +22,19 @@ async def start():
 
 asyncio.run(start())
 """
+SHOW_COLLECTOR = "import gc, app.main; print(gc.isenabled(), gc.get_freeze_count() > 50_000, gc.get_threshold()[0])"
+
+
+def run_python(script: str, url: str) -> list[str]:
+    environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url}
+    command = [sys.executable, "-B", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)  # noqa: S603  # ours
+    return done.stdout.split()
 
 
 @pytest.fixture
 def packages(empty_url: str) -> set[str]:
-    """What a process has imported when the application has started in it."""
-    environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET_KEY, "DATABASE_URL": empty_url}
-    command = [sys.executable, "-B", "-c", LIST_PACKAGES]
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)  # noqa: S603  # ours
-    return set(done.stdout.split())
+    return set(run_python(LIST_PACKAGES, empty_url))
 
 
 def test_the_application_imports_nothing_that_it_does_not_need_at_its_start(packages: set[str]) -> None:
@@ -38,3 +44,11 @@ def test_the_application_imports_nothing_that_it_does_not_need_at_its_start(pack
 
 def test_the_application_imports_no_other_driver_than_its_database_needs(packages: set[str], empty_url: str) -> None:
     assert packages & set(DRIVERS.values()) == {DRIVERS[empty_url.split(":")[0]]}
+
+
+def test_templates_are_loaded_with_the_first_message(empty_url: str) -> None:
+    assert run_python("import sys, app.core.email; print('jinja2' in sys.modules)", empty_url) == ["False"]
+
+
+def test_the_collector_leaves_alone_what_stays(empty_url: str) -> None:
+    assert run_python(SHOW_COLLECTOR, empty_url) == ["True", "True", "10000"]

@@ -11,14 +11,13 @@ from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 import structlog
 from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPRecipientsRefused
 from email_validator import validate_email
 from fastapi import Depends
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
@@ -26,6 +25,9 @@ from app.core.exceptions import UnavailableError
 from app.core.models import utc_now
 from app.core.project import ROOT, read_project
 from app.core.requests import SettingsDep
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 logger = structlog.get_logger(__name__)
 
@@ -69,7 +71,10 @@ def render_email(template: str, to: str, subject: str, settings: Settings, **val
 
 
 @cache
-def _templates() -> Environment:
+def _templates() -> "Environment":
+    # Not above: a process may serve for long before it sends a message.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
     return Environment(
         loader=FileSystemLoader(ROOT / "app"),
         autoescape=select_autoescape(["html"]),
