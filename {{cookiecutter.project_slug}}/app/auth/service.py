@@ -89,7 +89,9 @@ class Attempt:
     """A sign-in that was counted."""
 
     account: Bucket
-    others: list[Bucket]
+    # In the order in which they were taken, and are to be changed: two sign-ins that lock these rows in another order
+    # would wait for each other for ever.
+    taken: list[Bucket]
     # What it gets unless it succeeds.
     refusal: TooManyRequestsError | None = None
 
@@ -179,18 +181,18 @@ async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRow | None,
     elsewhere = Bucket("sign-in from elsewhere", email, free)
     if user is None or not user.is_known_network:
         await tools.throttle.take(address, elsewhere)
-        return Attempt(elsewhere, [address])
+        return Attempt(elsewhere, [address, elsewhere])
     known = Bucket("sign-in from known network", f"{user.id} {network}", free)
     # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
     refusal = await tools.throttle.take(known, tolerated=[address, elsewhere])
-    return Attempt(known, [] if refusal else [address, elsewhere], refusal)
+    return Attempt(known, [known] if refusal else [known, address, elsewhere], refusal)
 
 
 async def _reward(tools: Toolbox, attempt: Attempt) -> None:
     """A success clears the account's count; the others only lose this attempt, as one's own account is no pass."""
-    for bucket in attempt.others:
-        await tools.throttle.give_back(tools.session, bucket)
-    await tools.throttle.forget(tools.session, attempt.account)
+    for bucket in attempt.taken:
+        settle = tools.throttle.forget if bucket is attempt.account else tools.throttle.give_back
+        await settle(tools.session, bucket)
 
 
 async def _check_second_factor(tools: Toolbox, user: CredentialsRow, attempt: Attempt, otp: str | None) -> None:
@@ -198,7 +200,7 @@ async def _check_second_factor(tools: Toolbox, user: CredentialsRow, attempt: At
     if factor is None:
         return
     if not otp:
-        for bucket in (*attempt.others, attempt.account):
+        for bucket in attempt.taken:
             await tools.throttle.give_back(tools.session, bucket)
         raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
     if not await second_factor.use_code(tools, user.id, factor, otp):

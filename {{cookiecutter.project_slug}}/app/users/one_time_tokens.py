@@ -39,9 +39,7 @@ VALID = (
 )
 FIND_TOKEN = select(OneTimeToken.purpose, OneTimeToken.user_id, OneTimeToken.address).where(*VALID)
 # One statement decides between two that come with the same token.
-USE_TOKEN = (
-    delete(OneTimeToken).where(*VALID).returning(OneTimeToken.purpose, OneTimeToken.user_id, OneTimeToken.address)
-)
+USE_TOKEN = delete(OneTimeToken).where(*VALID).returning(OneTimeToken.user_id)
 REVOKE_TOKENS = delete(OneTimeToken).where(OneTimeToken.user_id == bindparam("owner_id"))
 PURGE_TOKENS = delete(OneTimeToken).where(OneTimeToken.expires_at <= bindparam("now"))
 
@@ -65,9 +63,9 @@ async def find_token(session: AsyncSession, token: str, *purposes: Purpose) -> T
     return _require((await session.execute(FIND_TOKEN, _parameters(token, purposes))).one_or_none())
 
 
-async def use_token(session: AsyncSession, token: str, *purposes: Purpose) -> TokenRow:
+async def use_token(session: AsyncSession, token: str, *purposes: Purpose) -> None:
     """Raises UnprocessableError; of two that use the same token at once, one does."""
-    return _require((await session.execute(USE_TOKEN, _parameters(token, purposes))).one_or_none())
+    _require((await session.execute(USE_TOKEN, _parameters(token, purposes))).one_or_none())
 
 
 def _parameters(token: str, purposes: tuple[Purpose, ...]) -> dict[str, object]:

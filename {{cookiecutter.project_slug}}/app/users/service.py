@@ -224,10 +224,11 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     await release_connection(tools.session)
     await refuse_weak_password(password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
-    await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
     verified_at = user.email_verified_at or utc_now()
     changes = {"password_hash": new_hash, "email_verified_at": verified_at}
+    # The user first, and then the token: the order in which a change of the password locks them.
     await tools.session.execute(UPDATE_USER, {"user_id": user.id, **changes})
+    await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
     await tools.session.execute(END_SESSIONS, {"user_id": user.id})
     await _settle_password(tools, user)
     await tools.audit.record(AccountEvent.PASSWORD_RESET, user.id)
@@ -247,18 +248,20 @@ async def request_email_change(tools: Toolbox, user: UserRow, data: EmailChange)
 
 async def verify_email(tools: Toolbox, token: str) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
-    used = await one_time_tokens.use_token(tools.session, token, Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
-    changes = {"email": used.address, "email_verified_at": utc_now()}
-    # Before the user is locked, as above.
-    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, used.user_id)
+    purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
+    found = await one_time_tokens.find_token(tools.session, token, *purposes)
+    changes = {"email": found.address, "email_verified_at": utc_now()}
+    # Before the user is locked, and the token after it, as above.
+    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, found.user_id)
     try:
-        await tools.session.execute(UPDATE_USER, {"user_id": used.user_id, **changes})
+        await tools.session.execute(UPDATE_USER, {"user_id": found.user_id, **changes})
     except IntegrityError as error:
         raise ConflictError("There is already an account with this e-mail address.") from error
-    await one_time_tokens.revoke_tokens(tools.session, used.user_id)
-    is_change = used.purpose == Purpose.CHANGE_EMAIL
+    await one_time_tokens.use_token(tools.session, token, *purposes)
+    await one_time_tokens.revoke_tokens(tools.session, found.user_id)
+    is_change = found.purpose == Purpose.CHANGE_EMAIL
     event = AccountEvent.EMAIL_CHANGED if is_change else AccountEvent.EMAIL_VERIFIED
-    await tools.audit.record(event, used.user_id)
+    await tools.audit.record(event, found.user_id)
 
 
 async def delete_user(tools: Toolbox, user: UserRow, *, actor_id: UUID) -> None:
