@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Executable, Integer, Row, bindparam, insert, literal, select, text, update
+from sqlalchemy import Executable, Integer, Row, Uuid, bindparam, insert, literal, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -77,6 +77,14 @@ async def test_a_row_is_the_same_whichever_way_it_came(live_database: Database, 
     assert [type(value) for value in read] == [UUID, str, str, bool, datetime, datetime]
     assert read.name == NAME
     assert read.created_at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_text_has_the_columns_that_it_says(live_database: Database, way: str) -> None:
+    statement = prepare(text("SELECT :value AS found").bindparams(bindparam("value", type_=Uuid)).columns(found=Uuid))
+    value = uuid4()
+
+    assert (await ask(live_database, way, statement, {"value": value})).found == value
 
 
 @pytest.mark.parametrize("way", ["in a transaction", "without"])

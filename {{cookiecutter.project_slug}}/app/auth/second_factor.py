@@ -21,6 +21,7 @@ from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
 from app.core.project import read_project
 from app.core.security import hash_opaque_token
+from app.core.statements import prepare
 from app.core.throttling import Bucket
 from app.core.toolbox import Toolbox
 from app.users import service as users_service
@@ -42,7 +43,9 @@ TOTP_CODE = re.compile("[0-9]" * DIGITS)
 
 WRONG_CODE = "The code is not right."
 
-FACTOR = select(SecondFactor.secret, SecondFactor.confirmed_at).where(SecondFactor.user_id == bindparam("owner_id"))
+FACTOR = prepare(
+    select(SecondFactor.secret, SecondFactor.confirmed_at).where(SecondFactor.user_id == bindparam("owner_id"))
+)
 # Locked against another beginning, which would replace the secret between its check and its confirmation.
 FACTOR_TO_CONFIRM = FACTOR.with_for_update()
 CREATE_FACTOR = insert(SecondFactor)

@@ -19,6 +19,7 @@ from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
+from app.core.statements import prepare
 from app.core.throttling import Bucket, network_of, purge_counts
 from app.core.toolbox import Toolbox
 from app.users import service as users_service
@@ -37,18 +38,20 @@ WRONG_OR_UNVERIFIED = "The e-mail address or the password is not right, or the a
 INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
-CREDENTIALS = select(
-    User.id,
-    User.password_hash,
-    User.is_active,
-    User.is_admin,
-    User.email_verified_at,
-    exists()
-    .where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
-    .label("is_known_network"),
-).where(User.email == bindparam("user_email"))
+CREDENTIALS = prepare(
+    select(
+        User.id,
+        User.password_hash,
+        User.is_active,
+        User.is_admin,
+        User.email_verified_at,
+        exists()
+        .where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
+        .label("is_known_network"),
+    ).where(User.email == bindparam("user_email"))
+)
 # Locks the user against a change of the password, or a deactivation, between its verification and the new session.
-CONFIRM_CREDENTIALS = (
+CONFIRM_CREDENTIALS = prepare(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
@@ -60,27 +63,31 @@ REHASH = (
     .returning(User.id)
 )
 # Both databases understand it.
-REMEMBER_NETWORK = text("""
+REMEMBER_NETWORK = prepare(
+    text("""
     INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
     ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
-""").bindparams(
-    bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
+    """).bindparams(
+        bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
+    )
 )
 PURGE_NETWORKS = delete(KnownNetwork).where(KnownNetwork.last_used_at <= bindparam("used_before"))
-CREATE_REFRESH_TOKEN = insert(RefreshToken)
+CREATE_REFRESH_TOKEN = prepare(insert(RefreshToken))
 # One statement decides between two that come with the same token.
-USE_REFRESH_TOKEN = (
+USE_REFRESH_TOKEN = prepare(
     update(RefreshToken)
     .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
     .values(used_at=bindparam("now"))
     .returning(RefreshToken.session_id)
 )
-REFRESH_TOKEN = select(RefreshToken.session_id, RefreshToken.used_at).where(
-    RefreshToken.token_hash == bindparam("presented_hash")
+REFRESH_TOKEN = prepare(
+    select(RefreshToken.session_id, RefreshToken.used_at).where(RefreshToken.token_hash == bindparam("presented_hash"))
 )
 # Once the session that it could have stolen would have expired, a used token tells nothing any more.
-PURGE_REFRESH_TOKENS = delete(RefreshToken).where(
-    RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
+PURGE_REFRESH_TOKENS = prepare(
+    delete(RefreshToken).where(
+        RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
+    )
 )
 
 

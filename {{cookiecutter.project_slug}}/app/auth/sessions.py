@@ -11,6 +11,7 @@ from app.core.database import count_deleted
 from app.core.exceptions import NotFoundError
 from app.core.models import utc_now
 from app.core.requests import Origin
+from app.core.statements import prepare
 from app.users.events import AccountEvent
 from app.users.models import Session, User
 from app.users.service import UserRow
@@ -33,8 +34,8 @@ SESSIONS = (
     .order_by(Session.last_used_at.desc(), Session.id.desc())
 )
 SESSION_BY_ID = SESSIONS.where(Session.id == bindparam("session_id"))
-CREATE_SESSION = insert(Session).returning(Session.id)
-EXTEND_SESSION = (
+CREATE_SESSION = prepare(insert(Session).returning(Session.id))
+EXTEND_SESSION = prepare(
     update(Session)
     .where(
         Session.id == bindparam("session_id"),
@@ -50,20 +51,22 @@ EXTEND_SESSION = (
     )
     .returning(Session.user_id, Session.scope)
 )
-END_SESSION = delete(Session).where(Session.id == bindparam("session_id")).returning(Session.user_id)
-PURGE_OWN_SESSIONS = delete(Session).where(
-    Session.user_id == bindparam("owner_id"), Session.expires_at <= bindparam("now")
+END_SESSION = prepare(delete(Session).where(Session.id == bindparam("session_id")).returning(Session.user_id))
+PURGE_OWN_SESSIONS = prepare(
+    delete(Session).where(Session.user_id == bindparam("owner_id"), Session.expires_at <= bindparam("now"))
 )
 PURGE_SESSIONS = delete(Session).where(Session.expires_at <= bindparam("now"))
 # All but the most recently used.
-END_SURPLUS_SESSIONS = delete(Session).where(
-    Session.id.in_(
-        select(Session.id)
-        .where(Session.user_id == bindparam("owner_id"))
-        .order_by(Session.last_used_at.desc(), Session.id.desc())
-        .offset(bindparam("kept"))
-        # SQLite knows no OFFSET without it.
-        .limit(bindparam("at_most"))
+END_SURPLUS_SESSIONS = prepare(
+    delete(Session).where(
+        Session.id.in_(
+            select(Session.id)
+            .where(Session.user_id == bindparam("owner_id"))
+            .order_by(Session.last_used_at.desc(), Session.id.desc())
+            .offset(bindparam("kept"))
+            # SQLite knows no OFFSET without it.
+            .limit(bindparam("at_most"))
+        )
     )
 )
 # No account can have more: each sign-in leaves the number at the limit of its time.
@@ -104,7 +107,7 @@ async def create_session(session: AsyncSession, settings: Settings, user_id: UUI
         "last_used_at": now,
         "expires_at": _session_end(settings, now),
     }
-    session_id: UUID = (await session.execute(CREATE_SESSION, values)).scalar_one()
+    session_id: UUID = (await session.execute(CREATE_SESSION, values)).scalars().one()
     return session_id
 
 

@@ -15,6 +15,7 @@ from app.core.config import Settings
 from app.core.database import SessionDep, count_deleted
 from app.core.models import Base, Identity, utc_now
 from app.core.requests import Origin, OriginDep
+from app.core.statements import prepare
 
 
 class AuditEvent(Identity, Base):
@@ -34,7 +35,7 @@ class AuditEvent(Identity, Base):
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
-CREATE_EVENT = insert(AuditEvent)
+CREATE_EVENT = prepare(insert(AuditEvent))
 PURGE_EVENTS = delete(AuditEvent).where(AuditEvent.created_at <= bindparam("created_before"))
 
 

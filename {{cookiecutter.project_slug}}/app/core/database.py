@@ -67,8 +67,9 @@ class Session(AsyncSession):
 
     async def _run_in_transaction(self, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
         connection = await self.connection()
+        assert connection.sync_connection is not None  # noqa: S101  # for the type checker
         try:
-            return await prepared.run(await connection.get_raw_connection(), given)
+            return await prepared.run(connection.sync_connection.connection, given)
         except exc.DBAPIError as error:
             if error.connection_invalidated:
                 await connection.invalidate(error)

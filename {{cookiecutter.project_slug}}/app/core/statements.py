@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import BindParameter, Dialect, Executable
+from sqlalchemy import BindParameter, Dialect, Executable, TextClause
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, MultipleResultsFound, NoResultFound
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -77,7 +77,8 @@ class PreparedStatement:
 
     def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # no common class of select and insert has both
         compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
-        columns = list(statement.exported_columns)
+        # Plain text has columns where `columns` says so.
+        columns = [] if isinstance(statement, TextClause) else list(statement.exported_columns)
         self._dialect = dialect
         self._sql = str(compiled)
         self._order = compiled.positiontup

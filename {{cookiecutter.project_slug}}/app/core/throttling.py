@@ -18,6 +18,7 @@ from app.core.config import Settings
 from app.core.database import Database, count_deleted
 from app.core.exceptions import TooManyRequestsError
 from app.core.models import Base
+from app.core.statements import prepare
 
 logger = structlog.get_logger(__name__)
 
@@ -40,7 +41,8 @@ class ThrottleCount(Base):
 
 # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
 # way that both databases understand.
-TAKE = text("""
+TAKE = prepare(
+    text("""
     INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at)
     VALUES (:key, 1, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
     ON CONFLICT (key) DO UPDATE SET
@@ -54,14 +56,19 @@ TAKE = text("""
         last_at = :now
     WHERE throttle_counts.last_at + throttle_counts.delay_seconds <= :now
     RETURNING attempts
-""")
-GIVE_BACK = text("""
+    """).columns(ThrottleCount.attempts)
+)
+GIVE_BACK = prepare(
+    text("""
     UPDATE throttle_counts
     SET attempts = attempts - 1, delay_seconds = CASE WHEN attempts <= :free_attempts THEN 0 ELSE delay_seconds / 2 END
     WHERE key = :key AND attempts > 0
-""")
-NEXT_AT = select(ThrottleCount.last_at + ThrottleCount.delay_seconds).where(ThrottleCount.key == bindparam("count_key"))
-FORGET = delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key"))
+    """)
+)
+NEXT_AT = prepare(
+    select(ThrottleCount.last_at + ThrottleCount.delay_seconds).where(ThrottleCount.key == bindparam("count_key"))
+)
+FORGET = prepare(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
 PURGE = delete(ThrottleCount).where(ThrottleCount.last_at <= bindparam("forgotten_before"))
 
 
