@@ -12,9 +12,11 @@ from app.core.config import Settings
 from app.core.database import Database, open_database
 from app.core.security import PasswordCheck, Security
 from app.core.throttling import Bucket
+from app.outbox import service as outbox_service
 from app.users import one_time_tokens
+from app.users.emails import EmailKind
 from app.users.one_time_tokens import Purpose
-from tests.accounts import create_account, request_token
+from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 
@@ -29,10 +31,13 @@ REQUESTS = {
 }
 
 
+def is_postgresql(url: str) -> bool:
+    return make_url(url).get_backend_name() == "postgresql"
+
+
 async def somebody_is_blocked(url: str) -> None:
     """Return when a transaction waits for a lock on a row; SQLite has none, and no order that could be wrong."""
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
-    while not is_sqlite and await execute_async(url, BLOCKED) == [(0,)]:  # noqa: ASYNC110  # the database tells nobody
+    while is_postgresql(url) and await execute_async(url, BLOCKED) == [(0,)]:  # noqa: ASYNC110  # the database tells nobody
         await asyncio.sleep(0.05)
 
 
@@ -91,3 +96,41 @@ async def use_while_the_user_is_changed(
         await somebody_is_blocked(settings.url.render_as_string(hide_password=False))
         await another.execute(text("DELETE FROM one_time_tokens"))
     return await using
+
+
+async def test_an_address_is_confirmed_while_the_password_changes(live_url: str) -> None:
+    settings = make_settings(live_url)
+    async with open_client(create_app(settings)) as client, open_database(settings) as other:
+        user = await create_account(client)
+        async with other.write() as session:
+            await outbox_service.enqueue(session, EmailKind.EMAIL_CHANGE, "new@example.com", UUID(user.id))
+        token = await make_token(other, Purpose.CHANGE_EMAIL, user.id, "new@example.com")
+        async with other.write() as another:
+            # As a change of the password does: the user, then what waits to be sent, then every code.
+            await another.execute(text("UPDATE users SET name = 'x'"))
+            confirming = asyncio.create_task(client.post("/api/v1/auth/email/verify", json={"token": token}))
+            await somebody_is_blocked(live_url)
+            await another.execute(text("DELETE FROM outgoing_emails"))
+            await another.execute(text("DELETE FROM one_time_tokens"))
+        answer = await confirming
+
+    assert answer.status_code == 422, answer.text
+
+
+async def test_a_second_factor_is_begun_while_the_account_is_deleted(live_url: str) -> None:
+    settings = make_settings(live_url)
+    path, body = "/api/v1/auth/second-factor", {"current_password": PASSWORD}
+    async with open_client(create_app(settings)) as client, open_database(settings) as other:
+        user = await create_account(client)
+        begun = await client.post(path, json=body, headers=user.headers)
+        async with other.write() as another:
+            await another.execute(
+                text("SELECT id FROM users FOR UPDATE" if is_postgresql(live_url) else "DELETE FROM todos")
+            )
+            beginning = asyncio.create_task(client.post(path, json=body, headers=user.headers))
+            await somebody_is_blocked(live_url)
+            await another.execute(text("DELETE FROM users"))
+        answer = await beginning
+
+    assert begun.status_code == 200, begun.text
+    assert answer.status_code in (401, 409, 422), answer.text

@@ -77,6 +77,7 @@ USE_CODE = (
 async def begin(tools: Toolbox, user: UserRow, data: PasswordConfirmation) -> SecondFactorSecret:
     """Make a secret for the account's authenticator; it is asked for once it was confirmed."""
     await users_service.confirm_password(tools, user, data.current_password)
+    await users_service.lock_user(tools.session, user.id)
     if await find_factor(tools.session, user.id) is not None:
         raise ConflictError("The account has a second factor: disable it first.")
     await tools.session.execute(DELETE_UNCONFIRMED, {"owner_id": user.id})
@@ -95,6 +96,7 @@ async def confirm(tools: Toolbox, user: UserRow, data: SecondFactorCode) -> Reco
     """
     await release_connection(tools.session)
     await tools.throttle.take(_confirmation_bucket(tools, user))
+    await users_service.lock_user(tools.session, user.id)
     factor = (await tools.session.execute(FACTOR_TO_CONFIRM, {"owner_id": user.id})).one_or_none()
     if factor is None or factor.confirmed_at is not None:
         raise ConflictError("No second factor waits for its confirmation.")

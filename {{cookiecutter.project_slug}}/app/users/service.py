@@ -68,7 +68,10 @@ HOLD_PASSWORD = (
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
     .with_for_update(read=True)
 )
-ACTIVE_ADMINS = select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update()
+# What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
+# those go on who make a message: they hold the message, and need the user for the code in it.
+LOCK_USER = select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True)
+ACTIVE_ADMINS = select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
 DELETE_USER = delete(User).where(User.id == bindparam("user_id"))
 END_SESSIONS = delete(Session).where(Session.user_id == bindparam("user_id"))
 END_OTHER_SESSIONS = END_SESSIONS.where(Session.id != bindparam("kept_session_id"))
@@ -142,12 +145,11 @@ async def update_user(
     changes = dump_changes(data)
     if not changes:
         return user
-    if changes.get("email", user.email) != user.email:
-        changes["email_verified_at"] = None
-        # Before any user is locked: who sends holds the message, and then needs the user.
-        await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
     if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
         await _keep_an_admin(tools.session, user)
+    if changes.get("email", user.email) != user.email:
+        changes["email_verified_at"] = None
+        await _withdraw_email_change(tools.session, user.id)
     try:
         updated = (await tools.session.execute(UPDATE_USER, {"user_id": user.id, **changes})).one_or_none()
     except IntegrityError as error:
@@ -160,6 +162,17 @@ async def update_user(
         await tools.session.execute(END_SESSIONS, {"user_id": user.id})
     await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
     return updated
+
+
+async def lock_user(session: AsyncSession, user_id: UUID) -> None:
+    """Come before what else of the account is changed: two that lock in different orders would wait for each other."""
+    await session.execute(LOCK_USER, {"user_id": user_id})
+
+
+async def _withdraw_email_change(session: AsyncSession, user_id: UUID) -> None:
+    """Before the address changes, which locks the user against who makes a message, too."""
+    await lock_user(session, user_id)
+    await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
 
 
 async def _keep_an_admin(session: AsyncSession, user: UserRow) -> None:
@@ -226,7 +239,6 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     new_hash = await tools.security.hash_password(password)
     verified_at = user.email_verified_at or utc_now()
     changes = {"password_hash": new_hash, "email_verified_at": verified_at}
-    # The user first, and then the token: the order in which a change of the password locks them.
     await tools.session.execute(UPDATE_USER, {"user_id": user.id, **changes})
     await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
     await tools.session.execute(END_SESSIONS, {"user_id": user.id})
@@ -251,8 +263,7 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
     changes = {"email": found.address, "email_verified_at": utc_now()}
-    # Before the user is locked, and the token after it, as above.
-    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, found.user_id)
+    await _withdraw_email_change(tools.session, found.user_id)
     try:
         await tools.session.execute(UPDATE_USER, {"user_id": found.user_id, **changes})
     except IntegrityError as error:
