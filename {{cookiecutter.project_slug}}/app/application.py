@@ -114,7 +114,13 @@ def _middleware(settings: Settings) -> list[Middleware]:
         # Alone among the workers it leaves the client's address to the application.
         middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
     middleware += [
-        Middleware(CorrelationIdMiddleware, validator=is_request_id, generator=make_request_id),
+        Middleware(
+            CorrelationIdMiddleware,
+            validator=is_request_id,
+            generator=make_request_id,
+            # Nobody reads it there.
+            update_request_header=False,
+        ),
         Middleware(MetricsMiddleware),
         Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
     ]
