@@ -93,7 +93,7 @@ class Samples:
 class Comparison:
     name: str
     floor_name: str
-    goal: float
+    goal: float | None
     service: Target
     floor: Target
 
@@ -121,8 +121,10 @@ class Comparison:
         )
 
 
-def compare_live(service: Server, bare: Server) -> Row:
-    return Comparison("GET /health/live", "bare FastAPI", 1.4, Target(service, LIVE), Target(bare, LIVE)).run()
+def compare_live(service: Server, bare: Server, raw: Server) -> Iterator[Row]:
+    """Beside a framework that does nothing else, and beside none."""
+    for name, goal, floor in (("bare FastAPI", 1.4, bare), ("raw ASGI", None, raw)):
+        yield Comparison("GET /health/live", name, goal, Target(service, LIVE), Target(floor, LIVE)).run()
 
 
 def compare_cached(cached: Server, driver: Server, account: Account) -> Row:

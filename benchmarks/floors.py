@@ -20,6 +20,7 @@ from jose import jwk, jwt
 from pydantic import BaseModel
 from sqlalchemy import make_url, select
 from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 ALGORITHM = "HS256"
@@ -207,6 +208,14 @@ def idle() -> FastAPI:
     app = FastAPI(openapi_url=None, lifespan=connect)
     app.add_api_route("/health/live", read_liveness)
     return app
+
+
+async def raw(scope: Scope, _receive: Receive, send: Send) -> None:
+    """Without a framework."""
+    if scope["type"] == "http":
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"status":"ok"}'})
 
 
 def bare() -> FastAPI:
