@@ -13,10 +13,19 @@ PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
 
 
 def bake(folder: Path, **answers: str) -> Path:
+    return bake_from(copy_template(folder), folder, **answers)
+
+
+def copy_template(folder: Path) -> Path:
+    """Copy it as a clone would have it."""
     template = folder / "template"
     for path in list_files("cookiecutter.json", "hooks", SERVICE):
         (template / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, template / path)
+    return template
+
+
+def bake_from(template: Path, folder: Path, **answers: str) -> Path:
     return Path(
         cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=folder, default_config=True)
     )
