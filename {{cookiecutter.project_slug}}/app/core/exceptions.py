@@ -15,6 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.requests import AnswerWatch
+
 logger = structlog.get_logger(__name__)
 
 RETRY_AFTER = {"Retry-After": "1"}
@@ -210,18 +212,12 @@ class UnhandledErrorMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
+        answer = AnswerWatch(send)
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, answer)
         except Exception:
             logger.exception("unhandled error", method=scope["method"], path=scope["path"])
-            if started:
+            if answer.status is not None:
                 raise
             await problem_response(scope, 500, "Something went wrong on our side.")(scope, receive, send)
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import structlog
 from asgi_correlation_id import correlation_id
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import EventDict, WrappedLogger
 
 from app.core.config import ServerSettings
-from app.core.requests import PROBE_PATHS
+from app.core.requests import PROBE_PATHS, AnswerWatch
 
 access_logger = structlog.get_logger("app.access")
 
@@ -98,24 +98,17 @@ class AccessLogMiddleware:
         if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
             await self.app(scope, receive, send)
             return
-        status = 500
+        answer = AnswerWatch(send)
         started = time.perf_counter()
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, answer)
         finally:
             access_logger.info(
                 "request",
                 method=scope["method"],
                 # As it came, percent-encoded: no newline can forge a line.
                 path=scope.get("raw_path", scope["path"].encode()).decode("latin-1"),
-                status=status,
+                status=answer.status or 500,
                 duration_ms=round((time.perf_counter() - started) * 1000, 1),
                 client=scope["client"][0] if scope.get("client") else None,
             )

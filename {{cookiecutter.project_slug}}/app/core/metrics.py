@@ -4,7 +4,9 @@ import time
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.core.requests import AnswerWatch
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 UNMATCHED = "unmatched"
@@ -44,22 +46,15 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 500
+        answer = AnswerWatch(send)
         started = time.perf_counter()
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         IN_FLIGHT.inc()
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, answer)
         finally:
             IN_FLIGHT.dec()
             method = scope["method"] if scope["method"] in METHODS else "other"
-            requests, duration = self._children_of(method, self._template_of(scope), status)
+            requests, duration = self._children_of(method, self._template_of(scope), answer.status or 500)
             requests.inc()
             duration.observe(time.perf_counter() - started)
 

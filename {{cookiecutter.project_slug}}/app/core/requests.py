@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from fastapi import Depends, Request
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.core.config import Settings
 
@@ -40,6 +40,21 @@ async def get_origin(request: Request) -> Origin:
 
 
 OriginDep = Annotated[Origin, Depends(get_origin)]
+
+
+class AnswerWatch:
+    """Passes on what is sent to a client, and remembers the status."""
+
+    # None until the answer has begun.
+    status: int | None = None
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
 
 
 class HostMiddleware(TrustedHostMiddleware):
