@@ -6,6 +6,7 @@ from pathlib import Path
 
 from supervisor.datatypes import SocketConfig
 from supervisor.options import ServerOptions
+from supervisor.states import SupervisorStates
 from supervisor.supervisord import go
 
 from app.core.keeper import Keeper, keep
@@ -56,6 +57,9 @@ class InheritedSocket(SocketConfig):  # type: ignore[misc]  # the library has no
         self.keeper = keeper
 
     def create_and_bind(self) -> socket.socket:
+        if self.keeper.listening.fileno() < 0:
+            # Told to stop while it starts a worker, which cannot listen, and ends.
+            return socket.socket(socket.AF_UNIX)
         copy = self.keeper.listening.dup()
         self.keeper.at_stop.append(copy.close)
         return copy
@@ -76,7 +80,12 @@ class Options(ServerOptions):  # type: ignore[misc]  # the library has no annota
 
     def setsignals(self) -> None:
         super().setsignals()
+        self.keeper.at_stop.append(self.shut_down)
         self.keeper.take_signals()
+
+    def shut_down(self) -> None:
+        """As supervisor does a moment later: until then it would start workers, which have nothing to listen on."""
+        self.mood = SupervisorStates.SHUTDOWN
 
 
 if __name__ == "__main__":
