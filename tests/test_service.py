@@ -67,7 +67,7 @@ class ServiceTests:
         output = service.run(["make", "test"])
 
         assert re.search(r"\d+ passed", output), output
-        assert "Required test coverage of 94.0% reached" in output, output
+        assert "Required test coverage of 95.0% reached" in output, output
 
     def test_migrations_go_up_down_and_up_without_drift(self, service: BakedProject) -> None:
         for verb in (["upgrade"], ["check"], ["downgrade", "base"], ["upgrade"], ["check"]):

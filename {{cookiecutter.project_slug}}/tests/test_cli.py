@@ -171,6 +171,24 @@ def test_a_wrong_account_or_password_is_one_sentence(empty_url: str, arguments: 
     assert "short" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("purge",), "Done: 0 rows are gone.\n"),
+        (("users", "reencrypt"), "Done: 0 secrets.\n"),
+        (("users", "disable-second-factor", "ada@example.com"), "ada@example.com signs in without a second factor.\n"),
+        (("outbox", "list"), ""),
+        (("outbox", "retry"), "Messages that will be tried again: 0\n"),
+    ],
+)
+def test_what_an_operator_asks_for_is_done_and_told(live_url: str, arguments: tuple[str, ...], said: str) -> None:
+    manage(live_url, "users", "create-admin", "ada@example.com", "--password-stdin", stdin=f"{PASSWORD}\n")
+
+    result = manage(live_url, *arguments)
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, said, "")
+
+
 def test_openapi_is_printed_as_json(empty_url: str) -> None:
     result = manage(empty_url, "openapi")
 
