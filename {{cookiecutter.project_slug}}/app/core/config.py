@@ -165,7 +165,8 @@ class Settings(ServerSettings):
     database_pool_recycle_seconds: int = Field(default=1800, ge=1)
     database_connect_timeout_seconds: int = Field(default=5, ge=1)
     database_statement_timeout_seconds: float = Field(default=10, gt=0)
-    database_pooler: bool = False
+    database_pooler_host: str | None = None
+    database_pooler_port: int = Field(default=6432, ge=1, le=65535)
     update_db: bool = False
     reset_db: bool = False
 
@@ -298,6 +299,14 @@ class Settings(ServerSettings):
             database=self.database_name,
             query={"host": self.database_host} if is_socket else {},
         )
+
+    @property
+    def pooled_url(self) -> URL:
+        """What the service's own connections go to: the same, through the pooler where there is one."""
+        if self.database_pooler_host is None or self.url.get_backend_name() == "sqlite":
+            return self.url
+        server = self.url.difference_update_query(["host", "port"])
+        return server.set(host=self.database_pooler_host, port=self.database_pooler_port)
 
     @property
     def serves_docs(self) -> bool:

@@ -201,9 +201,10 @@ async def _watch(pools: Sequence[Pool]) -> None:
 
 
 def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
+    is_pooled = settings.pooled_url != settings.url
     engine = create_async_engine(
-        settings.url,
-        connect_args=_connect_arguments(settings, settings.database_statement_timeout_seconds),
+        settings.pooled_url,
+        connect_args=_connect_arguments(settings, settings.database_statement_timeout_seconds, is_pooled=is_pooled),
         hide_parameters=True,
         poolclass=FairPool,
         pool_reset_on_return=None,
@@ -217,7 +218,7 @@ def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
 
 
 def create_patient_engine(settings: Settings) -> AsyncEngine:
-    """Without a pool, and with time for locks and long statements, as migrations need it."""
+    """Without a pool or a pooler, and with time for locks and long statements, as migrations need it."""
     arguments = _connect_arguments(settings, timeout_seconds=None)
     return prepare_engine(create_async_engine(settings.url, connect_args=arguments, poolclass=NullPool))
 
@@ -231,7 +232,7 @@ def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
     return engine
 
 
-def _connect_arguments(settings: Settings, timeout_seconds: float | None) -> dict[str, Any]:
+def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_pooled: bool = False) -> dict[str, Any]:
     if settings.url.get_backend_name() == "sqlite":
         return {"timeout": PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds}
     timeout_ms = round((timeout_seconds or 0) * 1000)
@@ -241,7 +242,7 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None) -> dic
         # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour.
         "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
     }
-    if settings.database_pooler:
+    if is_pooled:
         # The next statement may find another connection of the server's, which knows nothing of what this one was told.
         return {**arguments, "prepare_threshold": None}
     options = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 
 from alembic import command
 from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError
 from filelock import AsyncFileLock
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,8 +27,6 @@ def current_revision(connection: Connection) -> str | None:
 @asynccontextmanager
 async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
     """Open the connection that may change the schema; whoever comes second waits here."""
-    if settings.database_pooler:
-        raise CommandError("A lock does not hold through a pooler: set DATABASE_URL to the server itself for this.")
     engine = create_patient_engine(settings)
     try:
         if engine.dialect.name == "sqlite":
