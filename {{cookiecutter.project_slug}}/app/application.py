@@ -122,7 +122,6 @@ def _middleware(settings: Settings) -> list[Middleware]:
             update_request_header=False,
         ),
         Middleware(MetricsMiddleware),
-        Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
@@ -132,6 +131,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
         middleware.append(_cors_middleware(settings))
     return [
         *middleware,
+        Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
         Middleware(HostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
         Middleware(UnhandledErrorMiddleware),
         Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),

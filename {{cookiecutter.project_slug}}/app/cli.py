@@ -38,6 +38,8 @@ from app.users.schemas import UserAdminUpdate, UserCreate
 
 EXIT_FAILED = 1
 DRIVER_GRACE_SECONDS = 0.1
+# PostgreSQL's driver does not work on the loop that Windows has by default.
+LOOP_FACTORY = asyncio.SelectorEventLoop if sys.platform == "win32" else None
 
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ def serve(
     with share_metrics() if workers > 1 else nullcontext():
         uvicorn.run(
             "app.main:app",
+            loop="asyncio:SelectorEventLoop" if LOOP_FACTORY else "auto",
             host=settings.host,
             port=settings.port,
             uds=str(settings.unix_socket) if settings.unix_socket else None,
@@ -301,7 +304,8 @@ async def retry_emails(settings: Settings) -> int:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(_settle(work))
+        with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
+            return runner.run(_settle(work))
     except AppError as error:
         fail(error.detail)
     except (CommandError, SQLAlchemyError, OSError, TimeoutError) as error:

@@ -112,8 +112,11 @@ async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:
     assert "access-control-allow-origin" not in simple.headers
 
 
-async def test_beyond_its_bound_a_worker_refuses_and_recovers(migrated_url: str, database: Database) -> None:
-    app = create_app(make_settings(migrated_url, max_concurrent_requests=2), database)
+async def test_beyond_its_bound_a_worker_refuses_and_recovers(
+    migrated_url: str, database: Database, logs: io.StringIO
+) -> None:
+    settings = make_settings(migrated_url, max_concurrent_requests=2, cors_origins="https://app.example.com")
+    app = create_app(settings, database)
     go_on = asyncio.Event()
     under_way = asyncio.Semaphore(0)
 
@@ -126,7 +129,7 @@ async def test_beyond_its_bound_a_worker_refuses_and_recovers(migrated_url: str,
         waiting = [asyncio.create_task(client.get("/slow")) for _ in range(2)]
         for _ in waiting:
             await under_way.acquire()
-        refused = await client.get("/slow")
+        refused = await client.get("/slow", headers={"Origin": "https://app.example.com"})
         probe = await client.get("/health/live")
         go_on.set()
         answered = [(await task).status_code for task in waiting]
@@ -135,6 +138,8 @@ async def test_beyond_its_bound_a_worker_refuses_and_recovers(migrated_url: str,
     assert refused.status_code == 503
     assert refused.headers["content-type"] == "application/problem+json"
     assert refused.headers["retry-after"] == "1"
+    assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert refused.headers["x-request-id"] in logs.getvalue()
     assert probe.status_code == 200
     assert answered == [200, 200]
     assert recovered.status_code == 200

@@ -103,7 +103,8 @@ def trusted_proxies(settings: ServerSettings, families: Collection[int] | None =
     Whoever can open a unix socket is the proxy and has no address; over TCP only named addresses are trusted.
     """
     families = inherited_families() if families is None else families
-    if families == {socket.AF_UNIX} or (not families and settings.unix_socket is not None):
+    # Windows has none.
+    if families == {getattr(socket, "AF_UNIX", None)} or (not families and settings.unix_socket is not None):
         return "*"
     return ",".join(settings.forwarded_allow_ips)
 
