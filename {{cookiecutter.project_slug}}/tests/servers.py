@@ -239,7 +239,9 @@ def sign_up(client: httpx2.Client) -> dict[str, str]:
 
 def read_metric(server: Server, name: str) -> float:
     """Add up all series of a metric whose names start so."""
-    lines = server.get("/metrics").text.splitlines()
+    answer = server.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    lines = answer.text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
