@@ -28,7 +28,8 @@ WRITERS = 5
 
 @pytest.fixture
 async def live_client(live_url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with open_client(create_app(make_settings(live_url, database_pool_size=4))) as client:
+    settings = make_settings(live_url, database_pool_size=4, refresh_reuse_grace_seconds=60)
+    async with open_client(create_app(settings)) as client:
         yield client
 
 
