@@ -230,7 +230,8 @@ async def test_of_two_that_bring_one_refresh_token_at_once_one_wins(
         return await extend_session(session, settings, session_id, origin)
 
     monkeypatch.setattr("app.auth.sessions.extend_session", extend_late)
-    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+    settings = make_settings(live_url, database_pool_size=5, refresh_reuse_grace_seconds=60)
+    async with open_client(create_app(settings)) as client:
         user = await create_account(client)
         refreshed = await asyncio.gather(*(refresh(client, user.refresh_token) for _ in range(3)))
         is_alive = await works(client, user.access_token)
