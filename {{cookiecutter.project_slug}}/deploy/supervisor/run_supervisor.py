@@ -6,6 +6,7 @@ from pathlib import Path
 
 from supervisor.datatypes import SocketConfig
 from supervisor.options import ServerOptions
+from supervisor.states import SupervisorStates
 from supervisor.supervisord import go
 
 from app.core.keeper import Keeper, keep
@@ -76,7 +77,13 @@ class Options(ServerOptions):  # type: ignore[misc]  # the library has no annota
 
     def setsignals(self) -> None:
         super().setsignals()
+        # Supervisor looks for signals at the end of a turn of its loop: until then it would replace a worker that has
+        # ended, on the socket that the keeper has closed.
+        self.keeper.at_stop.insert(0, self._start_nobody)
         self.keeper.take_signals()
+
+    def _start_nobody(self) -> None:
+        self.mood = SupervisorStates.SHUTDOWN
 
 
 if __name__ == "__main__":
