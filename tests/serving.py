@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,14 +21,18 @@ from uuid import uuid4
 from tests.conftest import person_environment
 
 START_TIMEOUT_SECONDS = 300  # the first start installs
-STOP_TIMEOUT_SECONDS = 30
+STOP_TIMEOUT_SECONDS = 60
+ANSWER_TIMEOUT_SECONDS = 60
+# Below what systems give to connections of their own: such a port could be taken before the server has it.
+PORTS = range(20_000, 32_000)
 
 
 def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.choice(PORTS)  # noqa: S311 - no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(is_so: Callable[[], bool], timeout_seconds: float, describe: Callable[[], str]) -> None:
@@ -107,7 +112,7 @@ class RunningServer:
         url = f"{self.base_url}{path}"
         request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - see below
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - the address is ours
+            with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_SECONDS) as response:  # noqa: S310 - the address is ours
                 return Answer(response.status, response.read())
         except urllib.error.HTTPError as error:
             with error:

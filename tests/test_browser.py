@@ -301,6 +301,7 @@ def walk_inside(person: Person) -> Iterator[str]:
     for title in ("Order the cake", f"Write to the {LONG}"):
         add_todo(person, title)
     person.press("Tick", within="cake")
+    person.sees("Order the cake (done)")
     yield "todos"
     person.page.get_by_role("link", name="Edit").first.click()
     person.fill("Title", " ")

@@ -114,6 +114,9 @@ def test_service_works_on_connections_that_are_shared(database: Database) -> Non
         "DATABASE_POOLER_PORT": str(database.pooler_port),
         "UPDATE_DB": "1",
         "WEB_CONCURRENCY": "2",
+        # A machine that pauses is no failure.
+        "DATABASE_POOL_TIMEOUT_SECONDS": "60",
+        "READINESS_TIMEOUT_SECONDS": "60",
     }
     with serve(["./start.sh"], database.project.path, PATH=PROGRAMS, **settings) as server:
         created = server.request("POST", "/api/v1/users", ACCOUNT)

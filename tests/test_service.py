@@ -74,7 +74,8 @@ class ServiceTests:
             service.run([*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db", *verb])
 
     def test_person_signs_up_logs_in_and_keeps_todos(self, service: BakedProject) -> None:
-        with serve(["make", "run"], service.path) as server:
+        # A machine that pauses is no failure.
+        with serve(["make", "run"], service.path, READINESS_TIMEOUT_SECONDS="60") as server:
             account = {"email": "ada@example.com", "password": PASSWORD}
             assert server.request("POST", "/api/v1/users", account).status == 201
             token = log_in(server, "ada@example.com")
@@ -87,8 +88,10 @@ class ServiceTests:
             assert server.request("GET", "/health/ready").status == 200
             server.stop(signal.SIGINT, group=True)
 
+        installed = (service.path / ".venv" / ".installed").stat().st_mtime_ns
         with serve(["make", "run"], service.path) as server:
-            assert server.seconds_to_start < 20
+            assert server.seconds_to_start < 60
+            assert (service.path / ".venv" / ".installed").stat().st_mtime_ns == installed
             todos = server.request("GET", "/api/v1/todos", token=log_in(server, "ada@example.com"))
             assert [todo["title"] for todo in todos.json["items"]] == ["Write a test"]
             server.stop(signal.SIGINT, group=True)

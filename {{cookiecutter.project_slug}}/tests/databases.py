@@ -23,6 +23,10 @@ def make_settings(url: str, **changes: object) -> Settings:
         "secret_key": SecretStr(SECRET_KEY),
         "database_url": SecretStr(url),
         "database_pool_size": 2,
+        # A machine that pauses is no failure; what is to end early sets its own.
+        "database_pool_timeout_seconds": 60,
+        "database_statement_timeout_seconds": 60,
+        "readiness_timeout_seconds": 60,
         # All tests come from one address; those of the throttle switch it on.
         "throttling": False,
         "password_hash_time_cost": 1,

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +14,8 @@ from email.message import EmailMessage
 from email.policy import default
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from tests.sockets import hold_port
 
 PATIENCE_SECONDS = 60
 USER = "service"
@@ -69,9 +72,9 @@ class MailServer:
 
 @contextmanager
 def run_mail_server(
-    port: int = 0, *, security: str = "none", tls: ssl.SSLContext | None = None
+    held: socket.socket | None = None, *, security: str = "none", tls: ssl.SSLContext | None = None
 ) -> Iterator[MailServer]:
-    """Serve on a port of 127.0.0.1; with STARTTLS it asks for a password."""
+    """Serve on a port of 127.0.0.1, which may be held already; with STARTTLS it asks for a password."""
     logging.getLogger("mail.log").setLevel(logging.WARNING)
     loop = asyncio.new_event_loop()
     mail = MailServer(loop)
@@ -90,7 +93,8 @@ def run_mail_server(
         )
 
     async def start() -> asyncio.Server:
-        return await loop.create_server(make_protocol, "127.0.0.1", port, ssl=tls if security == "tls" else None)
+        tls_from_the_start = tls if security == "tls" else None
+        return await loop.create_server(make_protocol, sock=held or hold_port(), ssl=tls_from_the_start)
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result()
     mail.port = server.sockets[0].getsockname()[1]

@@ -32,6 +32,13 @@ def access_lines(server: Server) -> list[dict[str, object]]:
     return [event for event in server.events if event["event"] == "request"]
 
 
+def hold_port() -> socket.socket:
+    """A port that nobody else gets, and where nobody answers before the test listens."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 def listen_tcp() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 

@@ -130,7 +130,7 @@ def test_wait_ends_when_the_database_answers(empty_url: str) -> None:
 
 
 def test_wait_gives_up_with_the_databases_own_words() -> None:
-    result = manage(unreachable_url(), "db", "wait", "--timeout", "1")
+    result = manage(unreachable_url(), "db", "wait", "--timeout", "3")
 
     assert result.returncode == 1
     assert "Waiting: " in result.stderr

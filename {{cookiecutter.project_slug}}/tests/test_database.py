@@ -2,19 +2,25 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx2
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.application import create_app
 from app.core.database import Database, open_database, release_connection
+from app.core.pool import FairPool
 from app.core.security import PasswordCheck, Security
+from app.users import service as users_service
+from app.users.service import UserRow
 from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
+from tests.mail import wait_for
 
 ME = "/api/v1/users/me"
 WRITERS = 5
@@ -22,8 +28,29 @@ WRITERS = 5
 
 @pytest.fixture
 async def live_client(live_url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with open_client(create_app(make_settings(live_url, database_pool_size=4))) as client:
+    settings = make_settings(live_url, database_pool_size=4, refresh_reuse_grace_seconds=60)
+    async with open_client(create_app(settings)) as client:
         yield client
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
+    """Released by each request that changes a user: it has a connection by then, or stands in line for one."""
+    begun = asyncio.Semaphore(0)
+    update = users_service.update_user
+
+    async def tell_and_update(*arguments: Any, **options: Any) -> UserRow:  # noqa: ANN401  # whatever they are
+        begun.release()
+        return await update(*arguments, **options)
+
+    monkeypatch.setattr(users_service, "update_user", tell_and_update)
+    return begun
+
+
+def pool_of(session: AsyncSession) -> FairPool:
+    pool = session.get_bind().engine.pool
+    assert isinstance(pool, FairPool)
+    return pool
 
 
 async def test_a_newcomer_does_not_overtake_who_waits(empty_url: str) -> None:
@@ -37,11 +64,11 @@ async def test_a_newcomer_does_not_overtake_who_waits(empty_url: str) -> None:
     async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
         async with database.read() as session:
             await session.execute(text("SELECT 1"))
+            pool = pool_of(session)
             waiter = asyncio.create_task(use(database, "waiter"))
-            await asyncio.sleep(0.05)
+            await wait_for(lambda: pool.waiting)
             # It asks in the moment in which the connection comes back, before the waiter wakes.
             newcomers = []
-            pool = session.get_bind().engine.pool
             event.listen(
                 pool, "checkin", lambda *_: newcomers.append(asyncio.create_task(use(database, "newcomer"))), once=True
             )
@@ -68,11 +95,9 @@ async def test_the_metrics_tell_how_many_connections_are_in_use_and_waited_for(
 ) -> None:
     monkeypatch.setattr("app.core.database.WATCH_SECONDS", 0.01)
 
-    async def measure() -> tuple[float | None, float | None]:
-        await asyncio.sleep(0.1)
-        names = ("database_pool_in_use", "database_pool_waiting")
-        in_use, waiting = (REGISTRY.get_sample_value(name) for name in names)
-        return in_use, waiting
+    async def wait_until_told(in_use: int, waiting: int) -> None:
+        told = {"database_pool_in_use": in_use, "database_pool_waiting": waiting}
+        await wait_for(lambda: all(REGISTRY.get_sample_value(name) == value for name, value in told.items()))
 
     async def use(database: Database) -> None:
         async with database.write() as session:
@@ -82,24 +107,26 @@ async def test_the_metrics_tell_how_many_connections_are_in_use_and_waited_for(
         async with database.write() as session:
             await session.execute(text("SELECT 1"))
             waiter = asyncio.create_task(use(database))
-            busy = await measure()
-        await waiter
-        idle = await measure()
 
-    assert (busy, idle) == ((1, 1), (0, 0))
+            await wait_until_told(in_use=1, waiting=1)
+        await waiter
+        await wait_until_told(in_use=0, waiting=0)
 
 
 async def test_a_cancelled_task_gives_its_place_back(empty_url: str) -> None:
+    held: asyncio.Queue[FairPool] = asyncio.Queue()
+
     async def hold(database: Database) -> None:
         async with database.write() as session:
             await session.execute(text("SELECT 1"))
-            await asyncio.sleep(60)
+            held.put_nowait(pool_of(session))
+            await asyncio.Future()
 
     async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
         holder = asyncio.create_task(hold(database))
-        await asyncio.sleep(0.05)
+        pool = await held.get()
         waiter = asyncio.create_task(hold(database))
-        await asyncio.sleep(0.05)
+        await wait_for(lambda: pool.waiting)
         for task in (waiter, holder):
             task.cancel()
         await asyncio.gather(waiter, holder, return_exceptions=True)
@@ -108,16 +135,16 @@ async def test_a_cancelled_task_gives_its_place_back(empty_url: str) -> None:
             assert await session.scalar(text("SELECT 1")) == 1
 
 
-async def test_a_busy_service_answers_503_and_recovers(live_url: str) -> None:
+async def test_a_busy_service_answers_503_and_recovers(live_url: str, updates: asyncio.Semaphore) -> None:
     async with open_client(create_app(make_settings(live_url))) as client:
         user = await create_account(client)
-    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=1)
+    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=3)
     async with open_client(create_app(settings)) as client:
         async with open_database(settings) as other, other.write() as blocker:
             # Whoever changes this user waits for the blocker, and holds the only connection meanwhile.
             await blocker.execute(text("UPDATE users SET name = 'x'"))
             blocked = asyncio.create_task(client.patch(ME, json={"name": "y"}, headers=user.headers))
-            await asyncio.sleep(0.5)
+            await updates.acquire()
             refused = await client.get(ME, headers=user.headers)
         allowed = await blocked
         recovered = await client.get(ME, headers=user.headers)
@@ -128,10 +155,10 @@ async def test_a_busy_service_answers_503_and_recovers(live_url: str) -> None:
     assert recovered.status_code == 200
 
 
-async def test_readers_do_not_wait_for_writers(live_url: str) -> None:
+async def test_readers_do_not_wait_for_writers(live_url: str, updates: asyncio.Semaphore) -> None:
     # On PostgreSQL each of them holds one connection; on SQLite they share one that is for writing alone.
     holders = 1 if live_url.startswith("sqlite") else WRITERS
-    settings = make_settings(live_url, database_pool_size=holders + 1, database_pool_timeout_seconds=2)
+    settings = make_settings(live_url, database_pool_size=holders + 1)
     async with open_client(create_app(settings)) as client:
         user = await create_account(client)
         async with open_database(settings) as other, other.write() as blocker:
@@ -139,7 +166,8 @@ async def test_readers_do_not_wait_for_writers(live_url: str) -> None:
             writes = [
                 asyncio.create_task(client.patch(ME, json={"name": "y"}, headers=user.headers)) for _ in range(WRITERS)
             ]
-            await asyncio.sleep(0.1)
+            for _ in writes:
+                await updates.acquire()
             read = await client.get(ME, headers=user.headers)
         statuses = [(await write).status_code for write in writes]
 
@@ -254,7 +282,7 @@ async def test_what_was_written_before_the_connection_is_released_is_kept(live_u
 
 
 async def test_reading_takes_no_lock(live_url: str) -> None:
-    settings = make_settings(live_url, database_statement_timeout_seconds=0.2)
+    settings = make_settings(live_url, database_statement_timeout_seconds=5)
     async with open_database(settings) as database, database.write() as writer:
         await writer.execute(text("DELETE FROM users"))
 

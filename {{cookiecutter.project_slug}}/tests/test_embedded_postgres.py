@@ -65,7 +65,7 @@ def test_what_one_run_writes_the_next_one_reads_within_seconds(project: Path, en
     text = run_sql(project, environment, "SELECT text FROM notes")
 
     assert text == "Ω"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -1,21 +1,24 @@
 """What the keeper says, to people, of what cannot work, and to systemd; and how its workers are set up."""
 
 import errno
+import importlib
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from app.core.config import EXIT_CANNOT_START
+from app.core.keeper import Keeper
 from app.core.worker import make_config
 from tests.databases import make_settings
 from tests.servers import MANAGERS, PATIENCE_SECONDS, make_environment, run_server, start_process, wait_for
 from tests.sockets import HAND_OVER, listen_tcp
 
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2)
 kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS.items() if name != "gunicorn"])
 
 
@@ -90,3 +93,28 @@ def test_a_reload_replaces_one_worker_after_the_other(empty_url: str, command: S
         told = [event["event"] for event in server.events if event["event"] in {started, stopped}]
 
     assert told == [started, started, stopped, started, stopped, started]
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """What a test changes is put back."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif("supervisor" not in MANAGERS, reason="the workers are not supervisor's")
+@pytest.mark.usefixtures("signal_handlers")
+def test_supervisor_starts_nobody_from_the_moment_it_is_told_to_stop(empty_url: str, tmp_path: Path) -> None:
+    supervisor = importlib.import_module("deploy.supervisor.run_supervisor")
+    keeper = Keeper(make_settings(empty_url, port=0), tmp_path, 1)
+    options = supervisor.Options(keeper)
+    options.setsignals()
+    running = options.mood
+
+    signal.raise_signal(signal.SIGTERM)
+
+    # Not only at the end of the turn, in which one that has ended would be replaced.
+    assert options.mood < supervisor.SupervisorStates.RESTARTING < running
+    assert keeper.listening.fileno() == -1

@@ -2,11 +2,14 @@ import asyncio
 import io
 import json
 import re
+import time
+from pathlib import Path
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from app.application import create_app
 from app.core.database import Database
@@ -98,6 +101,24 @@ async def test_the_metrics_have_what_operators_look_at(client: httpx2.AsyncClien
         'sign_ins_total{outcome="success"}',
     ):
         assert f"\n{line}" in response.text
+
+
+async def test_the_metrics_of_workers_are_told_while_another_one_starts(
+    client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = MmapedDict(str(tmp_path / "counter_1.db"))  # type: ignore[no-untyped-call]  # no annotation in the library
+    key = mmap_key("cakes", "cakes_total", ["kind"], ["plum"], "Cakes baked.")
+    counts.write_value(key, 3, time.time())  # type: ignore[no-untyped-call]  # as above
+    counts.close()  # type: ignore[no-untyped-call]  # as above
+    # Made, and not filled as yet.
+    for name in ("counter_2.db", "gauge_livesum_2.db"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+    response = await client.get("/metrics")
+
+    assert response.status_code == 200
+    assert '\ncakes_total{kind="plum"} 3.0\n' in response.text
 
 
 async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:

@@ -144,14 +144,14 @@ async def test_what_counts_is_the_length_once_normalised(
 
 async def test_megabytes_of_combining_characters_cost_nothing(client: httpx2.AsyncClient, user: Account) -> None:
     marks = "a" + "\N{COMBINING COMMA ABOVE RIGHT}\N{COMBINING GRAVE ACCENT}" * 50_000
-    started = time.monotonic()
+    started = time.process_time()
 
     signed_in = await request_token(client, username=user.email, password=marks)
     signed_up = await client.post(USERS, json={"email": new_address(), "password": marks})
 
     assert (signed_in.status_code, signed_up.status_code) == (400, 422)
-    # To normalise it takes seconds.
-    assert time.monotonic() - started < 6
+    # To normalise it takes seconds each time; what else the machine does meanwhile does not count.
+    assert time.process_time() - started < 2
 
 
 def run_python(code: Sequence[str]) -> str:

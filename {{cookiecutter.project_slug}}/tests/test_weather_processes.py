@@ -12,7 +12,7 @@ def test_a_stop_does_not_wait_long_for_a_weather_service_that_hangs(live_url: st
     with (
         run_weather_service() as service,
         run_server(
-            live_url, command, WEATHER_API_KEY=KEY, WEATHER_BASE_URL=service.url, WEATHER_TIMEOUT_SECONDS="2"
+            live_url, command, WEATHER_API_KEY=KEY, WEATHER_BASE_URL=service.url, WEATHER_TIMEOUT_SECONDS="8"
         ) as server,
         server.open_client() as client,
     ):

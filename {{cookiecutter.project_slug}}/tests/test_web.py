@@ -277,7 +277,7 @@ async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> No
         yield b"name=Ada"
 
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
-    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=1)
+    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=5)
     async with open_browser(create_app(settings)) as browser:
         await browser.enter(EMAIL)
         slow = asyncio.create_task(browser.client.post("/account", content=send_slowly(), headers=headers))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 WEATHER = {
     "coord": {"lon": -0.13, "lat": 51.51},

@@ -80,11 +80,12 @@ class Options(ServerOptions):  # type: ignore[misc]  # the library has no annota
 
     def setsignals(self) -> None:
         super().setsignals()
-        self.keeper.at_stop.append(self.shut_down)
+        # Supervisor looks for signals at the end of a turn of its loop: until then it would replace a worker that has
+        # ended, on the socket that the keeper has closed.
+        self.keeper.at_stop.insert(0, self._start_nobody)
         self.keeper.take_signals()
 
-    def shut_down(self) -> None:
-        """As supervisor does a moment later: until then it would start workers, which have nothing to listen on."""
+    def _start_nobody(self) -> None:
         self.mood = SupervisorStates.SHUTDOWN
 
 
