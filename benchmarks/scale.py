@@ -15,7 +15,7 @@ WORKERS = (1, 2, 4)
 CLIENTS = (1, 8, 32, 128, 512)
 FEW, MANY = 1_000, 1_000_000
 DEPTH = 10_000
-SOAK_SECONDS = 45.0
+SOAK_SECONDS = 90.0
 ADD_ROWS = """
     INSERT INTO todos (id, owner_id, title, description, completed, created_at, updated_at)
     SELECT gen_random_uuid(), users.id, 'Todo ' || number, '', false, moment, moment
@@ -90,9 +90,10 @@ def measure_soak(service: Server, database: Database, account: Account) -> Itera
     after = _inventory(service, database)
     for name, unit in (("memory", " MiB"), ("open files", ""), ("connections", "")):
         growth = after[name] - before[name]
+        hourly = growth * 3600 / seconds
         yield Finding(
             f"{name} after {outcome.answered:,} mixed requests in {seconds:.0f} s",
-            f"{before[name]:.0f} to {after[name]:.0f}{unit}",
+            f"{before[name]:.1f} to {after[name]:.1f}{unit}, which would be {hourly:+.0f}{unit} in an hour",
             "at most 15 MiB more" if name == "memory" else "no more",
             growth <= (15 if name == "memory" else 0),
         )

@@ -1,6 +1,6 @@
 """The service beside the least that could give the same answers, and what becomes of it under load: `make bench`.
 
-Serves baked projects as in production, on loopback, on a core of their own, for about eight minutes; prints tables, and
+Serves baked projects as in production, on loopback, on a core of their own, for some six minutes; prints tables, and
 leaves them with a plot in .bench/. What is compared runs in turns, so that what disturbs the machine disturbs both:
 the figure to trust is the ratio.
 """
