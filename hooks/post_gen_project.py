@@ -38,6 +38,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "secrets": ("deployment", "docker", "both"),
     "tests/test_embedded_postgres.py": ("database", "postgresql"),
     "tests/test_gunicorn.py": ("process_manager", "gunicorn"),
+    "tests/test_postgresql.py": ("database", "postgresql"),
     "tests/test_keeper.py": ("process_manager", "supervisor", "circus"),
     "tests/test_weather.py": ("weather_example", "yes"),
     "tests/test_weather_processes.py": ("weather_example", "yes"),

@@ -1,6 +1,7 @@
 """The application, for the servers that load it."""
 
 import gc
+import sys
 
 from fastapi import FastAPI
 
@@ -19,9 +20,11 @@ def build_app() -> FastAPI:
     from app.application import create_app
 
     app = create_app()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     gc.enable()
+    # PyPy's collector is another one.
+    if sys.implementation.name == "cpython":
+        gc.freeze()
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
     return app
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import io
 import time
 from datetime import timedelta
 from uuid import uuid4
@@ -8,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.api import FEATURES
 from app.application import create_app
@@ -176,6 +177,24 @@ async def test_what_nobody_needs_any_more_is_purged(
     left = (await connection.scalars(select(AuditEvent.event))).all()
     assert "user.created" in left
     assert "old" not in left
+
+
+async def test_each_kind_is_purged_to_its_end_whatever_becomes_of_the_others(
+    database: Database, settings: Settings, logs: io.StringIO
+) -> None:
+    left = [2, 1, 0]
+
+    async def fail(_session: AsyncSession, _settings: Settings) -> int:
+        raise KeyError("of a bug")
+
+    async def purge_some(_session: AsyncSession, _settings: Settings) -> int:
+        return left.pop(0)
+
+    with pytest.raises(KeyError):
+        await purge(database, settings, [fail, purge_some])
+
+    assert left == []
+    assert "of a bug" in logs.getvalue()
 
 
 async def test_the_service_purges_by_itself(live_url: str) -> None:

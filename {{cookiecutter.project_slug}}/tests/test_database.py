@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.util import greenlet_spawn
 
 from app.application import create_app
 from app.core.database import Database, open_database, release_connection
@@ -297,3 +298,45 @@ async def test_foreign_keys_hold(live_client: httpx2.AsyncClient, live_url: str)
 
     for table in ("users", "sessions", "refresh_tokens"):
         assert await execute_async(live_url, f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608  # fixed names
+
+
+async def test_those_as_old_as_a_lost_connection_are_not_used_again(empty_url: str) -> None:
+    async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
+        engine, pool = await open_pool(database)
+        lent = [await pool.lend(engine) for _ in range(3)]
+        old = {each.connection.driver_connection for each in lent}
+        for each in lent[1:]:
+            pool.give_back(each)
+        await greenlet_spawn(pool.lose, lent[0], ZeroDivisionError())
+
+        new = await pool.lend(engine)
+
+        assert new.connection.driver_connection not in old
+        pool.give_back(new)
+        assert pool.in_use == 0
+
+
+async def test_a_connection_that_lay_at_hand_for_long_is_looked_at(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
+        engine, pool = await open_pool(database)
+        first = await pool.lend(engine)
+        pool.give_back(first)
+        again = await pool.lend(engine)
+        pool.give_back(again)
+        monkeypatch.setattr("app.core.pool.LENT_SECONDS", -1)
+
+        later = await pool.lend(engine)
+        later.connection.close()
+
+    assert again is first
+    assert later.since > first.since
+
+
+async def open_pool(database: Database) -> tuple[AsyncEngine, FairPool]:
+    async with database.read() as session:
+        engine = session.bind
+    assert isinstance(engine, AsyncEngine)
+    assert isinstance(engine.pool, FairPool)
+    return engine, engine.pool

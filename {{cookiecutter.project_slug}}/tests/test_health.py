@@ -98,3 +98,24 @@ async def test_probes_are_answered_whatever_host_they_name(client: httpx2.AsyncC
     response = await client.get(path, headers={"Host": "10.0.0.7"})
 
     assert response.status_code == 200
+
+
+async def test_not_ready_is_told_in_time_by_a_database_that_does_not_let_go(
+    live_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = asyncio.Event()
+
+    async def hold(_session: object) -> bool:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # As psycopg, which tells the server to stop and waits for it.
+            await let_go.wait()
+        return True
+
+    monkeypatch.setattr("app.health.service.is_at_head", hold)
+    async with open_client(create_app(make_settings(live_url, readiness_timeout_seconds=0.05))) as client:
+        response = await client.get("/health/ready")
+        let_go.set()
+
+    assert response.status_code == 503

@@ -317,6 +317,26 @@ async def test_a_statement_is_compiled_once(live_database: Database, monkeypatch
     assert len(compiled) == 1
 
 
+async def test_statements_that_are_made_each_time_do_not_pile_up(
+    live_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.statements.MAX_STATEMENTS", 3)
+    compiled = []
+    note = PreparedStatement.__init__
+
+    def count(self: PreparedStatement, *arguments: Any) -> None:  # noqa: ANN401  # passed on
+        compiled.append(self)
+        note(self, *arguments)
+
+    monkeypatch.setattr(PreparedStatement, "__init__", count)
+    async with live_database.read() as session:
+        for _ in range(10):
+            await session.execute(USER_BY_ID.where(User.is_admin), {"user_id": uuid4()})
+        left = len(session._statements._found)
+
+    assert (len(compiled), left) == (10, 3)
+
+
 def test_only_what_is_prepared_is_taken_for_it() -> None:
     statement = select(User.id).limit(bindparam("limit", type_=Integer))
 

@@ -19,7 +19,7 @@ from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.statements import prepare
+from app.core.statements import delete_some, prepare
 from app.core.throttling import Bucket, network_of, purge_counts
 from app.core.toolbox import Toolbox
 from app.users import service as users_service
@@ -71,7 +71,7 @@ REMEMBER_NETWORK = prepare(
         bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
     )
 )
-PURGE_NETWORKS = delete(KnownNetwork).where(KnownNetwork.last_used_at <= bindparam("used_before"))
+PURGE_NETWORKS = delete_some(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
 CREATE_REFRESH_TOKEN = prepare(insert(RefreshToken))
 # One statement decides between two that come with the same token.
 USE_REFRESH_TOKEN = prepare(

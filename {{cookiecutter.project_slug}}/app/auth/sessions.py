@@ -11,7 +11,7 @@ from app.core.database import count_deleted
 from app.core.exceptions import NotFoundError
 from app.core.models import utc_now
 from app.core.requests import Origin
-from app.core.statements import prepare
+from app.core.statements import delete_some, prepare
 from app.users.events import AccountEvent
 from app.users.models import Session, User
 from app.users.service import UserRow
@@ -55,7 +55,7 @@ END_SESSION = prepare(delete(Session).where(Session.id == bindparam("session_id"
 PURGE_OWN_SESSIONS = prepare(
     delete(Session).where(Session.user_id == bindparam("owner_id"), Session.expires_at <= bindparam("now"))
 )
-PURGE_SESSIONS = delete(Session).where(Session.expires_at <= bindparam("now"))
+PURGE_SESSIONS = delete_some(Session, Session.expires_at <= bindparam("now"))
 # All but the most recently used.
 END_SURPLUS_SESSIONS = prepare(
     delete(Session).where(

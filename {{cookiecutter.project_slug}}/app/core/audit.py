@@ -7,7 +7,7 @@ from uuid import UUID
 
 from asgi_correlation_id import correlation_id
 from fastapi import Depends
-from sqlalchemy import JSON, Index, String, bindparam, delete, insert
+from sqlalchemy import JSON, Index, String, bindparam, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -15,7 +15,7 @@ from app.core.config import Settings
 from app.core.database import SessionDep, count_deleted
 from app.core.models import Base, Identity, utc_now
 from app.core.requests import Origin, OriginDep
-from app.core.statements import prepare
+from app.core.statements import delete_some, prepare
 
 
 class AuditEvent(Identity, Base):
@@ -36,7 +36,7 @@ class AuditEvent(Identity, Base):
 
 
 CREATE_EVENT = prepare(insert(AuditEvent))
-PURGE_EVENTS = delete(AuditEvent).where(AuditEvent.created_at <= bindparam("created_before"))
+PURGE_EVENTS = delete_some(AuditEvent, AuditEvent.created_at <= bindparam("created_before"))
 
 
 class Audit:

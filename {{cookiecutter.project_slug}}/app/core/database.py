@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from sqlalchemy import Connection, CursorResult, Delete, Executable, event, exc
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool, Pool, PoolResetState
 from sqlalchemy.util import greenlet_spawn
@@ -14,7 +14,7 @@ from app.core.config import Settings
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 from app.core.pool import FairPool
-from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared, wrap_error
+from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared, is_stale, wrap_error
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -117,7 +117,7 @@ async def _run_on_lent_connection(engine: AsyncEngine, prepared: PreparedStateme
         rows = await prepared.run(lent.connection, given)
     except BaseException as error:
         if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
-            await greenlet_spawn(lent.connection.invalidate, error)
+            await greenlet_spawn(pool.lose, lent, error)
         await greenlet_spawn(lent.connection.close)
         raise
     pool.give_back(lent)
@@ -227,6 +227,7 @@ def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
     """Begin transactions here and not in the drivers, and make SQLite behave like a database."""
     event.listen(engine.sync_engine, "begin", _on_begin)
     event.listen(engine.sync_engine, "reset", _on_reset)
+    event.listen(engine.sync_engine, "handle_error", _on_error)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
     return engine
@@ -239,14 +240,19 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
     arguments: dict[str, Any] = {
         "autocommit": True,
         "connect_timeout": settings.database_connect_timeout_seconds,
-        # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour.
+        # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour, or its two
+        # hours where an answer is owed.
         "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
     }
     if is_pooled:
         # The next statement may find another connection of the server's, which knows nothing of what this one was told.
         return {**arguments, "prepare_threshold": None}
     options = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
-    return {**arguments, "options": options}
+    # Those of DATABASE_URL come first: these are what the service relies on.
+    return {**arguments, "options": f"{settings.url.query.get('options', '')} {options}".strip()}
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
@@ -267,6 +273,11 @@ def _on_begin(connection: Connection) -> None:
     # The drivers are in autocommit: they would begin late, SQLite's without the lock, and for reading it is not needed.
     if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
+
+
+def _on_error(context: ExceptionContext) -> None:
+    if is_stale(context.original_exception):
+        context.is_disconnect = True
 
 
 def _on_reset(connection: DBAPIConnection, _record: object, state: PoolResetState) -> None:

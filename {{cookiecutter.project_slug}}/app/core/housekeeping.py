@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
@@ -15,17 +14,33 @@ from app.core.exceptions import first_line
 
 logger = structlog.get_logger(__name__)
 
-# Returns how many rows it has deleted.
+# Returns how many rows it has deleted; it is asked again until there are none.
 Purge = Callable[[AsyncSession, Settings], Awaitable[int]]
 
 
 async def purge(database: Database, settings: Settings, purges: Sequence[Purge]) -> int:
-    """Return how many rows were deleted; each kind in a transaction of its own, which holds nobody up for long."""
-    deleted = 0
+    """Return how many rows were deleted; one kind that fails does not keep the others from it."""
+    deleted, failed = 0, None
     for purge_some in purges:
-        async with database.write() as session:
-            deleted += await purge_some(session, settings)
+        try:
+            deleted += await _purge_all(database, settings, purge_some)
+        except Exception as error:  # whatever it is: it is told
+            logger.warning("purge failed", error=type(error).__name__, reason=first_line(error))
+            failed = error
+    if failed is not None:
+        raise failed
     return deleted
+
+
+async def _purge_all(database: Database, settings: Settings, purge_some: Purge) -> int:
+    """Delete some at a time, in transactions of their own, which hold nobody up for long."""
+    deleted = 0
+    while True:
+        async with database.write() as session:
+            some = await purge_some(session, settings)
+        deleted += some
+        if not some:
+            return deleted
 
 
 @asynccontextmanager
@@ -47,9 +62,6 @@ async def _purge_forever(database: Database, settings: Settings, purges: Sequenc
     while True:
         # At a time of its own for each of the processes that start together.
         await asyncio.sleep(settings.purge_interval_seconds * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
-        try:
-            deleted = await purge(database, settings, purges)
-        except (SQLAlchemyError, OSError) as error:
-            logger.warning("purge failed", error=first_line(error))
-        else:
-            logger.info("purged", rows=deleted)
+        # What fails was told, and is tried again.
+        with suppress(Exception):
+            logger.info("purged", rows=await purge(database, settings, purges))

@@ -36,6 +36,8 @@ class FairPool(AsyncAdaptedQueuePool):
 
     # Those at hand included.
     _taken = 0
+    # When a connection turned out to be lost: those that are as old are, too.
+    _lost_at = 0.0
 
     @property
     def in_use(self) -> int:
@@ -55,12 +57,15 @@ class FairPool(AsyncAdaptedQueuePool):
 
     async def lend(self, engine: AsyncEngine) -> Lent:
         """For one statement that runs by itself."""
-        if self._at_hand:
-            return self._at_hand.pop()
-        if self._taken >= self.size():
-            lent = await self._wait(reads=True)
-            if lent is not None:
+        while self._at_hand:
+            lent = self._at_hand.pop()
+            if not self._is_old(lent):
                 return lent
+            lent.connection.close()
+        if self._taken >= self.size():
+            turn = await self._wait(reads=True)
+            if turn is not None:
+                return turn
             # Its place is taken again at once, in _do_get.
             self._taken -= 1
         return Lent(time.monotonic(), await engine.raw_connection())
@@ -68,12 +73,20 @@ class FairPool(AsyncAdaptedQueuePool):
     def give_back(self, lent: Lent) -> None:
         """Hand it to who waits, or keep it at hand; it must be in no transaction."""
         waiter = self._next()
-        if time.monotonic() > lent.since + LENT_SECONDS or (waiter is not None and not waiter.reads):
+        if self._is_old(lent) or (waiter is not None and not waiter.reads):
             lent.connection.close()
         elif waiter is None:
             self._at_hand.append(lent)
         else:
             waiter.turn.set_result(lent)
+
+    def lose(self, lent: Lent, error: BaseException) -> None:
+        """Close a connection whose server has gone, and no more use those that are as old."""
+        self._lost_at = time.monotonic()
+        self._invalidate(lent.connection, error)
+
+    def _is_old(self, lent: Lent) -> bool:
+        return lent.since <= self._lost_at or time.monotonic() > lent.since + LENT_SECONDS
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._taken >= self.size():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import BindParameter, Dialect, Executable, TextClause
+from sqlalchemy import BindParameter, ColumnElement, Delete, Dialect, Executable, TextClause, delete, select, tuple_
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, MultipleResultsFound, NoResultFound
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -19,6 +19,11 @@ StatementT = TypeVar("StatementT", bound=Executable)
 Process = Callable[[Any], Any]
 
 PREPARED = "is_prepared"
+ROWS_AT_ONCE = 5000
+# Far more than the code names. A statement that is made of a prepared one has its mark, and would stay for ever.
+MAX_STATEMENTS = 1000
+# PostgreSQL has no code of its own for it (SQLSTATE).
+FEATURE_NOT_SUPPORTED = "0A000"
 
 
 def prepare(statement: StatementT) -> StatementT:
@@ -28,6 +33,14 @@ def prepare(statement: StatementT) -> StatementT:
     statement like any other.
     """
     return statement.execution_options(**{PREPARED: True})
+
+
+def delete_some(model: Any, *conditions: ColumnElement[bool]) -> Delete:  # noqa: ANN401  # a class of Base
+    """Build what deletes a bounded number of rows, so that it ends in time, and none that somebody has locked."""
+    keys = model.__table__.primary_key.columns
+    # Of its own, for PostgreSQL may run a subquery again and again, and lock other rows each time.
+    doomed = select(*keys).where(*conditions).limit(ROWS_AT_ONCE).with_for_update(skip_locked=True).cte("doomed")
+    return delete(model).where(tuple_(*keys).in_(select(*doomed.c)))
 
 
 def is_prepared(statement: Executable) -> bool:
@@ -136,9 +149,15 @@ def wrap_error(
         error,
         dialect.loaded_dbapi.Error,
         hide_parameters=True,
-        connection_invalidated=connection is not None and dialect.is_disconnect(error, connection, None),
+        connection_invalidated=connection is not None
+        and (is_stale(error) or dialect.is_disconnect(error, connection, None)),
         dialect=dialect,
     )
+
+
+def is_stale(error: BaseException) -> bool:
+    """Whether a migration has changed the columns of what the connection has prepared, so that it fails from now on."""
+    return getattr(error, "sqlstate", None) == FEATURE_NOT_SUPPORTED and "cached plan" in str(error)
 
 
 def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Parameter:
@@ -169,7 +188,7 @@ def _pass_on(value: Any) -> Any:  # noqa: ANN401  # whatever the driver takes as
 
 
 class PreparedStatements:
-    """Those that one database has run; there are as many as the code names, and no more."""
+    """Those that one database has run."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -179,5 +198,7 @@ class PreparedStatements:
         key = (statement, names)
         found = self._found.get(key)
         if found is None:
+            if len(self._found) >= MAX_STATEMENTS:
+                del self._found[next(iter(self._found))]
             found = self._found[key] = PreparedStatement(statement, names, self._dialect)
         return found

@@ -18,7 +18,7 @@ from app.core.config import Settings
 from app.core.database import Database, count_deleted
 from app.core.exceptions import TooManyRequestsError
 from app.core.models import Base
-from app.core.statements import prepare
+from app.core.statements import delete_some, prepare
 
 logger = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ NEXT_AT = prepare(
     select(ThrottleCount.last_at + ThrottleCount.delay_seconds).where(ThrottleCount.key == bindparam("count_key"))
 )
 FORGET = prepare(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
-PURGE = delete(ThrottleCount).where(ThrottleCount.last_at <= bindparam("forgotten_before"))
+PURGE = delete_some(ThrottleCount, ThrottleCount.last_at <= bindparam("forgotten_before"))
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from app.core.exceptions import UnavailableError, problem_responses
@@ -35,4 +37,5 @@ async def read_readiness(request: Request, settings: SettingsDep) -> Readiness:
 
 @router.get("/metrics", include_in_schema=False)
 async def read_metrics() -> Response:
-    return Response(render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    # In a thread: with many workers it takes a while to add them up.
+    return Response(await asyncio.to_thread(render_metrics), media_type="text/plain; version=0.0.4; charset=utf-8")

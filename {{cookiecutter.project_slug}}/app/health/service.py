@@ -9,20 +9,43 @@ from app.core.schema import is_at_head
 
 logger = structlog.get_logger(__name__)
 
+# The event loop alone would not keep them.
+_under_way: set[asyncio.Task[bool]] = set()
+
 
 async def require_ready(database: Database, timeout_seconds: float) -> None:
     """Raise UnavailableError unless the database answers in time and its schema is the one this code needs."""
+    asking = asyncio.create_task(_is_at_head(database))
+    _under_way.add(asking)
+    asking.add_done_callback(_let_go)
     try:
-        async with asyncio.timeout(timeout_seconds), database.read() as session:
-            at_head = await is_at_head(session)
+        # A driver that is told to stop may take its time over it: the answer does not wait for that.
+        done, _ = await asyncio.wait({asking}, timeout=timeout_seconds)
+        if not done:
+            raise TimeoutError
+        at_head = asking.result()
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         command = "upgrade" if _lacks_schema(error) else "check"
         reason = first_line(error) or type(error).__name__
         logger.warning("not ready", reason=reason, command=f"python -m app db {command}")
         raise UnavailableError("The database is not ready.") from error
+    finally:
+        asking.cancel()
     if not at_head:
         logger.warning("not ready", reason="the schema is not at head", command="python -m app db upgrade")
         raise UnavailableError("The database is not ready.")
+
+
+def _let_go(asking: asyncio.Task[bool]) -> None:
+    _under_way.discard(asking)
+    if not asking.cancelled():
+        # Otherwise it would be logged as one that nobody has looked at.
+        asking.exception()
+
+
+async def _is_at_head(database: Database) -> bool:
+    async with database.read() as session:
+        return await is_at_head(session)
 
 
 def _lacks_schema(error: Exception) -> bool:

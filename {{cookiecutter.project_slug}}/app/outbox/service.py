@@ -13,6 +13,7 @@ from sqlalchemy.sql import func
 from app.core.config import Settings
 from app.core.database import count_deleted
 from app.core.models import utc_now
+from app.core.statements import delete_some
 from app.outbox.models import OutgoingEmail
 
 EmailRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -76,8 +77,8 @@ FAILED = (
     .where(OutgoingEmail.due_at.is_(None))
     .order_by(OutgoingEmail.id)
 )
-PURGE_FAILED = delete(OutgoingEmail).where(
-    OutgoingEmail.due_at.is_(None), OutgoingEmail.created_at <= bindparam("created_before")
+PURGE_FAILED = delete_some(
+    OutgoingEmail, OutgoingEmail.due_at.is_(None), OutgoingEmail.created_at <= bindparam("created_before")
 )
 RETRY_FAILED = (
     update(OutgoingEmail)

@@ -13,6 +13,7 @@ from app.core.database import count_deleted
 from app.core.exceptions import UnprocessableError
 from app.core.models import utc_now
 from app.core.security import create_opaque_token, hash_opaque_token
+from app.core.statements import delete_some
 from app.users.models import OneTimeToken
 
 TokenRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -41,7 +42,7 @@ FIND_TOKEN = select(OneTimeToken.purpose, OneTimeToken.user_id, OneTimeToken.add
 # One statement decides between two that come with the same token.
 USE_TOKEN = delete(OneTimeToken).where(*VALID).returning(OneTimeToken.user_id)
 REVOKE_TOKENS = delete(OneTimeToken).where(OneTimeToken.user_id == bindparam("owner_id"))
-PURGE_TOKENS = delete(OneTimeToken).where(OneTimeToken.expires_at <= bindparam("now"))
+PURGE_TOKENS = delete_some(OneTimeToken, OneTimeToken.expires_at <= bindparam("now"))
 
 
 async def create_token(session: AsyncSession, purpose: Purpose, user_id: UUID, address: str) -> str:

@@ -1,0 +1,110 @@
+"""What PostgreSQL alone does: settings of its connections, prepared statements, locks on rows."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError
+
+from app.core.database import Database, open_database
+from app.core.housekeeping import purge
+from app.core.statements import prepare
+from app.core.throttling import ThrottleCount, purge_counts
+from app.users.models import User
+from tests.databases import execute_async, make_settings, server_url
+
+pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
+
+NAMES = select(User.name)
+PREPARED_NAMES = prepare(select(User.name))
+WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
+# After so many psycopg has the server prepare a statement.
+MANY = 8
+
+
+@pytest.fixture
+async def live_database(live_url: str) -> AsyncIterator[Database]:
+    async with open_database(make_settings(live_url, database_pool_size=2)) as database:
+        yield database
+
+
+async def test_a_server_that_vanished_is_given_up(live_database: Database) -> None:
+    async with live_database.read() as session:
+        raw = await (await session.connection()).get_raw_connection()
+        driver: Any = raw.driver_connection
+        parameters = driver.info.get_parameters()
+
+    assert int(parameters["tcp_user_timeout"]) > 0
+    idle, interval, count = (int(parameters[f"keepalives_{name}"]) for name in ("idle", "interval", "count"))
+    assert idle + interval * count <= 30
+
+
+async def test_options_of_the_url_are_kept(live_url: str) -> None:
+    url = f"{live_url}&options=-c%20search_path%3Dtenant"
+    async with open_database(make_settings(url)) as database, database.read() as session:
+        shown = [await session.scalar(text(f"SHOW {name}")) for name in ("search_path", "timezone")]
+
+    assert shown == ["tenant", "UTC"]
+
+
+async def test_reading_goes_on_when_a_migration_changes_the_columns(live_database: Database, live_url: str) -> None:
+    async def read() -> object:
+        async with live_database.read() as session:
+            return (await session.execute(PREPARED_NAMES)).all()
+
+    for _ in range(MANY):
+        await read()
+    await execute_async(live_url, WIDEN)
+
+    assert await read() == []
+
+
+async def test_what_is_not_prepared_here_fails_once_when_a_migration_changes_the_columns(
+    live_database: Database, live_url: str
+) -> None:
+    async def read() -> object:
+        async with live_database.read() as session:
+            return (await session.scalars(NAMES)).all()
+
+    for _ in range(MANY):
+        await read()
+    await execute_async(live_url, WIDEN)
+
+    with pytest.raises(DBAPIError) as caught:
+        await read()
+    assert caught.value.connection_invalidated
+    assert await read() == []
+
+
+async def test_a_restart_of_the_server_costs_one_write(live_url: str) -> None:
+    add = prepare(select(func.pg_backend_pid()))
+
+    async def write(database: Database) -> None:
+        async with database.write_one() as session:
+            await session.execute(add)
+
+    async with open_database(make_settings(live_url, database_pool_size=4)) as database:
+        await asyncio.gather(*(write(database) for _ in range(12)))
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        await execute_async(live_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")  # noqa: S608  # our own
+
+        with pytest.raises(DBAPIError):
+            await write(database)
+        for _ in range(4):
+            await write(database)
+
+
+async def test_a_purge_waits_for_nobody(live_database: Database, live_url: str) -> None:
+    values = "('{}', 1, 0, 0)"
+    statement = "INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at) VALUES "
+    await execute_async(live_url, statement + ", ".join(map(values.format, "ab")))
+    async with live_database.write() as session:
+        await session.execute(text("UPDATE throttle_counts SET attempts = 2 WHERE key = 'a'"))
+
+        deleted = await purge(live_database, make_settings(live_url), [purge_counts])
+
+    assert deleted == 1
+    async with live_database.read() as session:
+        assert (await session.scalars(select(ThrottleCount.key))).all() == ["a"]
