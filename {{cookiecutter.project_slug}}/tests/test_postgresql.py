@@ -1,14 +1,15 @@
 """What PostgreSQL alone does: settings of its connections, prepared statements, locks on rows."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from app.core.database import Database, open_database
+from app.core.database import Database, Session, open_database
 from app.core.housekeeping import purge
 from app.core.statements import prepare
 from app.core.throttling import ThrottleCount, purge_counts
@@ -78,22 +79,25 @@ async def test_what_is_not_prepared_here_fails_once_when_a_migration_changes_the
     assert await read() == []
 
 
-async def test_a_restart_of_the_server_costs_one_write(live_url: str) -> None:
+@pytest.mark.parametrize("notices", [Database.write_one, Database.write], ids=["one statement", "a session"])
+async def test_a_restart_of_the_server_costs_one_write(
+    live_url: str, notices: Callable[[Database], AbstractAsyncContextManager[Session]]
+) -> None:
     add = prepare(select(func.pg_backend_pid()))
 
-    async def write(database: Database) -> None:
-        async with database.write_one() as session:
+    async def write(database: Database, way: Callable[[Database], AbstractAsyncContextManager[Session]]) -> None:
+        async with way(database) as session:
             await session.execute(add)
 
     async with open_database(make_settings(live_url, database_pool_size=4)) as database:
-        await asyncio.gather(*(write(database) for _ in range(12)))
+        await asyncio.gather(*(write(database, Database.write_one) for _ in range(12)))
         others = "datname = current_database() AND pid <> pg_backend_pid()"
         await execute_async(live_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")  # noqa: S608  # our own
 
         with pytest.raises(DBAPIError):
-            await write(database)
+            await write(database, notices)
         for _ in range(4):
-            await write(database)
+            await write(database, Database.write_one)
 
 
 async def test_a_purge_waits_for_nobody(live_database: Database, live_url: str) -> None:

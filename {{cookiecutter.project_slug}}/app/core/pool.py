@@ -2,7 +2,7 @@ import asyncio
 import time
 from collections import deque
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -82,8 +82,12 @@ class FairPool(AsyncAdaptedQueuePool):
 
     def lose(self, lent: Lent, error: BaseException) -> None:
         """Close a connection whose server has gone, and no more use those that are as old."""
-        self._lost_at = time.monotonic()
         self._invalidate(lent.connection, error)
+
+    def _invalidate(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # those of SQLAlchemy's
+        """SQLAlchemy calls it where a session has lost its connection."""
+        self._lost_at = time.monotonic()
+        super()._invalidate(*arguments, **options)
 
     def _is_old(self, lent: Lent) -> bool:
         return lent.since <= self._lost_at or time.monotonic() > lent.since + LENT_SECONDS
