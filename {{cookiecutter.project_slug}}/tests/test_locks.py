@@ -125,7 +125,7 @@ async def test_a_second_factor_is_begun_while_the_account_is_deleted(live_url: s
         begun = await client.post(path, json=body, headers=user.headers)
         async with other.write() as another:
             await another.execute(
-                text("SELECT id FROM users FOR UPDATE" if is_postgresql(live_url) else "DELETE FROM todos")
+                text("SELECT id FROM users FOR UPDATE" if is_postgresql(live_url) else "DELETE FROM one_time_tokens")
             )
             beginning = asyncio.create_task(client.post(path, json=body, headers=user.headers))
             await somebody_is_blocked(live_url)
