@@ -112,6 +112,9 @@ async def test_the_ways_to_read_a_result_work(live_database: Database, way: str)
         assert (await session.execute(ONE)).one_or_none() == (1,)
         assert await session.scalar(ONE) == 1
         assert (await session.scalars(ONE)).all() == [1]
+        assert (await session.execute(ONE)).scalar_one() == 1
+        assert (await session.execute(ONE)).scalar_one_or_none() == 1
+        assert (await session.execute(prepare(select(User.id)))).scalar_one_or_none() is None
         assert (await session.execute(prepare(select(User.id)))).all() == []
         assert await session.scalar(prepare(select(User.id))) is None
 

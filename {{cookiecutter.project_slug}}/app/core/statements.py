@@ -66,10 +66,17 @@ class Rows(list[Any]):
             raise NoResultFound("No row was found when one was required")
         return self.one_or_none()
 
+    def scalar_one(self) -> Any:  # noqa: ANN401  # a value of the first column's type
+        return self.one()[0]
+
+    def scalar_one_or_none(self) -> Any:  # noqa: ANN401  # see above
+        row = self.one_or_none()
+        return None if row is None else row[0]
+
     def scalars(self) -> "Rows":
         return Rows(row[0] for row in self)
 
-    def scalar(self) -> Any:  # noqa: ANN401  # a value of the first column's type
+    def scalar(self) -> Any:  # noqa: ANN401  # see above
         return self[0][0] if self else None
 
 
