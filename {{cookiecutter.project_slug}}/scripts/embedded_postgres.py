@@ -14,7 +14,7 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -158,10 +158,21 @@ def find_running(data: Path) -> str | None:
 def run(command: list[str]) -> int:
     """Run a command beside the server of this folder, and return its exit code as a shell does."""
     with EmbeddedPostgres(DATA) as server:
-        child = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": server.url})  # noqa: S603  # the user's own
-        # SIGTERM also for Ctrl-C, which the terminal sends to the child too: a second SIGINT would cut requests off.
+        child: subprocess.Popen[bytes] | None = None
+        is_told = False
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            nonlocal is_told
+            is_told = True
+            if child is not None:
+                # Also for Ctrl-C, which the terminal sends to the child too: a second SIGINT would cut requests off.
+                child.terminate()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda _number, _frame: child.terminate())
+            signal.signal(number, stop)
+        child = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": server.url})  # noqa: S603  # the user's own
+        if is_told:
+            child.terminate()
         stop_with_parent()
         code = child.wait()
         return code if code >= 0 else 128 - code
