@@ -83,6 +83,26 @@ def test_the_server_ends_with_its_launcher(project: Path, environment: dict[str,
     assert run_sql(project, environment, "SELECT 1") == "1"
 
 
+EARLY = """
+import os, signal, subprocess, sys
+from scripts import embedded_postgres
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if command == ["sleep", "600"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+subprocess.Popen = Popen
+sys.exit(embedded_postgres.run(["sleep", "600"]))
+"""
+
+
+def test_a_signal_that_comes_while_the_command_begins_ends_it(project: Path, environment: dict[str, str]) -> None:
+    with start_process([sys.executable, "-c", EARLY], environment, cwd=project) as launcher:
+        assert launcher.wait() == 128 + signal.SIGTERM
+
+
 def read_pid(project: Path) -> int:
     return int((project / ".postgres/postmaster.pid").read_text().split()[0])
 

@@ -1,12 +1,14 @@
 import asyncio
 import os
 import signal
+import threading
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 
 from app.application import create_app
+from app.core.database import Database
 from app.core.lifecycle import watch_for_stop
 from app.core.project import read_project
 from tests.clients import open_client
@@ -119,3 +121,15 @@ async def test_not_ready_is_told_in_time_by_a_database_that_does_not_let_go(
         let_go.set()
 
     assert response.status_code == 503
+
+
+async def test_metrics_are_added_up_beside_the_event_loop(
+    migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.health.router.render_metrics", lambda: threading.current_thread().name.encode())
+
+    async with open_client(create_app(make_settings(migrated_url), database)) as client:
+        response = await client.get("/metrics")
+
+    assert response.status_code == 200
+    assert response.text != threading.current_thread().name

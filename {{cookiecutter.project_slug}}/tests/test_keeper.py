@@ -118,3 +118,9 @@ def test_supervisor_starts_nobody_from_the_moment_it_is_told_to_stop(empty_url: 
     # Not only at the end of the turn, in which one that has ended would be replaced.
     assert options.mood < supervisor.SupervisorStates.RESTARTING < running
     assert keeper.listening.fileno() == -1
+    # One that it is about to start all the same gets a socket, on which it cannot listen.
+    with (
+        supervisor.InheritedSocket(keeper).create_and_bind() as unbound,
+        pytest.raises(OSError, match="Invalid argument"),
+    ):
+        unbound.listen()
