@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -56,7 +56,7 @@ class Session(AsyncSession):
 
     async def _run_by_itself(self, engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
         """Read; where a connection was lost since it was last used, with another one."""
-        # A server that was restarted has lost them all.
+        # More than once: a server that is restarted may lose the next ones, too.
         for _ in range(_pool_of(engine).size()):
             try:
                 return await _run_on_lent_connection(engine, prepared, given)
@@ -135,16 +135,9 @@ class Database:
         self.info: dict[str, Any] = {}
         self._statements = PreparedStatements(reading.dialect)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[Session]:
+    def read(self) -> AbstractAsyncContextManager[Session]:
         """Run each statement by itself: no BEGIN, no COMMIT, and on SQLite no lock."""
-        session = Session(self._reading, self._statements, self.info)
-        try:
-            yield session
-        finally:
-            # Prepared statements alone have opened nothing.
-            if session.in_transaction():
-                await session.close()
+        return _open(Session(self._reading, self._statements, self.info))
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Session]:
@@ -158,15 +151,19 @@ class Database:
                 raise
             await session.commit()
 
-    @asynccontextmanager
-    async def write_one(self) -> AsyncIterator[Session]:
+    def write_one(self) -> AbstractAsyncContextManager[Session]:
         """Run one prepared statement, without the cost of BEGIN and COMMIT: what it wrote stays whatever comes next."""
-        session = StatementSession(self._writing_one, self._statements, self.info)
-        try:
-            yield session
-        finally:
-            if session.in_transaction():
-                await session.close()
+        return _open(StatementSession(self._writing_one, self._statements, self.info))
+
+
+@asynccontextmanager
+async def _open(session: Session) -> AsyncIterator[Session]:
+    try:
+        yield session
+    finally:
+        # Prepared statements alone have opened nothing.
+        if session.in_transaction():
+            await session.close()
 
 
 def _autocommit(bind: AsyncEngine | AsyncConnection) -> AsyncEngine | AsyncConnection:
