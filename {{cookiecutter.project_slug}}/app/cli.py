@@ -62,7 +62,7 @@ def serve(
     reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes, for development.")] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes, kept alive by uvicorn.")] = 1,
 ) -> None:
-    """Serve from one process; start.sh serves with as many as the machine has cores."""
+    """Serve from one process; start.sh serves with several, for all of the machine's cores."""
     settings = load_settings_or_exit(SETTINGS)
     mark_start()
     if reload:
@@ -142,7 +142,7 @@ def check_db() -> None:
 
 @db.command("reset")
 def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
-    """Delete everything, and load the sample data. Not in production."""
+    """Delete everything, and load the sample data. Only where ENVIRONMENT is local or test."""
     settings = load_settings_or_exit(SETTINGS)
     if settings.environment.is_deployed:
         fail(f"ENVIRONMENT is {settings.environment}: nothing is deleted there.")
