@@ -199,7 +199,7 @@ async def test_each_kind_is_purged_to_its_end_whatever_becomes_of_the_others(
 
 async def test_the_service_purges_by_itself(live_url: str) -> None:
     settings = make_settings(live_url, purge_interval_seconds=1)
-    old = f"'{uuid4().hex}', 'old', '', '{{}}', '2020-01-01 00:00:00+00:00'"
+    old = f"'{uuid4().hex}', 'old', '', '[]', '2020-01-01 00:00:00+00:00'"
     async with open_client(create_app(settings)):
         columns = "id, event, device, details, created_at"
         await execute_async(live_url, f"INSERT INTO audit_events ({columns}) VALUES ({old})")  # noqa: S608  # our own

@@ -240,9 +240,9 @@ async def test_an_administrators_deactivation_is_effective_at_once(
     ("method", "path", "body"),
     [
         ("DELETE", ME, None),
-        ("DELETE", f"{USERS}/{{id}}", None),
-        ("PATCH", f"{USERS}/{{id}}", {"is_admin": False}),
-        ("PATCH", f"{USERS}/{{id}}", {"is_active": False}),
+        ("DELETE", USERS + "/{id}", None),
+        ("PATCH", USERS + "/{id}", {"is_admin": False}),
+        ("PATCH", USERS + "/{id}", {"is_active": False}),
     ],
 )
 async def test_the_last_active_administrator_stays(

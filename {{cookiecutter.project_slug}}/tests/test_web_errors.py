@@ -23,7 +23,7 @@ ERRORS = {
 @pytest.fixture
 async def browser(app: FastAPI, settings: Settings) -> AsyncIterator[Browser]:
     @app.get("/{kind}-page")
-    @app.get(f"{settings.api_prefix}/{{kind}}")
+    @app.get(settings.api_prefix + "/{kind}")
     async def fail(kind: str) -> None:
         raise ERRORS[kind][0]
 
