@@ -4,6 +4,7 @@ from app.core.config import FeatureSettings
 from app.core.features import Feature
 from app.health.feature import feature as health
 from app.outbox.feature import feature as outbox
+from app.projects.feature import feature as projects
 from app.todos.feature import feature as todos
 from app.users.feature import feature as users
 from app.weather.feature import feature as weather  # only: weather_example
@@ -17,6 +18,7 @@ FEATURES: tuple[Feature, ...] = (
     users,
     audit,
     todos,
+    projects,
     weather,  # only: weather_example
     web,  # only: web_pages
 )

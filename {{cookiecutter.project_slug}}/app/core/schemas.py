@@ -37,6 +37,20 @@ class Input(BaseModel):
         return data
 
 
+def _remove_defaults(schema: dict[str, Any]) -> None:
+    for field in schema.get("properties", {}).values():
+        field.pop("default", None)
+
+
+class PartialInput(Input):
+    """The body of a PATCH: fields that are not sent stay as they are (see `dump_changes`).
+
+    Python needs a default for each field; the OpenAPI document has none, as clients would send it.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_remove_defaults)
+
+
 class Output(BaseModel):
     """A response body, read from a row."""
 

@@ -3,7 +3,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from app.core.schemas import Identified, Input, Line, Text
+from app.core.schemas import Identified, Input, Line, PartialInput, Text
 
 Title = Annotated[Line, StringConstraints(min_length=1)]
 
@@ -21,7 +21,7 @@ class TodoCreate(Input):
     completed: bool = False
 
 
-class TodoUpdate(Input):
+class TodoUpdate(PartialInput):
     title: Title = ""
     description: Text = ""
     completed: bool = False

@@ -1,0 +1,33 @@
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends
+
+from app.core import uploads
+from app.core.database import SessionDep
+from app.core.uploads import Upload
+from app.projects import service
+from app.projects.models import ExpenseRecord, ProjectRecord
+from app.users.dependencies import CurrentUser
+
+MAX_RECEIPT_BYTES = 10 * 1024 * 1024
+
+
+async def get_own_project(project_id: UUID, user: CurrentUser, session: SessionDep) -> ProjectRecord:
+    return await service.get_project(session, user.id, project_id)
+
+
+ProjectDep = Annotated[ProjectRecord, Depends(get_own_project)]
+
+
+async def get_own_expense(expense_id: UUID, project: ProjectDep, session: SessionDep) -> ExpenseRecord:
+    return await service.get_expense(session, project, expense_id)
+
+
+ExpenseDep = Annotated[ExpenseRecord, Depends(get_own_expense)]
+
+# A route names it after ExpenseDep: nobody sends a file before it is known whose expense it is for.
+ReceiptUpload = Annotated[
+    Upload,
+    uploads.accept(max_bytes=MAX_RECEIPT_BYTES, media_types=("application/pdf", "image/jpeg", "image/png")),
+]

@@ -1,0 +1,44 @@
+"""A project's expenses as CSV, streamed: memory and connections stay the same however many there are."""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Iterable
+from uuid import UUID
+
+from app.core.database import Database
+from app.core.pagination import PageRequest
+from app.projects import service
+from app.projects.models import ExpenseRecord
+
+BATCH_SIZE = 500
+HEAD = ("spent_on", "title", "amount", "category", "note")
+# Spreadsheets run a cell that begins with one of these as a formula.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+async def export_expenses(database: Database, project_id: UUID) -> AsyncIterator[str]:
+    """Read one page after the other; between two, while the client receives, no connection is held."""
+    yield _write([HEAD])
+    cursor = None
+    while True:
+        async with database.read() as session:
+            page = await service.list_expenses(session, project_id, PageRequest(BATCH_SIZE, cursor))
+        yield _write(map(_to_row, page.items))
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _to_row(expense: ExpenseRecord) -> tuple[object, ...]:
+    note = _neutralise(expense.note or "")
+    return expense.spent_on, _neutralise(expense.title), expense.amount, expense.category, note
+
+
+def _neutralise(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def _write(rows: Iterable[tuple[object, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()

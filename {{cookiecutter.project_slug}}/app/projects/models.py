@@ -1,0 +1,82 @@
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.core.models import Base, Timestamps
+from app.files.models import StoredFile
+from app.users.models import User
+
+
+class ProjectStatus(StrEnum):
+    PLANNED = "planned"
+    ACTIVE = "active"
+    FINISHED = "finished"
+
+
+class ExpenseCategory(StrEnum):
+    TRAVEL = "travel"
+    MATERIAL = "material"
+    OTHER = "other"
+
+
+class Project(Timestamps, Base):
+    __tablename__ = "projects"
+    # A page of the owner's projects is read from this index.
+    __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
+
+    owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[ProjectStatus] = mapped_column(default=ProjectStatus.ACTIVE)
+    starts_on: Mapped[date]
+    # None: without a limit.
+    budget: Mapped[Decimal | None]
+
+    # The database deletes the expenses with their project.
+    expenses: Mapped[list["Expense"]] = relationship(back_populates="project", passive_deletes=True)
+
+
+class Expense(Timestamps, Base):
+    __tablename__ = "expenses"
+    # A page of a project's expenses is read from this index.
+    __table_args__ = (Index(None, "project_id", "created_at", "id"),)
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
+    title: Mapped[str] = mapped_column(String(200))
+    amount: Mapped[Decimal]
+    spent_on: Mapped[date]
+    category: Mapped[ExpenseCategory] = mapped_column(default=ExpenseCategory.OTHER)
+    note: Mapped[str | None] = mapped_column(Text)
+    receipt_id: Mapped[UUID | None] = mapped_column(ForeignKey(StoredFile.id, ondelete="SET NULL"), index=True)
+
+    project: Mapped[Project] = relationship(back_populates="expenses")
+
+
+class ProjectRecord(NamedTuple):
+    """What the service reads of a project."""
+
+    id: UUID
+    name: str
+    status: ProjectStatus
+    starts_on: date
+    budget: Decimal | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class ExpenseRecord(NamedTuple):
+    """What the service reads of an expense."""
+
+    id: UUID
+    title: str
+    amount: Decimal
+    spent_on: date
+    category: ExpenseCategory
+    note: str | None
+    receipt_id: UUID | None
+    created_at: datetime
+    updated_at: datetime

@@ -1,0 +1,132 @@
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.core.database import DatabaseDep, SessionDep, release_connection
+from app.core.exceptions import NotFoundError, problem_responses
+from app.core.pagination import Page, PageDep, PageResult
+from app.core.routing import FeatureRouter
+from app.core.storage import StoreDep
+from app.files import service as files_service
+from app.files.responses import download
+from app.projects import service
+from app.projects.dependencies import ExpenseDep, ProjectDep, ReceiptUpload
+from app.projects.export import export_expenses
+from app.projects.models import ExpenseRecord, ProjectRecord
+from app.projects.schemas import (
+    ExpenseCreate,
+    ExpenseRead,
+    ExpenseUpdate,
+    ProjectCreate,
+    ProjectRead,
+    ProjectReport,
+    ProjectUpdate,
+)
+from app.users.dependencies import CurrentUser
+
+router = FeatureRouter(prefix="/projects", tags=["projects"])
+# A child resource: the project in the path is loaded, and its owner checked, by ProjectDep.
+expenses = FeatureRouter(prefix="/{project_id}/expenses")
+
+
+@router.post("", status_code=201, response_model=ProjectRead, responses=problem_responses(401, 403, 409))
+async def create_project(
+    data: ProjectCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
+) -> ProjectRecord:
+    project = await service.create_project(session, user.id, data)
+    response.headers["Location"] = request.app.url_path_for("read_project", project_id=project.id)
+    return project
+
+
+@router.get("", response_model=Page[ProjectRead], responses=problem_responses(401, 403))
+async def list_projects(user: CurrentUser, session: SessionDep, page: PageDep) -> PageResult[ProjectRecord]:
+    """List one's own projects, the newest first."""
+    return await service.list_projects(session, user.id, page)
+
+
+@router.get("/{project_id}", response_model=ProjectRead, responses=problem_responses(401, 403, 404))
+async def read_project(project: ProjectDep) -> ProjectRecord:
+    return project
+
+
+@router.patch("/{project_id}", response_model=ProjectRead, responses=problem_responses(401, 403, 404))
+async def update_project(data: ProjectUpdate, project: ProjectDep, session: SessionDep) -> ProjectRecord:
+    """Change what is sent, and nothing else."""
+    return await service.update_project(session, project, data)
+
+
+@router.delete("/{project_id}", status_code=204, responses=problem_responses(401, 403, 404))
+async def delete_project(project: ProjectDep, session: SessionDep) -> None:
+    """Delete the project with its expenses and their receipts."""
+    await service.delete_project(session, project)
+
+
+@router.get("/{project_id}/report", responses=problem_responses(401, 403, 404))
+async def read_report(project: ProjectDep, session: SessionDep) -> ProjectReport:
+    return await service.report(session, project.id)
+
+
+@router.get("/{project_id}/export", response_class=StreamingResponse, responses=problem_responses(401, 403, 404))
+async def export_project(project: ProjectDep, database: DatabaseDep) -> StreamingResponse:
+    """Download all expenses as CSV."""
+    headers = {"Content-Disposition": 'attachment; filename="expenses.csv"'}
+    return StreamingResponse(export_expenses(database, project.id), headers=headers, media_type="text/csv")
+
+
+@expenses.post("", status_code=201, response_model=ExpenseRead, responses=problem_responses(401, 403, 404, 409))
+async def create_expense(
+    data: ExpenseCreate, project: ProjectDep, session: SessionDep, request: Request, response: Response
+) -> ExpenseRecord:
+    expense = await service.create_expense(session, project, data)
+    path = request.app.url_path_for("read_expense", project_id=project.id, expense_id=expense.id)
+    response.headers["Location"] = path
+    return expense
+
+
+@expenses.get("", response_model=Page[ExpenseRead], responses=problem_responses(401, 403, 404))
+async def list_expenses(project: ProjectDep, session: SessionDep, page: PageDep) -> PageResult[ExpenseRecord]:
+    """List a project's expenses, the newest first."""
+    return await service.list_expenses(session, project.id, page)
+
+
+@expenses.get("/{expense_id}", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
+async def read_expense(expense: ExpenseDep) -> ExpenseRecord:
+    return expense
+
+
+@expenses.patch("/{expense_id}", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
+async def update_expense(data: ExpenseUpdate, expense: ExpenseDep, session: SessionDep) -> ExpenseRecord:
+    """Change what is sent, and nothing else."""
+    return await service.update_expense(session, expense, data)
+
+
+@expenses.delete("/{expense_id}", status_code=204, responses=problem_responses(401, 403, 404))
+async def delete_expense(expense: ExpenseDep, session: SessionDep) -> None:
+    await service.delete_expense(session, expense)
+
+
+@expenses.put("/{expense_id}/receipt", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
+async def upload_receipt(
+    expense: ExpenseDep,
+    user: CurrentUser,
+    upload: ReceiptUpload,
+    session: SessionDep,
+    database: DatabaseDep,
+    store: StoreDep,
+) -> ExpenseRecord:
+    """Attach a receipt: a PDF file, or a picture as JPEG or PNG, of at most 10 MiB."""
+    # The client may send slowly: no connection waits for it.
+    await release_connection(session)
+    saved = await files_service.save(
+        database, store, user.id, filename=upload.filename, media_type=upload.media_type, chunks=upload.chunks()
+    )
+    return await service.attach_receipt(session, expense, saved)
+
+
+@expenses.get("/{expense_id}/receipt", response_class=StreamingResponse, responses=problem_responses(401, 403, 404))
+async def download_receipt(expense: ExpenseDep, session: SessionDep, store: StoreDep) -> StreamingResponse:
+    if expense.receipt_id is None:
+        raise NotFoundError("The expense has no receipt.")
+    return await download(store, await files_service.get_file(session, expense.receipt_id))
+
+
+router.include_router(expenses)

@@ -1,0 +1,67 @@
+from datetime import date
+from decimal import Decimal
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from app.core.schemas import Identified, Input, Line, Output, PartialInput, Text
+from app.projects.models import ExpenseCategory, ProjectStatus
+
+Title = Annotated[Line, StringConstraints(min_length=1)]
+# JSON has no decimal numbers: an amount is a string in answers, and may be one in requests.
+Amount = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2)]
+
+
+class ProjectCreate(Input):
+    name: Title
+    status: ProjectStatus = ProjectStatus.ACTIVE
+    starts_on: date
+    budget: Amount | None = None
+
+
+class ProjectUpdate(PartialInput):
+    name: Title = ""
+    status: ProjectStatus = ProjectStatus.ACTIVE
+    starts_on: date = date.min
+    budget: Amount | None = None
+
+
+class ProjectRead(Identified):
+    name: str
+    status: ProjectStatus
+    starts_on: date
+    budget: Decimal | None
+
+
+class ProjectReport(Output):
+    """What was spent, in all and by category; `remaining` is null without a budget."""
+
+    spent: Decimal
+    remaining: Decimal | None
+    by_category: dict[ExpenseCategory, Decimal]
+
+
+class ExpenseCreate(Input):
+    title: Title
+    amount: Amount
+    spent_on: date
+    category: ExpenseCategory = ExpenseCategory.OTHER
+    note: Text | None = None
+
+
+class ExpenseUpdate(PartialInput):
+    title: Title = ""
+    amount: Amount = Decimal(0)
+    spent_on: date = date.min
+    category: ExpenseCategory = ExpenseCategory.OTHER
+    note: Text | None = None
+
+
+class ExpenseRead(Identified):
+    title: str
+    amount: Decimal
+    spent_on: date
+    category: ExpenseCategory
+    note: str | None
+    receipt_id: UUID | None
