@@ -46,6 +46,8 @@ class FeatureRouter(APIRouter):
 
     def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # those of APIRouter
         super().__init__(route_class=route_class, **options)
+        # A path holds no parameter literally, but values in its place.
+        self._head = self.prefix.partition("{")[0]
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return super().matches(scope) if self.prefix in scope["path"] else (Match.NONE, {})
+        return super().matches(scope) if self._head in scope["path"] else (Match.NONE, {})
