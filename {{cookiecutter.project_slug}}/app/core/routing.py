@@ -24,13 +24,13 @@ class FeatureRoute(APIRoute):
         takes_form = isinstance(self.body_field.field_info, Form)
 
         async def handle_media_type(request: Request) -> Response:
-            _require_media_type(request, takes_form=takes_form)
+            require_media_type(request, takes_form=takes_form)
             return await handle(request)
 
         return handle_media_type
 
 
-def _require_media_type(request: Request, *, takes_form: bool) -> None:
+def require_media_type(request: Request, *, takes_form: bool) -> None:
     sent = Message()
     sent["content-type"] = request.headers.get("content-type", "none/none")
     media_type = sent.get_content_type()
