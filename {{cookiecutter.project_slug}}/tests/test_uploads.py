@@ -273,17 +273,11 @@ async def test_an_anonymous_client_is_refused_before_its_body_is_read(client: ht
     assert_refused(of_another_kind, 401, "Not authenticated")
 
 
-@pytest.mark.parametrize("media_type", ["image/png", "application/json", "application/x-www-form-urlencoded", "", "é"])
+@pytest.mark.parametrize("media_type", ["image/png", "application/json", "application/x-www-form-urlencoded", "", ";"])
 async def test_a_body_that_is_no_form_with_files_is_refused(
     client: httpx2.AsyncClient, user: Account, media_type: str
 ) -> None:
-    response = await client.put(
-        RECEIPT,
-        content=PNG,
-        headers=[*user.headers.items(), ("Origin", ORIGIN), (b"Content-Type", media_type.encode())],
-    )
-
-    assert_refused(response, 415, "The body must be multipart/form-data.")
+    assert_refused(await put(client, user, PNG, media_type=media_type), 415, "The body must be multipart/form-data.")
 
 
 async def test_a_body_without_a_media_type_is_refused(client: httpx2.AsyncClient, user: Account) -> None:
