@@ -1,4 +1,5 @@
 import asyncio
+import select
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -241,6 +242,9 @@ def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
         pool_timeout=settings.database_pool_timeout_seconds,
         pool_recycle=settings.database_pool_recycle_seconds,
     )
+    # Windows has no poll.
+    if engine.dialect.name == "postgresql" and hasattr(select, "poll"):
+        event.listen(engine.sync_engine, "checkout", _on_checkout)
     return prepare_engine(engine)
 
 
@@ -300,6 +304,18 @@ def _on_begin(connection: Connection) -> None:
     # The drivers are in autocommit: they would begin late, SQLite's without the lock, and for reading it is not needed.
     if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
+
+
+def _on_checkout(connection: DBAPIConnection, _record: object, _proxy: object) -> None:
+    """Replace a connection that the server has closed, for instance in a restart.
+
+    The server sends hardly anything unasked but its farewell: to look at the socket costs microseconds, a query a round
+    trip.
+    """
+    poll = select.poll()
+    poll.register(connection.driver_connection.pgconn.socket, select.POLLIN)
+    if poll.poll(0):
+        raise exc.DisconnectionError("The server has closed the connection.")
 
 
 def _on_error(context: ExceptionContext) -> None:
