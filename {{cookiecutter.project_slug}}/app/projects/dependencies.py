@@ -4,7 +4,7 @@ from uuid import UUID
 from fastapi import Depends
 
 from app.core import uploads
-from app.core.database import SessionDep
+from app.core.database import DatabaseDep, SessionDep
 from app.core.uploads import Upload
 from app.projects import service
 from app.projects.models import ExpenseRecord, ProjectRecord
@@ -26,7 +26,18 @@ async def get_own_expense(expense_id: UUID, project: ProjectDep, session: Sessio
 
 ExpenseDep = Annotated[ExpenseRecord, Depends(get_own_expense)]
 
-# A route names it after ExpenseDep: nobody sends a file before it is known whose expense it is for.
+
+async def get_expense_for_upload(
+    project_id: UUID, expense_id: UUID, user: CurrentUser, database: DatabaseDep
+) -> ExpenseRecord:
+    """Load the expense in a session of its own: none may be open, and hold a lock, while a client sends a file."""
+    async with database.read() as session:
+        project = await service.get_project(session, user.id, project_id)
+        return await service.get_expense(session, project, expense_id)
+
+
+UploadExpenseDep = Annotated[ExpenseRecord, Depends(get_expense_for_upload)]
+# A route names it after UploadExpenseDep: nobody sends a file before it is known whose expense it is for.
 ReceiptUpload = Annotated[
     Upload,
     uploads.accept(max_bytes=MAX_RECEIPT_BYTES, media_types=("application/pdf", "image/jpeg", "image/png")),

@@ -1,7 +1,7 @@
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.core.database import DatabaseDep, SessionDep, release_connection
+from app.core.database import DatabaseDep, SessionDep
 from app.core.exceptions import NotFoundError, problem_responses
 from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
@@ -9,7 +9,7 @@ from app.core.storage import StoreDep
 from app.files import service as files_service
 from app.files.responses import download
 from app.projects import service
-from app.projects.dependencies import ExpenseDep, ProjectDep, ReceiptUpload
+from app.projects.dependencies import ExpenseDep, ProjectDep, ReceiptUpload, UploadExpenseDep
 from app.projects.export import export_expenses
 from app.projects.models import ExpenseRecord, ProjectRecord
 from app.projects.schemas import (
@@ -106,20 +106,14 @@ async def delete_expense(expense: ExpenseDep, session: SessionDep) -> None:
 
 @expenses.put("/{expense_id}/receipt", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
 async def upload_receipt(
-    expense: ExpenseDep,
-    user: CurrentUser,
-    upload: ReceiptUpload,
-    session: SessionDep,
-    database: DatabaseDep,
-    store: StoreDep,
+    expense: UploadExpenseDep, user: CurrentUser, upload: ReceiptUpload, database: DatabaseDep, store: StoreDep
 ) -> ExpenseRecord:
     """Attach a receipt: a PDF file, or a picture as JPEG or PNG, of at most 10 MiB."""
-    # The client may send slowly: no connection waits for it.
-    await release_connection(session)
     saved = await files_service.save(
         database, store, user.id, filename=upload.filename, media_type=upload.media_type, chunks=upload.chunks()
     )
-    return await service.attach_receipt(session, expense, saved)
+    async with database.write() as session:
+        return await service.attach_receipt(session, expense, saved)
 
 
 @expenses.get("/{expense_id}/receipt", response_class=StreamingResponse, responses=problem_responses(401, 403, 404))
