@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -121,17 +122,35 @@ def upgrade(revision: Annotated[str, typer.Argument(help="Alembic's notation.")]
     """Bring the schema to head, or to REVISION."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Upgrading to {revision} ...")
-    run(migrations.upgrade(settings, revision))
-    typer.echo("Done.")
+    if run(migrations.upgrade(settings, revision)):
+        typer.echo("Done.")
+    else:
+        typer.echo("A newer release has migrated this database: the schema stays as it is.")
 
 
-@db.command()
+# So that -1 is a revision and no option.
+@db.command(context_settings={"ignore_unknown_options": True})
 def downgrade(revision: Annotated[str, typer.Argument(help="Alembic's notation, such as -1 or base.")]) -> None:
     """Take the schema back to REVISION."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Downgrading to {revision} ...")
     run(migrations.downgrade(settings, revision))
     typer.echo("Done.")
+
+
+@db.command()
+def revision(
+    message: Annotated[str, typer.Argument(metavar="MESSAGE", help="What changes, such as: add notes.")],
+) -> None:
+    """Upgrade the database, then write a migration for what has changed in the models. For development."""
+    if not message.strip():
+        raise typer.BadParameter("MESSAGE must say what changes.")
+    settings = load_settings_or_exit(SETTINGS)
+    if settings.environment.is_deployed:
+        fail(f"ENVIRONMENT is {settings.environment}: migrations are written in development.")
+    if find_spec("ruff") is None:
+        fail("Migrations are formatted with ruff: install the development tools with `make install` or `uv sync`.")
+    run(migrations.write_migration(settings, message))
 
 
 @db.command("check")

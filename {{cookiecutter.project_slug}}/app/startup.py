@@ -30,10 +30,9 @@ async def prepare_database(settings: Settings, security: Security) -> None:
         return
     if settings.reset_db:
         await reset_once(settings, security)
+        _remember_prepared()
     elif settings.update_db:
-        await migrations.upgrade(settings)
-        logger.info("database is up to date")
-    _remember_prepared()
+        await update_once(settings)
 
 
 def _was_prepared() -> bool:
@@ -41,9 +40,15 @@ def _was_prepared() -> bool:
     return mark is not None and mark.exists()
 
 
-def _remember_prepared() -> None:
-    if mark := _mark():
-        mark.touch(mode=0o600)
+def _remember_prepared() -> bool:
+    """Return whether this process is the first of its start to do so."""
+    mark = _mark()
+    try:
+        if mark is not None:
+            mark.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _mark() -> Path | None:
@@ -51,6 +56,17 @@ def _mark() -> Path | None:
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     # An operator's own folder outlives the start; and a reload may bring code with new migrations.
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
+
+
+async def update_once(settings: Settings) -> None:
+    """Bring the schema to head unless it is ahead; one of the workers says so."""
+    is_ahead = not await migrations.upgrade(settings)
+    if not _remember_prepared():
+        return
+    if is_ahead:
+        logger.warning("a newer release has migrated the database: its schema is left alone")
+    else:
+        logger.info("database is up to date")
 
 
 async def reset_once(settings: Settings, security: Security) -> None:
@@ -89,6 +105,21 @@ def _read_last_reset(connection: Connection) -> float | None:
 
 def _drop_everything(connection: Connection) -> None:
     """Also what no migration knows: a reset helps where the schema is broken."""
+    _drop_views(connection)
     existing = MetaData()
     existing.reflect(connection)
     existing.drop_all(connection)
+
+
+def _drop_views(connection: Connection) -> None:
+    """PostgreSQL drops no table that a view reads; SQLite has no CASCADE, and needs none."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    inspector = inspect(connection)
+    views = {"VIEW": inspector.get_view_names()}
+    if not is_sqlite:
+        views["MATERIALIZED VIEW"] = inspector.get_materialized_view_names()
+    quote = connection.dialect.identifier_preparer.quote
+    for kind, names in views.items():
+        for name in names:
+            # IF EXISTS: a view that reads another one is dropped with it.
+            connection.exec_driver_sql(f"DROP {kind} IF EXISTS {quote(name)}{'' if is_sqlite else ' CASCADE'}")

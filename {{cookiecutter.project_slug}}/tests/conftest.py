@@ -1,6 +1,8 @@
 import asyncio
 import io
 import logging
+import shutil
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +19,8 @@ from app.application import create_app
 from app.core.config import ServerSettings, Settings
 from app.core.database import Database, create_patient_engine
 from app.core.logging import configure_logging
+from app.core.project import ROOT
+from app.core.schema import read_revisions
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import create_test_database, make_settings, migrate
@@ -104,6 +108,21 @@ async def sqlite_threads_end() -> AsyncIterator[None]:
         if time.monotonic() > deadline:
             break
         await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def migrations_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the migrations, which a test may change; this process uses it."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "migrations", project / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("alembic.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, project / name)
+    monkeypatch.setattr("app.core.schema.ROOT", project)
+    # Alembic puts the folder of alembic.ini first.
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    read_revisions.cache_clear()
+    yield project / "migrations"
+    read_revisions.cache_clear()
 
 
 @pytest.fixture

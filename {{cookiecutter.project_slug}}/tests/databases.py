@@ -76,5 +76,12 @@ async def execute_async(url: str, statement: str) -> list[tuple[object, ...]]:
         await engine.dispose()
 
 
+def add_migration(folder: Path, revision: str, previous: str | None) -> None:
+    """Write a migration that does nothing into a copy of the project's."""
+    lines = [f"{name} = {value!r}" for name, value in {"revision": revision, "down_revision": previous}.items()]
+    functions = [f"def {name}() -> None:\n    pass" for name in ("upgrade", "downgrade")]
+    (folder / "versions" / f"{revision}_extra.py").write_text("\n".join([*lines, *functions]), encoding="utf-8")
+
+
 def migrate(url: str) -> None:
     asyncio.run(migrations.upgrade(make_settings(url)))

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from app.api import SETTINGS
 from app.cli import cli
 from app.core.config import Settings, env_names
 from app.core.project import ROOT
+from app.core.schema import head_revision
 from tests.databases import SECRET_KEY, execute, migrate, unreachable_url
 
 PASSWORD = "correct horse battery staple"
@@ -88,6 +90,63 @@ def test_the_schema_goes_up_is_checked_and_goes_down(empty_url: str) -> None:
     assert manage(empty_url, "db", "downgrade", "base").returncode == 0
 
     assert execute(empty_url, "SELECT * FROM alembic_version") == []
+
+
+def test_the_schema_goes_down_by_one(empty_url: str) -> None:
+    migrate(empty_url)
+
+    result = manage(empty_url, "db", "downgrade", "-1")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert execute(empty_url, "SELECT version_num FROM alembic_version") != [(head_revision(),)]
+
+
+def test_a_schema_of_a_newer_release_is_left_alone(empty_url: str) -> None:
+    migrate(empty_url)
+    execute(empty_url, "UPDATE alembic_version SET version_num = '9999'")
+
+    upgrade = manage(empty_url, "db", "upgrade")
+    downgrade = manage(empty_url, "db", "downgrade", "base")
+
+    assert upgrade.returncode == 0
+    assert "A newer release has migrated this database: the schema stays as it is." in upgrade.stdout
+    assert downgrade.returncode == 1
+    assert "A newer release has migrated this database: use that release" in downgrade.stderr
+
+
+def test_a_migration_is_written(empty_url: str, migrations_folder: Path) -> None:
+    result = manage(empty_url, "db", "revision", "--", "--it's new")
+
+    assert result.returncode == 0
+    (file,) = (migrations_folder / "versions").glob("*_it_s_new.py")
+    assert file.read_text(encoding="utf-8").startswith('"""--it\'s new."""')
+
+
+@pytest.mark.parametrize("arguments", [(), ("",), (" ",)])
+def test_a_migration_needs_a_message(empty_url: str, migrations_folder: Path, arguments: tuple[str, ...]) -> None:
+    before = set(migrations_folder.rglob("*.py"))
+
+    result = manage(empty_url, "db", "revision", *arguments)
+
+    assert result.returncode == 2
+    assert "MESSAGE" in result.stderr
+    assert set(migrations_folder.rglob("*.py")) == before
+
+
+def test_a_migration_is_not_written_in_production_or_without_ruff(
+    empty_url: str, migrations_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(migrations_folder.rglob("*.py"))
+    production = {"SECRET_KEY": "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e", "ALLOWED_HOSTS": "example.com"}
+
+    deployed = manage(empty_url, "db", "revision", "add notes", ENVIRONMENT="production", **production)
+    monkeypatch.setattr("app.cli.find_spec", lambda _name: None)
+    bare = manage(empty_url, "db", "revision", "add notes")
+
+    assert (deployed.returncode, bare.returncode) == (1, 1)
+    assert "migrations are written in development" in deployed.stderr
+    assert "install the development tools" in bare.stderr
+    assert set(migrations_folder.rglob("*.py")) == before
 
 
 def test_an_unknown_revision_is_one_sentence(empty_url: str) -> None:
