@@ -16,7 +16,7 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
@@ -53,11 +53,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.core import migrations
 from app.core.autogenerate import next_revision
 from app.core.config import Settings
-from app.core.database import create_patient_engine
+from app.core.database import create_patient_engine, open_database
 from app.core.models import Base, FixedPoint, Timestamps, UTCDateTime, utc_now
 from app.core.project import ROOT
+from app.core.query import Command, Query, columns
 from app.core.schema import MigrationsError, head_revision, read_revisions
-from app.users.models import Session, User
+from app.users.models import User, UserSession
 from tests.databases import add_migration, make_settings
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, UTC)
@@ -106,7 +107,7 @@ class Sample(Timestamps, ScratchBase):
     owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
     code: Mapped[str] = mapped_column(String(20), unique=True)
     notes: Mapped[str] = mapped_column(Text)
-    count: Mapped[int]
+    amount: Mapped[int]
     is_open: Mapped[bool]
     ratio: Mapped[float]
     price: Mapped[Decimal]
@@ -117,6 +118,23 @@ class Sample(Timestamps, ScratchBase):
     priority: Mapped[Priority]
     previous: Mapped[Priority | None]
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class SampleRecord(NamedTuple):
+    owner_id: UUID
+    code: str
+    notes: str
+    amount: int
+    is_open: bool
+    ratio: float
+    price: Decimal
+    latitude: Decimal
+    due_on: date
+    seen_at: datetime
+    closed_at: datetime | None
+    priority: Priority
+    previous: Priority | None
+    details: dict[str, Any]
 
 
 SAMPLES = Sample.metadata.tables["samples"]
@@ -190,7 +208,7 @@ class Project:
 
     async def add_session(self) -> None:
         times = {"last_used_at": NOW, "expires_at": NOW, "created_at": NOW}
-        await self.execute(insert(Session), id=uuid4(), user_id=USER_ID, scope="account", device="", **times)
+        await self.execute(insert(UserSession), id=uuid4(), user_id=USER_ID, scope="account", device="", **times)
 
 
 def assert_clean(file: Path) -> None:
@@ -217,28 +235,31 @@ async def test_a_field_of_every_kind_keeps_its_value(project: Project) -> None:
     file = await project.write("add samples")
     await project.go_up_down_up()
     await project.add_rows()
-    values: dict[str, Any] = {
-        "owner_id": USER_ID,
-        "code": "a",
-        "notes": 'it\'s \\ "quoted" %s 🎉',
-        "count": -3,
-        "is_open": True,
-        "ratio": 0.1,
-        "price": Decimal("9999999999.99"),
-        "latitude": Decimal("-12.345678"),
-        "due_on": date(2026, 2, 28),
-        "seen_at": NOW,
-        "closed_at": None,
-        "priority": Priority.HIGH,
-        "previous": None,
-        "details": {"a": [1, None, "ü"]},
-    }
+    record = SampleRecord(
+        owner_id=USER_ID,
+        code="a",
+        notes='it\'s \\ "quoted" %s \u00fc',
+        amount=-3,
+        is_open=True,
+        ratio=0.1,
+        price=Decimal("9999999999.99"),
+        latitude=Decimal("-12.345678"),
+        due_on=date(2026, 2, 28),
+        seen_at=NOW,
+        closed_at=None,
+        priority=Priority.HIGH,
+        previous=None,
+        details={"a": [1, None, "\u00fc"]},
+    )
 
-    await project.execute(insert(Sample), id=uuid4(), **values)
+    async with open_database(project.settings) as database:
+        async with database.write() as session:
+            await session.run(Command(insert(Sample)), **record._asdict())
+        async with database.read() as session:
+            found = await session.fetch_one(Query(select(*columns(SampleRecord, Sample)), SampleRecord))
 
-    [row] = await project.fetch(select(*(getattr(Sample, name) for name in values)))
-    assert tuple(row) == tuple(values.values())
-    assert [type(value) for value in row] == [type(value) for value in values.values()]
+    assert found == record
+    assert [type(value) for value in found] == [type(value) for value in record]
     assert await project.fetch(text("SELECT priority FROM samples")) == [("high-priority",)]
     assert '"priority", sa.String(length=50), nullable=False' in file.read_text(encoding="utf-8")
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Connection, String, column, select, table
 
+from app.core.database import Session
 from app.core.exceptions import AppError
 from app.core.project import ROOT
+from app.core.query import Query
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-REVISION = text("SELECT version_num FROM alembic_version")
+REVISION = Query(select(column("version_num", String)).select_from(table("alembic_version")))
 REPAIR = "Give each migration its own number, in file name and revision, and the one before it as down_revision."
 
 
@@ -72,12 +73,12 @@ def head_revision() -> str | None:
     return read_revisions().head
 
 
-async def is_up_to_date(session: AsyncSession) -> bool:
+async def is_up_to_date(session: Session) -> bool:
     """Whether the schema is at head or ahead of it.
 
     Raises a database error when there is no schema, and MigrationsError.
     """
-    revision: str | None = await session.scalar(REVISION)
+    revision = await session.fetch_value(REVISION)
     # In a thread: the first time it imports Alembic and reads all migrations.
     revisions = await asyncio.to_thread(read_revisions)
     return not revisions.is_behind(revision)
