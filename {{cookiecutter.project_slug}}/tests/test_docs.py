@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import httpx2
 import pytest
@@ -69,7 +70,7 @@ async def test_authorize_knows_where_tokens_come_from(migrated_url: str) -> None
 
 
 def test_other_security_schemes_stay_as_they_are() -> None:
-    others = (
+    others: tuple[Any, ...] = (
         APIKeyHeader(name="X-API-Key"),
         HTTPBearer(),
         OAuth2AuthorizationCodeBearer("https://id.example.com/authorize", tokenUrl="https://id.example.com/token"),
