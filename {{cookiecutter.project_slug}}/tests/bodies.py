@@ -66,7 +66,7 @@ def make_request(
     media_type = JSON if JSON in content else next(iter(content))
     schema = content[media_type].get("schema", {})
     if media_type == MULTIPART:
-        return request | make.multipart(schema, given)
+        return request | make.multipart(schema, given, content[media_type].get("encoding", {}))
     if media_type in (JSON, FORM):
         return request | {"json" if media_type == JSON else "data": make.body(schema, given)}
     request["headers"]["Content-Type"] = media_type
@@ -99,14 +99,19 @@ class Maker:
         made = Maker(self.document, {**self.known, **(given or {})}).value(schema)
         return {**made, **(given or {})} if isinstance(made, dict) else made
 
-    def multipart(self, schema: Schema, given: object) -> dict[str, object]:
+    def multipart(self, schema: Schema, given: object, encoding: Schema) -> dict[str, object]:
         """Make optional files as well: a form without files is not sent as multipart."""
+
+        def make_file(name: str) -> tuple[str, bytes, str]:
+            media_types = encoding.get(name, {}).get("contentType", "text/plain")
+            return "file", b"x", media_types.partition(",")[0]
+
         schema, given = self.resolve(schema), given if isinstance(given, dict) else {}
         files = {name for name, field in schema.get("properties", {}).items() if _is_file(field)}
         texts = {**schema, "required": [name for name in schema.get("required", []) if name not in files]}
         return {
             "data": self.body(texts, {name: value for name, value in given.items() if name not in files}),
-            "files": {name: given.get(name, ("file.txt", b"x", "text/plain")) for name in files},
+            "files": {name: given.get(name, make_file(name)) for name in files},
         }
 
     def value(self, schema: Schema, name: str = "", within: tuple[str, ...] = ()) -> Any:  # noqa: ANN401  # whatever the schema describes

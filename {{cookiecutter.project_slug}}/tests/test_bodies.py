@@ -12,7 +12,9 @@ import pytest
 from fastapi import FastAPI, File, Form, Header, UploadFile
 from pydantic import AnyUrl, AwareDatetime, EmailStr, Field, SecretStr, StringConstraints
 
+from app.core.routing import FeatureRouter
 from app.core.schemas import Input, NewPassword
+from app.core.uploads import Upload, accept
 from tests.bodies import Maker, UnmakeableError, fill_path, make_request
 from tests.clients import open_client
 
@@ -135,6 +137,21 @@ async def test_a_form_with_files_is_multipart_and_has_the_optional_ones() -> Non
         answer = await client.post("/things", **request)
 
     assert answer.json() == ["a.png", "PNG", 1, "x", 12]
+
+
+async def test_an_upload_has_a_media_type_that_its_route_takes() -> None:
+    async def create(file: Annotated[Upload, accept(max_bytes=10, media_types=("image/png", "image/gif"))]) -> str:
+        return file.media_type + str([chunk async for chunk in file.chunks()])
+
+    router = FeatureRouter(prefix="/things")
+    router.add_api_route("", create, methods=["POST"])
+    app = FastAPI()
+    app.include_router(router)
+
+    async with open_client(app) as client:
+        answer = await client.post("/things", **make_request(app.openapi(), "post", "/things", {}))
+
+    assert answer.json() == "image/png[b'x']"
 
 
 async def test_required_parameters_are_sent_and_paths_are_filled() -> None:
