@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.core.database import create_patient_engine
 from app.core.project import ROOT
 from tests.accounts import PASSWORD, TOKEN_PATH
-from tests.databases import SECRET_KEY, make_settings
+from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_settings
 
 # Generous, for machines that do much else; what is waited for comes within moments.
 PATIENCE_SECONDS = 120
@@ -66,6 +66,7 @@ def make_environment(url: str, **changes: str) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "ENVIRONMENT": "test",
         "SECRET_KEY": SECRET_KEY,
+        **REQUIRED_ENVIRONMENT,
         "DATABASE_URL": url,
         "PASSWORD_HASH_TIME_COST": "1",
         "PASSWORD_HASH_MEMORY_COST": "8",

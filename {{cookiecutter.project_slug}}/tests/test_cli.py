@@ -14,10 +14,11 @@ from app.cli import cli
 from app.core.config import Settings, env_names
 from app.core.project import ROOT
 from app.core.schema import head_revision
-from tests.databases import SECRET_KEY, execute, migrate, unreachable_url
+from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, execute, migrate, unreachable_url
 
 PASSWORD = "correct horse battery staple"
 CHEAP_HASHING = {"PASSWORD_HASH_TIME_COST": "1", "PASSWORD_HASH_MEMORY_COST": "8"}
+ENVIRONMENT = {"ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, **REQUIRED_ENVIRONMENT}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Outcome:
 def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
     """Run a command in this process, with nothing of the machine's environment."""
     clean: dict[str, str | None] = dict.fromkeys(env_names(Settings, *SETTINGS))
-    given = {"ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
+    given = {**ENVIRONMENT, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
     result = CliRunner().invoke(cli, arguments, input=stdin, env=clean | given)
     # Anything else would be a traceback on the terminal.
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
@@ -38,7 +39,7 @@ def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Ou
 
 
 def test_the_module_is_the_command(empty_url: str) -> None:
-    environment = {**os.environ, "ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, "DATABASE_URL": empty_url}
+    environment = {**os.environ, **ENVIRONMENT, "DATABASE_URL": empty_url}
     command = [sys.executable, "-m", "app", "db", "upgrade", "nonsense"]
 
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program

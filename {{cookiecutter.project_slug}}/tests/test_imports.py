@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from app.core.project import ROOT
-from tests.databases import SECRET_KEY
+from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 # For some requests only, for commands, for development, and for tests.
@@ -26,7 +26,7 @@ SHOW_COLLECTOR = "import gc, app.main; print(gc.isenabled(), gc.get_freeze_count
 
 
 def run_python(script: str, url: str) -> list[str]:
-    environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url}
+    environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url, **REQUIRED_ENVIRONMENT}
     command = [sys.executable, "-B", "-c", script]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)  # noqa: S603  # ours
     return done.stdout.split()

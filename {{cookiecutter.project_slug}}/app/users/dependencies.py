@@ -15,7 +15,7 @@ from app.users.callers import RecentCallers
 from app.users.models import Caller, UserRecord
 from app.users.scopes import SCOPES, Scope, parse_scope
 
-# The address in the OpenAPI document; app/application.py completes it with API_PREFIX.
+# Relative URLs; app/core/openapi.py puts API_PREFIX before them.
 oauth2_scheme = OAuth2PasswordBearer(
     tokenUrl="auth/token", refreshUrl="auth/token", scopes={scope.value: text for scope, text in SCOPES.items()}
 )
