@@ -131,9 +131,7 @@ def shared_app(migrated_url: str) -> FastAPI:
 
 
 @pytest.fixture
-async def app(
-    shared_app: FastAPI, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> FastAPI:
+async def app(shared_app: FastAPI, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """The service with the test's database; what a test adds to the application is removed after it.
 
     Settings of routes and of middleware need an application of their own.

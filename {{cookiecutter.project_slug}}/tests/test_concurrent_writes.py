@@ -12,6 +12,8 @@ from tests.accounts import PASSWORD
 from tests.databases import execute, migrate
 from tests.servers import NO_TLS, PATIENCE_SECONDS, Server, run_server, wait_for
 
+pytestmark = pytest.mark.processes
+
 USERS = "/api/v1/users"
 WORKERS = 4
 AT_ONCE = 200

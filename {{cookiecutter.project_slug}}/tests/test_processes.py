@@ -36,6 +36,8 @@ from tests.servers import (
     wait_for,
 )
 
+pytestmark = pytest.mark.processes
+
 # A route that reads, and one that writes.
 SESSIONS = "/api/v1/auth/sessions"
 ME = "/api/v1/users/me"
