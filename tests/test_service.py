@@ -191,29 +191,32 @@ def remove_routes(project: BakedProject) -> None:
         replace(sections, (r"(?m)^.*todos.*\n", ""))
 
 
+@pytest.fixture(scope="class")
+def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
+    """A project that has data of the sample, and a feature that was added later."""
+    project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
+    add_notes(project)
+    with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
+        account = {"email": "ada@example.com", "password": PASSWORD}
+        assert server.request("POST", "/api/v1/users", account).status == 201
+        token = log_in(server, "ada@example.com")
+        for name in ("todos", "notes"):
+            assert server.request("POST", f"/api/v1/{name}", {"title": "Keep me"}, token=token).status == 201
+        server.stop(signal.SIGINT, group=True)
+    return project
+
+
+@pytest.fixture(scope="class")
+def outputs(used: BakedProject) -> dict[str, str]:
+    """Remove the sample, and return what each command of the README's steps printed."""
+    return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
+
+
 class RemovalTests:
-    """A team deletes the sample after it has used it, and has added a feature of its own."""
+    """A team removes the sample that it has used."""
 
     database: str
     web_pages: str
-
-    @pytest.fixture(scope="class")
-    def used(self, bake: Bake) -> BakedProject:
-        project = bake(database=self.database, web_pages=self.web_pages)
-        add_notes(project)
-        with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
-            account = {"email": "ada@example.com", "password": PASSWORD}
-            assert server.request("POST", "/api/v1/users", account).status == 201
-            token = log_in(server, "ada@example.com")
-            for name in ("todos", "notes"):
-                assert server.request("POST", f"/api/v1/{name}", {"title": "Keep me"}, token=token).status == 201
-            server.stop(signal.SIGINT, group=True)
-        return project
-
-    @pytest.fixture(scope="class")
-    def outputs(self, used: BakedProject) -> dict[str, str]:
-        """What each command of the README's steps printed."""
-        return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
 
     def test_tests_without_it_reach_the_coverage(self, outputs: dict[str, str]) -> None:
         output = outputs["make check test"]
