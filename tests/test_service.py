@@ -167,6 +167,8 @@ def add_notes(project: BakedProject) -> None:
     )
     replace(project.path / "pyproject.toml", (r"\((app\.)?todos\)", r"\g<0> | \1notes"))
     project.run(["make", "migrate", "m=add notes"])
+    # The imports are in another order.
+    project.run(["make", "fix"])
 
 
 def list_removal(project: BakedProject) -> list[str]:
