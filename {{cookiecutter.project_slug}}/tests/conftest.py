@@ -143,9 +143,28 @@ def database(connection: AsyncConnection) -> Database:
     return Database(reading=connection, writing=connection)
 
 
+@pytest.fixture(scope="session")
+def shared_app(migrated_url: str) -> FastAPI:
+    """One for all tests: FastAPI takes longer to prepare the routes of an application than most tests take."""
+    return create_app(make_settings(migrated_url))
+
+
 @pytest.fixture
-async def app(settings: Settings, database: Database) -> FastAPI:
-    return create_app(settings, database)
+async def app(shared_app: FastAPI, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """The service with the test's database; what a test adds to the application is removed after it.
+
+    Settings of routes and of middleware need an application of their own.
+    """
+    router = shared_app.router
+    monkeypatch.setattr(router, "lifespan_context", create_app(settings, database).router.lifespan_context)
+    monkeypatch.setattr(router, "routes", [*router.routes])
+    monkeypatch.setattr(shared_app, "user_middleware", [*shared_app.user_middleware])
+    monkeypatch.setattr(shared_app, "exception_handlers", {**shared_app.exception_handlers})
+    monkeypatch.setattr(shared_app, "dependency_overrides", {})
+    # Built from the above at the next request.
+    monkeypatch.setattr(shared_app, "middleware_stack", None)
+    monkeypatch.setattr(shared_app, "openapi_schema", None)
+    return shared_app
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def read_metric(server: Server, name: str) -> float:
 
 @contextmanager
 def blocked_writes(url: str) -> Iterator[None]:
-    """Hold the lock that every write needs: requests that write become as slow as the test likes."""
+    """Hold the lock that every write of an account needs: such requests become as slow as the test likes."""
     engine = create_patient_engine(make_settings(url))
     with asyncio.Runner() as runner:
         connection = runner.run(_lock(engine))
@@ -262,7 +262,7 @@ async def _lock(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
     await connection.begin()
     if engine.dialect.name == "postgresql":
-        await connection.execute(text("LOCK TABLE todos IN EXCLUSIVE MODE"))
+        await connection.execute(text("LOCK TABLE users IN EXCLUSIVE MODE"))
     return connection
 
 
