@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.config import Settings
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
-from app.core.throttling import Bucket, network_of
+from app.core.throttling import AttemptCounter, network_of
 from app.core.toolbox import Toolbox
 from app.users import one_time_tokens
 from app.users.models import User
@@ -45,9 +45,9 @@ async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
     Each kind by itself: some lead to no message, and must not keep somebody from those that do.
     """
     network = network_of(tools.origin.address)
-    await tools.throttle.take(
-        Bucket("message asked for from address", network, tools.settings.throttle_address_attempts),
-        Bucket(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
+    await tools.throttle.count(
+        AttemptCounter("message asked for from address", network, tools.settings.throttle_address_attempts),
+        AttemptCounter(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
     )
 
 
