@@ -1,6 +1,5 @@
 import asyncio
 import io
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from app.core.logging import configure_logging
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import create_test_database, make_settings, migrate
+from tests.outgoing import Outgoing
 from tests.second_factor import NOW
 
 THREAD_PATIENCE_SECONDS = 30
@@ -83,7 +83,6 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", stream)
         configure_logging(ServerSettings(_env_file=None, log_format="json"))
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     return stream
 
 
@@ -125,8 +124,16 @@ def database(connection: AsyncConnection) -> Database:
 
 
 @pytest.fixture
-async def app(settings: Settings, database: Database) -> FastAPI:
-    return create_app(settings, database)
+def outgoing() -> Iterator[Outgoing]:
+    """What other services answer and were asked; a call that no test expects fails it."""
+    outgoing = Outgoing()
+    yield outgoing
+    assert not outgoing.unexpected, outgoing.complaint
+
+
+@pytest.fixture
+async def app(settings: Settings, database: Database, outgoing: Outgoing) -> FastAPI:
+    return create_app(settings, database, outgoing.transport)
 
 
 @pytest.fixture

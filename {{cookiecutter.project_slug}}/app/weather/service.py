@@ -9,10 +9,12 @@ from sqlalchemy import Row, Select, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
+from app.core.database import Database
+from app.core.http_client import LazyHttpClient
 from app.core.pagination import PageRequest, Slice, paginate
 from app.core.statements import prepare
 from app.weather.cache import Answer, Cache
-from app.weather.client import WeatherClient, open_client
+from app.weather.client import WeatherClient
 from app.weather.models import WeatherReport
 from app.weather.schemas import Place, UpstreamWeather, WeatherRead, WeatherReportCreate
 from app.weather.settings import WeatherSettings
@@ -44,14 +46,15 @@ class Weather:
 
 
 @asynccontextmanager
-async def open_weather(settings: Settings) -> AsyncIterator[Mapping[str, object]]:
+async def open_weather(
+    settings: Settings, _database: Database, http: LazyHttpClient
+) -> AsyncIterator[Mapping[str, object]]:
     own = settings.of(WeatherSettings)
     answers = Cache[UpstreamWeather](own.weather_cache_seconds, own.weather_stale_seconds, own.weather_cache_size)
-    async with open_client(own) as client:
-        try:
-            yield {STATE: Weather(client, answers)}
-        finally:
-            await answers.close()
+    try:
+        yield {STATE: Weather(WeatherClient(own, http), answers)}
+    finally:
+        await answers.close()
 
 
 async def read_weather(weather: Weather, place: Place) -> WeatherRead:
