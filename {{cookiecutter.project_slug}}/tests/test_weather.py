@@ -26,6 +26,7 @@ from app.weather.settings import WeatherSettings
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import make_settings
+from tests.outgoing import Outgoing
 from tests.proxies import run_proxy, set_proxy
 from tests.sockets import hold_port
 from tests.weather_service import (
@@ -203,6 +204,7 @@ async def test_nobody_at_the_address_is_a_503(
     assert response.headers["retry-after"]
     # The identifier of the request may hold any digits.
     assert str(port) not in response.json()["detail"]
+    assert "Connect call failed" in logs.getvalue()
 
 
 async def test_a_proxy_of_the_environment_is_used(
@@ -222,6 +224,37 @@ async def test_a_proxy_of_the_environment_is_used(
     assert [line.startswith(f"GET {elsewhere}/weather?") for line in proxy.asked] == [True]
     assert service.queries[0]["appid"] == KEY
     assert KEY not in logs.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "cause"),
+    [
+        (httpx2.ConnectError("[Errno -2] Name or service not known"), 503, "ConnectError"),
+        (httpx2.ProxyError("407 Proxy Authentication Required"), 503, "ProxyError"),
+        (httpx2.ReadTimeout(""), 504, "ReadTimeout"),
+        (httpx2.RemoteProtocolError(f"illegal status line: {KEY}"), 502, "RemoteProtocolError"),
+    ],
+)
+async def test_the_log_says_why_the_service_failed(
+    settings: Settings,
+    database: Database,
+    outgoing: Outgoing,
+    logs: io.StringIO,
+    error: Exception,
+    status: int,
+    cause: str,
+) -> None:
+    outgoing.fail("GET", "https://api.openweathermap.org/data/2.5/weather", error)
+    own = WeatherSettings(_env_file=None, weather_api_key=SecretStr(KEY), weather_retry_limit=0)
+    app = create_app(settings.join(own), database, outgoing.transport)
+    async with open_client(app) as client:
+        user = await create_account(client)
+        response = await client.get(LONDON, headers=user.headers)
+
+    lines = [json.loads(line) for line in logs.getvalue().splitlines()]
+    assert response.status_code == status
+    assert [line["cause"] for line in lines if line["event"] == "the weather service failed"] == [cause]
+    assert KEY not in response.text + logs.getvalue()
 
 
 async def test_the_log_says_that_the_key_is_refused(
