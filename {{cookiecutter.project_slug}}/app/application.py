@@ -1,6 +1,6 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
@@ -23,6 +23,7 @@ from app.core.exceptions import (
     problem_responses,
 )
 from app.core.housekeeping import keep_house
+from app.core.http_client import LazyHttpClient, open_http_client
 from app.core.lifecycle import Stopping, mark_start, watch_for_stop
 from app.core.logging import AccessLogMiddleware, configure_logging
 from app.core.metrics import MetricsMiddleware
@@ -34,6 +35,9 @@ from app.core.security import Security
 from app.core.server import trusted_proxies
 from app.outbox.sender import run_sender
 
+if TYPE_CHECKING:
+    from httpx2 import AsyncBaseTransport
+
 
 class State(TypedDict):
     """What the lifespan gives to every request, as `request.state`; features may add to it."""
@@ -42,10 +46,18 @@ class State(TypedDict):
     database: Database
     security: Security
     stopping: Stopping
+    http: LazyHttpClient
 
 
-def create_app(settings: Settings | None = None, database: Database | None = None) -> FastAPI:
-    """Build the service, from the environment unless settings are given; tests hand in a database of their own."""
+def create_app(
+    settings: Settings | None = None,
+    database: Database | None = None,
+    http_transport: "AsyncBaseTransport | None" = None,
+) -> FastAPI:
+    """Build the service, from the environment unless settings are given.
+
+    Tests pass a database of their own, and the transport of a fake for calls to other services.
+    """
     mark_start()
     if settings is None:
         settings = load_settings_or_exit(SETTINGS)
@@ -61,7 +73,7 @@ def create_app(settings: Settings | None = None, database: Database | None = Non
         generate_unique_id_function=_operation_id,
         exception_handlers=dict(EXCEPTION_HANDLERS),
         middleware=_middleware(settings),
-        lifespan=_create_lifespan(settings, database),
+        lifespan=_create_lifespan(settings, database, http_transport),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _include_features(app, settings)
@@ -71,7 +83,9 @@ def create_app(settings: Settings | None = None, database: Database | None = Non
     return app
 
 
-def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[FastAPI]:
+def _create_lifespan(
+    settings: Settings, database: Database | None, http_transport: "AsyncBaseTransport | None"
+) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
         security = Security(settings, issuer=read_project().name)
@@ -88,19 +102,22 @@ def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[
                     await stack.enter_async_context(run_sender(settings, opened, email_renderers()))
             purges = [feature.purge for feature in FEATURES if feature.purge]
             await stack.enter_async_context(keep_house(opened, settings, purges))
+            # One connection for each concurrent request: a slow service that one feature calls starves no other.
+            http = await stack.enter_async_context(open_http_client(settings.max_concurrent_requests, http_transport))
             stopping = stack.enter_context(watch_for_stop())
-            state = State(settings=settings, database=opened, security=security, stopping=stopping)
-            yield {**await _enter_features(stack, settings), **state}
+            state = State(settings=settings, database=opened, security=security, stopping=stopping, http=http)
+            yield {**await _enter_features(stack, state), **state}
 
     return lifespan
 
 
-async def _enter_features(stack: AsyncExitStack, settings: Settings) -> dict[str, object]:
-    state: dict[str, object] = {}
+async def _enter_features(stack: AsyncExitStack, state: State) -> dict[str, object]:
+    added: dict[str, object] = {}
     for feature in FEATURES:
         if feature.lifespan is not None:
-            state.update(await stack.enter_async_context(feature.lifespan(settings)))
-    return state
+            lifespan = feature.lifespan(state["settings"], state["database"], state["http"])
+            added.update(await stack.enter_async_context(lifespan))
+    return added
 
 
 def email_renderers() -> dict[str, Renderer]:

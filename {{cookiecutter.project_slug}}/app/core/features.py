@@ -6,12 +6,14 @@ from fastapi import APIRouter
 from starlette.middleware import Middleware
 
 from app.core.config import FeatureSettings, Settings
+from app.core.database import Database
 from app.core.email import Renderer
 from app.core.housekeeping import Purge
+from app.core.http_client import LazyHttpClient
 from app.core.toolbox import Toolbox
 
 # Lasts as long as the service runs; what it yields is added to the `request.state` of every request.
-Lifespan = Callable[[Settings], AbstractAsyncContextManager[Mapping[str, object]]]
+Lifespan = Callable[[Settings, Database, LazyHttpClient], AbstractAsyncContextManager[Mapping[str, object]]]
 
 
 @dataclass(frozen=True, kw_only=True)

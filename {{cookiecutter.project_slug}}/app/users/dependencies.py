@@ -9,7 +9,7 @@ from app.core.exceptions import ForbiddenError, InsufficientScopeError, Unauthor
 from app.core.requests import OriginDep, SettingsDep
 from app.core.security import AccessClaims
 from app.core.security import Security as TokenSecurity
-from app.core.throttling import Bucket, ThrottleDep, network_of
+from app.core.throttling import AttemptCounter, GuessThrottleDep, network_of
 from app.users import service
 from app.users.callers import RecentCallers
 from app.users.models import Caller, UserRecord
@@ -79,9 +79,9 @@ async def require_open_registration(settings: SettingsDep) -> None:
         raise ForbiddenError("Sign-up is closed.")
 
 
-async def limit_sign_ups(settings: SettingsDep, throttle: ThrottleDep, origin: OriginDep) -> None:
-    bucket = Bucket("sign-up from address", network_of(origin.address), settings.throttle_address_attempts)
-    await throttle.take(bucket)
+async def limit_sign_ups(settings: SettingsDep, throttle: GuessThrottleDep, origin: OriginDep) -> None:
+    counter = AttemptCounter("sign-up from address", network_of(origin.address), settings.throttle_address_attempts)
+    await throttle.count(counter)
 
 
 async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) -> UserRecord:

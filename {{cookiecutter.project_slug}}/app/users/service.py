@@ -15,7 +15,7 @@ from app.core.pagination import PageRequest, PageResult, paginate
 from app.core.passwords import refuse_weak_password
 from app.core.query import Command, Query, columns
 from app.core.schemas import dump_changes
-from app.core.throttling import Bucket
+from app.core.throttling import AttemptCounter
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
@@ -203,13 +203,13 @@ async def confirm_password(tools: Toolbox, user: UserRecord, password: SecretStr
     """
     password_hash = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
     await release_connection(tools.session)
-    bucket = Bucket("password of account", str(user.id), tools.settings.throttle_account_attempts)
-    await tools.throttle.take(bucket)
+    counter = AttemptCounter("password of account", str(user.id), tools.settings.throttle_account_attempts)
+    await tools.throttle.count(counter)
     check = await tools.security.check_password(password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise UnprocessableError("The current password is not right.", keeps_changes=True)
-    await tools.throttle.forget(tools.session, bucket)
+    await tools.throttle.forget(tools.session, counter)
     return password_hash
 
 
