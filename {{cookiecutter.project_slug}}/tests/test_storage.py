@@ -177,7 +177,7 @@ async def test_a_killed_process_leaves_nothing_that_is_seen_or_stays(
 
 async def test_a_process_that_has_used_the_store_ends_well(variables: dict[str, str]) -> None:
     # Several with a client of S3: threads that outlive the interpreter abort it now and then.
-    for _ in range(1 if "STORAGE_FOLDER" in variables else 5):
+    for _ in range(1 if "STORAGE_FOLDER" in variables else 3):
         done = await asyncio.to_thread(run_script, variables, str(uuid4()), "end")
 
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{LARGE}\n", "")
