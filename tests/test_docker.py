@@ -920,14 +920,17 @@ def test_truncated_backup_is_refused(stack: Stack, user: dict[str, str]) -> None
 
 
 def test_backups_are_made_by_themselves_and_a_missing_one_is_seen(stack: Stack) -> None:
-    stack.execute(
-        "backup", "sh", "-c", "touch --date=2020-01-01 /backups/.completed; ./backup.sh health && exit 1 || exit 0"
-    )
+    stack.execute("backup", "sh", "-c", "touch --date=2020-01-01 /backups/*; ./backup.sh health && exit 1 || exit 0")
 
     def is_healthy() -> bool:
         return "yes" in stack.execute("backup", "sh", "-c", "./backup.sh health && echo yes", check=False)
 
+    def has_files_of_it() -> bool:
+        newest = stack.execute("backup", "sh", "-c", "ls -t --directory /backups/*.dump /backups/.files-done")
+        return newest.startswith("/backups/.files-done")
+
     wait_until(is_healthy, 60, lambda: "a new backup is there")
+    wait_until(has_files_of_it, 60, lambda: "the files are backed up after the database")
 
 
 def test_failed_backup_ends_with_an_error(stack: Stack) -> None:
