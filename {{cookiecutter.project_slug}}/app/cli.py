@@ -32,7 +32,7 @@ from app.core.server import share_metrics, trusted_proxies
 from app.core.toolbox import Toolbox, make_toolbox
 from app.files.commands import files
 from app.outbox import service as outbox_service
-from app.outbox.service import EmailRow
+from app.outbox.service import FailedEmailRecord
 from app.startup import reset
 from app.users import service as users_service
 from app.users.schemas import UserAdminUpdate, UserCreate
@@ -288,7 +288,7 @@ def list_failed_emails() -> None:
         typer.echo(f"{email.id}  {email.created_at:%Y-%m-%d %H:%M:%S}  {email.kind}  {email.error}")
 
 
-async def failed_emails(settings: Settings) -> list[EmailRow]:
+async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
     async with open_toolbox(settings) as tools:
         return await outbox_service.list_failed(tools.session)
 

@@ -16,13 +16,12 @@ from starlette.types import Message
 
 from app.application import create_app
 from app.core.config import Settings
-from app.core.database import Database, SessionDep
+from app.core.database import Database, DatabaseDep, SessionDep
 from app.core.exceptions import NotFoundError, UnavailableError
 from app.core.storage import FolderStore, ObjectStore, StoreDep
 from app.files import service
 from app.files.downloads import download
-from app.files.models import StoredFile
-from app.files.service import FileRecord, clean_filename, clean_media_type
+from app.files.models import FileRecord, StoredFile
 from tests.accounts import Account
 from tests.clients import open_client
 from tests.databases import make_settings
@@ -34,9 +33,11 @@ router = APIRouter()
 
 
 @router.post("/files")
-async def upload(request: Request, owner_id: UUID, store: StoreDep, session: SessionDep) -> dict[str, str]:
+async def upload(
+    request: Request, owner_id: UUID, database: DatabaseDep, store: StoreDep, session: SessionDep
+) -> dict[str, str]:
     saved = await service.save(
-        request.state.database, store, owner_id, filename="a.txt", media_type="text/plain", chunks=request.stream()
+        database, store, owner_id, filename="a.txt", media_type="text/plain", chunks=request.stream()
     )
     return {"id": str((await service.keep(session, saved)).id)}
 
@@ -74,9 +75,9 @@ async def list_rows(database: Database) -> set[UUID]:
         return {row.id for row in (await session.execute(select(StoredFile.id))).all()}
 
 
-async def purge(database: Database, settings: Settings) -> int:
+async def purge(database: Database, settings: Settings, **options: int) -> int:
     async with database.write() as session:
-        return await service.purge_files(session, settings)
+        return await service.purge_files(session, settings, **options)
 
 
 async def let_a_day_pass(database: Database) -> None:
@@ -92,7 +93,7 @@ async def test_a_kept_file_has_what_was_sent(database: Database, store: ObjectSt
     chunks = give(CONTENT[:5], b"", CONTENT[5:])
 
     saved = await service.save(
-        database, store, owner_id, filename="../C:\\Résumé.pdf", media_type="Application/PDF; x=y", chunks=chunks
+        database, store, owner_id, filename="Résumé.pdf", media_type="application/pdf", chunks=chunks
     )
     async with database.write() as session:
         kept = await service.keep(session, saved)
@@ -203,14 +204,13 @@ async def test_the_files_of_a_deleted_account_are_purged(
 
 
 async def test_a_purge_deletes_many_in_batches(
-    database: Database, store: ObjectStore, owner_id: UUID, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    database: Database, store: ObjectStore, owner_id: UUID, settings: Settings
 ) -> None:
-    monkeypatch.setattr(service, "EXPIRED", service.EXPIRED.limit(2))
     for _ in range(3):
         await service.save(database, store, owner_id, filename="a", media_type="a/b", chunks=give(CONTENT))
     await let_a_day_pass(database)
 
-    assert [await purge(database, settings) for _ in range(3)] == [2, 1, 0]
+    assert [await purge(database, settings, at_most=2) for _ in range(3)] == [2, 1, 0]
 
 
 async def test_a_row_outlives_an_object_that_cannot_be_deleted(
@@ -240,36 +240,6 @@ async def test_an_upload_that_has_expired_cannot_be_kept(
 
 def test_an_upload_ends_before_it_could_be_purged() -> None:
     assert service.UPLOAD_TIMEOUT < service.PURGE_DELAY
-
-
-@pytest.mark.parametrize(
-    ("sent", "stored"),
-    [
-        ("report.pdf", "report.pdf"),
-        ("/etc/passwd", "passwd"),
-        ("C:\\temp\\a.txt", "a.txt"),
-        ("a\r\nSet-Cookie: x\x00\udc80.txt", "aSet-Cookie: x.txt"),
-        ("  ", "file"),
-        ("..//", "file"),
-        ("x" * 300, "x" * 255),
-    ],
-)
-def test_filenames_are_names_and_nothing_else(sent: str, stored: str) -> None:
-    assert clean_filename(sent) == stored
-
-
-@pytest.mark.parametrize(
-    ("sent", "stored"),
-    [
-        ("image/png", "image/png"),
-        ("Text/HTML; charset=utf-8", "text/html"),
-        ("text/html\r\nX-A: b", "application/octet-stream"),
-        ("", "application/octet-stream"),
-        ("a/" + "b" * 200, "application/octet-stream"),
-    ],
-)
-def test_what_is_no_media_type_becomes_the_general_one(sent: str, stored: str) -> None:
-    assert clean_media_type(sent) == stored
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from datetime import timedelta
 
 import pytest
 from prometheus_client import REGISTRY
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
-from app.core.database import Database, open_database
+from app.core.database import Database, Session, open_database
 from app.core.email import Email, QueuedEmail
 from app.core.models import utc_now
 from app.outbox import service
@@ -29,7 +28,7 @@ from tests.test_cli import manage
 ADA = "ada@example.com"
 
 
-async def greet(_session: AsyncSession, _settings: Settings, email: QueuedEmail) -> Email | None:
+async def greet(_session: Session, _settings: Settings, email: QueuedEmail) -> Email | None:
     if email.address.startswith("nobody"):
         return None
     if email.address.startswith("bug"):

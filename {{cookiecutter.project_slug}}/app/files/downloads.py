@@ -3,7 +3,7 @@ from urllib.parse import quote
 from fastapi.responses import StreamingResponse
 
 from app.core.storage import ObjectStore
-from app.files.service import FileRecord
+from app.files.models import FileRecord
 
 
 async def download(store: ObjectStore, file: FileRecord) -> StreamingResponse:

@@ -1,4 +1,5 @@
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BigInteger, ForeignKey, String
@@ -22,3 +23,13 @@ class StoredFile(Identity, Base):
     checksum: Mapped[str] = mapped_column(String(64), default="")
     # When the object and this row are purged; empty while the file is kept.
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class FileRecord(NamedTuple):
+    id: UUID
+    owner_id: UUID | None
+    filename: str
+    media_type: str
+    size: int
+    checksum: str
+    created_at: datetime
