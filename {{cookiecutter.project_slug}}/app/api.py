@@ -2,6 +2,7 @@ from app.audit.feature import feature as audit
 from app.auth.feature import feature as auth
 from app.core.config import FeatureSettings
 from app.core.features import Feature
+from app.files.feature import feature as files
 from app.health.feature import feature as health
 from app.outbox.feature import feature as outbox
 from app.todos.feature import feature as todos
@@ -15,6 +16,7 @@ FEATURES: tuple[Feature, ...] = (
     outbox,
     auth,
     users,
+    files,
     audit,
     todos,
     weather,  # only: weather_example

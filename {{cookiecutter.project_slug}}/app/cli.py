@@ -31,6 +31,7 @@ from app.core.schemas import NewPassword, as_stored
 from app.core.security import Security
 from app.core.server import share_metrics, trusted_proxies
 from app.core.toolbox import Toolbox, make_toolbox
+from app.files.commands import files
 from app.outbox import service as outbox_service
 from app.outbox.service import FailedEmailRecord
 from app.startup import reset
@@ -53,6 +54,7 @@ outbox = typer.Typer(help="Manage the messages that could not be sent.", no_args
 cli.add_typer(db, name="db")
 cli.add_typer(users, name="users")
 cli.add_typer(outbox, name="outbox")
+cli.add_typer(files, name="files")
 
 EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", help="The account's address.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]

@@ -99,6 +99,14 @@ def email_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def storage_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where files are stored; also by the processes that a test starts."""
+    folder = tmp_path / "files"
+    monkeypatch.setenv("STORAGE_FOLDER", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 async def sqlite_threads_end() -> AsyncIterator[None]:
     """Keep the loop until the driver's threads have reported to it, also those whose caller was cancelled."""
     yield

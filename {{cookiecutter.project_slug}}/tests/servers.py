@@ -79,6 +79,7 @@ def make_environment(url: str, **changes: str) -> dict[str, str]:
         "WEB_CONCURRENCY": "1",
         # Set for each test; a server that several share sends nothing.
         "EMAIL_FOLDER": os.environ.get("EMAIL_FOLDER", ""),
+        "STORAGE_FOLDER": os.environ.get("STORAGE_FOLDER", ""),
         **changes,
     }
 

@@ -345,6 +345,56 @@ def test_a_feature_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert Settings(**settings.model_dump()).of(PetSettings).pet_limit == 3
 
 
+def test_files_need_a_place_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = load(monkeypatch, SECRET_KEY=GOOD_SECRET, DATABASE_URL=SQLITE)
+    deployed = load(monkeypatch, **PRODUCTION)
+    with_folder = load(monkeypatch, STORAGE_FOLDER="/var/lib/files")
+
+    assert local.files_folder == ROOT / "data" / "files"
+    assert deployed.files_folder is None
+    assert "STORAGE_FOLDER is not set" in " ".join(deployed.notes)
+    assert with_folder.files_folder == Path("/var/lib/files")
+    assert "STORAGE" not in " ".join([*local.notes, *with_folder.notes])
+
+
+def test_a_relative_folder_for_files_is_part_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, SECRET_KEY=GOOD_SECRET, DATABASE_URL=SQLITE, STORAGE_FOLDER="files")
+
+    assert settings.files_folder == ROOT / "files"
+    assert refuse(monkeypatch, **PRODUCTION) == [
+        "STORAGE_FOLDER: must be an absolute path: a folder inside a release is deleted together with it"
+    ]
+
+
+def test_a_bucket_comes_before_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **PRODUCTION, STORAGE_FOLDER="/files", STORAGE_S3_BUCKET="files")
+
+    assert settings.stores_files
+    assert settings.notes[-1] == "STORAGE_S3_BUCKET is set: STORAGE_FOLDER is ignored"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"BUCKET": "My_Files"}, "STORAGE_S3_BUCKET: must have 3 to 63 lower-case letters, digits, dots and hyphens"),
+        ({"ENDPOINT": "http://127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: has no effect without a bucket"),
+        ({"ACCESS_KEY_ID": "x"}, "STORAGE_S3_ACCESS_KEY_ID: has no effect without a bucket"),
+        ({"SECRET_ACCESS_KEY": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
+        ({"BUCKET": "files", "ACCESS_KEY_ID": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
+        ({"BUCKET": "files", "ENDPOINT": "127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: string should match pattern"),
+    ],
+)
+def test_a_bucket_that_cannot_be_reached_is_refused(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], problem: str
+) -> None:
+    named = {f"STORAGE_S3_{name}": value for name, value in values.items()}
+
+    problems = refuse(monkeypatch, **PRODUCTION, **named)
+
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
 def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", SQLITE)
     monkeypatch.setenv("PET_LIMIT", "hunter2")

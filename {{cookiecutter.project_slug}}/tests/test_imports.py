@@ -17,6 +17,7 @@ UNUSED = {
     "zxcvbn",
     "typer",
     "httpcore2",
+    "obstore",
     "aiosmtpd",
     "_pytest",
     "coverage",
