@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.api import FEATURES, SETTINGS
+from app.api import FEATURES
 from app.core.config import Settings, load_settings_or_exit
 from app.core.database import Database, open_database
 from app.core.email import Renderer
@@ -22,6 +22,7 @@ from app.core.exceptions import (
     UnhandledErrorMiddleware,
     problem_responses,
 )
+from app.core.features import Feature, settings_of
 from app.core.housekeeping import keep_house
 from app.core.lifecycle import Stopping, mark_start, watch_for_stop
 from app.core.logging import AccessLogMiddleware, configure_logging
@@ -44,11 +45,13 @@ class State(TypedDict):
     stopping: Stopping
 
 
-def create_app(settings: Settings | None = None, database: Database | None = None) -> FastAPI:
-    """Build the service, from the environment unless settings are given; tests hand in a database of their own."""
+def create_app(
+    settings: Settings | None = None, database: Database | None = None, features: Sequence[Feature] = FEATURES
+) -> FastAPI:
+    """Build the service, from the environment unless settings are given; tests pass their own database and features."""
     mark_start()
     if settings is None:
-        settings = load_settings_or_exit(SETTINGS)
+        settings = load_settings_or_exit(settings_of(features))
         configure_logging(settings)
     project = read_project()
     app = FastAPI(
@@ -60,18 +63,20 @@ def create_app(settings: Settings | None = None, database: Database | None = Non
         openapi_url="/openapi.json" if settings.serves_docs else None,
         generate_unique_id_function=_operation_id,
         exception_handlers=dict(EXCEPTION_HANDLERS),
-        middleware=_middleware(settings),
-        lifespan=_create_lifespan(settings, database),
+        middleware=_middleware(settings, features),
+        lifespan=_create_lifespan(settings, database, features),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    _include_features(app, settings)
+    _include_features(app, settings, features)
     customize_openapi(app, settings.api_prefix)
     if settings.serves_docs:
         add_docs(app)
     return app
 
 
-def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[FastAPI]:
+def _create_lifespan(
+    settings: Settings, database: Database | None, features: Sequence[Feature]
+) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
         security = Security(settings, issuer=read_project().name)
@@ -79,35 +84,40 @@ def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[
             # Not above: with its imports, it is for who does both at once.
             from app.startup import prepare_database
 
-            await prepare_database(settings, security)
+            await prepare_database(settings, security, features)
         async with AsyncExitStack() as stack:
             opened = database
             if opened is None:
                 opened = await stack.enter_async_context(open_database(settings))
                 if settings.sends_mail:
-                    await stack.enter_async_context(run_sender(settings, opened, email_renderers()))
-            purges = [feature.purge for feature in FEATURES if feature.purge]
+                    await stack.enter_async_context(run_sender(settings, opened, email_renderers(features)))
+            purges = [feature.purge for feature in features if feature.purge]
             await stack.enter_async_context(keep_house(opened, settings, purges))
             stopping = stack.enter_context(watch_for_stop())
             state = State(settings=settings, database=opened, security=security, stopping=stopping)
-            yield {**await _enter_features(stack, settings), **state}
+            yield await _enter_features(stack, features, state)
 
     return lifespan
 
 
-async def _enter_features(stack: AsyncExitStack, settings: Settings) -> dict[str, object]:
-    state: dict[str, object] = {}
-    for feature in FEATURES:
-        if feature.lifespan is not None:
-            state.update(await stack.enter_async_context(feature.lifespan(settings)))
-    return state
+async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], state: State) -> dict[str, object]:
+    """Raises ValueError where two features give the same key to the state of requests."""
+    entered: dict[str, object] = {**state}
+    for feature in features:
+        if feature.lifespan is None:
+            continue
+        added = await stack.enter_async_context(feature.lifespan(state["settings"], state["database"]))
+        if repeated := entered.keys() & added.keys():
+            raise ValueError(f"The state of requests already has {', '.join(sorted(repeated))}: use another key.")
+        entered.update(added)
+    return entered
 
 
-def email_renderers() -> dict[str, Renderer]:
-    return {kind: renderer for feature in FEATURES for kind, renderer in feature.emails.items()}
+def email_renderers(features: Iterable[Feature] = FEATURES) -> dict[str, Renderer]:
+    return {kind: renderer for feature in features for kind, renderer in feature.emails.items()}
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middleware]:
     """The outermost first."""
     middleware = [Middleware(PlainStartupMiddleware)]
     if settings.worker_class == "asgi":
@@ -125,7 +135,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
-    middleware += [each for feature in FEATURES for each in feature.middleware]
+    middleware += [each for feature in features for each in feature.middleware]
     middleware.append(Middleware(PlainErrorMiddleware))
     if settings.cors_origins:
         middleware.append(_cors_middleware(settings))
@@ -149,16 +159,16 @@ def _cors_middleware(settings: Settings) -> Middleware:
     )
 
 
-def _include_features(app: FastAPI, settings: Settings) -> None:
+def _include_features(app: FastAPI, settings: Settings, features: Sequence[Feature]) -> None:
     # Each by itself: every router around another one looks for the route once more.
-    for feature in FEATURES:
+    for feature in features:
         if feature.api is not None:
             app.include_router(
                 feature.api,
                 prefix=settings.api_prefix,
                 responses=problem_responses(413, 415, 422, 503),
             )
-    for feature in FEATURES:
+    for feature in features:
         if feature.root is not None:
             app.include_router(feature.root)
 

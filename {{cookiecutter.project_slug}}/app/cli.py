@@ -148,7 +148,7 @@ def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
         fail(f"ENVIRONMENT is {settings.environment}: nothing is deleted there.")
     if not yes:
         typer.confirm(f"Delete everything in {settings.url.render_as_string(hide_password=True)}?", abort=True)
-    run(reset(settings, make_security(settings)))
+    run(reset(settings, make_security(settings), FEATURES))
     typer.echo("Done: the schema is at head and has the sample data.")
 
 

@@ -41,5 +41,5 @@ class RecentCallers:
 
 
 @asynccontextmanager
-async def open_callers(settings: Settings) -> AsyncIterator[Mapping[str, object]]:
+async def open_callers(settings: Settings, _database: Database) -> AsyncIterator[Mapping[str, object]]:
     yield {"callers": RecentCallers(settings.auth_cache_seconds)}

@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
+from app.core.database import Database
 from app.core.pagination import PageRequest, Slice, paginate
 from app.core.statements import prepare
 from app.weather.cache import Answer, Cache
@@ -44,7 +45,7 @@ class Weather:
 
 
 @asynccontextmanager
-async def open_weather(settings: Settings) -> AsyncIterator[Mapping[str, object]]:
+async def open_weather(settings: Settings, _database: Database) -> AsyncIterator[Mapping[str, object]]:
     own = settings.of(WeatherSettings)
     answers = Cache[UpstreamWeather](own.weather_cache_seconds, own.weather_stale_seconds, own.weather_cache_size)
     async with open_client(own) as client:

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.core.config import Settings
+from app.core.database import Database
 from app.core.project import read_project
 from app.web.assets import Assets
 from app.web.sections import Section
@@ -43,7 +44,9 @@ class Web:
 
 
 @asynccontextmanager
-async def open_web(settings: Settings, sections: Sequence[Section]) -> AsyncIterator[Mapping[str, object]]:
+async def open_web(
+    settings: Settings, _database: Database, sections: Sequence[Section]
+) -> AsyncIterator[Mapping[str, object]]:
     texts, assets = Texts(settings.of(WebSettings).locale), Assets()
     environment = Environment(
         loader=FileSystemLoader(ROOT),
