@@ -43,6 +43,8 @@ class State(TypedDict):
     database: Database
     security: Security
     stopping: Stopping
+    # What features add to the Content-Security-Policy of pages: sources by directive.
+    content_security_policy: Mapping[str, Sequence[str]]
 
 
 def create_app(
@@ -74,9 +76,7 @@ def create_app(
     return app
 
 
-def _create_lifespan(
-    settings: Settings, database: Database | None, features: Sequence[Feature]
-) -> Lifespan[FastAPI]:
+def _create_lifespan(settings: Settings, database: Database | None, features: Sequence[Feature]) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
         security = Security(settings, issuer=read_project().name)
@@ -94,7 +94,13 @@ def _create_lifespan(
             purges = [feature.purge for feature in features if feature.purge]
             await stack.enter_async_context(keep_house(opened, settings, purges))
             stopping = stack.enter_context(watch_for_stop())
-            state = State(settings=settings, database=opened, security=security, stopping=stopping)
+            state = State(
+                settings=settings,
+                database=opened,
+                security=security,
+                stopping=stopping,
+                content_security_policy=_merge_policies(features),
+            )
             yield await _enter_features(stack, features, state)
 
     return lifespan
@@ -111,6 +117,14 @@ async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], st
             raise ValueError(f"The state of requests already has {', '.join(sorted(repeated))}: use another key.")
         entered.update(added)
     return entered
+
+
+def _merge_policies(features: Iterable[Feature]) -> dict[str, list[str]]:
+    merged: dict[str, list[str]] = {}
+    for feature in features:
+        for directive, sources in feature.content_security_policy.items():
+            merged.setdefault(directive, []).extend(sources)
+    return merged
 
 
 def email_renderers(features: Iterable[Feature] = FEATURES) -> dict[str, Renderer]:
@@ -138,7 +152,7 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     middleware += [each for feature in features for each in feature.middleware]
     middleware.append(Middleware(PlainErrorMiddleware))
     if settings.cors_origins:
-        middleware.append(_cors_middleware(settings))
+        middleware.append(_cors_middleware(settings, features))
     return [
         *middleware,
         Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
@@ -148,14 +162,16 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     ]
 
 
-def _cors_middleware(settings: Settings) -> Middleware:
+def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middleware:
+    allowed = [header for feature in features for header in feature.cors_allow_headers]
+    exposed = [header for feature in features for header in feature.cors_expose_headers]
     return Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_credentials=settings.cors_allow_credentials,
         allow_methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
-        expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID", *allowed],
+        expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID", *exposed],
     )
 
 

@@ -37,6 +37,13 @@ class Feature:
     lifespan: Lifespan | None = None
     # Middleware around every response; only the access log and the metrics are further out.
     middleware: Sequence[Middleware] = ()
+    # Request headers that pages of CORS_ORIGINS may send, besides those in `app/application.py`.
+    cors_allow_headers: Sequence[str] = ()
+    # Response headers that pages of CORS_ORIGINS may read, besides those in `app/application.py`.
+    cors_expose_headers: Sequence[str] = ()
+    # Sources that pages may load from, by directive of the Content-Security-Policy, besides those of every page:
+    # {"img-src": ("https://images.example.com",)}.
+    content_security_policy: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # A function that deletes expired rows, called periodically by each worker.
     purge: Purge | None = None
     # A function for each kind of message that this feature enqueues; a later feature's replaces an earlier one's.
