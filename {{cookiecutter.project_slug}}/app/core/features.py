@@ -48,6 +48,8 @@ class Feature:
     purge: Purge | None = None
     # A function for each kind of message that this feature enqueues; a later feature's replaces an earlier one's.
     emails: Mapping[str, Renderer] = field(default_factory=dict)
+    # Where its Typer app is, such as "app.users.commands:commands"; a string, as the server must not import Typer.
+    commands: str | None = None
     # A function that adds sample data after a reset, in the order of `app/api.py`.
     load_sample_data: Callable[[Toolbox], Awaitable[None]] | None = None
 
