@@ -37,7 +37,10 @@ def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
         cli.add_typer(commands)
     repeated = [command for command, count in Counter(_list_commands(cli)).items() if count > 1]
     if repeated:
-        sys.exit(f"Several commands have the same name; rename all but one of each: {', '.join(repeated)}.")
+        sys.exit(
+            f"Several commands or groups have the same name: {', '.join(repeated)}."
+            " Rename one, or add to the group as app/auth/commands.py does."
+        )
 
 
 def _list_commands(cli: typer.Typer, group: str = "") -> Iterator[str]:

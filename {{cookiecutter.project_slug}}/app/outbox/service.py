@@ -1,11 +1,13 @@
 """The queue of messages, in the database: a message is sent exactly if the change that it tells of is committed."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import Row, bindparam, delete, event, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import func
@@ -28,6 +30,7 @@ EMAIL_COLUMNS = (
     OutgoingEmail.kind,
     OutgoingEmail.address,
     OutgoingEmail.account_id,
+    OutgoingEmail.payload,
     OutgoingEmail.attempts,
 )
 
@@ -94,10 +97,19 @@ class QueueState:
     oldest_created_at: datetime | None
 
 
-async def enqueue(session: AsyncSession, kind: str, address: str, account_id: UUID | None = None) -> None:
-    """Send a message once this transaction commits, and not at all otherwise."""
-    values = {"kind": kind, "address": address, "account_id": account_id, "due_at": utc_now()}
-    await session.execute(ENQUEUE, values)
+async def enqueue(
+    session: AsyncSession,
+    kind: str,
+    address: str,
+    account_id: UUID | None = None,
+    payload: Mapping[str, JsonValue] | None = None,
+) -> None:
+    """Send a message once this transaction commits, and not at all otherwise.
+
+    The payload is stored as plain text, which backups contain: put no secret in it.
+    """
+    values = {"kind": kind, "address": address, "account_id": account_id, "payload": {**(payload or {})}}
+    await session.execute(ENQUEUE, {**values, "due_at": utc_now()})
     wake: asyncio.Event | None = session.info.get(WAKE)
     if wake is not None:
         event.listen(session.sync_session, "after_commit", lambda _session: wake.set(), once=True)
