@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
 from typing import TypeAlias
+from uuid import UUID
 
 from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,7 +16,6 @@ from app.core.throttling import Bucket, network_of
 from app.core.toolbox import Toolbox
 from app.users import one_time_tokens
 from app.users.models import User
-from app.users.one_time_tokens import LIFETIMES, Purpose
 
 # Locked against a change of the address: a code for the old one is revoked by it, or not made.
 BY_EMAIL = (
@@ -37,6 +37,21 @@ class EmailKind(StrEnum):
     PASSWORD_CHANGED = "password changed"  # noqa: S105  # a name
     EMAIL_CHANGE = "email change"
     EMAIL_CHANGE_NOTICE = "email change notice"
+
+
+class Purpose(StrEnum):
+    """What the codes about accounts are for."""
+
+    VERIFY_EMAIL = "verify email"
+    CHANGE_EMAIL = "change email"
+    RESET_PASSWORD = "reset password"  # noqa: S105  # a name
+
+
+LIFETIMES = {
+    Purpose.VERIFY_EMAIL: timedelta(days=3),
+    Purpose.CHANGE_EMAIL: timedelta(hours=24),
+    Purpose.RESET_PASSWORD: timedelta(hours=1),
+}
 
 
 async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
@@ -62,7 +77,7 @@ async def render_verification(
     user = (await session.execute(BY_EMAIL, {"user_email": email.address})).one_or_none()
     if user is None or not user.is_active or user.email_verified_at is not None:
         return None
-    token = await one_time_tokens.create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
+    token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
     link = link_to(settings, "verify-email", token)
     return _render_with_token(settings, email, "verification", "Verify your e-mail address", token, link)
 
@@ -73,7 +88,7 @@ async def render_password_reset(
     user = (await session.execute(BY_EMAIL, {"user_email": email.address})).one_or_none()
     if user is None or not user.is_active:
         return None
-    token = await one_time_tokens.create_token(session, Purpose.RESET_PASSWORD, user.id, email.address)
+    token = await _create_token(session, Purpose.RESET_PASSWORD, user.id, email.address)
     link = link_to(settings, "reset-password", token)
     return _render_with_token(settings, email, "password_reset", "Set a new password", token, link)
 
@@ -87,7 +102,7 @@ async def render_email_change(
     user_id = await session.scalar(ACTIVE_USER, {"user_id": email.account_id})
     if user_id is None:
         return None
-    token = await one_time_tokens.create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
+    token = await _create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
     link = link_to(settings, "verify-email", token)
     return _render_with_token(settings, email, "email_change", "Confirm your new address", token, link)
 
@@ -108,6 +123,10 @@ async def render_password_changed(_session: AsyncSession, settings: Settings, em
 
 async def _exists(session: AsyncSession, address: str) -> bool:
     return (await session.execute(BY_EMAIL, {"user_email": address})).one_or_none() is not None
+
+
+async def _create_token(session: AsyncSession, purpose: Purpose, user_id: UUID, address: str) -> str:
+    return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
 
 
 def _render_with_token(

@@ -19,10 +19,9 @@ from app.core.throttling import Bucket
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
-from app.users.emails import EmailKind, limit_messages
+from app.users.emails import EmailKind, Purpose, limit_messages
 from app.users.events import AccountEvent
 from app.users.models import Session, User
-from app.users.one_time_tokens import Purpose
 from app.users.schemas import EmailChange, PasswordChange, UserAdminUpdate, UserCreate, UserUpdate
 
 UserRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -233,6 +232,7 @@ async def _settle_password(tools: Toolbox, user: UserRow) -> None:
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     """End every session. Who reads the mail of the address has thereby verified it."""
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
     await release_connection(tools.session)
     await refuse_weak_password(password, user.email, user.name)
@@ -262,6 +262,7 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
+    assert found.user_id is not None  # noqa: S101  # see above
     changes = {"email": found.address, "email_verified_at": utc_now()}
     await _withdraw_email_change(tools.session, found.user_id)
     try:
