@@ -441,6 +441,17 @@ def test_body_that_is_too_large_is_refused_before_the_application(stack: Stack, 
     assert "x-request-id" not in refused.headers
 
 
+def test_location_for_uploads_has_a_limit_of_its_own(stack: Stack) -> None:
+    # No route: the application's own limit answers what nginx lets through.
+    path = f"/api/v1/{uuid4().hex}/file"
+    passed_on = stack.request("PUT", path, content=b"x" * 10 * 1024 * 1024)
+    refused = stack.request("PUT", path, content=b"x" * (11 * 1024 * 1024 + 1))
+
+    assert [passed_on.status_code, refused.status_code] == [413, 413]
+    assert "x-request-id" in passed_on.headers
+    assert "x-request-id" not in refused.headers
+
+
 FORGED = {name: "6.6.6.6" for name in ("X-Forwarded-For", "X-Real-IP")} | {"Forwarded": "for=6.6.6.6"}
 
 

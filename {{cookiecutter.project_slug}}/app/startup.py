@@ -8,11 +8,11 @@ from pathlib import Path
 import structlog
 from alembic import command
 from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspect, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core import migrations
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, Session
 from app.core.features import Feature
 from app.core.lifecycle import started_at
 from app.core.schema import head_revision
@@ -75,7 +75,7 @@ async def _reset(
     await connection.run_sync(_drop_everything)
     await connection.run_sync(LAST_RESET.create)
     await migrations.run_alembic(connection, command.upgrade, "head")
-    async with AsyncSession(connection) as session:
+    async with Session(connection, {}) as session:
         tools = make_toolbox(session, Database(reading=connection, writing=connection), settings, security)
         for feature in features:
             if feature.load_sample_data is not None:

@@ -9,18 +9,18 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api import FEATURES
 from app.application import create_app
 from app.auth.models import KnownNetwork, RefreshToken
 from app.core.audit import AuditEvent
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, Session
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now
 from app.core.throttling import ThrottleCount
-from app.users.models import Session
+from app.users.models import UserSession
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
@@ -162,11 +162,11 @@ async def test_what_nobody_needs_any_more_is_purged(
     old = {"event": "old", "device": "", "details": {}, "created_at": utc_now() - timedelta(days=1)}
     await connection.execute(insert(AuditEvent).values(old))
     await connection.execute(insert(ThrottleCount).values(key="x", attempts=1, delay_seconds=0, last_at=time.time()))
-    tables = (Session, KnownNetwork, ThrottleCount)
+    tables = (UserSession, KnownNetwork, ThrottleCount)
 
     nothing = await purge(database, settings, purges)
     present = [await count(table) for table in tables]
-    await connection.execute(update(Session).values(expires_at=utc_now()))
+    await connection.execute(update(UserSession).values(expires_at=utc_now()))
     await connection.execute(update(KnownNetwork).values(last_used_at=utc_now() - timedelta(days=91)))
     something = await purge(database, short_lived, purges)
 
@@ -184,10 +184,10 @@ async def test_each_kind_is_purged_to_its_end_whatever_becomes_of_the_others(
 ) -> None:
     left = [2, 1, 0]
 
-    async def fail(_session: AsyncSession, _settings: Settings) -> int:
+    async def fail(_session: Session, _settings: Settings) -> int:
         raise KeyError("of a bug")
 
-    async def purge_some(_session: AsyncSession, _settings: Settings) -> int:
+    async def purge_some(_session: Session, _settings: Settings) -> int:
         return left.pop(0)
 
     with pytest.raises(KeyError):

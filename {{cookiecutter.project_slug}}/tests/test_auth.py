@@ -8,16 +8,16 @@ import pytest
 import structlog
 from fastapi import FastAPI
 from sqlalchemy import text, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
 from app.auth import sessions
 from app.auth.models import RefreshToken
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, Session
 from app.core.models import utc_now
 from app.core.requests import Origin
-from app.users.models import Session, User
+from app.users.models import User, UserSession
 from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
 from tests.clients import HangUpMiddleware, open_client
 from tests.databases import make_settings
@@ -197,7 +197,7 @@ async def test_a_session_that_is_ended_during_a_refresh_ends(
         await asyncio.wait(others, timeout=1)
 
     async def extend_slowly(
-        session: AsyncSession, settings: Settings, session_id: UUID, origin: Origin
+        session: Session, settings: Settings, session_id: UUID, origin: Origin
     ) -> tuple[UUID, str] | None:
         if not is_extended:
             await end_session()
@@ -224,7 +224,7 @@ async def test_of_two_that_bring_one_refresh_token_at_once_one_wins(
     extend_session = sessions.extend_session
 
     async def extend_late(
-        session: AsyncSession, settings: Settings, session_id: UUID, origin: Origin
+        session: Session, settings: Settings, session_id: UUID, origin: Origin
     ) -> tuple[UUID, str] | None:
         await asyncio.sleep(0.2)
         return await extend_session(session, settings, session_id, origin)
@@ -255,7 +255,7 @@ async def test_a_replay_ends_no_other_session(
 async def test_an_expired_session_neither_works_nor_refreshes(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
-    await connection.execute(update(Session).values(expires_at=utc_now() - timedelta(seconds=1)))
+    await connection.execute(update(UserSession).values(expires_at=utc_now() - timedelta(seconds=1)))
 
     assert not await works(client, user.access_token)
     assert (await refresh(client, user.refresh_token)).json()["error"] == "invalid_grant"
@@ -264,7 +264,7 @@ async def test_an_expired_session_neither_works_nor_refreshes(
 async def test_a_refresh_extends_the_session(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
-    await connection.execute(update(Session).values(expires_at=utc_now() + timedelta(seconds=60)))
+    await connection.execute(update(UserSession).values(expires_at=utc_now() + timedelta(seconds=60)))
 
     await refresh(client, user.refresh_token)
 
@@ -275,7 +275,7 @@ async def test_a_refresh_extends_the_session(
 async def test_signing_in_purges_the_expired_sessions(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
-    await connection.execute(update(Session).values(expires_at=utc_now() - timedelta(seconds=1)))
+    await connection.execute(update(UserSession).values(expires_at=utc_now() - timedelta(seconds=1)))
 
     await sign_in(client, user.id, user.email)
 

@@ -17,7 +17,7 @@ from app.core.database import Database, open_database, release_connection
 from app.core.pool import FairPool
 from app.core.security import PasswordCheck, Security
 from app.users import service as users_service
-from app.users.service import UserRow
+from app.users.models import UserRecord
 from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
@@ -40,7 +40,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
     begun = asyncio.Semaphore(0)
     update = users_service.update_user
 
-    async def tell_and_update(*arguments: Any, **options: Any) -> UserRow:  # noqa: ANN401  # whatever they are
+    async def tell_and_update(*arguments: Any, **options: Any) -> UserRecord:  # noqa: ANN401  # whatever they are
         begun.release()
         return await update(*arguments, **options)
 

@@ -8,23 +8,24 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 import pytest
 import typer
 from pydantic import JsonValue
-from sqlalchemy import Column, MetaData, String, Table, bindparam, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Column, MetaData, String, Table, delete, insert, select, update
 from typer.testing import CliRunner
 
 from app.api import FEATURES
 from app.application import create_app
 from app.core.commands import add_commands, load_settings, open_toolbox, run
 from app.core.config import FeatureSettings, Settings
-from app.core.database import Database, SessionDep, open_database
+from app.core.database import Database, Session, SessionDep, open_database
 from app.core.email import Email as Message
 from app.core.email import QueuedEmail
 from app.core.features import Feature, settings_of
+from app.core.query import Command, Query
 from app.core.requests import SettingsDep
 from app.core.routing import FeatureRouter
 from app.core.schemas import Email, Input, Line
@@ -48,13 +49,22 @@ TASK = "confirm members"
 NEW_MEMBER = "INSERT INTO members VALUES ('grace@example.com', 'editor', 'new')"
 
 members = Table(
-    "members", MetaData(), Column("address", String(254)), Column("role", String(50)), Column("state", String)
+    "members",
+    MetaData(),
+    *(Column(name, String(254), nullable=False) for name in ("address", "role", "state")),
 )
-ADD_MEMBER = insert(members)
-NEW_MEMBERS = select(members.c.address).where(members.c.state == "new")
-CONFIRM_MEMBERS = update(members).where(members.c.state == "new").values(state="confirmed")
-LIST_MEMBERS = select(members.c.address, members.c.role).order_by(members.c.address)
-PURGE_MEMBERS = delete(members).where(members.c.state == bindparam("state_to_purge"))
+
+
+class MemberRecord(NamedTuple):
+    address: str
+    role: str
+
+
+ADD_MEMBER = Command(insert(members))
+NEW_MEMBERS = Query(select(members.c.address).where(members.c.state == "new"))
+CONFIRM_MEMBERS = Command(update(members).where(members.c.state == "new").values(state="confirmed"))
+LIST_MEMBERS = Query(select(members.c.address, members.c.role).order_by(members.c.address), MemberRecord)
+PURGE_MEMBERS = Command(delete(members).where(members.c.state == "left"))
 
 
 class InvitationSettings(FeatureSettings):
@@ -82,7 +92,7 @@ async def invite(data: InvitationCreate, _user: CurrentUser, session: SessionDep
 async def accept(data: InvitationAccept, session: SessionDep) -> dict[str, JsonValue]:
     found = await one_time_tokens.use_token(session, data.token, INVITATION)
     member = {"address": found.address, "role": found.payload["role"]}
-    await session.execute(ADD_MEMBER, {**member, "state": "new"})
+    await session.run(ADD_MEMBER, **member, state="new")
     return member
 
 
@@ -91,7 +101,7 @@ async def read_lifetime(settings: SettingsDep) -> int:
     return settings.of(InvitationSettings).invitation_lifetime_seconds
 
 
-async def render_invitation(session: AsyncSession, settings: Settings, email: QueuedEmail) -> Message:
+async def render_invitation(session: Session, settings: Settings, email: QueuedEmail) -> Message:
     lifetime = timedelta(seconds=settings.of(InvitationSettings).invitation_lifetime_seconds)
     token = await one_time_tokens.create_token(
         session, INVITATION, None, email.address, lifetime=lifetime, payload=email.payload
@@ -112,16 +122,15 @@ async def run_confirmations(_settings: Settings, database: Database) -> AsyncIte
 async def confirm_members(database: Database) -> None:
     while True:
         async with database.read() as session:
-            is_due = await session.scalar(NEW_MEMBERS) is not None
+            is_due = await session.fetch_value(NEW_MEMBERS) is not None
         if is_due:
             async with database.write() as session:
-                await session.execute(CONFIRM_MEMBERS)
+                await session.run(CONFIRM_MEMBERS)
         await asyncio.sleep(0.01)
 
 
-async def purge_members(session: AsyncSession, _settings: Settings) -> int:
-    rows = await session.execute(PURGE_MEMBERS.returning(members.c.address), {"state_to_purge": "left"})
-    return len(rows.all())
+async def purge_members(session: Session, _settings: Settings) -> int:
+    return await session.run(PURGE_MEMBERS)
 
 
 async def load_sample_invitation(tools: Toolbox) -> None:
@@ -139,9 +148,9 @@ def list_members(context: typer.Context) -> None:
         typer.echo(f"{address} {role} {settings.of(InvitationSettings).invitation_lifetime_seconds}")
 
 
-async def fetch_members(settings: Settings) -> list[tuple[str, str]]:
+async def fetch_members(settings: Settings) -> list[MemberRecord]:
     async with open_toolbox(settings) as tools:
-        return [(row.address, row.role) for row in await tools.session.execute(LIST_MEMBERS)]
+        return await tools.session.fetch_all(LIST_MEMBERS)
 
 
 invitations = Feature(

@@ -14,10 +14,9 @@ from datetime import timedelta
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import JsonValue
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
-from app.core.database import Database, open_database
+from app.core.database import Database, Session, open_database
 from app.core.email import Email, QueuedEmail
 from app.core.models import utc_now
 from app.outbox import service
@@ -30,7 +29,7 @@ from tests.test_cli import manage
 ADA = "ada@example.com"
 
 
-async def greet(_session: AsyncSession, _settings: Settings, email: QueuedEmail) -> Email | None:
+async def greet(_session: Session, _settings: Settings, email: QueuedEmail) -> Email | None:
     if email.address.startswith("nobody"):
         return None
     if email.address.startswith("bug"):
@@ -110,7 +109,7 @@ async def test_a_message_is_sent_at_once_and_then_forgotten(
 async def test_the_renderer_gets_the_payload_that_was_enqueued(settings: Settings, database: Database) -> None:
     payloads: list[Mapping[str, JsonValue]] = []
 
-    async def note_payload(_session: AsyncSession, _settings: Settings, email: QueuedEmail) -> None:
+    async def note_payload(_session: Session, _settings: Settings, email: QueuedEmail) -> None:
         payloads.append(email.payload)
 
     async with run_sender(settings, database, {"note": note_payload}):

@@ -1,25 +1,24 @@
 """What PostgreSQL alone does: settings of its connections, prepared statements, locks on rows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from app.core.database import Database, Session, open_database
+from app.core.database import Database, open_database
 from app.core.housekeeping import purge
-from app.core.statements import prepare
+from app.core.query import Query
 from app.core.throttling import ThrottleCount, purge_counts
 from app.users.models import User
 from tests.databases import execute_async, make_settings, server_url
+from tests.mail import wait_for
 
 pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
 
-NAMES = select(User.name)
-PREPARED_NAMES = prepare(select(User.name))
+NAMES = Query(select(User.name))
 WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
 # After so many psycopg has the server prepare a statement.
 MANY = 8
@@ -53,7 +52,7 @@ async def test_options_of_the_url_are_kept(live_url: str) -> None:
 async def test_reading_goes_on_when_a_migration_changes_the_columns(live_database: Database, live_url: str) -> None:
     async def read() -> object:
         async with live_database.read() as session:
-            return (await session.execute(PREPARED_NAMES)).all()
+            return await session.fetch_all(NAMES)
 
     for _ in range(MANY):
         await read()
@@ -62,12 +61,12 @@ async def test_reading_goes_on_when_a_migration_changes_the_columns(live_databas
     assert await read() == []
 
 
-async def test_what_is_not_prepared_here_fails_once_when_a_migration_changes_the_columns(
+async def test_statement_of_sqlalchemy_fails_once_when_a_migration_changes_the_columns(
     live_database: Database, live_url: str
 ) -> None:
     async def read() -> object:
         async with live_database.read() as session:
-            return (await session.scalars(NAMES)).all()
+            return (await session.scalars(NAMES.statement)).all()
 
     for _ in range(MANY):
         await read()
@@ -79,25 +78,31 @@ async def test_what_is_not_prepared_here_fails_once_when_a_migration_changes_the
     assert await read() == []
 
 
-@pytest.mark.parametrize("notices", [Database.write_one, Database.write], ids=["one statement", "a session"])
-async def test_a_restart_of_the_server_costs_one_write(
-    live_url: str, notices: Callable[[Database], AbstractAsyncContextManager[Session]]
-) -> None:
-    add = prepare(select(func.pg_backend_pid()))
+async def test_no_statement_fails_after_a_restart_of_the_server(live_url: str) -> None:
+    backend = Query(select(func.pg_backend_pid()))
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-    async def write(database: Database, way: Callable[[Database], AbstractAsyncContextManager[Session]]) -> None:
-        async with way(database) as session:
-            await session.execute(add)
+    async def write(database: Database) -> int | None:
+        async with database.write() as session:
+            return await session.fetch_value(backend)
+
+    async def write_entities(database: Database) -> int | None:
+        async with database.write() as session:
+            return await session.scalar(select(func.pg_backend_pid()))
+
+    async def connections_are_gone() -> bool:
+        return await execute_async(live_url, f"SELECT count(*) {others}") == [(0,)]
 
     async with open_database(make_settings(live_url, database_pool_size=4)) as database:
-        await asyncio.gather(*(write(database, Database.write_one) for _ in range(12)))
-        others = "datname = current_database() AND pid <> pg_backend_pid()"
-        await execute_async(live_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")  # noqa: S608  # our own
+        before = set(await asyncio.gather(*(write(database) for _ in range(12))))
+        await execute_async(live_url, f"SELECT pg_terminate_backend(pid) {others}")
+        await wait_for(connections_are_gone)
 
-        with pytest.raises(DBAPIError):
-            await write(database, notices)
-        for _ in range(4):
-            await write(database, Database.write_one)
+        after = set(
+            await asyncio.gather(*(write(database) for _ in range(8)), *(write_entities(database) for _ in range(8)))
+        )
+
+    assert before & after == set()
 
 
 async def test_a_purge_waits_for_nobody(live_database: Database, live_url: str) -> None:

@@ -11,15 +11,14 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.application import create_app, email_renderers
 from app.core.config import Settings
-from app.core.database import Database, open_database
+from app.core.database import Database, Session, open_database
 from app.core.security import hash_opaque_token
 from app.core.toolbox import Toolbox
 from app.outbox.sender import Sender
-from app.outbox.service import EmailRow
+from app.outbox.service import EmailRecord
 from app.users import one_time_tokens
 from app.users.emails import EmailKind
 from tests.accounts import PASSWORD, Account, create_account, request_token
@@ -277,7 +276,7 @@ async def test_a_new_address_that_is_withdrawn_while_it_waits_for_its_turn_is_no
 ) -> None:
     send = Sender._send
 
-    async def send_late(self: Sender, email: EmailRow) -> None:
+    async def send_late(self: Sender, email: EmailRecord) -> None:
         if email.kind == EmailKind.EMAIL_CHANGE:
             await change_password(client, user)
         await send(self, email)
@@ -298,9 +297,7 @@ async def test_a_code_that_is_being_made_is_withdrawn_too(
     create_token = one_time_tokens.create_token
     changes: list[asyncio.Task[None]] = []
 
-    async def create_slowly(
-        session: AsyncSession, purpose: str, user_id: UUID, address: str, *, lifetime: timedelta
-    ) -> str:
+    async def create_slowly(session: Session, purpose: str, user_id: UUID, address: str, *, lifetime: timedelta) -> str:
         token = await create_token(session, purpose, user_id, address, lifetime=lifetime)
         changes.append(asyncio.create_task(change_password(client, user)))
         await asyncio.wait(changes, timeout=1)
@@ -326,7 +323,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
     revoke_tokens = one_time_tokens.revoke_tokens
     asked: list[asyncio.Task[httpx2.Response]] = []
 
-    async def revoke_late(session: AsyncSession, user_id: UUID) -> None:
+    async def revoke_late(session: Session, user_id: UUID) -> None:
         asked.append(asyncio.create_task(post(client, "/auth/password/forgot", email=user.email)))
         await asyncio.wait(asked, timeout=1)
         # The sender is at work meanwhile, where others can write.

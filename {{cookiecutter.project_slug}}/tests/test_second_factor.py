@@ -7,14 +7,14 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
 from app.auth import second_factor
 from app.auth.models import SecondFactor
 from app.auth.second_factor import reencrypt
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, Session
 from app.core.project import read_project
 from app.core.security import Security
 from app.core.toolbox import Toolbox, make_toolbox
@@ -171,7 +171,7 @@ async def test_of_many_that_begin_at_once_one_secret_is_there(
 ) -> None:
     find_factor = second_factor.find_factor
 
-    async def find_slowly(session: AsyncSession, user_id: UUID) -> second_factor.FactorRow | None:
+    async def find_slowly(session: Session, user_id: UUID) -> second_factor.FactorRecord | None:
         factor = await find_factor(session, user_id)
         await asyncio.sleep(0.2)
         return factor
@@ -199,12 +199,12 @@ async def test_to_begin_anew_never_undoes_a_confirmation(
         others.append(asyncio.create_task(client.post(path, json=body, headers=user.headers)))
         await asyncio.wait(others, timeout=1)
 
-    async def find_slowly(session: AsyncSession, user_id: UUID) -> second_factor.FactorRow | None:
+    async def find_slowly(session: Session, user_id: UUID) -> second_factor.FactorRecord | None:
         factor = await find_factor(session, user_id)
         await meet(f"{PATH}/confirm", code)
         return factor
 
-    async def use_slowly(tools: Toolbox, user_id: UUID, factor: second_factor.FactorRow, code: str) -> bool:
+    async def use_slowly(tools: Toolbox, user_id: UUID, factor: second_factor.FactorRecord, code: str) -> bool:
         await meet(PATH, PROOF)
         return await use_totp(tools, user_id, factor, code)
 

@@ -11,7 +11,7 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.models import utc_now
-from app.users.models import Session
+from app.users.models import UserSession
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import make_settings
@@ -84,7 +84,7 @@ async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(
         changed = await client.patch(ME, json={"name": "Ada"}, headers=user.headers)
         seen = await client.get(ME, headers=user.headers)
         # As another worker does.
-        await connection.execute(delete(Session))
+        await connection.execute(delete(UserSession))
         cached = await client.get(ME, headers=user.headers)
         now[0] = 5.1
         late = await client.get(ME, headers=user.headers)
@@ -100,7 +100,7 @@ async def test_with_a_cache_what_is_ended_changes_nothing_any_more(
     async with open_client(create_app(make_settings(migrated_url, auth_cache_seconds=60), database)) as client:
         user = await create_account(client)
         await client.get(ME, headers=user.headers)
-        await connection.execute(delete(Session))
+        await connection.execute(delete(UserSession))
         written = await client.patch(ME, json={"name": "Eve"}, headers=user.headers)
         read = await client.get(ME, headers=user.headers)
 
@@ -120,7 +120,7 @@ async def test_someone_elses_session_is_not_found(client: httpx2.AsyncClient, us
 async def test_expired_sessions_are_not_listed(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
-    await connection.execute(update(Session).values(expires_at=utc_now() - timedelta(seconds=1)))
+    await connection.execute(update(UserSession).values(expires_at=utc_now() - timedelta(seconds=1)))
     again = await sign_in(client, user.id, user.email)
 
     assert [session["is_current"] for session in await list_sessions(client, again)] == [True]

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.users.dependencies import get_caller
+from app.users.dependencies import get_current_user
 from tests.accounts import Account, create_account
 
 TODOS = "/api/v1/todos"
@@ -41,7 +41,7 @@ async def test_an_account_that_is_deleted_meanwhile_gets_no_todo(
 ) -> None:
     await client.delete("/api/v1/users/me", headers=user.headers)
     # What the check of a request that came before the deletion has found.
-    app.dependency_overrides[get_caller] = lambda: SimpleNamespace(id=UUID(user.id))
+    app.dependency_overrides[get_current_user] = lambda: SimpleNamespace(id=UUID(user.id))
 
     response = await client.post(TODOS, json={"title": "Buy milk"}, headers=user.headers)
 

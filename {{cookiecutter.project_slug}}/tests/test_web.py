@@ -24,7 +24,7 @@ from app.core.audit import AuditEvent
 from app.core.config import Environment, Settings
 from app.core.database import Database
 from app.core.features import Feature
-from app.users.models import Session
+from app.users.models import UserSession
 from app.web.settings import LOCALES, WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer
@@ -164,7 +164,9 @@ async def test_session_of_the_pages_has_no_rights_of_an_administrator(
 ) -> None:
     await browser.log_in(admin.email)
 
-    sessions = (await connection.execute(select(Session.scope).where(Session.user_id == UUID(admin.id)))).scalars()
+    sessions = (
+        await connection.execute(select(UserSession.scope).where(UserSession.user_id == UUID(admin.id)))
+    ).scalars()
     assert sorted(sessions) == ["account", "account admin"]
 
 
@@ -181,7 +183,7 @@ async def test_log_out_ends_the_session_and_not_only_the_cookie(logged_in: Brows
 async def test_session_in_use_is_extended_and_its_cookie_replaced(
     logged_in: Browser, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long_ago = await connection.scalar(select(Session.last_used_at))
+    long_ago = await connection.scalar(select(UserSession.last_used_at))
     await logged_in.open("/")
     assert "set-cookie" not in logged_in.page.headers
     later = time.time() + 3601
@@ -195,12 +197,12 @@ async def test_session_in_use_is_extended_and_its_cookie_replaced(
     await logged_in.open("/")
 
     assert list(list_cookies(logged_in.page)) == ["__Host-session"]
-    assert await connection.scalar(select(Session.last_used_at)) != long_ago
+    assert await connection.scalar(select(UserSession.last_used_at)) != long_ago
 
 
 async def test_expired_session_is_out(logged_in: Browser, connection: AsyncConnection) -> None:
-    expired = await connection.scalar(select(Session.created_at))
-    await connection.execute(update(Session).values(expires_at=expired))
+    expired = await connection.scalar(select(UserSession.created_at))
+    await connection.execute(update(UserSession).values(expires_at=expired))
 
     await logged_in.open("/")
 
@@ -442,7 +444,7 @@ async def test_log_in_as_another_ends_the_session_before(logged_in: Browser, con
 
     await logged_in.open("/")
     assert f"Hello, {other}." in logged_in.text
-    assert len((await connection.scalars(select(Session.id))).all()) == 1
+    assert len((await connection.scalars(select(UserSession.id))).all()) == 1
 
 
 async def test_static_files_are_named_after_what_is_in_them_and_kept_for_ever(browser: Browser) -> None:

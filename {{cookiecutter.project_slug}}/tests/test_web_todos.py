@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.users.models import Session
+from app.users.models import UserSession
 from tests.browsing import Browser, open_browser
 
 
@@ -128,7 +128,7 @@ async def test_stranger_is_asked_to_log_in_and_comes_back(app: FastAPI, browser:
 async def test_form_of_a_session_that_has_ended_leads_to_the_log_in(
     browser: Browser, connection: AsyncConnection
 ) -> None:
-    await connection.execute(delete(Session))
+    await connection.execute(delete(UserSession))
 
     await browser.send("/todos", title="Too late")
 

@@ -5,9 +5,10 @@ from fastapi import Query
 
 from app.audit import service
 from app.audit.schemas import AuditEventRead
+from app.audit.service import EventRecord
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, Slice
+from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.core.schemas import Line
 from app.users.dependencies import AdminUser
@@ -20,6 +21,6 @@ EventQuery = Annotated[Line | None, Query(description="Only events of this name.
 @router.get("", response_model=Page[AuditEventRead], responses=problem_responses(401, 403))
 async def list_audit_events(
     _admin: AdminUser, session: SessionDep, page: PageDep, user_id: UUID | None = None, event: EventQuery = None
-) -> Slice:
+) -> PageResult[EventRecord]:
     """List what happened to accounts, the newest first. For administrators."""
     return await service.list_events(session, page, user_id=user_id, event=event)

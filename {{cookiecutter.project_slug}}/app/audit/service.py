@@ -1,39 +1,47 @@
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Select, bindparam, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.audit import AuditEvent
-from app.core.pagination import PageRequest, Slice, paginate
+from app.core.database import Session
+from app.core.pagination import PageRequest, PageResult, paginate
+from app.core.query import Query, columns
 
-EVENT_COLUMNS = (
-    AuditEvent.id,
-    AuditEvent.event,
-    AuditEvent.user_id,
-    AuditEvent.actor_id,
-    AuditEvent.address,
-    AuditEvent.device,
-    AuditEvent.request_id,
-    AuditEvent.details,
-    AuditEvent.created_at,
-)
+NEWEST = "-created_at"
 
 
-async def list_events(session: AsyncSession, page: PageRequest, *, user_id: UUID | None, event: str | None) -> Slice:
-    sort = "-created_at"
-    filters = {"of_user": user_id is not None, "of_event": event is not None}
-    statement = _list_statement(**filters, continued=page.cursor is not None)
-    parameters = {"of_user_id": user_id, "of_event": event, **page.parameters(sort)}
-    return page.cut((await session.execute(statement, parameters)).all(), sort)
+class EventRecord(NamedTuple):
+    id: UUID
+    event: str
+    user_id: UUID | None
+    actor_id: UUID | None
+    address: str | None
+    device: str
+    request_id: str | None
+    details: dict[str, Any]
+    created_at: datetime
+
+
+COLUMNS = columns(EventRecord, AuditEvent)
+
+
+async def list_events(
+    session: Session, page: PageRequest, *, user_id: UUID | None, event: str | None
+) -> PageResult[EventRecord]:
+    wanted = {"of_user_id": user_id, "of_event": event}
+    filters = {name: value for name, value in wanted.items() if value is not None}
+    query = _list_query(frozenset(filters), after_cursor=page.cursor is not None)
+    return page.build(await session.fetch_all(query, **filters, **page.parameters(NEWEST)), NEWEST)
 
 
 @cache
-def _list_statement(*, of_user: bool, of_event: bool, continued: bool) -> Select[*tuple[Any, ...]]:
-    statement: Select[*tuple[Any, ...]] = select(*EVENT_COLUMNS)
-    if of_user:
+def _list_query(filters: frozenset[str], *, after_cursor: bool) -> Query[EventRecord]:
+    statement: Select[*tuple[Any, ...]] = select(*COLUMNS)
+    if "of_user_id" in filters:
         statement = statement.where(AuditEvent.user_id == bindparam("of_user_id"))
-    if of_event:
+    if "of_event" in filters:
         statement = statement.where(AuditEvent.event == bindparam("of_event"))
-    return paginate(statement, AuditEvent, descending=True, continued=continued)
+    return paginate(statement, EventRecord, AuditEvent, descending=True, after_cursor=after_cursor)

@@ -4,15 +4,15 @@ from uuid import UUID
 from fastapi import Depends
 
 from app.auth import sessions
-from app.auth.sessions import SessionRow
+from app.auth.sessions import SessionRecord
 from app.core.database import SessionDep
 from app.core.requests import OriginDep, SettingsDep
 from app.core.throttling import Bucket, ThrottleDep, network_of
-from app.users.dependencies import CurrentUser
+from app.users.dependencies import CurrentCaller
 
 
-async def get_own_session(session_id: UUID, user: CurrentUser, session: SessionDep) -> SessionRow:
-    return await sessions.get_session(session, user, session_id)
+async def get_own_session(session_id: UUID, caller: CurrentCaller, session: SessionDep) -> SessionRecord:
+    return await sessions.get_session(session, caller, session_id)
 
 
 async def take_code_attempt(settings: SettingsDep, throttle: ThrottleDep, origin: OriginDep) -> None:
@@ -22,4 +22,4 @@ async def take_code_attempt(settings: SettingsDep, throttle: ThrottleDep, origin
 
 limit_codes = Depends(take_code_attempt)
 
-OwnSessionDep = Annotated[SessionRow, Depends(get_own_session)]
+OwnSessionDep = Annotated[SessionRecord, Depends(get_own_session)]

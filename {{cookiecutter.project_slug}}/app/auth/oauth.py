@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect
 
 from app.auth.exceptions import NO_STORE, OAuthError
 from app.core.exceptions import UnsupportedMediaTypeError
-from app.core.routing import FeatureRoute, Handler
+from app.core.routing import FeatureRoute, Handler, require_media_type
 
 
 class OAuthRoute(FeatureRoute):
@@ -18,6 +18,8 @@ class OAuthRoute(FeatureRoute):
 
         async def handle_as_oauth(request: Request) -> Response:
             try:
+                # Before the form is read: one with files would be stored in temporary files.
+                require_media_type(request, takes_form=True)
                 await _refuse_repeated_parameters(request)
                 response = await handle(request)
             except (RequestValidationError, UnsupportedMediaTypeError) as error:

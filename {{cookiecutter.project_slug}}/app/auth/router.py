@@ -16,12 +16,12 @@ from app.auth.schemas import (
     TokenForm,
     TokenRead,
 )
-from app.auth.sessions import SessionRow
+from app.auth.sessions import SessionRecord
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
 from app.core.toolbox import ToolboxDep
-from app.users.dependencies import CurrentUser
+from app.users.dependencies import CurrentCaller, CurrentUser
 
 router = FeatureRouter(prefix="/auth", tags=["auth"])
 oauth = FeatureRouter(route_class=OAuthRoute)
@@ -46,9 +46,9 @@ router.include_router(recovery.router)
 
 
 @router.get("/sessions", response_model=list[SessionRead], responses=problem_responses(401, 403))
-async def list_sessions(user: CurrentUser, session: SessionDep) -> list[SessionRow]:
+async def list_sessions(caller: CurrentCaller, session: SessionDep) -> list[SessionRecord]:
     """List where the account is signed in, the most recently used first."""
-    return await sessions.list_sessions(session, user)
+    return await sessions.list_sessions(session, caller)
 
 
 @router.delete("/sessions/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))

@@ -1,34 +1,30 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, bindparam, delete, exists, insert, select, text, update
+from sqlalchemy import bindparam, delete, exists, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import second_factor, sessions
 from app.auth.exceptions import OAuthError
 from app.auth.models import KnownNetwork, RefreshToken
 from app.auth.schemas import TokenForm, TokenRead
 from app.core.config import Settings
-from app.core.database import count_deleted, release_connection
+from app.core.database import Session, release_connection
 from app.core.exceptions import AppError, TooManyRequestsError, UnauthorizedError
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
+from app.core.query import Command, Query, columns, delete_batch
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.statements import delete_some, prepare
 from app.core.throttling import Bucket, network_of, purge_counts
 from app.core.toolbox import Toolbox
 from app.users import service as users_service
 from app.users.events import AccountEvent
 from app.users.models import User
 from app.users.scopes import SCOPES, format_scope, list_allowed, parse_scope
-
-CredentialsRow: TypeAlias = Row[*tuple[Any, ...]]
-TokenRow: TypeAlias = Row[*tuple[Any, ...]]
 
 logger = structlog.get_logger(__name__)
 
@@ -38,32 +34,42 @@ WRONG_OR_UNVERIFIED = "The e-mail address or the password is not right, or the a
 INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
-CREDENTIALS = prepare(
-    select(
-        User.id,
-        User.password_hash,
-        User.is_active,
-        User.is_admin,
-        User.email_verified_at,
-        exists()
-        .where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
-        .label("is_known_network"),
-    ).where(User.email == bindparam("user_email"))
+
+class CredentialsRecord(NamedTuple):
+    id: UUID
+    password_hash: str
+    is_active: bool
+    is_admin: bool
+    email_verified_at: datetime | None
+    is_known_network: bool
+
+
+class RefreshTokenRecord(NamedTuple):
+    session_id: UUID
+    used_at: datetime | None
+
+
+_IS_KNOWN_NETWORK = exists().where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
+CREDENTIALS = Query(
+    select(*columns(CredentialsRecord, User, is_known_network=_IS_KNOWN_NETWORK)).where(
+        User.email == bindparam("user_email")
+    ),
+    CredentialsRecord,
 )
 # Locks the user against a change of the password, or a deactivation, between its verification and the new session.
-CONFIRM_CREDENTIALS = prepare(
+CONFIRM_CREDENTIALS = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
 )
-REHASH = (
+REHASH = Query(
     update(User)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .values(password_hash=bindparam("new_hash"))
     .returning(User.id)
 )
 # Both databases understand it.
-REMEMBER_NETWORK = prepare(
+REMEMBER_NETWORK = Command(
     text("""
     INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
     ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
@@ -71,20 +77,21 @@ REMEMBER_NETWORK = prepare(
         bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
     )
 )
-PURGE_NETWORKS = delete_some(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
-CREATE_REFRESH_TOKEN = prepare(insert(RefreshToken))
+PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
+CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
 # One statement decides between two that come with the same token.
-USE_REFRESH_TOKEN = prepare(
+USE_REFRESH_TOKEN = Query(
     update(RefreshToken)
     .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
     .values(used_at=bindparam("now"))
     .returning(RefreshToken.session_id)
 )
-REFRESH_TOKEN = prepare(
-    select(RefreshToken.session_id, RefreshToken.used_at).where(RefreshToken.token_hash == bindparam("presented_hash"))
+REFRESH_TOKEN = Query(
+    select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
+    RefreshTokenRecord,
 )
 # Once the session that it could have stolen would have expired, a used token tells nothing any more.
-PURGE_REFRESH_TOKENS = prepare(
+PURGE_REFRESH_TOKENS = Command(
     delete(RefreshToken).where(
         RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
     )
@@ -147,40 +154,39 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
     return OpenedSession(user.id, session_id, scope)
 
 
-async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRow:
+async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRecord:
     """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
     email = as_stored(username)
     network = network_of(tools.origin.address)
-    parameters = {"user_email": email, "from_network": network}
-    user = (await tools.session.execute(CREDENTIALS, parameters)).one_or_none()
+    user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     await release_connection(tools.session)
     attempt = await _take_attempt(tools, email, user, network)
     check = await tools.security.check_password(password, user.password_hash if user else None)
     if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
     await _check_second_factor(tools, user, attempt, otp)
-    await tools.session.execute(REMEMBER_NETWORK, {"owner_id": user.id, "network": network, "now": utc_now()})
+    await tools.session.run(REMEMBER_NETWORK, owner_id=user.id, network=network, now=utc_now())
     await _reward(tools, attempt)
     return user
 
 
-async def _confirm(tools: Toolbox, user: CredentialsRow, password: str, new_hash: str | None) -> bool:
+async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
     if tools.settings.email_verification_required and user.email_verified_at is None:
         return False
-    parameters = {"user_id": user.id, "verified_hash": user.password_hash}
+    verified: str | None = user.password_hash
     if new_hash is not None:
-        if await tools.session.scalar(REHASH, {**parameters, "new_hash": new_hash}) is not None:
+        rehashed = await tools.session.fetch_value(REHASH, user_id=user.id, verified_hash=verified, new_hash=new_hash)
+        if rehashed is not None:
             return True
         # Another sign-in has re-hashed it meanwhile, or it was changed.
-        current: str | None = await tools.session.scalar(users_service.PASSWORD_HASH, {"user_id": user.id})
+        verified = await tools.session.fetch_value(users_service.PASSWORD_HASH, user_id=user.id)
         await release_connection(tools.session)
-        if not (await tools.security.check_password(password, current)).is_correct:
+        if not (await tools.security.check_password(password, verified)).is_correct:
             return False
-        parameters["verified_hash"] = current
-    return await tools.session.scalar(CONFIRM_CREDENTIALS, parameters) is not None
+    return await tools.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
 
 
-async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRow | None, network: str) -> Attempt:
+async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | None, network: str) -> Attempt:
     """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
@@ -202,7 +208,7 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
         await settle(tools.session, bucket)
 
 
-async def _check_second_factor(tools: Toolbox, user: CredentialsRow, attempt: Attempt, otp: str | None) -> None:
+async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, otp: str | None) -> None:
     factor = await second_factor.find_factor(tools.session, user.id)
     if factor is None:
         return
@@ -214,7 +220,7 @@ async def _check_second_factor(tools: Toolbox, user: CredentialsRow, attempt: At
         raise await _refuse(tools, user, attempt, "second factor")
 
 
-async def _refuse(tools: Toolbox, user: CredentialsRow | None, attempt: Attempt, reason: str) -> AppError:
+async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
     if attempt.refusal is not None:
         return attempt.refusal
     SIGN_INS.labels("failure").inc()
@@ -242,25 +248,24 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
     if not form.refresh_token:
         raise OAuthError("invalid_request", "refresh_token is required.")
     now = utc_now()
-    presented = {"presented_hash": hash_opaque_token(form.refresh_token)}
-    token = (await tools.session.execute(REFRESH_TOKEN, presented)).one_or_none()
+    presented_hash = hash_opaque_token(form.refresh_token)
+    token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
     if token is None or token.used_at is not None:
         raise await _refuse_refresh_token(tools, token, now)
     # The session first: what ends it locks it, and then its tokens.
     extended = await sessions.extend_session(tools.session, tools.settings, token.session_id, tools.origin)
     if extended is None:
         raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
-    if await tools.session.scalar(USE_REFRESH_TOKEN, {**presented, "now": now}) is None:
-        token = (await tools.session.execute(REFRESH_TOKEN, presented)).one_or_none()
+    if await tools.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
+        token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
         raise await _refuse_refresh_token(tools, token, now)
-    user_id, session_scope = extended
     used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
-    await tools.session.execute(PURGE_REFRESH_TOKENS, {"of_session_id": token.session_id, "used_before": used_before})
-    scope = _grant_scope(form.scope, parse_scope(session_scope))
-    return await _issue(tools, user_id, token.session_id, scope)
+    await tools.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
+    scope = _grant_scope(form.scope, parse_scope(extended.scope))
+    return await _issue(tools, extended.user_id, token.session_id, scope)
 
 
-async def _refuse_refresh_token(tools: Toolbox, token: TokenRow | None, now: datetime) -> OAuthError:
+async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
     if token is None or token.used_at is None:
         return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
     if now - token.used_at <= timedelta(seconds=tools.settings.refresh_reuse_grace_seconds):
@@ -272,9 +277,9 @@ async def _refuse_refresh_token(tools: Toolbox, token: TokenRow | None, now: dat
 
 async def _issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
     refresh_token = create_opaque_token()
-    values = {"session_id": session_id, "token_hash": hash_opaque_token(refresh_token)}
+    token_hash = hash_opaque_token(refresh_token)
     try:
-        await tools.session.execute(CREATE_REFRESH_TOKEN, values)
+        await tools.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
     except IntegrityError as error:
         # The session was ended in this moment.
         raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN) from error
@@ -290,9 +295,9 @@ async def revoke(tools: Toolbox, token: str) -> None:
     """End the session of either kind of token; one that is not known is as good as revoked (RFC 7009 §2.2)."""
     if not token:
         raise OAuthError("invalid_request", "token is required.")
-    row = (await tools.session.execute(REFRESH_TOKEN, {"presented_hash": hash_opaque_token(token)})).one_or_none()
-    if row is not None:
-        session_id = row.session_id
+    found = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
+    if found is not None:
+        session_id = found.session_id
     else:
         try:
             session_id = tools.security.read_access_token(token).sid
@@ -301,8 +306,8 @@ async def revoke(tools: Toolbox, token: str) -> None:
     await sessions.end_session(tools.session, tools.audit, session_id)
 
 
-async def purge(session: AsyncSession, settings: Settings) -> int:
+async def purge(session: Session, settings: Settings) -> int:
     """Delete expired sessions, networks that were not used for long and counts that are forgotten; return how many."""
     deleted = await sessions.purge_sessions(session)
-    deleted += await count_deleted(session, PURGE_NETWORKS, {"used_before": utc_now() - KNOWN_NETWORK_LIFETIME})
+    deleted += await session.run(PURGE_NETWORKS, used_before=utc_now() - KNOWN_NETWORK_LIFETIME)
     return deleted + await purge_counts(session, settings)

@@ -8,14 +8,13 @@ from uuid import UUID
 from asgi_correlation_id import correlation_id
 from fastapi import Depends
 from sqlalchemy import JSON, Index, String, bindparam, insert
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.config import Settings
-from app.core.database import SessionDep, count_deleted
+from app.core.database import Session, SessionDep
 from app.core.models import Base, Identity, utc_now
+from app.core.query import Command, delete_batch
 from app.core.requests import Origin, OriginDep
-from app.core.statements import delete_some, prepare
 
 
 class AuditEvent(Identity, Base):
@@ -35,36 +34,36 @@ class AuditEvent(Identity, Base):
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
-CREATE_EVENT = prepare(insert(AuditEvent))
-PURGE_EVENTS = delete_some(AuditEvent, AuditEvent.created_at <= bindparam("created_before"))
+CREATE_EVENT = Command(insert(AuditEvent))
+PURGE_EVENTS = delete_batch(AuditEvent, AuditEvent.created_at <= bindparam("created_before"))
 
 
 class Audit:
     """Writes in the transaction of what it records: neither is there without the other."""
 
-    def __init__(self, session: AsyncSession, origin: Origin) -> None:
+    def __init__(self, session: Session, origin: Origin) -> None:
         self._session = session
         self._origin = origin
 
     async def record(
         self, event: StrEnum, user_id: UUID | None, *, actor_id: UUID | None = None, **details: object
     ) -> None:
-        values = {
-            "event": event,
-            "user_id": user_id,
-            "actor_id": actor_id,
-            "address": self._origin.address,
-            "device": self._origin.device,
-            "request_id": correlation_id.get(),
-            "details": details,
-        }
-        await self._session.execute(CREATE_EVENT, values)
+        await self._session.run(
+            CREATE_EVENT,
+            event=event,
+            user_id=user_id,
+            actor_id=actor_id,
+            address=self._origin.address,
+            device=self._origin.device,
+            request_id=correlation_id.get(),
+            details=details,
+        )
 
 
-async def purge_events(session: AsyncSession, settings: Settings) -> int:
+async def purge_events(session: Session, settings: Settings) -> int:
     """Delete what is older than the settings say, and return how many events that were."""
     created_before = utc_now() - timedelta(seconds=settings.audit_log_lifetime_seconds)
-    return await count_deleted(session, PURGE_EVENTS, {"created_before": created_before})
+    return await session.run(PURGE_EVENTS, created_before=created_before)
 
 
 async def get_audit(session: SessionDep, origin: OriginDep) -> Audit:

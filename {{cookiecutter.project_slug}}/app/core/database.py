@@ -1,20 +1,22 @@
 import asyncio
+import select
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, CursorResult, Delete, Executable, event, exc
+from sqlalchemy import Connection, CursorResult, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool, Pool, PoolResetState
 from sqlalchemy.util import greenlet_spawn
 
 from app.core.config import Settings
+from app.core.driver import Answer, CompiledStatement, is_stale, wrap_error
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 from app.core.pool import FairPool
-from app.core.statements import PreparedStatement, PreparedStatements, Rows, is_prepared, is_stale, wrap_error
+from app.core.query import Command, Query, RecordT, Statement, ValueT
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -22,6 +24,7 @@ PATIENCE_SECONDS = 60
 WATCH_SECONDS = 1
 # An option of engines whose connections begin no transaction: each statement commits by itself.
 AUTOCOMMIT = "is_autocommit"
+CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
 # What psycopg, and libpq below it, call a connection without a transaction.
 IDLE = 0
 BEGIN = {
@@ -32,74 +35,107 @@ BEGIN = {
 
 
 class Session(AsyncSession):
-    """SQLAlchemy's session, in which statements that are prepared take the short way (app/core/statements.py)."""
+    """SQLAlchemy's session, with verbs that run typed statements (app/core/query.py) directly on the driver.
 
-    def __init__(
-        self, bind: AsyncEngine | AsyncConnection, statements: PreparedStatements, info: dict[str, Any]
-    ) -> None:
-        # The last option matters to tests alone, which hand in a connection with a transaction that they roll back.
-        super().__init__(bind, expire_on_commit=False, info=info, join_transaction_mode="create_savepoint")
-        self._statements = statements
-        # Where each statement runs by itself it needs a connection, and no transaction of the session's.
+    Both ways share one transaction. A closed session cannot be used again: `DatabaseDep` opens sessions for work that
+    outlives the request's, such as a streamed answer or a background task.
+    """
+
+    def __init__(self, bind: AsyncEngine | AsyncConnection, info: dict[str, Any]) -> None:
+        super().__init__(
+            bind,
+            expire_on_commit=False,
+            # Otherwise it would open another connection, which nobody closes, when it is used after its end.
+            close_resets_only=False,
+            info=info,
+            # For tests alone, which give a connection with a transaction that they roll back.
+            join_transaction_mode="create_savepoint",
+        )
+        # Each statement commits by itself: it needs a connection, and no transaction of the session's.
         self._autocommit: AsyncEngine | None = None
         if isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options():
             self._autocommit = bind
+        self._dialect = bind.dialect
+        self._is_closed = False
 
-    async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
-        if not is_prepared(statement):
-            return await super().execute(statement, params, **options)
-        given: Mapping[str, Any] = params or {}
-        prepared = self._statements.find(statement, frozenset(given))
+    async def fetch_all(self, query: Query[RecordT], /, **parameters: object) -> list[RecordT]:
+        return [query.make(row) for row in (await self._run(query, parameters)).rows]
+
+    async def fetch_one(self, query: Query[RecordT], /, **parameters: object) -> RecordT:
+        """Raise NoResultFound or MultipleResultsFound unless there is exactly one row."""
+        row = await self.fetch_one_or_none(query, **parameters)
+        if row is None:
+            raise exc.NoResultFound("No row was found when one was required.")
+        return row
+
+    async def fetch_one_or_none(self, query: Query[RecordT], /, **parameters: object) -> RecordT | None:
+        """Raise MultipleResultsFound for more than one row."""
+        rows = await self.fetch_all(query, **parameters)
+        if len(rows) > 1:
+            raise exc.MultipleResultsFound("Several rows were found when one or none was required.")
+        return rows[0] if rows else None
+
+    async def fetch_value(self, query: Query[tuple[ValueT]], /, **parameters: object) -> ValueT | None:
+        """Return the value of the first row, or None where there is no row."""
+        rows = await self.fetch_all(query, **parameters)
+        return rows[0][0] if rows else None
+
+    async def run(self, command: Command, /, **parameters: object) -> int:
+        """Return how many rows were changed."""
+        return (await self._run(command, parameters)).changed
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await super().close()
+
+    def end(self) -> None:
+        """Close a session that holds no connection, which needs no await."""
+        self._is_closed = True
+        self.sync_session.close()
+
+    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> Answer:
+        if self._is_closed:
+            raise exc.InvalidRequestError(CLOSED)
+        compiled = statement.compile(self._dialect, frozenset(parameters))
+        if compiled.takes_lists:
+            return await self._run_by_sqlalchemy(statement, parameters)
         if self._autocommit is None:
-            return await self._run_in_transaction(prepared, given)
-        return await self._run_by_itself(self._autocommit, prepared, given)
+            return await self._run_in_transaction(compiled, parameters)
+        return await _run_in_autocommit(self._autocommit, compiled, parameters, repeat=statement.is_repeatable)
 
-    async def _run_by_itself(self, engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
-        """Read; where a connection was lost since it was last used, with another one."""
-        # More than once: a server that is restarted may lose the next ones, too.
-        for _ in range(_pool_of(engine).size()):
-            try:
-                return await _run_on_lent_connection(engine, prepared, given)
-            except exc.DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-        return await _run_on_lent_connection(engine, prepared, given)
+    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> Answer:
+        result = await self.execute(statement.statement, parameters)
+        if isinstance(statement, Query):
+            return Answer(list(result), -1)
+        assert isinstance(result, CursorResult)  # noqa: S101  # for the type checker
+        return Answer([], result.rowcount)
 
-    async def _run_in_transaction(self, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
+    async def _run_in_transaction(self, compiled: CompiledStatement, parameters: Mapping[str, object]) -> Answer:
         connection = await self.connection()
         assert connection.sync_connection is not None  # noqa: S101  # for the type checker
         try:
-            return await prepared.run(connection.sync_connection.connection, given)
+            return await compiled.run(connection.sync_connection.connection, self._dialect, parameters)
         except exc.DBAPIError as error:
             if error.connection_invalidated:
                 await connection.invalidate(error)
             raise
 
-    async def scalar(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
-        return (await self.execute(statement, params, **options)).scalar()
 
-    async def scalars(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
-        return (await self.execute(statement, params, **options)).scalars()
+async def _run_in_autocommit(
+    engine: AsyncEngine, compiled: CompiledStatement, parameters: Mapping[str, object], *, repeat: bool
+) -> Answer:
+    """Run a statement that commits by itself; repeat a read on another connection where this one was lost.
 
-
-class StatementSession(Session):
-    """A session for one prepared statement that writes: nothing is begun, and the statement commits by itself."""
-
-    _is_used = False
-
-    async def execute(self, statement: Executable, params: Any = None, **options: Any) -> Any:  # noqa: ANN401  # as SQLAlchemy
-        if self._is_used or not is_prepared(statement):
-            raise exc.InvalidRequestError("Only one prepared statement runs here: what needs more takes SessionDep.")
-        self._is_used = True
-        rows = await super().execute(statement, params, **options)
-        # That of a test, which hands in a connection.
-        if self.in_transaction():
-            await self.commit()
-        return rows
-
-    async def _run_by_itself(self, engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
-        # Not again on another connection: the one that was lost may have committed.
-        return await _run_on_lent_connection(engine, prepared, given)
+    More than once: a server that was restarted has lost all of the pool's connections. A write is never repeated, as it
+    may have committed before its answer was lost.
+    """
+    for _ in range(_pool_of(engine).size() if repeat else 0):
+        try:
+            return await _run_on_lent_connection(engine, compiled, parameters)
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+    return await _run_on_lent_connection(engine, compiled, parameters)
 
 
 def _pool_of(engine: AsyncEngine) -> FairPool:
@@ -107,42 +143,51 @@ def _pool_of(engine: AsyncEngine) -> FairPool:
     return engine.pool
 
 
-async def _run_on_lent_connection(engine: AsyncEngine, prepared: PreparedStatement, given: Mapping[str, Any]) -> Rows:
+async def _run_on_lent_connection(
+    engine: AsyncEngine, compiled: CompiledStatement, parameters: Mapping[str, object]
+) -> Answer:
     pool = _pool_of(engine)
     try:
         lent = await pool.lend(engine)
     except engine.dialect.loaded_dbapi.Error as error:
         raise wrap_error(error, engine.dialect) from error
     try:
-        rows = await prepared.run(lent.connection, given)
+        answer = await compiled.run(lent.connection, engine.dialect, parameters)
     except BaseException as error:
         if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
             await greenlet_spawn(pool.lose, lent, error)
         await greenlet_spawn(lent.connection.close)
         raise
     pool.give_back(lent)
-    return rows
+    return answer
 
 
 class Database:
-    """The sessions for reading and for writing; each engine is asked for one without transactions, too."""
+    """Opens sessions: `read` without a transaction, `write` with one."""
 
     def __init__(self, reading: AsyncEngine | AsyncConnection, writing: AsyncEngine | AsyncConnection) -> None:
         self._reading = _autocommit(reading)
         self._writing = writing
-        self._writing_one = _autocommit(writing)
         # What each session carries along, as `session.info`.
         self.info: dict[str, Any] = {}
-        self._statements = PreparedStatements(reading.dialect)
 
-    def read(self) -> AbstractAsyncContextManager[Session]:
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Session]:
         """Run each statement by itself: no BEGIN, no COMMIT, and on SQLite no lock."""
-        return _open(Session(self._reading, self._statements, self.info))
+        session = Session(self._reading, self.info)
+        try:
+            yield session
+        finally:
+            # Typed statements have given their connections back; SQLAlchemy's own verbs hold one.
+            if session.in_transaction():
+                await session.close()
+            else:
+                session.end()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Session]:
         """Commit at the end; roll back when an error is raised, unless it says to keep the changes."""
-        async with Session(self._writing, self._statements, self.info) as session:
+        async with Session(self._writing, self.info) as session:
             try:
                 yield session
             except AppError as error:
@@ -150,20 +195,6 @@ class Database:
                     await session.commit()
                 raise
             await session.commit()
-
-    def write_one(self) -> AbstractAsyncContextManager[Session]:
-        """Run one prepared statement, without the cost of BEGIN and COMMIT: what it wrote stays whatever comes next."""
-        return _open(StatementSession(self._writing_one, self._statements, self.info))
-
-
-@asynccontextmanager
-async def _open(session: Session) -> AsyncIterator[Session]:
-    try:
-        yield session
-    finally:
-        # Prepared statements alone have opened nothing.
-        if session.in_transaction():
-            await session.close()
 
 
 def _autocommit(bind: AsyncEngine | AsyncConnection) -> AsyncEngine | AsyncConnection:
@@ -211,6 +242,9 @@ def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
         pool_timeout=settings.database_pool_timeout_seconds,
         pool_recycle=settings.database_pool_recycle_seconds,
     )
+    # Windows has no poll.
+    if engine.dialect.name == "postgresql" and hasattr(select, "poll"):
+        event.listen(engine.sync_engine, "checkout", _on_checkout)
     return prepare_engine(engine)
 
 
@@ -272,6 +306,18 @@ def _on_begin(connection: Connection) -> None:
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
 
 
+def _on_checkout(connection: DBAPIConnection, _record: object, _proxy: object) -> None:
+    """Replace a connection that the server has closed, for instance in a restart.
+
+    The server sends hardly anything unasked but its farewell: to look at the socket costs microseconds, a query a round
+    trip.
+    """
+    poll = select.poll()
+    poll.register(connection.driver_connection.pgconn.socket, select.POLLIN)
+    if poll.poll(0):
+        raise exc.DisconnectionError("The server has closed the connection.")
+
+
 def _on_error(context: ExceptionContext) -> None:
     if is_stale(context.original_exception):
         context.is_disconnect = True
@@ -294,12 +340,6 @@ async def release_connection(session: AsyncSession) -> None:
     await session.commit()
 
 
-async def count_deleted(session: AsyncSession, statement: Delete, parameters: dict[str, Any]) -> int:
-    result = await session.execute(statement, parameters)
-    assert isinstance(result, CursorResult)  # noqa: S101  # for the type checker
-    return result.rowcount
-
-
 async def get_session(request: Request) -> AsyncIterator[Session]:
     database: Database = request.state.database
     unit_of_work = database.read if request.method in SAFE_METHODS else database.write
@@ -307,13 +347,12 @@ async def get_session(request: Request) -> AsyncIterator[Session]:
         yield session
 
 
-async def get_statement_session(request: Request) -> AsyncIterator[Session]:
+async def get_database(request: Request) -> Database:
     database: Database = request.state.database
-    async with database.write_one() as session:
-        yield session
+    return database
 
 
 # "function": commit before the response is sent, so that a failed commit is an error and not a false success.
-SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
-# For routes that write with one prepared statement and need no transaction.
-StatementDep = Annotated[AsyncSession, Depends(get_statement_session, scope="function")]
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+# For work that outlives the request's session, such as a streamed answer or a background task.
+DatabaseDep = Annotated[Database, Depends(get_database)]

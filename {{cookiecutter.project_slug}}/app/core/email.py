@@ -19,9 +19,9 @@ from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPRecipientsRefused
 from email_validator import validate_email
 from fastapi import Depends
 from pydantic import JsonValue
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
+from app.core.database import Session
 from app.core.exceptions import UnavailableError
 from app.core.models import utc_now
 from app.core.project import ROOT, read_project
@@ -59,7 +59,7 @@ class QueuedEmail:
 
 
 # Returns None when there is nothing to send, for instance because there is no such account.
-Renderer: TypeAlias = Callable[[AsyncSession, Settings, QueuedEmail], Awaitable[Email | None]]
+Renderer: TypeAlias = Callable[[Session, Settings, QueuedEmail], Awaitable[Email | None]]
 
 
 class RefusedEmailError(Exception):

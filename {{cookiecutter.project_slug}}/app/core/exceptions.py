@@ -68,6 +68,10 @@ class ConflictError(AppError):
     status = 409
 
 
+class ContentTooLargeError(AppError):
+    status = 413
+
+
 class UnsupportedMediaTypeError(AppError):
     status = 415
 

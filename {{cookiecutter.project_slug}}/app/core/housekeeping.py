@@ -6,16 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, Session
 from app.core.exceptions import first_line
 
 logger = structlog.get_logger(__name__)
 
 # Returns how many rows it has deleted; it is asked again until there are none.
-Purge = Callable[[AsyncSession, Settings], Awaitable[int]]
+Purge = Callable[[Session, Settings], Awaitable[int]]
 
 
 async def purge(database: Database, settings: Settings, purges: Sequence[Purge]) -> int:

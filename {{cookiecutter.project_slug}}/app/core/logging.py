@@ -68,6 +68,8 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
             "app.core.pool.FairPool": {"level": "WARNING"},
             # Says for each invalid X-Request-ID that it made a new one.
             "asgi_correlation_id": {"level": "ERROR"},
+            # Warns of each malformed upload, which the access log has as a 422.
+            "python_multipart": {"level": "ERROR"},
             "alembic": {"level": "WARNING" if settings.log_level == "INFO" else "NOTSET"},
         },
     }

@@ -14,7 +14,7 @@ from sqlalchemy import Select, bindparam, tuple_
 
 from app.core.exceptions import UnprocessableError
 from app.core.models import Identity, UTCDateTime
-from app.core.statements import prepare
+from app.core.query import Query as TypedQuery
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
@@ -24,11 +24,14 @@ ItemT = TypeVar("ItemT")
 Position = TypeAdapter(tuple[str, AwareDatetime, UUID])
 
 
-class Row(Protocol):
+class PagedRecord(Protocol):
     @property
     def id(self) -> UUID: ...
     @property
     def created_at(self) -> datetime: ...
+
+
+PagedT = TypeVar("PagedT", bound=PagedRecord)
 
 
 class Page(BaseModel, Generic[ItemT]):
@@ -39,10 +42,10 @@ class Page(BaseModel, Generic[ItemT]):
 
 
 @dataclass(frozen=True)
-class Slice:
-    """The rows of a page, before the response model reads them."""
+class PageResult(Generic[PagedT]):
+    """The records of a page, before the response model reads them."""
 
-    items: Sequence[Any]
+    items: Sequence[PagedT]
     next_cursor: str | None
 
 
@@ -62,32 +65,37 @@ class PageRequest:
             parameters |= {"after_created_at": created_at, "after_id": row_id}
         return parameters
 
-    def cut(self, rows: Sequence[Row], sort: str) -> Slice:
-        if len(rows) <= self.limit:
-            return Slice(rows, None)
-        items = rows[: self.limit]
-        return Slice(items, _encode_cursor(sort, items[-1]))
+    def build(self, records: Sequence[PagedT], sort: str) -> PageResult[PagedT]:
+        if len(records) <= self.limit:
+            return PageResult(records, None)
+        items = records[: self.limit]
+        return PageResult(items, _encode_cursor(sort, items[-1]))
 
 
 PageDep = Annotated[PageRequest, Depends()]
 
 
 def paginate(
-    statement: Select[*tuple[Any, ...]], model: type[Identity], *, descending: bool, continued: bool
-) -> Select[*tuple[Any, ...]]:
-    """Order by creation, and prepare; a `continued` statement begins after the position that its parameters name."""
+    statement: Select[*tuple[Any, ...]],
+    record: type[PagedT],
+    model: type[Identity],
+    *,
+    descending: bool,
+    after_cursor: bool,
+) -> TypedQuery[PagedT]:
+    """Order by creation; with `after_cursor`, begin after the position that `PageRequest.parameters` gives."""
     key = tuple_(model.created_at, model.id)
-    if continued:
+    if after_cursor:
         position = tuple_(
             bindparam("after_created_at", type_=UTCDateTime()), bindparam("after_id", type_=model.id.type)
         )
         statement = statement.where(key < position if descending else key > position)
     order = (model.created_at.desc(), model.id.desc()) if descending else (model.created_at, model.id)
-    return prepare(statement.order_by(*order).limit(bindparam("page_limit")))
+    return TypedQuery(statement.order_by(*order).limit(bindparam("page_limit")), record)
 
 
-def _encode_cursor(sort: str, row: Row) -> str:
-    position = Position.dump_json((sort, row.created_at, row.id))
+def _encode_cursor(sort: str, record: PagedRecord) -> str:
+    position = Position.dump_json((sort, record.created_at, record.id))
     return base64.urlsafe_b64encode(position).decode().rstrip("=")
 
 

@@ -5,15 +5,16 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Connection, String, column, select, table
 
+from app.core.database import Session
 from app.core.project import ROOT
+from app.core.query import Query
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-REVISION = text("SELECT version_num FROM alembic_version")
+REVISION = Query(select(column("version_num", String)).select_from(table("alembic_version")))
 
 
 def alembic_config(connection: Connection | None = None) -> "Config":
@@ -33,8 +34,8 @@ def head_revision() -> str | None:
     return ScriptDirectory.from_config(alembic_config()).get_current_head()
 
 
-async def is_at_head(session: AsyncSession) -> bool:
+async def is_at_head(session: Session) -> bool:
     """Raises a database error when there is no schema at all."""
-    revision: str | None = await session.scalar(REVISION)
+    revision = await session.fetch_value(REVISION)
     # In a thread: the first time it imports Alembic and reads all migrations.
     return revision == await asyncio.to_thread(head_revision)

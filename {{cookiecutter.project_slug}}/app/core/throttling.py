@@ -6,19 +6,18 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import structlog
 from fastapi import Depends, Request
 from sqlalchemy import String, bindparam, delete, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.config import Settings
-from app.core.database import Database, count_deleted
+from app.core.database import Database, Session
 from app.core.exceptions import TooManyRequestsError
 from app.core.models import Base
-from app.core.statements import delete_some, prepare
+from app.core.query import Command, Query, delete_batch
 
 logger = structlog.get_logger(__name__)
 
@@ -39,9 +38,13 @@ class ThrottleCount(Base):
     last_at: Mapped[float]
 
 
+class TakenRecord(NamedTuple):
+    attempts: int
+
+
 # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
 # way that both databases understand.
-TAKE = prepare(
+TAKE = Query(
     text("""
     INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at)
     VALUES (:key, 1, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
@@ -56,20 +59,21 @@ TAKE = prepare(
         last_at = :now
     WHERE throttle_counts.last_at + throttle_counts.delay_seconds <= :now
     RETURNING attempts
-    """).columns(ThrottleCount.attempts)
+    """).columns(ThrottleCount.attempts),
+    TakenRecord,
 )
-GIVE_BACK = prepare(
+GIVE_BACK = Command(
     text("""
     UPDATE throttle_counts
     SET attempts = attempts - 1, delay_seconds = CASE WHEN attempts <= :free_attempts THEN 0 ELSE delay_seconds / 2 END
     WHERE key = :key AND attempts > 0
     """)
 )
-NEXT_AT = prepare(
+NEXT_AT = Query(
     select(ThrottleCount.last_at + ThrottleCount.delay_seconds).where(ThrottleCount.key == bindparam("count_key"))
 )
-FORGET = prepare(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
-PURGE = delete_some(ThrottleCount, ThrottleCount.last_at <= bindparam("forgotten_before"))
+FORGET = Command(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
+PURGE = delete_batch(ThrottleCount, ThrottleCount.last_at <= bindparam("forgotten_before"))
 
 
 @dataclass(frozen=True)
@@ -110,35 +114,36 @@ class Throttle:
                 return error
         return None
 
-    async def _take(self, session: AsyncSession, bucket: Bucket) -> None:
+    async def _take(self, session: Session, bucket: Bucket) -> None:
         now = time.time()
-        parameters: dict[str, Any] = {
-            "key": bucket.key,
-            "now": now,
-            "free_attempts": bucket.free_attempts,
-            "first_delay": min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
-            "max_delay": float(self._settings.throttle_max_delay_seconds),
-            "forgotten_before": now - self._settings.throttle_memory_seconds,
-        }
-        if await session.scalar(TAKE, parameters) is None:
-            next_at = await session.scalar(NEXT_AT, {"count_key": bucket.key})
+        taken = await session.fetch_one_or_none(
+            TAKE,
+            key=bucket.key,
+            now=now,
+            free_attempts=bucket.free_attempts,
+            first_delay=min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
+            max_delay=float(self._settings.throttle_max_delay_seconds),
+            forgotten_before=now - self._settings.throttle_memory_seconds,
+        )
+        if taken is None:
+            next_at = await session.fetch_value(NEXT_AT, count_key=bucket.key)
             logger.warning("throttled", bucket=bucket.kind)
             raise TooManyRequestsError(max(1, math.ceil((next_at or now) - now)))
 
-    async def give_back(self, session: AsyncSession, bucket: Bucket) -> None:
+    async def give_back(self, session: Session, bucket: Bucket) -> None:
         """An attempt that succeeded does not count."""
         if self._settings.throttling:
-            await session.execute(GIVE_BACK, {"key": bucket.key, "free_attempts": bucket.free_attempts})
+            await session.run(GIVE_BACK, key=bucket.key, free_attempts=bucket.free_attempts)
 
-    async def forget(self, session: AsyncSession, bucket: Bucket) -> None:
+    async def forget(self, session: Session, bucket: Bucket) -> None:
         if self._settings.throttling:
-            await session.execute(FORGET, {"count_key": bucket.key})
+            await session.run(FORGET, count_key=bucket.key)
 
 
-async def purge_counts(session: AsyncSession, settings: Settings) -> int:
+async def purge_counts(session: Session, settings: Settings) -> int:
     """Delete what is forgotten, and return how many counts that were."""
     forgotten_before = time.time() - settings.throttle_memory_seconds
-    return await count_deleted(session, PURGE, {"forgotten_before": forgotten_before})
+    return await session.run(PURGE, forgotten_before=forgotten_before)
 
 
 def network_of(address: str | None) -> str:

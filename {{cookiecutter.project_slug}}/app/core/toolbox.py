@@ -2,11 +2,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.audit import Audit, AuditDep
 from app.core.config import Settings
-from app.core.database import Database, SessionDep
+from app.core.database import Database, Session, SessionDep
 from app.core.requests import Origin, OriginDep, SettingsDep
 from app.core.security import Security, SecurityDep
 from app.core.throttling import Throttle, ThrottleDep
@@ -27,7 +26,7 @@ class Toolbox:
 ToolboxDep = Annotated[Toolbox, Depends()]
 
 
-def make_toolbox(session: AsyncSession, database: Database, settings: Settings, security: Security) -> Toolbox:
+def make_toolbox(session: Session, database: Database, settings: Settings, security: Security) -> Toolbox:
     """For an operator: what comes from no request."""
     origin = Origin(device="command line")
     return Toolbox(session, security, settings, Throttle(database, settings), Audit(session, origin), origin)

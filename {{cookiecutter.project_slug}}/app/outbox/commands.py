@@ -3,7 +3,7 @@ import typer
 from app.core.commands import load_settings, open_toolbox, run
 from app.core.config import Settings
 from app.outbox import service
-from app.outbox.service import EmailRow
+from app.outbox.service import FailedEmailRecord
 
 commands = typer.Typer(name="outbox", help="Manage the messages that could not be sent.", no_args_is_help=True)
 
@@ -15,7 +15,7 @@ def list_failed_emails(context: typer.Context) -> None:
         typer.echo(f"{email.id}  {email.created_at:%Y-%m-%d %H:%M:%S}  {email.kind}  {email.error}")
 
 
-async def failed_emails(settings: Settings) -> list[EmailRow]:
+async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
     async with open_toolbox(settings) as tools:
         return await service.list_failed(tools.session)
 

@@ -17,7 +17,7 @@ from app.core.exceptions import first_line
 from app.core.metrics import EMAILS, EMAILS_PENDING_SECONDS
 from app.core.models import utc_now
 from app.outbox import service
-from app.outbox.service import EmailRow
+from app.outbox.service import EmailRecord
 
 logger = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ class Sender:
             return poll
         return min(poll, max(0, (state.next_due_at - now).total_seconds()))
 
-    async def _attempt(self, email: EmailRow) -> None:
+    async def _attempt(self, email: EmailRecord) -> None:
         try:
             await self._send(email)
         except RefusedEmailError as error:
@@ -109,7 +109,7 @@ class Sender:
             logger.exception("a message cannot be made", email_id=str(email.id), kind=email.kind)
             await self._retry(email, f"{type(error).__name__}: {first_line(error)}")
 
-    async def _send(self, email: EmailRow) -> None:
+    async def _send(self, email: EmailRecord) -> None:
         queued = QueuedEmail(
             id=email.id,
             kind=email.kind,
@@ -129,7 +129,7 @@ class Sender:
         if rendered is not None:
             EMAILS.labels("sent").inc()
 
-    async def _retry(self, email: EmailRow, reason: str) -> None:
+    async def _retry(self, email: EmailRecord, reason: str) -> None:
         if email.attempts > self._settings.email_retry_limit:
             await self._give_up(email, reason)
             return
@@ -139,7 +139,7 @@ class Sender:
         async with self._database.write() as session:
             await service.reschedule(session, email, utc_now() + delay, reason)
 
-    async def _give_up(self, email: EmailRow, reason: str) -> None:
+    async def _give_up(self, email: EmailRecord, reason: str) -> None:
         EMAILS.labels("failed").inc()
         logger.error("a message was given up", email_id=str(email.id), kind=email.kind, reason=reason)
         async with self._database.write() as session:

@@ -2,48 +2,62 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import Row, bindparam, delete, event, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import bindparam, delete, event, insert, select, update
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
-from app.core.database import count_deleted
+from app.core.database import Session
 from app.core.models import utc_now
-from app.core.statements import delete_some
+from app.core.query import Command, Query, columns, delete_batch
 from app.outbox.models import OutgoingEmail
-
-EmailRow: TypeAlias = Row[*tuple[Any, ...]]
 
 # Where the sessions of a database carry the event that wakes this process's sender.
 WAKE = "outbox.wake"
 MAX_ERROR_LENGTH = 500
 FAILED_LIFETIME = timedelta(days=30)
 
-EMAIL_COLUMNS = (
-    OutgoingEmail.id,
-    OutgoingEmail.kind,
-    OutgoingEmail.address,
-    OutgoingEmail.account_id,
-    OutgoingEmail.payload,
-    OutgoingEmail.attempts,
-)
 
-ENQUEUE = insert(OutgoingEmail)
+class EmailRecord(NamedTuple):
+    """A message that was claimed."""
+
+    id: UUID
+    kind: str
+    address: str
+    account_id: UUID | None
+    payload: dict[str, JsonValue]
+    attempts: int
+
+
+class FailedEmailRecord(NamedTuple):
+    id: UUID
+    kind: str
+    created_at: datetime
+    error: str
+
+
+class QueueState(NamedTuple):
+    next_due_at: datetime | None
+    oldest_created_at: datetime | None
+
+
+ENQUEUE = Command(insert(OutgoingEmail))
 # Both answers come from an index, however long the queue is.
-QUEUE_STATE = select(
-    select(func.min(OutgoingEmail.due_at)).scalar_subquery().label("next_due_at"),
-    select(OutgoingEmail.created_at)
-    .where(OutgoingEmail.due_at.is_not(None))
-    .order_by(OutgoingEmail.id)
-    .limit(1)
-    .scalar_subquery()
-    .label("oldest_created_at"),
+QUEUE_STATE = Query(
+    select(
+        select(func.min(OutgoingEmail.due_at)).scalar_subquery().label("next_due_at"),
+        select(OutgoingEmail.created_at)
+        .where(OutgoingEmail.due_at.is_not(None))
+        .order_by(OutgoingEmail.id)
+        .limit(1)
+        .scalar_subquery()
+        .label("oldest_created_at"),
+    ),
+    QueueState,
 )
 _DUE = (
     select(OutgoingEmail.id)
@@ -51,54 +65,47 @@ _DUE = (
     .order_by(OutgoingEmail.due_at)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
-    # Of its own, for PostgreSQL may run a subquery again and again, and lock other rows each time.
+    # A CTE: PostgreSQL may evaluate a plain subquery several times, and lock other rows each time.
     .cte("due")
 )
-CLAIM = (
+CLAIM = Query(
     update(OutgoingEmail)
     .where(OutgoingEmail.id.in_(select(_DUE.c.id)))
     .values(due_at=bindparam("leased_until"), attempts=OutgoingEmail.attempts + 1)
-    .returning(*EMAIL_COLUMNS)
+    .returning(*columns(EmailRecord, OutgoingEmail)),
+    EmailRecord,
 )
-WITHDRAW = delete(OutgoingEmail).where(
-    OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
+WITHDRAW = Command(
+    delete(OutgoingEmail).where(
+        OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
+    )
 )
-HOLD = (
+HOLD = Query(
     select(OutgoingEmail.id)
     .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
     .with_for_update()
 )
-FORGET = delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id"))
+FORGET = Command(delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id")))
 # Unless somebody else has taken it meanwhile, because this took too long.
-RESCHEDULE = (
+RESCHEDULE = Command(
     update(OutgoingEmail)
     .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
     .values(due_at=bindparam("new_due_at"), error=bindparam("reason"))
 )
-FAILED = (
-    select(OutgoingEmail.id, OutgoingEmail.kind, OutgoingEmail.created_at, OutgoingEmail.error)
-    .where(OutgoingEmail.due_at.is_(None))
-    .order_by(OutgoingEmail.id)
+FAILED = Query(
+    select(*columns(FailedEmailRecord, OutgoingEmail)).where(OutgoingEmail.due_at.is_(None)).order_by(OutgoingEmail.id),
+    FailedEmailRecord,
 )
-PURGE_FAILED = delete_some(
+PURGE_FAILED = delete_batch(
     OutgoingEmail, OutgoingEmail.due_at.is_(None), OutgoingEmail.created_at <= bindparam("created_before")
 )
-RETRY_FAILED = (
-    update(OutgoingEmail)
-    .where(OutgoingEmail.due_at.is_(None))
-    .values(due_at=bindparam("now"), attempts=0)
-    .returning(OutgoingEmail.id)
+RETRY_FAILED = Command(
+    update(OutgoingEmail).where(OutgoingEmail.due_at.is_(None)).values(due_at=bindparam("now"), attempts=0)
 )
-
-
-@dataclass(frozen=True)
-class QueueState:
-    next_due_at: datetime | None
-    oldest_created_at: datetime | None
 
 
 async def enqueue(
-    session: AsyncSession,
+    session: Session,
     kind: str,
     address: str,
     account_id: UUID | None = None,
@@ -108,54 +115,53 @@ async def enqueue(
 
     The payload is stored as plain text, which backups contain: put no secret in it.
     """
-    values = {"kind": kind, "address": address, "account_id": account_id, "payload": {**(payload or {})}}
-    await session.execute(ENQUEUE, {**values, "due_at": utc_now()})
+    await session.run(
+        ENQUEUE, kind=kind, address=address, account_id=account_id, payload={**(payload or {})}, due_at=utc_now()
+    )
     wake: asyncio.Event | None = session.info.get(WAKE)
     if wake is not None:
         event.listen(session.sync_session, "after_commit", lambda _session: wake.set(), once=True)
 
 
-async def withdraw(session: AsyncSession, kind: str, account_id: UUID) -> None:
+async def withdraw(session: Session, kind: str, account_id: UUID) -> None:
     """Do not send what is still waiting. What is being made, with a code or without, is there when this returns."""
-    await session.execute(WITHDRAW, {"email_kind": kind, "of_account_id": account_id})
+    await session.run(WITHDRAW, email_kind=kind, of_account_id=account_id)
 
 
-async def read_state(session: AsyncSession) -> QueueState:
-    row = (await session.execute(QUEUE_STATE)).one()
-    return QueueState(row.next_due_at, row.oldest_created_at)
+async def read_state(session: Session) -> QueueState:
+    return await session.fetch_one(QUEUE_STATE)
 
 
-async def claim(session: AsyncSession, lease: timedelta, at_most: int) -> list[EmailRow]:
+async def claim(session: Session, lease: timedelta, at_most: int) -> list[EmailRecord]:
     """Take due messages; they are due again when the lease ends, so that none is lost with its sender."""
     now = utc_now()
-    parameters = {"now": now, "leased_until": now + lease, "at_most": at_most}
-    return list((await session.execute(CLAIM, parameters)).all())
+    return await session.fetch_all(CLAIM, now=now, leased_until=now + lease, at_most=at_most)
 
 
-async def hold(session: AsyncSession, email: EmailRow) -> bool:
+async def hold(session: Session, email: EmailRecord) -> bool:
     """Keep what was claimed from being withdrawn in this transaction; False when it was, or somebody else has it."""
-    return await session.scalar(HOLD, {"email_id": email.id, "own_attempt": email.attempts}) is not None
+    return await session.fetch_value(HOLD, email_id=email.id, own_attempt=email.attempts) is not None
 
 
-async def forget(session: AsyncSession, email: EmailRow) -> None:
-    await session.execute(FORGET, {"email_id": email.id})
+async def forget(session: Session, email: EmailRecord) -> None:
+    await session.run(FORGET, email_id=email.id)
 
 
-async def reschedule(session: AsyncSession, email: EmailRow, due_at: datetime | None, error: str) -> None:
+async def reschedule(session: Session, email: EmailRecord, due_at: datetime | None, error: str) -> None:
     """Note why an attempt failed, and when the next one is due; without one the message has failed for good."""
-    parameters = {"email_id": email.id, "own_attempt": email.attempts, "new_due_at": due_at}
-    await session.execute(RESCHEDULE, {**parameters, "reason": error[:MAX_ERROR_LENGTH]})
+    reason = error[:MAX_ERROR_LENGTH]
+    await session.run(RESCHEDULE, email_id=email.id, own_attempt=email.attempts, new_due_at=due_at, reason=reason)
 
 
-async def list_failed(session: AsyncSession) -> list[EmailRow]:
-    return list((await session.execute(FAILED)).all())
+async def list_failed(session: Session) -> list[FailedEmailRecord]:
+    return await session.fetch_all(FAILED)
 
 
-async def retry_failed(session: AsyncSession) -> int:
+async def retry_failed(session: Session) -> int:
     """Make all failed messages due; returns how many there were."""
-    return len((await session.execute(RETRY_FAILED, {"now": utc_now()})).all())
+    return await session.run(RETRY_FAILED, now=utc_now())
 
 
-async def purge_failed(session: AsyncSession, _settings: Settings) -> int:
+async def purge_failed(session: Session, _settings: Settings) -> int:
     """Delete what failed long ago, and return how many messages that were."""
-    return await count_deleted(session, PURGE_FAILED, {"created_before": utc_now() - FAILED_LIFETIME})
+    return await session.run(PURGE_FAILED, created_before=utc_now() - FAILED_LIFETIME)

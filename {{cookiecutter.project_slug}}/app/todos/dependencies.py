@@ -5,12 +5,12 @@ from fastapi import Depends
 
 from app.core.database import SessionDep
 from app.todos import service
-from app.todos.service import TodoRow
+from app.todos.models import TodoRecord
 from app.users.dependencies import CurrentUser
 
 
-async def get_own_todo(todo_id: UUID, user: CurrentUser, session: SessionDep) -> TodoRow:
+async def get_own_todo(todo_id: UUID, user: CurrentUser, session: SessionDep) -> TodoRecord:
     return await service.get_todo(session, user.id, todo_id)
 
 
-TodoDep = Annotated[TodoRow, Depends(get_own_todo)]
+TodoDep = Annotated[TodoRecord, Depends(get_own_todo)]

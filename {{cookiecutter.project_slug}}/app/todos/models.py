@@ -1,3 +1,5 @@
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ForeignKey, Index, String, Text
@@ -16,3 +18,14 @@ class Todo(Timestamps, Base):
     title: Mapped[str] = mapped_column(String(200))
     description: Mapped[str] = mapped_column(Text, default="")
     completed: Mapped[bool] = mapped_column(default=False)
+
+
+class TodoRecord(NamedTuple):
+    """What the service reads of a todo."""
+
+    id: UUID
+    title: str
+    description: str
+    completed: bool
+    created_at: datetime
+    updated_at: datetime

@@ -1,13 +1,13 @@
 from fastapi import Request, Response
 
-from app.core.database import SessionDep, StatementDep
+from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, Slice
+from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.todos import service
 from app.todos.dependencies import TodoDep
+from app.todos.models import TodoRecord
 from app.todos.schemas import TodoCreate, TodoRead, TodoSort, TodoUpdate
-from app.todos.service import TodoRow
 from app.users.dependencies import CurrentUser
 
 router = FeatureRouter(prefix="/todos", tags=["todos"])
@@ -15,8 +15,8 @@ router = FeatureRouter(prefix="/todos", tags=["todos"])
 
 @router.post("", status_code=201, response_model=TodoRead, responses=problem_responses(401, 403, 409))
 async def create_todo(
-    data: TodoCreate, user: CurrentUser, session: StatementDep, request: Request, response: Response
-) -> TodoRow:
+    data: TodoCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
+) -> TodoRecord:
     todo = await service.create_todo(session, user.id, data)
     response.headers["Location"] = request.app.url_path_for("read_todo", todo_id=todo.id)
     return todo
@@ -29,23 +29,23 @@ async def list_todos(
     page: PageDep,
     sort: TodoSort = TodoSort.NEWEST,
     completed: bool | None = None,
-) -> Slice:
+) -> PageResult[TodoRecord]:
     return await service.list_todos(session, user.id, sort=sort, completed=completed, page=page)
 
 
 @router.get("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
-async def read_todo(todo: TodoDep) -> TodoRow:
+async def read_todo(todo: TodoDep) -> TodoRecord:
     return todo
 
 
 @router.put("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
-async def replace_todo(data: TodoCreate, todo: TodoDep, session: SessionDep) -> TodoRow:
+async def replace_todo(data: TodoCreate, todo: TodoDep, session: SessionDep) -> TodoRecord:
     """Replace the whole todo: what is left out is set to its default."""
     return await service.replace_todo(session, todo, data)
 
 
 @router.patch("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
-async def update_todo(data: TodoUpdate, todo: TodoDep, session: SessionDep) -> TodoRow:
+async def update_todo(data: TodoUpdate, todo: TodoDep, session: SessionDep) -> TodoRecord:
     """Change what is sent, and nothing else."""
     return await service.update_todo(session, todo, data)
 

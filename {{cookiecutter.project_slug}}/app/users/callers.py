@@ -6,7 +6,7 @@ from uuid import UUID
 from app.core.config import Settings
 from app.core.database import Database
 from app.users import service
-from app.users.service import UserRow
+from app.users.models import Caller
 
 MAX_REMEMBERED = 10_000
 
@@ -16,9 +16,9 @@ class RecentCallers:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._found: dict[tuple[UUID, UUID], tuple[float, UserRow]] = {}
+        self._found: dict[tuple[UUID, UUID], tuple[float, Caller]] = {}
 
-    async def find(self, database: Database, user_id: UUID, session_id: UUID) -> UserRow | None:
+    async def find(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
         until, caller = self._found.get((user_id, session_id), (0.0, None))
         if caller is not None and until > time.monotonic():
             return caller
@@ -27,17 +27,17 @@ class RecentCallers:
             self._remember(caller)
         return caller
 
-    async def find_again(self, database: Database, user_id: UUID, session_id: UUID) -> UserRow | None:
+    async def find_again(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
         """For what may change the caller: it is looked up now, and when it is asked for next."""
         self._found.pop((user_id, session_id), None)
         # Not in the request's own session: what is refused here has begun no transaction, nor waited for a writer.
         async with database.read() as session:
             return await service.find_caller(session, user_id, session_id)
 
-    def _remember(self, caller: UserRow) -> None:
+    def _remember(self, caller: Caller) -> None:
         if len(self._found) >= MAX_REMEMBERED:
             self._found.clear()
-        self._found[caller.id, caller.session_id] = (time.monotonic() + self._seconds, caller)
+        self._found[caller.user.id, caller.session_id] = (time.monotonic() + self._seconds, caller)
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from app.core.security import Security as TokenSecurity
 from app.core.throttling import Bucket, ThrottleDep, network_of
 from app.users import service
 from app.users.callers import RecentCallers
+from app.users.models import Caller, UserRecord
 from app.users.scopes import SCOPES, Scope, parse_scope
-from app.users.service import UserRow
 
 # The address in the OpenAPI document; app/application.py completes it with API_PREFIX.
 oauth2_scheme = OAuth2PasswordBearer(
@@ -32,31 +32,38 @@ async def get_claims(request: Request, token: TokenDep) -> AccessClaims:
 ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 
 
-async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsDep) -> UserRow:
+async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsDep) -> Caller:
     """Check the token, its session and its user at each request: what was ended is out at the next call.
 
     With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
     """
     callers: RecentCallers = request.state.callers
     find = callers.find if request.method in SAFE_METHODS else callers.find_again
-    user = await find(request.state.database, claims.sub, claims.sid)
-    if user is None:
+    caller = await find(request.state.database, claims.sub, claims.sid)
+    if caller is None:
         raise UnauthorizedError("The session has ended.")
     _require_scopes(claims, *required.scopes)
-    return user
+    return caller
 
 
-CurrentUser = Annotated[UserRow, Security(get_caller, scopes=[Scope.ACCOUNT])]
+async def get_current_user(request: Request, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
+    # Called and not depended on: that would cost every request one dependency more.
+    return (await get_caller(request, required, claims)).user
 
 
-async def get_admin(user: Annotated[UserRow, Security(get_caller)]) -> UserRow:
+CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
+# For the few routes that need the session, too; beside CurrentUser it would be looked up twice.
+CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
+
+
+async def get_admin(user: Annotated[UserRecord, Security(get_current_user)]) -> UserRecord:
     return _require_admin(user)
 
 
-AdminUser = Annotated[UserRow, Security(get_admin, scopes=[Scope.ADMIN])]
+AdminUser = Annotated[UserRecord, Security(get_admin, scopes=[Scope.ADMIN])]
 
 
-def _require_admin(user: UserRow) -> UserRow:
+def _require_admin(user: UserRecord) -> UserRecord:
     if not user.is_admin:
         raise ForbiddenError("Only administrators may do this.")
     return user
@@ -77,11 +84,11 @@ async def limit_sign_ups(settings: SettingsDep, throttle: ThrottleDep, origin: O
     await throttle.take(bucket)
 
 
-async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) -> UserRow:
+async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) -> UserRecord:
     return await service.get_user(session, user_id)
 
 
-async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser, session: SessionDep) -> UserRow:
+async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser, session: SessionDep) -> UserRecord:
     """Administrators see everybody, others themselves; the refusal does not tell whether there is such a user."""
     if caller.id == user_id:
         return caller
@@ -90,5 +97,5 @@ async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser
     return await service.get_user(session, user_id)
 
 
-AnyUserDep = Annotated[UserRow, Depends(get_any_user)]
-VisibleUserDep = Annotated[UserRow, Depends(get_visible_user)]
+AnyUserDep = Annotated[UserRecord, Depends(get_any_user)]
+VisibleUserDep = Annotated[UserRecord, Depends(get_visible_user)]

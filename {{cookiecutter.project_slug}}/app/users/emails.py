@@ -1,33 +1,42 @@
 """The messages about accounts. Whether there is an account is found out here, after the answer to the request."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import bindparam, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import Settings
+from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
+from app.core.query import Query, columns
 from app.core.throttling import Bucket, network_of
 from app.core.toolbox import Toolbox
 from app.users import one_time_tokens
 from app.users.models import User
 
+
+class AddresseeRecord(NamedTuple):
+    id: UUID
+    is_active: bool
+    email_verified_at: datetime | None
+
+
 # Locked against a change of the address: a code for the old one is revoked by it, or not made.
-BY_EMAIL = (
-    select(User.id, User.is_active, User.email_verified_at)
+ADDRESSEE = Query(
+    select(*columns(AddresseeRecord, User))
     .where(User.email == bindparam("user_email"))
-    .with_for_update(read=True, key_share=True)
+    .with_for_update(read=True, key_share=True),
+    AddresseeRecord,
 )
 
 # What leads to a page with a token; None when there is no such page, and the token is to be entered by hand.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]
 
-ACTIVE_USER = select(User.id).where(User.id == bindparam("user_id"), User.is_active)
+ACTIVE_USER = Query(select(User.id).where(User.id == bindparam("user_id"), User.is_active))
 
 
 class EmailKind(StrEnum):
@@ -72,9 +81,9 @@ def link_to_application(settings: Settings, page: str, token: str) -> str | None
 
 
 async def render_verification(
-    session: AsyncSession, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
+    session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> Email | None:
-    user = (await session.execute(BY_EMAIL, {"user_email": email.address})).one_or_none()
+    user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
     if user is None or not user.is_active or user.email_verified_at is not None:
         return None
     token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
@@ -83,9 +92,9 @@ async def render_verification(
 
 
 async def render_password_reset(
-    session: AsyncSession, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
+    session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> Email | None:
-    user = (await session.execute(BY_EMAIL, {"user_email": email.address})).one_or_none()
+    user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
     if user is None or not user.is_active:
         return None
     token = await _create_token(session, Purpose.RESET_PASSWORD, user.id, email.address)
@@ -94,12 +103,12 @@ async def render_password_reset(
 
 
 async def render_email_change(
-    session: AsyncSession, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
+    session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> Email | None:
     """To the new address: it has to be confirmed, unless there is another account with it."""
     if await _exists(session, email.address):
         return await render_already_registered(session, settings, email)
-    user_id = await session.scalar(ACTIVE_USER, {"user_id": email.account_id})
+    user_id = await session.fetch_value(ACTIVE_USER, user_id=email.account_id)
     if user_id is None:
         return None
     token = await _create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
@@ -107,25 +116,25 @@ async def render_email_change(
     return _render_with_token(settings, email, "email_change", "Confirm your new address", token, link)
 
 
-async def render_already_registered(session: AsyncSession, settings: Settings, email: QueuedEmail) -> Email | None:
+async def render_already_registered(session: Session, settings: Settings, email: QueuedEmail) -> Email | None:
     if not await _exists(session, email.address):
         return None
     return _render(settings, email, "already_registered", "You already have an account")
 
 
-async def render_email_change_notice(_session: AsyncSession, settings: Settings, email: QueuedEmail) -> Email:
+async def render_email_change_notice(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
     return _render(settings, email, "email_change_notice", "Your address is about to change")
 
 
-async def render_password_changed(_session: AsyncSession, settings: Settings, email: QueuedEmail) -> Email:
+async def render_password_changed(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
     return _render(settings, email, "password_changed", "Your password was changed")
 
 
-async def _exists(session: AsyncSession, address: str) -> bool:
-    return (await session.execute(BY_EMAIL, {"user_email": address})).one_or_none() is not None
+async def _exists(session: Session, address: str) -> bool:
+    return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
 
-async def _create_token(session: AsyncSession, purpose: Purpose, user_id: UUID, address: str) -> str:
+async def _create_token(session: Session, purpose: Purpose, user_id: UUID, address: str) -> str:
     return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
 
 

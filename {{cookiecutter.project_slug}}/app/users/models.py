@@ -1,4 +1,5 @@
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -22,7 +23,7 @@ class User(Timestamps, Base):
     email_verified_at: Mapped[datetime | None]
 
 
-class Session(Identity, Base):
+class UserSession(Identity, Base):
     """A sign-in; its tokens work for as long as this row exists and has not expired."""
 
     __tablename__ = "sessions"
@@ -47,3 +48,23 @@ class OneTimeToken(Base):
     address: Mapped[str] = mapped_column(String(254))
     payload: Mapped[dict[str, JsonValue]] = mapped_column(JSON, default=dict)
     expires_at: Mapped[datetime]
+
+
+class UserRecord(NamedTuple):
+    """What the service reads of a user."""
+
+    id: UUID
+    email: str
+    name: str
+    is_active: bool
+    is_admin: bool
+    email_verified_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Caller(NamedTuple):
+    """A signed-in user, and the session of the token or cookie."""
+
+    user: UserRecord
+    session_id: UUID

@@ -1,3 +1,5 @@
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Float, ForeignKey, Index, String, Text
@@ -19,3 +21,15 @@ class WeatherReport(Timestamps, Base):
     # Degrees Celsius.
     temperature: Mapped[float] = mapped_column(Float)
     description: Mapped[str] = mapped_column(Text, default="")
+
+
+class ReportRecord(NamedTuple):
+    """What the service reads of a report."""
+
+    id: UUID
+    city: str
+    country: str
+    temperature: float
+    description: str
+    created_at: datetime
+    updated_at: datetime

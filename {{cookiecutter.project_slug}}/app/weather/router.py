@@ -4,26 +4,26 @@ from fastapi import Query
 
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, Slice
+from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.users.dependencies import CurrentUser
 from app.weather import service
 from app.weather.dependencies import PlaceDep, WeatherDep
+from app.weather.models import ReportRecord
 from app.weather.schemas import City, WeatherRead, WeatherReportCreate, WeatherReportRead
-from app.weather.service import ReportRow
 
 router = FeatureRouter(prefix="/weather", tags=["weather"])
 
 
 @router.post("/reports", status_code=201, response_model=WeatherReportRead, responses=problem_responses(401, 403, 409))
-async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, session: SessionDep) -> ReportRow:
+async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, session: SessionDep) -> ReportRecord:
     return await service.create_report(session, user.id, data)
 
 
 @router.get("/reports", response_model=Page[WeatherReportRead], responses=problem_responses(401, 403))
 async def list_weather_reports(
     _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[City | None, Query()] = None
-) -> Slice:
+) -> PageResult[ReportRecord]:
     """List what everybody has reported, the newest first."""
     return await service.list_reports(session, city=city, page=page)
 

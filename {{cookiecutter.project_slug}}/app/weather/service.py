@@ -2,38 +2,27 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, bindparam, insert, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Select, bindparam, insert, select
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.pagination import PageRequest, Slice, paginate
-from app.core.statements import prepare
+from app.core.database import Database, Session
+from app.core.pagination import PageRequest, PageResult, paginate
+from app.core.query import Query, columns
 from app.weather.cache import Answer, Cache
 from app.weather.client import WeatherClient, open_client
-from app.weather.models import WeatherReport
+from app.weather.models import ReportRecord, WeatherReport
 from app.weather.schemas import Place, UpstreamWeather, WeatherRead, WeatherReportCreate
 from app.weather.settings import WeatherSettings
-
-ReportRow: TypeAlias = Row[*tuple[Any, ...]]
 
 # Under which the lifespan's state has the weather.
 STATE = "weather"
 NEWEST = "-created_at"
 
-REPORT_COLUMNS = (
-    WeatherReport.id,
-    WeatherReport.city,
-    WeatherReport.country,
-    WeatherReport.temperature,
-    WeatherReport.description,
-    WeatherReport.created_at,
-    WeatherReport.updated_at,
-)
-CREATE_REPORT = prepare(insert(WeatherReport).returning(*REPORT_COLUMNS))
+COLUMNS = columns(ReportRecord, WeatherReport)
+CREATE_REPORT = Query(insert(WeatherReport).returning(*COLUMNS), ReportRecord)
 
 
 @dataclass(frozen=True)
@@ -77,19 +66,19 @@ def _to_read(answer: Answer[UpstreamWeather], place: Place) -> WeatherRead:
     )
 
 
-async def create_report(session: AsyncSession, owner_id: UUID, data: WeatherReportCreate) -> ReportRow:
-    return (await session.execute(CREATE_REPORT, {"owner_id": owner_id, **data.model_dump()})).one()
+async def create_report(session: Session, owner_id: UUID, data: WeatherReportCreate) -> ReportRecord:
+    return await session.fetch_one(CREATE_REPORT, owner_id=owner_id, **data.model_dump())
 
 
-async def list_reports(session: AsyncSession, *, city: str | None, page: PageRequest) -> Slice:
-    statement = _list_statement(filtered=city is not None, continued=page.cursor is not None)
-    parameters = {"of_city": city, **page.parameters(NEWEST)}
-    return page.cut((await session.execute(statement, parameters)).all(), NEWEST)
+async def list_reports(session: Session, *, city: str | None, page: PageRequest) -> PageResult[ReportRecord]:
+    query = _list_query(filtered=city is not None, after_cursor=page.cursor is not None)
+    filters = {} if city is None else {"of_city": city}
+    return page.build(await session.fetch_all(query, **filters, **page.parameters(NEWEST)), NEWEST)
 
 
 @cache
-def _list_statement(*, filtered: bool, continued: bool) -> Select[*tuple[Any, ...]]:
-    statement: Select[*tuple[Any, ...]] = select(*REPORT_COLUMNS)
+def _list_query(*, filtered: bool, after_cursor: bool) -> Query[ReportRecord]:
+    statement: Select[*tuple[Any, ...]] = select(*COLUMNS)
     if filtered:
         statement = statement.where(WeatherReport.city == bindparam("of_city"))
-    return paginate(statement, WeatherReport, descending=True, continued=continued)
+    return paginate(statement, ReportRecord, WeatherReport, descending=True, after_cursor=after_cursor)

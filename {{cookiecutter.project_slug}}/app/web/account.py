@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from app.auth import sessions
-from app.auth.sessions import SessionRow
+from app.auth.sessions import SessionRecord
 from app.core.database import SessionDep
 from app.core.email import require_mail
 from app.core.toolbox import ToolboxDep
@@ -16,7 +16,7 @@ from app.users.schemas import EmailChange, PasswordChange, UserUpdate
 from app.web import second_factor
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
-from app.web.visits import PersonDep, VisitDep
+from app.web.visits import CallerDep, PersonDep, VisitDep
 
 ACCOUNT, PASSWORD, EMAIL = "templates/account.html", "templates/password.html", "templates/email.html"
 SESSIONS, DELETE = "templates/sessions.html", "templates/delete_account.html"
@@ -26,11 +26,11 @@ router.include_router(second_factor.router)
 section = Section(router, "/account", "account.title")
 
 
-async def get_session_of_person(session_id: UUID, person: PersonDep, session: SessionDep) -> SessionRow:
-    return await sessions.get_session(session, person, session_id)
+async def get_session_of_person(session_id: UUID, caller: CallerDep, session: SessionDep) -> SessionRecord:
+    return await sessions.get_session(session, caller, session_id)
 
 
-OwnSessionDep = Annotated[SessionRow, Depends(get_session_of_person)]
+OwnSessionDep = Annotated[SessionRecord, Depends(get_session_of_person)]
 
 
 @router.get("")
@@ -51,9 +51,9 @@ async def show_password_form(visit: VisitDep, _person: PersonDep) -> Response:
 
 
 @router.post("/password")
-async def change_own_password(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def change_own_password(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, PASSWORD, fields):
-        await users_service.change_password(tools, person, read_fields(PasswordChange, fields))
+        await users_service.change_password(tools, caller, read_fields(PasswordChange, fields))
     return visit.go("/account", "flash.password_changed")
 
 
@@ -70,8 +70,8 @@ async def change_own_email(visit: VisitDep, person: PersonDep, fields: FieldsDep
 
 
 @router.get("/sessions")
-async def show_sessions(visit: VisitDep, person: PersonDep, session: SessionDep) -> Response:
-    return visit.page(SESSIONS, sessions=await sessions.list_sessions(session, person))
+async def show_sessions(visit: VisitDep, caller: CallerDep, session: SessionDep) -> Response:
+    return visit.page(SESSIONS, sessions=await sessions.list_sessions(session, caller))
 
 
 @router.post("/sessions/{session_id}/end")

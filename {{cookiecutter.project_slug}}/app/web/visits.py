@@ -15,7 +15,7 @@ from app.core.database import SAFE_METHODS, Database, SessionDep, release_connec
 from app.core.exceptions import AppError
 from app.core.requests import OriginDep
 from app.users import service as users_service
-from app.users.service import UserRow
+from app.users.models import Caller, UserRecord
 from app.web.pages import Web, page_headers
 from app.web.signing import Signed
 
@@ -50,9 +50,13 @@ class Visit:
     cookie: SessionCookie | None
     # What the forms of who is not signed in are bound to.
     visitor: str
-    user: UserRow | None = None
+    caller: Caller | None = None
     # Cookies for the answer; None deletes one.
     changes: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+
+    @property
+    def user(self) -> UserRecord | None:
+        return self.caller.user if self.caller else None
 
     @property
     def csrf_purpose(self) -> str:
@@ -70,7 +74,7 @@ class Visit:
         self.changes[SESSION] = (str(self.cookie), self.settings.refresh_token_lifetime_seconds)
 
     def sign_out(self) -> None:
-        self.cookie = self.user = None
+        self.cookie = self.caller = None
         self.changes[SESSION] = None
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401  # to Jinja
@@ -140,7 +144,7 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
         visit.changes[VISITOR] = (visit.visitor, settings.refresh_token_lifetime_seconds)
     if signed is None or visit.cookie is None:
         return visit
-    visit.user = await users_service.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
+    visit.caller = await users_service.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
     is_due = signed.by_predecessor or time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
     if is_due and visit.user is not None and request.method in SAFE_METHODS:
         await release_connection(session)
@@ -154,10 +158,17 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
 VisitDep = Annotated[Visit, Depends(get_visit)]
 
 
-async def get_person(visit: VisitDep) -> UserRow:
-    if visit.user is None:
+async def get_caller(visit: VisitDep) -> Caller:
+    if visit.caller is None:
         raise LogInRequiredError(visit)
-    return visit.user
+    return visit.caller
 
 
-PersonDep = Annotated[UserRow, Depends(get_person)]
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+async def get_person(caller: CallerDep) -> UserRecord:
+    return caller.user
+
+
+PersonDep = Annotated[UserRecord, Depends(get_person)]

@@ -9,8 +9,8 @@ from fastapi.responses import Response
 from app.core.database import SessionDep
 from app.core.pagination import PageDep
 from app.todos import service
+from app.todos.models import TodoRecord
 from app.todos.schemas import TodoCreate, TodoSort, TodoUpdate
-from app.todos.service import TodoRow
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
 from app.web.visits import PersonDep, VisitDep
@@ -21,11 +21,11 @@ router = APIRouter(prefix="/todos")
 section = Section(router, "/todos", "todos.title")
 
 
-async def get_own_todo(todo_id: UUID, person: PersonDep, session: SessionDep) -> TodoRow:
+async def get_own_todo(todo_id: UUID, person: PersonDep, session: SessionDep) -> TodoRecord:
     return await service.get_todo(session, person.id, todo_id)
 
 
-OwnTodoDep = Annotated[TodoRow, Depends(get_own_todo)]
+OwnTodoDep = Annotated[TodoRecord, Depends(get_own_todo)]
 
 
 @router.get("")
