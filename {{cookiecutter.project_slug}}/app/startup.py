@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -9,10 +10,10 @@ from alembic import command
 from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspect, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api import FEATURES
 from app.core import migrations
 from app.core.config import Settings
 from app.core.database import Database, Session
+from app.core.features import Feature
 from app.core.lifecycle import started_at
 from app.core.schema import head_revision
 from app.core.security import Security
@@ -24,12 +25,12 @@ logger = structlog.get_logger(__name__)
 LAST_RESET = Table("last_reset", MetaData(), Column("ended_at", Float, nullable=False))
 
 
-async def prepare_database(settings: Settings, security: Security) -> None:
+async def prepare_database(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
     """Once per start of the service: while the database is out of reach, workers that die can still be replaced."""
     if _was_prepared():
         return
     if settings.reset_db:
-        await reset_once(settings, security)
+        await reset_once(settings, security, features)
         _remember_prepared()
     elif settings.update_db:
         await update_once(settings)
@@ -69,28 +70,30 @@ async def update_once(settings: Settings) -> None:
         logger.info("database is up to date")
 
 
-async def reset_once(settings: Settings, security: Security) -> None:
+async def reset_once(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
     """Reset unless somebody else did since this service started."""
     async with migrations.locked_connection(settings) as connection:
         last_reset = await connection.run_sync(_read_last_reset)
         await connection.rollback()
         if last_reset is None or last_reset < started_at():
-            await _reset(connection, settings, security)
+            await _reset(connection, settings, security, features)
             logger.info("database was reset and has the sample data")
 
 
-async def reset(settings: Settings, security: Security) -> None:
+async def reset(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
     async with migrations.locked_connection(settings) as connection:
-        await _reset(connection, settings, security)
+        await _reset(connection, settings, security, features)
 
 
-async def _reset(connection: AsyncConnection, settings: Settings, security: Security) -> None:
+async def _reset(
+    connection: AsyncConnection, settings: Settings, security: Security, features: Sequence[Feature]
+) -> None:
     await connection.run_sync(_drop_everything)
     await connection.run_sync(LAST_RESET.create)
     await migrations.run_alembic(connection, command.upgrade, "head")
     async with Session(connection, {}) as session:
         tools = make_toolbox(session, Database(reading=connection, writing=connection), settings, security)
-        for feature in FEATURES:
+        for feature in features:
             if feature.load_sample_data is not None:
                 await feature.load_sample_data(tools)
         await session.execute(insert(LAST_RESET), {"ended_at": time.time()})

@@ -14,8 +14,7 @@ from app.core.security import PasswordCheck, Security
 from app.core.throttling import AttemptCounter
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
-from app.users.emails import EmailKind
-from app.users.one_time_tokens import Purpose
+from app.users.emails import LIFETIMES, EmailKind, Purpose
 from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
@@ -83,7 +82,7 @@ async def test_a_code_is_used_by_who_has_locked_the_user(live_url: str, purpose:
 
 async def make_token(database: Database, purpose: Purpose, user_id: str, email: str) -> str:
     async with database.write() as session:
-        return await one_time_tokens.create_token(session, purpose, UUID(user_id), email)
+        return await one_time_tokens.create_token(session, purpose, UUID(user_id), email, lifetime=LIFETIMES[purpose])
 
 
 async def use_while_the_user_is_changed(

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from app.api import FEATURES
 from app.core.security import Security
 from app.startup import reset
 from app.todos.feature import SAMPLES
@@ -247,7 +248,7 @@ async def test_text_of_any_script_is_kept_as_it_is(client: httpx2.AsyncClient, u
 async def test_a_reset_loads_the_sample_todos(empty_url: str) -> None:
     settings = make_settings(empty_url)
 
-    await reset(settings, Security(settings, issuer="tests"))
+    await reset(settings, Security(settings, issuer="tests"), FEATURES)
 
     rows = await execute_async(empty_url, "SELECT title, completed FROM todos ORDER BY created_at, id")
     assert rows == [(sample.title, sample.completed) for sample in SAMPLES]

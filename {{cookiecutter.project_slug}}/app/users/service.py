@@ -19,10 +19,9 @@ from app.core.throttling import AttemptCounter
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
-from app.users.emails import EmailKind, limit_messages
+from app.users.emails import EmailKind, Purpose, limit_messages
 from app.users.events import AccountEvent
 from app.users.models import Caller, User, UserRecord, UserSession
-from app.users.one_time_tokens import Purpose
 from app.users.schemas import EmailChange, PasswordChange, UserAdminUpdate, UserCreate, UserUpdate
 
 NEWEST = "-created_at"
@@ -251,6 +250,7 @@ async def _settle_password(tools: Toolbox, user: UserRecord) -> None:
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     """End every session. Who reads the mail of the address has thereby verified it."""
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
     await release_connection(tools.session)
     await refuse_weak_password(password, user.email, user.name)
@@ -280,6 +280,7 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
+    assert found.user_id is not None  # noqa: S101  # see above
     changes = {"email": found.address, "email_verified_at": utc_now()}
     await _withdraw_email_change(tools.session, found.user_id)
     try:
