@@ -33,7 +33,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "deploy/supervisor": ("process_manager", "supervisor"),
     "deploy/vm": ("deployment", "vm", "both"),
     "gunicorn_conf.py": ("process_manager", "gunicorn"),
-    "migrations/versions/0003_weather_reports.py": ("weather_example", "yes"),
+    "migrations/versions/0005_weather_reports.py": ("weather_example", "yes"),
     "scripts/embedded_postgres.py": ("database", "postgresql"),
     "secrets": ("deployment", "docker", "both"),
     "tests/test_embedded_postgres.py": ("database", "postgresql"),

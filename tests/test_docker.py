@@ -34,6 +34,7 @@ from tests.containers import (
     unverified,
 )
 from tests.serving import wait_until
+from tests.stored_files import READ_FILE, STORE_FILE
 
 pytestmark = [
     pytest.mark.docker,
@@ -722,8 +723,8 @@ MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -744,7 +745,7 @@ def test_update_and_the_way_back_fail_no_request(
     before = set(three.list_containers("app"))
     pyproject = origin.path / "pyproject.toml"
     pyproject.write_text(origin.read("pyproject.toml").replace('"0.1.0"', '"0.2.0"', 1), encoding="utf-8")
-    (origin.path / "migrations" / "versions" / "0003_notes.py").write_text(MIGRATION, encoding="utf-8")
+    (origin.path / "migrations" / "versions" / "0004_notes.py").write_text(MIGRATION, encoding="utf-8")
     commit(origin, "Second release")
 
     with load(three, user) as clients:
@@ -752,7 +753,7 @@ def test_update_and_the_way_back_fail_no_request(
         three.follow(update)
         updated = set(three.list_containers("app"))
         wait_for_version(three, "0.2.0")
-        three.follow(f"export TAG=1.4.0; {downgrade.replace('REVISION', '0002')}")
+        three.follow(f"export TAG=1.4.0; {downgrade.replace('REVISION', '0003')}")
         three.follow(back)
         wait_for_version(three, "0.1.0")
         clients.wait_for_answers(20)
@@ -898,16 +899,20 @@ def test_backup_brings_back_what_was_destroyed(stack: Stack, manual: dict[str, l
     email = stack.create_account()
     headers = stack.log_in(email)
     stack.add_todo(headers, "precious")
-    output = stack.follow(write)
-    (name,) = re.findall(r"Done: /backups/(\S+),", output.split("docker compose logs")[0])[:1]
+    file_id = stack.execute("app", "python", "-c", STORE_FILE, "as precious").strip()
+    output = stack.follow(write).split("docker compose logs")[0]
+    (name,) = re.findall(r"Done: /backups/(\S+),", output)[:1]
+    (folder,) = re.findall(r"Done: /backups/files/(\S+)", output)[:1]
 
     stack.request("DELETE", "/api/v1/users/me", headers=headers)
     form = {"grant_type": "password", "username": email, "password": PASSWORD}
     gone = stack.request_patiently("POST", "/api/v1/auth/token", data=form).status_code
-    stack.follow(restore.replace("FILE", name))
+    stack.execute("app", "sh", "-c", "rm -r /files/*")
+    stack.follow(restore.replace("FILE", name).replace("FOLDER", folder))
     stack.wait_until_it_answers()
 
     assert gone == 400
+    assert stack.execute("app", "python", "-c", READ_FILE, file_id).strip() == "as precious"
     assert (stack.project.path / "backups" / name).stat().st_size > 1000
     assert stack.list_todos(stack.log_in(email)) == {"precious"}
 
@@ -931,7 +936,12 @@ def test_backups_are_made_by_themselves_and_a_missing_one_is_seen(stack: Stack) 
     def is_healthy() -> bool:
         return "yes" in stack.execute("backup", "sh", "-c", "./backup.sh health && echo yes", check=False)
 
+    def has_files_of_it() -> bool:
+        newest = stack.execute("backup", "sh", "-c", "ls -t --directory /backups/*.dump /backups/.files-done")
+        return newest.startswith("/backups/.files-done")
+
     wait_until(is_healthy, 60, lambda: "a new backup is there")
+    wait_until(has_files_of_it, 60, lambda: "the files are backed up after the database")
 
 
 def test_failed_backup_ends_with_an_error(stack: Stack) -> None:
@@ -1006,6 +1016,7 @@ def test_sqlite_serves_from_three_instances_and_is_backed_up_and_restored(lite: 
     headers = lite.log_in(email)
     with load(lite, headers) as clients:
         clients.wait_for_answers(60)
+    file_id = lite.execute("app", "python", "-c", STORE_FILE, "stored").strip()
     lite.execute("backup", "python", "-m", "app", "db", "backup", "/backups/test")
     lite.request("DELETE", "/api/v1/users/me", headers=headers)
 
@@ -1013,6 +1024,8 @@ def test_sqlite_serves_from_three_instances_and_is_backed_up_and_restored(lite: 
     lite.compose("down")
     lite.up()
 
+    # In a volume, which outlives the containers.
+    assert lite.execute("app", "python", "-c", READ_FILE, file_id).strip() == "stored"
     assert clients.failures == []
     assert clients.acknowledged <= lite.list_todos(lite.log_in(email))
 

@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import Bake, BakedProject
 from tests.machines import COMMANDS, Load, Machine, Site, start_machine
 from tests.serving import Answer, wait_until
+from tests.stored_files import READ_FILE, STORE_FILE
 
 pytestmark = [
     pytest.mark.slow,
@@ -112,6 +113,11 @@ class Server:
 
     def titles(self, token: str) -> list[str]:
         return [todo["title"] for todo in self.site.request("GET", f"{TODOS}?limit=100", token=token).json["items"]]
+
+    def run_python(self, program: str, argument: str) -> str:
+        """Run it as the service's account, with the configuration and the Python of the release that serves."""
+        command = f"runuser -u {self.slug[:31]} -- .venv/bin/python -c {shlex.quote(program)} {shlex.quote(argument)}"
+        return self.machine.run(f"set -a; . /etc/{self.slug}/env; cd /opt/{self.slug}/current; {command}")
 
     def setting(self, line: str) -> None:
         self.machine.run(f"echo {shlex.quote(line)} >> /etc/{self.slug}/env")
@@ -393,17 +399,22 @@ class ServerTests:
 
     def test_backup_brings_everything_back_after_a_loss(self, server: Server, token: str) -> None:
         created = create(server, token, "Worth keeping")
+        file_id = server.run_python(STORE_FILE, "as worthy")
         server.machine.run(f"systemctl start {server.slug}-backup.service")
-        backup = server.machine.run(f"ls -t /var/backups/{server.slug}/* | head -n 1")
+        backup = server.machine.run(f"ls -t /var/backups/{server.slug}/{server.slug}-* | head -n 1")
+        files = server.machine.run(f"ls -d /var/backups/{server.slug}/files/* | tail -n 1")
         server.machine.run(f"systemctl stop {server.slug}.target")
         destroy_database(server)
+        server.machine.run(f"rm -r /var/lib/{server.slug}/files")
 
         server.machine.run(f"{server.slug}-manage db restore {backup} --yes")
+        server.machine.run(f"{server.slug}-manage files restore {files}")
 
         server.machine.run(f"systemctl start {server.slug}.target")
         server.site.wait()
         assert created.json["title"] in server.titles(token)
         assert create(server, token, "After the loss").status == 201
+        assert server.run_python(READ_FILE, file_id) == "as worthy"
         assert server.machine.run(f"stat -c '%a %U' {backup}") == f"600 {server.slug[:31]}"
         assert server.machine.run(f"systemctl is-active {server.slug}-backup.timer") == "active"
 
@@ -619,7 +630,7 @@ class TestOnPostgreSQL(DeploymentTests):
             60,
             lambda: "nginx writes to the new file",
         )
-        kept = server.machine.run(f"ls {backups}").split()
+        kept = server.machine.run(f"cd {backups}; ls -d {server.slug}-*").split()
         journal = server.machine.run("journalctl -u systemd-journald -o cat | grep 'System Journal' | tail -n 1")
         assert len(kept) == 14
         assert max(kept) > f"{server.slug}-2026"
@@ -718,10 +729,11 @@ class TestOnPostgreSQL(DeploymentTests):
         commands = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", document)).splitlines()
         commands += re.findall(r"`(systemctl [^`]+)`", document)
         server.machine.run(f"systemctl start {server.slug}-backup.service")
-        backup = server.machine.run(f"ls /var/backups/{server.slug} | tail -n 1")
+        backup = server.machine.run(f"cd /var/backups/{server.slug}; ls -d {server.slug}-* | tail -n 1")
+        files = server.machine.run(f"ls /var/backups/{server.slug}/files | tail -n 1")
         server.machine.run("fail2ban-client set service banip 203.0.113.7")
         # On the server itself; what follows the journal, or tells that something is not running, is ended and fine.
-        meant = {" root@server.example.com": "", "/FILE ": f"/{backup} "}
+        meant = {" root@server.example.com": "", "/FILE ": f"/{backup} ", "/FOLDER": f"/{files}"}
 
         for line in commands:
             command = line

@@ -1,7 +1,8 @@
 from app.audit.feature import feature as audit
 from app.auth.feature import feature as auth
 from app.core.config import FeatureSettings
-from app.core.features import Feature
+from app.core.features import Feature, settings_of
+from app.files.feature import feature as files
 from app.health.feature import feature as health
 from app.outbox.feature import feature as outbox
 from app.projects.feature import feature as projects
@@ -16,12 +17,11 @@ FEATURES: tuple[Feature, ...] = (
     outbox,
     auth,
     users,
+    files,
     audit,
     todos,
     projects,
     weather,  # only: weather_example
     web,  # only: web_pages
 )
-SETTINGS: tuple[type[FeatureSettings], ...] = tuple(
-    feature.settings for feature in FEATURES if feature.settings is not None
-)
+SETTINGS: tuple[type[FeatureSettings], ...] = settings_of(FEATURES)

@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 from app.api import SETTINGS
 from app.core.config import ConfigurationError, FeatureSettings, Settings, env_names, load_settings
 from app.core.project import ROOT
+from tests.databases import make_settings
 
 GOOD_SECRET = "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e"
 SQLITE = "sqlite:////tmp/unused.sqlite3"
@@ -344,6 +345,56 @@ def test_a_feature_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert Settings(**settings.model_dump()).of(PetSettings).pet_limit == 3
 
 
+def test_files_need_a_place_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = load(monkeypatch, SECRET_KEY=GOOD_SECRET, DATABASE_URL=SQLITE)
+    deployed = load(monkeypatch, **PRODUCTION)
+    with_folder = load(monkeypatch, STORAGE_FOLDER="/var/lib/files")
+
+    assert local.files_folder == ROOT / "data" / "files"
+    assert deployed.files_folder is None
+    assert "STORAGE_FOLDER is not set" in " ".join(deployed.notes)
+    assert with_folder.files_folder == Path("/var/lib/files")
+    assert "STORAGE" not in " ".join([*local.notes, *with_folder.notes])
+
+
+def test_a_relative_folder_for_files_is_part_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, SECRET_KEY=GOOD_SECRET, DATABASE_URL=SQLITE, STORAGE_FOLDER="files")
+
+    assert settings.files_folder == ROOT / "files"
+    assert refuse(monkeypatch, **PRODUCTION) == [
+        "STORAGE_FOLDER: must be an absolute path: a folder inside a release is deleted together with it"
+    ]
+
+
+def test_a_bucket_comes_before_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **PRODUCTION, STORAGE_FOLDER="/files", STORAGE_S3_BUCKET="files")
+
+    assert settings.stores_files
+    assert settings.notes[-1] == "STORAGE_S3_BUCKET is set: STORAGE_FOLDER is ignored"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"BUCKET": "My_Files"}, "STORAGE_S3_BUCKET: must have 3 to 63 lower-case letters, digits, dots and hyphens"),
+        ({"ENDPOINT": "http://127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: has no effect without a bucket"),
+        ({"ACCESS_KEY_ID": "x"}, "STORAGE_S3_ACCESS_KEY_ID: has no effect without a bucket"),
+        ({"SECRET_ACCESS_KEY": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
+        ({"BUCKET": "files", "ACCESS_KEY_ID": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
+        ({"BUCKET": "files", "ENDPOINT": "127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: string should match pattern"),
+    ],
+)
+def test_a_bucket_that_cannot_be_reached_is_refused(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], problem: str
+) -> None:
+    named = {f"STORAGE_S3_{name}": value for name, value in values.items()}
+
+    problems = refuse(monkeypatch, **PRODUCTION, **named)
+
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
 def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", SQLITE)
     monkeypatch.setenv("PET_LIMIT", "hunter2")
@@ -356,25 +407,54 @@ def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest
     assert "hunter2" not in str(refusal.value)
 
 
-def test_every_setting_is_in_the_example_and_in_the_readme() -> None:
-    example = re.findall("(?m)^(?:# )?([A-Z_]+)=", (ROOT / ".env.example").read_text())
-    table = re.findall(r"(?m)^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text())
-
-    assert sorted(set(example)) == sorted(env_names(*ALL_SETTINGS))
-    assert sorted(set(table)) == sorted(env_names(*ALL_SETTINGS))
+NAME = "[A-Z][A-Z0-9_]*"
 
 
-def test_the_defaults_in_the_example_and_in_the_readme_are_true() -> None:
-    example = dict(re.findall("(?m)^# ([A-Z_]+)=(.+)$", (ROOT / ".env.example").read_text()))
-    table = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \| `([^`]+)` \|", (ROOT / "README.md").read_text()))
+def test_no_two_features_read_the_same_setting() -> None:
+    names = env_names(*ALL_SETTINGS)
+
+    assert [name for name in names if names.count(name) > 1] == [], "give it to one, or prefix it with the feature"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [(".env.example", rf"(?m)^(?:# )?({NAME})="), ("README.md", rf"(?m)^\| `({NAME})` \|")],
+    ids=[".env.example", "README.md"],
+)
+def test_every_setting_is_in_the_example_and_in_the_readme(file: str, line: str) -> None:
+    documented = set(re.findall(line, (ROOT / file).read_text()))
+
+    assert set(env_names(*ALL_SETTINGS)) - documented == set(), f"add these to {file}"
+    assert documented - set(env_names(*ALL_SETTINGS)) == set(), f"no settings: remove these from {file}"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [(".env.example", f"(?m)^# ({NAME})=(.+)$"), ("README.md", rf"(?m)^\| `({NAME})` \| `([^`]+)` \|")],
+    ids=[".env.example", "README.md"],
+)
+def test_the_defaults_in_the_example_and_in_the_readme_are_true(file: str, line: str) -> None:
+    documented = dict(re.findall(line, (ROOT / file).read_text()))
 
     fields = [field for kind in ALL_SETTINGS for field in kind.model_fields.items()]
-    defaults = {name.upper(): show(field.default) for name, field in fields}
-    assert {name: defaults[name] for name in example} == example
-    assert {name: defaults[name] for name in table} == table
+    defaults = {name.upper(): show(field.get_default(call_default_factory=True)) for name, field in fields}
+    assert {name: defaults.get(name) for name in documented} == documented, f"correct {file}"
 
 
 def show(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
+    if isinstance(value, tuple | list):
+        return ",".join(map(show, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_a_misspelt_setting_is_refused_in_tests() -> None:
+    with pytest.raises(TypeError, match=r"databse_pool_size.* Did you mean database_pool_size"):
+        make_settings(SQLITE, databse_pool_size=1)
+
+
+def test_a_feature_gets_its_settings_in_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.databases.SETTINGS", (*SETTINGS, PetSettings))
+
+    settings = make_settings(SQLITE, pet_shop_key="x", pet_limit=7, port=1)
+
+    assert (settings.of(PetSettings).pet_limit, settings.port) == (7, 1)

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from sqlalchemy import URL
 
 from app.core.project import read_project
+from app.core.storage import sync_path
 
 # A process that was killed leaves its unfinished file behind.
 STALE_SECONDS = 24 * 3600
@@ -44,9 +45,9 @@ def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
     try:
         kind.dump(url, partial)
         kind.verify(partial)
-        _sync(partial)
+        sync_path(partial)
         partial.replace(file)
-        _sync(file.parent)
+        sync_path(file.parent)
     finally:
         partial.unlink(missing_ok=True)
     if keep is not None and target.is_dir():
@@ -66,14 +67,6 @@ def _format(url: URL) -> Format:
 
 def _prefix() -> str:
     return f"{read_project().name}-"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_old(folder: Path, suffix: str, keep: int) -> None:

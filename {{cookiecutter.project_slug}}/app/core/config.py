@@ -34,6 +34,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 EXIT_CANNOT_START = 3
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
+LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class ConfigurationError(Exception):
@@ -196,6 +198,13 @@ class Settings(ServerSettings):
     account_pages_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
     email_verification_required: bool = False
 
+    storage_folder: Path | None = None
+    storage_s3_bucket: str | None = None
+    storage_s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    storage_s3_region: str = "us-east-1"
+    storage_s3_access_key_id: str | None = None
+    storage_s3_secret_access_key: SecretStr | None = None
+
     # Field validators and not one model validator: they all run, so that one start names every problem. A field sees
     # those that stand above it.
 
@@ -282,6 +291,35 @@ class Settings(ServerSettings):
             raise ValueError("needs a mail server: set SMTP_HOST")
         return value
 
+    @field_validator("storage_folder")
+    @classmethod
+    def require_absolute_folder(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not value.is_absolute() and _is_deployed(info):
+            raise ValueError("must be an absolute path: a folder inside a release is deleted together with it")
+        return value
+
+    @field_validator("storage_s3_bucket")
+    @classmethod
+    def check_bucket(cls, value: str | None) -> str | None:
+        if value is not None and not BUCKET_NAME.fullmatch(value):
+            raise ValueError("must have 3 to 63 lower-case letters, digits, dots and hyphens")
+        return value
+
+    @field_validator("storage_s3_endpoint", "storage_s3_access_key_id")
+    @classmethod
+    def require_bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("storage_s3_bucket", "invalid") is None:
+            raise ValueError("has no effect without a bucket: set STORAGE_S3_BUCKET")
+        return value
+
+    @field_validator("storage_s3_secret_access_key")
+    @classmethod
+    def require_whole_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        key_id = info.data.get("storage_s3_access_key_id", "invalid")
+        if key_id != "invalid" and (value is None) != (key_id is None):
+            raise ValueError("must be set together with STORAGE_S3_ACCESS_KEY_ID")
+        return value
+
     @property
     def url(self) -> URL:
         """The address of the database; the parts are escaped whatever characters they contain."""
@@ -332,6 +370,17 @@ class Settings(ServerSettings):
         """Locally messages become files; deployed they need a server."""
         return self.smtp_host is not None or not self.environment.is_deployed
 
+    @property
+    def files_folder(self) -> Path | None:
+        """Where files are stored, unless it is in a bucket; deployed, there is no default."""
+        if self.storage_folder is not None:
+            return ROOT / self.storage_folder
+        return None if self.environment.is_deployed else LOCAL_STORAGE_FOLDER
+
+    @property
+    def stores_files(self) -> bool:
+        return self.storage_s3_bucket is not None or self.files_folder is not None
+
     def of(self, kind: type[FeatureSettingsT]) -> FeatureSettingsT:
         """Return a feature's settings; their defaults where none were read."""
         settings: FeatureSettingsT = self._of_features.get(kind, kind.model_construct())
@@ -350,6 +399,10 @@ class Settings(ServerSettings):
             notes.append("DATABASE_URL is set: DATABASE_HOST, _PORT, _USER, _PASSWORD and _NAME are ignored")
         if not self.sends_mail:
             notes.append("SMTP_HOST is not set: nothing is sent, and routes that need mail answer 503")
+        if not self.stores_files:
+            notes.append("STORAGE_FOLDER is not set: no file can be stored, and routes that store files answer 503")
+        if self.storage_s3_bucket is not None and self.storage_folder is not None:
+            notes.append("STORAGE_S3_BUCKET is set: STORAGE_FOLDER is ignored")
         return notes
 
 
@@ -432,6 +485,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
+        # The parser's message may quote a part of the password.
         raise ValueError("is not a URL such as postgresql://user:password@host:5432/name") from None
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend not in DRIVERS:

@@ -1,0 +1,100 @@
+"""Backups of the folder with files: one folder each, whole or not there at all."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from app.core.backup import STALE_SECONDS
+from app.core.project import read_project
+from app.core.storage import PARTIAL_SUFFIX, sync_path
+
+
+def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
+    """Copy all files to a new folder in `target`, of which the newest `keep` stay.
+
+    Files never change: what the newest backup has as well is a hard link to it, and takes no space.
+    """
+    target.mkdir(exist_ok=True)
+    previous = max(_list_backups(target), default=None)
+    backup = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
+    partial = Path(tempfile.mkdtemp(prefix=f".{backup.name}.", suffix=PARTIAL_SUFFIX, dir=target))
+    try:
+        for path in _list_objects(source):
+            # Purged meanwhile.
+            with suppress(FileNotFoundError):
+                _link_or_copy(source / path, partial / path, previous and previous / path)
+        for folder in (*partial.iterdir(), partial):
+            sync_path(folder)
+        partial.replace(backup)
+        sync_path(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if keep is not None:
+        _remove_old(target, keep)
+    return backup
+
+
+def restore_backup(backup: Path, folder: Path) -> int:
+    """Copy what is missing in `folder`, or has another size there, and return how many files that were."""
+    count = 0
+    for path in _list_objects(backup):
+        if not _has_size_of(folder / path, backup / path):
+            _copy(backup / path, folder / path)
+            count += 1
+    return count
+
+
+def _list_objects(folder: Path) -> Iterator[Path]:
+    """The paths within the folder, without what is being written."""
+    for path in folder.glob("??/*"):
+        if path.suffix != PARTIAL_SUFFIX:
+            yield path.relative_to(folder)
+
+
+def _link_or_copy(source: Path, target: Path, previous: Path | None) -> None:
+    if previous is not None and _has_size_of(previous, source):
+        target.parent.mkdir(exist_ok=True)
+        os.link(previous, target)
+    else:
+        _copy(source, target)
+
+
+def _has_size_of(path: Path, other: Path) -> bool:
+    try:
+        return path.stat().st_size == other.stat().st_size
+    except FileNotFoundError:
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(PARTIAL_SUFFIX)
+    try:
+        shutil.copyfile(source, partial)
+        sync_path(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _prefix() -> str:
+    return f"{read_project().name}-files-"
+
+
+def _list_backups(target: Path) -> list[Path]:
+    """The oldest first: the time in the name sorts."""
+    return sorted(target.glob(f"{_prefix()}????????T????????????Z"))
+
+
+def _remove_old(target: Path, keep: int) -> None:
+    for backup in _list_backups(target)[:-keep]:
+        # So that none is ever there in part.
+        shutil.rmtree(backup.rename(target / f".{backup.name}{PARTIAL_SUFFIX}"))
+    for partial in target.glob(f".{_prefix()}*{PARTIAL_SUFFIX}"):
+        if partial.stat().st_mtime < time.time() - STALE_SECONDS:
+            shutil.rmtree(partial)
