@@ -12,9 +12,7 @@ from app.users.feature import DEMO_EMAIL
 
 PROJECT = ProjectCreate(name="Office move", starts_on=date(2026, 1, 12), budget=Decimal("5000.00"))
 EXPENSES = (
-    ExpenseCreate(
-        title="Van", amount=Decimal("420.50"), spent_on=date(2026, 1, 14), category=ExpenseCategory.TRAVEL
-    ),
+    ExpenseCreate(title="Van", amount=Decimal("420.50"), spent_on=date(2026, 1, 14), category=ExpenseCategory.TRAVEL),
     ExpenseCreate(
         title="Boxes", amount=Decimal("99.90"), spent_on=date(2026, 1, 13), category=ExpenseCategory.MATERIAL
     ),

@@ -7,7 +7,7 @@ from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.core.storage import StoreDep
 from app.files import service as files_service
-from app.files.responses import download
+from app.files.downloads import download
 from app.projects import service
 from app.projects.dependencies import ExpenseDep, ProjectDep, ReceiptUpload, UploadExpenseDep
 from app.projects.export import export_expenses

@@ -15,6 +15,7 @@ from app.core.pagination import PageRequest, PageResult, paginate
 from app.core.query import Command, Query, columns
 from app.core.schemas import dump_changes
 from app.files import service as files_service
+from app.files.models import StoredFile
 from app.projects.models import Expense, ExpenseCategory, ExpenseRecord, Project, ProjectRecord
 from app.projects.schemas import ExpenseCreate, ExpenseUpdate, ProjectCreate, ProjectReport, ProjectUpdate
 
@@ -46,7 +47,9 @@ UPDATE_EXPENSE = Query(
 )
 DELETE_EXPENSE = Command(delete(Expense).where(Expense.id == bindparam("expense")))
 RECEIPTS = Query(
-    select(Expense.receipt_id).where(Expense.project_id == bindparam("project"), Expense.receipt_id.is_not(None))
+    select(StoredFile.id)
+    .join(Expense, Expense.receipt_id == StoredFile.id)
+    .where(Expense.project_id == bindparam("project"))
 )
 
 
@@ -143,9 +146,7 @@ async def delete_expense(session: Session, expense: ExpenseRecord) -> None:
     await session.run(DELETE_EXPENSE, expense=expense.id)
 
 
-async def attach_receipt(
-    session: Session, expense: ExpenseRecord, saved: files_service.SavedObject
-) -> ExpenseRecord:
+async def attach_receipt(session: Session, expense: ExpenseRecord, saved: files_service.SavedObject) -> ExpenseRecord:
     """Keep a saved upload as the expense's receipt, in place of an earlier one."""
     receipt = await files_service.keep(session, saved)
     if expense.receipt_id is not None:

@@ -2,7 +2,7 @@ from datetime import datetime
 
 from pydantic import SecretStr
 
-from app.core.schemas import Email, Identified, Input, Line, NewPassword
+from app.core.schemas import Email, Identified, Input, Line, NewPassword, PartialInput
 
 
 class UserCreate(Input):
@@ -11,7 +11,7 @@ class UserCreate(Input):
     name: Line = ""
 
 
-class UserUpdate(Input):
+class UserUpdate(PartialInput):
     """What users change of their own account."""
 
     name: Line = ""

@@ -20,7 +20,9 @@ def upgrade() -> None:
         sa.Column("budget", sa.Numeric(12, 2), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name=op.f("fk_projects_owner_id_users"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["owner_id"], ["users.id"], name=op.f("fk_projects_owner_id_users"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_projects")),
     )
     op.create_index(op.f("ix_projects_owner_id_created_at_id"), "projects", ["owner_id", "created_at", "id"])
