@@ -50,22 +50,6 @@ def list_variants() -> list[dict[str, str]]:
 
 VARIANTS = list_variants()
 
-# For where the service's own tests must take seconds: all but those that start servers.
-WITH_PROCESSES = (
-    "concurrent_writes",
-    "embedded_postgres",
-    "gunicorn",
-    "keeper",
-    "mail_processes",
-    "oauth_clients",
-    "processes",
-    "sockets",
-    "startup",
-    "throttled_workers",
-    "weather_processes",
-)
-WITHOUT_PROCESSES = " ".join(f"--ignore=tests/test_{name}.py" for name in WITH_PROCESSES)
-
 # A bake's whole suite on a busy machine; less than pytest-timeout's, so that what it printed is told.
 TIMEOUT_SECONDS = 1800
 

@@ -190,6 +190,27 @@ def test_python_names_no_feature_that_was_not_chosen(project: BakedProject, file
             assert [name for name, text in modules.items() if find(word, text)] == []
 
 
+@pytest.mark.parametrize("weather_example", CHOICES["weather_example"])
+@pytest.mark.parametrize("web_pages", CHOICES["web_pages"])
+def test_architecture_names_a_module_in_no_layer(weather_example: str, web_pages: str, bake: Bake) -> None:
+    project = bake(weather_example=weather_example, web_pages=web_pages)
+
+    def lint() -> tuple[int, str]:
+        command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+        done = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    complete, _ = lint()
+    (project.path / "app" / "notes.py").touch()
+    (project.path / "app" / "pets").mkdir()
+    (project.path / "app" / "pets" / "__init__.py").touch()
+    broken, output = lint()
+
+    assert (complete, broken) == (0, 1)
+    assert re.findall(r"(?m)^- (\S+)", output) == ["app.notes", "app.pets"]
+    assert "Add a new feature to the `layers` in pyproject.toml" in output
+
+
 def test_every_file_parses(texts: dict[str, str]) -> None:
     assert_every_file_parses(texts)
 

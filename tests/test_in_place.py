@@ -1,15 +1,16 @@
 """The template is the project: the service's own tests pass in its folder; `make check` sees to the rest.
 
-Those that start servers take minutes, and run where each project is baked and used.
+Tests that start servers take minutes; they run where each project is baked and used.
 """
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, WITHOUT_PROCESSES, list_files, person_environment
+from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, list_files, person_environment
 from tests.programs import run_program
 
 
@@ -19,10 +20,7 @@ def run_in_place(verb: str, **variables: str) -> None:
     commands = subprocess.run(
         recipe, cwd=ROOT / SERVICE, env=person_environment(), check=True, capture_output=True, text=True
     ).stdout.replace(" --cov", "")  # The baked projects measure the coverage.
-    clean = {
-        "PYTEST_ADDOPTS": f"-p no:cacheprovider {WITHOUT_PROCESSES}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    clean = {"PYTEST_ADDOPTS": "-p no:cacheprovider", "PYTHONDONTWRITEBYTECODE": "1"}
     done = run_program(
         ["sh", "-eu", "-c", commands.replace(".venv/bin", str(Path(sys.executable).parent))],
         TIMEOUT_SECONDS,
@@ -40,6 +38,29 @@ def test_python_of_the_service_holds_no_template_syntax() -> None:
             # Not even where Python would mean braces by it: a reader need not ask.
             assert not {mark for mark in ("{{", "{%", "{#", "#%") if mark in text}, path
             assert "cookiecutter" not in text, path
+
+
+def list_imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def test_modules_that_start_servers_are_left_to_the_verb_for_all_tests() -> None:
+    modules = list((ROOT / SERVICE / "tests").glob("test_*.py"))
+    starting = {path.name for path in modules if list_imports(path) & {"run_server", "start_process", "run_inherited"}}
+    marked = {path.name for path in modules if "\npytestmark = pytest.mark.processes\n" in path.read_text("utf-8")}
+
+    assert starting
+    assert starting == marked
+
+
+def test_tests_of_the_sample_feature_alone_name_it() -> None:
+    tests = (ROOT / SERVICE / "tests").glob("*.py")
+
+    assert {path.name for path in tests if "todo" in path.read_text(encoding="utf-8").lower()} == {
+        "test_todos.py",
+        "test_web_todos.py",
+    }
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import nasty
-from tests.conftest import WITHOUT_PROCESSES, Bake, BakedProject, person_environment
+from tests.conftest import Bake, BakedProject, person_environment
 from tests.serving import RunningServer, serve
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ WITH_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sql
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
 # Where the service's own tests start what keeps its workers alive.
 MANAGED = ("keeper", "processes", "sockets", "startup", "throttled_workers")
-TESTED_ABOVE = ("make check", "make test", "make check test")
+TESTED_ELSEWHERE = ("make check", "make test", "make test-all", "make check test", 'make migrate m="remove the todos"')
 PASSWORD = "correct horse battery staple"
 
 
@@ -64,7 +64,7 @@ class ServiceTests:
         service.run(["make", "check"])
 
     def test_its_own_tests_pass(self, service: BakedProject) -> None:
-        output = service.run(["make", "test"])
+        output = service.run(["make", "test-all"])
 
         assert re.search(r"\d+ passed", output), output
         assert "Required test coverage of 95.0% reached" in output, output
@@ -120,7 +120,7 @@ class ServiceTests:
             if command in SERVING:
                 with serve(script, project.path, PATH=":".join(path)) as server:
                     server.stop(signal.SIGINT, group=True)
-            elif command not in TESTED_ABOVE:
+            elif command not in TESTED_ELSEWHERE:
                 project.run(script, PATH=":".join(path))
 
 
@@ -142,20 +142,130 @@ class TestOnCircus:
         assert re.search(r"\d+ passed", output), output
 
 
-class TestWithoutTodos:
-    def test_sample_feature_can_be_deleted(self, bake: Bake) -> None:
-        project = bake(database="sqlite", web_pages="yes")
-        lists = {name: project.read(name).splitlines(keepends=True) for name in ("app/api.py", "app/web/feature.py")}
-        kept = {name: [line for line in lines if "todos" not in line] for name, lines in lists.items()}
-        (migration,) = (project.path / "migrations" / "versions").glob("*todos*.py")
+def replace(path: Path, *replacements: tuple[str, str]) -> None:
+    text = path.read_text(encoding="utf-8")
+    for pattern, replacement in replacements:
+        text, count = re.subn(pattern, replacement, text)
+        assert count, f"{pattern} is not in {path}"
+    path.write_text(text, encoding="utf-8")
 
-        shutil.rmtree(project.path / "app" / "todos")
-        shutil.rmtree(project.path / "app" / "web" / "todos")
-        for test in (project.path / "tests").glob("*todos*"):
-            test.unlink()
-        migration.unlink()
-        for name, lines in kept.items():
-            (project.path / name).write_text("".join(lines), encoding="utf-8")
 
-        assert [len(lists[name]) - len(kept[name]) for name in lists] == [2, 2]
-        project.run(["make", "check", "test"], PYTEST_ADDOPTS=WITHOUT_PROCESSES)
+def add_notes(project: BakedProject) -> None:
+    """Add a feature as the README says, by copying the sample."""
+    renamed = (("todo", "note"), ("Todo", "Note"))
+    shutil.copytree(project.path / "app" / "todos", project.path / "app" / "notes")
+    shutil.copy(project.path / "tests" / "test_todos.py", project.path / "tests" / "test_notes.py")
+    for path in (*(project.path / "app" / "notes").glob("*.py"), project.path / "tests" / "test_notes.py"):
+        text = path.read_text(encoding="utf-8")
+        for old, new in (*renamed, ("TODO", "NOTE")):
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+    replace(
+        project.path / "app" / "api.py",
+        (r"(?m)^from app.outbox", "from app.notes.feature import feature as notes\nfrom app.outbox"),
+        (r"(?m)^    todos,$", "    todos,\n    notes,"),
+    )
+    replace(project.path / "pyproject.toml", (r"\((app\.)?todos\)", r"\g<0> | \1notes"))
+    project.run(["make", "migrate", "m=add notes"])
+    # The imports are in another order.
+    project.run(["make", "fix"])
+
+
+def list_removal(project: BakedProject) -> list[str]:
+    """The commands in the README's steps for the removal of a feature."""
+    section = project.read("README.md").partition("\nTo remove a feature")[2].partition("\nNever delete a migration")[0]
+    steps = re.findall(r"(?m)^\d+\. (.*)$", section)
+    assert len(steps) > 5
+    return [command for step in steps for command in re.findall(r"`((?:make|rm|sed) [^`]+)`", step)]
+
+
+def remove_routes(project: BakedProject) -> None:
+    """What the README says of the first of two releases: the tables are left as they are."""
+    replace(
+        project.path / "app" / "todos" / "feature.py",
+        (r"from app.todos.router import router\n", ""),
+        ("api=router, ", ""),
+    )
+    for test in (project.path / "tests").glob("test_*todos.py"):
+        test.unlink()
+    sections = project.path / "app" / "web" / "feature.py"
+    if sections.exists():
+        replace(sections, (r"(?m)^.*todos.*\n", ""))
+
+
+@pytest.fixture(scope="class")
+def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
+    """A project that has data of the sample, and a feature that was added later."""
+    project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
+    add_notes(project)
+    with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
+        account = {"email": "ada@example.com", "password": PASSWORD}
+        assert server.request("POST", "/api/v1/users", account).status == 201
+        token = log_in(server, "ada@example.com")
+        for name in ("todos", "notes"):
+            assert server.request("POST", f"/api/v1/{name}", {"title": "Keep me"}, token=token).status == 201
+        server.stop(signal.SIGINT, group=True)
+    return project
+
+
+@pytest.fixture(scope="class")
+def outputs(used: BakedProject) -> dict[str, str]:
+    """Remove the sample, and return what each command of the README's steps printed."""
+    return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
+
+
+class RemovalTests:
+    """A team removes the sample that it has used."""
+
+    database: str
+    web_pages: str
+
+    def test_tests_without_it_reach_the_coverage(self, outputs: dict[str, str]) -> None:
+        output = outputs["make check test"]
+
+        assert "Required test coverage of 95.0% reached" in output, output
+        assert "Left out: the tests that start servers" in output, output
+
+    @pytest.mark.usefixtures("outputs")
+    def test_migration_drops_its_table_and_no_other(self, used: BakedProject) -> None:
+        (migration,) = (used.path / "migrations" / "versions").glob("*remove*")
+        text = migration.read_text(encoding="utf-8")
+
+        upgrade = text.partition("def upgrade")[2].partition("def downgrade")[0]
+        assert re.findall(r"drop_table\([\"'](\w+)", upgrade) == ["todos"]
+        assert "notes" not in text
+
+    @pytest.mark.usefixtures("outputs")
+    def test_data_of_other_features_stays(self, used: BakedProject) -> None:
+        with serve(["make", "run"], used.path, READINESS_TIMEOUT_SECONDS="60") as server:
+            token = log_in(server, "ada@example.com")
+            assert server.request("GET", "/api/v1/todos", token=token).status == 404
+            notes = server.request("GET", "/api/v1/notes", token=token)
+            assert [note["title"] for note in notes.json["items"]] == ["Keep me"]
+            server.stop(signal.SIGINT, group=True)
+        app = [*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db"]
+        for verb in (["check"], ["downgrade", "base"], ["upgrade"], ["check"]):
+            used.run([*app, *verb])
+
+
+class TestWithoutTodosOnPostgreSQL(RemovalTests):
+    database = "postgresql"
+    web_pages = "no"
+
+    @pytest.mark.usefixtures("outputs")
+    def test_its_tests_of_processes_pass(self, used: BakedProject) -> None:
+        output = used.run([PYTHON, "-m", "pytest", "-n", "auto", "-m", "processes"])
+
+        assert re.search(r"\d+ passed", output), output
+
+
+class TestWithoutTodosOnSQLite(RemovalTests):
+    database = "sqlite"
+    web_pages = "yes"
+
+    def test_release_without_its_routes_keeps_the_schema(self, bake: Bake) -> None:
+        project = bake(database=self.database, web_pages=self.web_pages)
+        remove_routes(project)
+
+        project.run(["make", "check"])
+        project.run([PYTHON, "-m", "pytest", "-n", "auto", "tests/test_migrations.py", "tests/test_docs.py"])

@@ -1,7 +1,7 @@
 from app.audit.feature import feature as audit
 from app.auth.feature import feature as auth
 from app.core.config import FeatureSettings
-from app.core.features import Feature
+from app.core.features import Feature, settings_of
 from app.files.feature import feature as files
 from app.health.feature import feature as health
 from app.outbox.feature import feature as outbox
@@ -22,6 +22,4 @@ FEATURES: tuple[Feature, ...] = (
     weather,  # only: weather_example
     web,  # only: web_pages
 )
-SETTINGS: tuple[type[FeatureSettings], ...] = tuple(
-    feature.settings for feature in FEATURES if feature.settings is not None
-)
+SETTINGS: tuple[type[FeatureSettings], ...] = settings_of(FEATURES)

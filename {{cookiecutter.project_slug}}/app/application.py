@@ -1,6 +1,6 @@
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.api import FEATURES, SETTINGS
+from app.api import FEATURES
 from app.core.config import Settings, load_settings_or_exit
 from app.core.database import Database, open_database
 from app.core.email import Renderer
@@ -22,7 +22,9 @@ from app.core.exceptions import (
     UnhandledErrorMiddleware,
     problem_responses,
 )
+from app.core.features import Feature, settings_of
 from app.core.housekeeping import keep_house
+from app.core.http_client import LazyHttpClient, open_http_client
 from app.core.lifecycle import Stopping, mark_start, watch_for_stop
 from app.core.logging import AccessLogMiddleware, configure_logging
 from app.core.metrics import MetricsMiddleware
@@ -34,6 +36,9 @@ from app.core.security import Security
 from app.core.server import trusted_proxies
 from app.outbox.sender import run_sender
 
+if TYPE_CHECKING:
+    from httpx2 import AsyncBaseTransport
+
 
 class State(TypedDict):
     """What the lifespan gives to every request, as `request.state`; features may add to it."""
@@ -42,13 +47,24 @@ class State(TypedDict):
     database: Database
     security: Security
     stopping: Stopping
+    http: LazyHttpClient
+    # What features add to the Content-Security-Policy of pages: sources by directive.
+    content_security_policy: Mapping[str, Sequence[str]]
 
 
-def create_app(settings: Settings | None = None, database: Database | None = None) -> FastAPI:
-    """Build the service, from the environment unless settings are given; tests hand in a database of their own."""
+def create_app(
+    settings: Settings | None = None,
+    database: Database | None = None,
+    http_transport: "AsyncBaseTransport | None" = None,
+    features: Sequence[Feature] = FEATURES,
+) -> FastAPI:
+    """Build the service, from the environment unless settings are given.
+
+    Tests pass a database and features of their own, and the transport of a fake for calls to other services.
+    """
     mark_start()
     if settings is None:
-        settings = load_settings_or_exit(SETTINGS)
+        settings = load_settings_or_exit(settings_of(features))
         configure_logging(settings)
     project = read_project()
     app = FastAPI(
@@ -60,18 +76,23 @@ def create_app(settings: Settings | None = None, database: Database | None = Non
         openapi_url="/openapi.json" if settings.serves_docs else None,
         generate_unique_id_function=_operation_id,
         exception_handlers=dict(EXCEPTION_HANDLERS),
-        middleware=_middleware(settings),
-        lifespan=_create_lifespan(settings, database),
+        middleware=_middleware(settings, features),
+        lifespan=_create_lifespan(settings, database, http_transport, features),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    _include_features(app, settings)
+    _include_features(app, settings, features)
     customize_openapi(app, settings.api_prefix)
     if settings.serves_docs:
         add_docs(app)
     return app
 
 
-def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[FastAPI]:
+def _create_lifespan(
+    settings: Settings,
+    database: Database | None,
+    http_transport: "AsyncBaseTransport | None",
+    features: Sequence[Feature],
+) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
         security = Security(settings, issuer=read_project().name)
@@ -79,35 +100,58 @@ def _create_lifespan(settings: Settings, database: Database | None) -> Lifespan[
             # Not above: with its imports, it is for who does both at once.
             from app.startup import prepare_database
 
-            await prepare_database(settings, security)
+            await prepare_database(settings, security, features)
         async with AsyncExitStack() as stack:
             opened = database
             if opened is None:
                 opened = await stack.enter_async_context(open_database(settings))
                 if settings.sends_mail:
-                    await stack.enter_async_context(run_sender(settings, opened, email_renderers()))
-            purges = [feature.purge for feature in FEATURES if feature.purge]
+                    await stack.enter_async_context(run_sender(settings, opened, email_renderers(features)))
+            purges = [feature.purge for feature in features if feature.purge]
             await stack.enter_async_context(keep_house(opened, settings, purges))
+            # One connection for each concurrent request: a slow service that one feature calls starves no other.
+            http = await stack.enter_async_context(open_http_client(settings.max_concurrent_requests, http_transport))
             stopping = stack.enter_context(watch_for_stop())
-            state = State(settings=settings, database=opened, security=security, stopping=stopping)
-            yield {**await _enter_features(stack, settings), **state}
+            state = State(
+                settings=settings,
+                database=opened,
+                security=security,
+                stopping=stopping,
+                http=http,
+                content_security_policy=_merge_policies(features),
+            )
+            yield await _enter_features(stack, features, state)
 
     return lifespan
 
 
-async def _enter_features(stack: AsyncExitStack, settings: Settings) -> dict[str, object]:
-    state: dict[str, object] = {}
-    for feature in FEATURES:
-        if feature.lifespan is not None:
-            state.update(await stack.enter_async_context(feature.lifespan(settings)))
-    return state
+async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], state: State) -> dict[str, object]:
+    """Raises ValueError where two features give the same key to the state of requests."""
+    entered: dict[str, object] = {**state}
+    for feature in features:
+        if feature.lifespan is None:
+            continue
+        lifespan = feature.lifespan(state["settings"], state["database"], state["http"])
+        added = await stack.enter_async_context(lifespan)
+        if repeated := entered.keys() & added.keys():
+            raise ValueError(f"The state of requests already has {', '.join(sorted(repeated))}: use another key.")
+        entered.update(added)
+    return entered
 
 
-def email_renderers() -> dict[str, Renderer]:
-    return {kind: renderer for feature in FEATURES for kind, renderer in feature.emails.items()}
+def _merge_policies(features: Iterable[Feature]) -> dict[str, list[str]]:
+    merged: dict[str, list[str]] = {}
+    for feature in features:
+        for directive, sources in feature.content_security_policy.items():
+            merged.setdefault(directive, []).extend(sources)
+    return merged
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def email_renderers(features: Iterable[Feature] = FEATURES) -> dict[str, Renderer]:
+    return {kind: renderer for feature in features for kind, renderer in feature.emails.items()}
+
+
+def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middleware]:
     """The outermost first."""
     middleware = [Middleware(PlainStartupMiddleware)]
     if settings.worker_class == "asgi":
@@ -125,10 +169,10 @@ def _middleware(settings: Settings) -> list[Middleware]:
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
-    middleware += [each for feature in FEATURES for each in feature.middleware]
+    middleware += [each for feature in features for each in feature.middleware]
     middleware.append(Middleware(PlainErrorMiddleware))
     if settings.cors_origins:
-        middleware.append(_cors_middleware(settings))
+        middleware.append(_cors_middleware(settings, features))
     return [
         *middleware,
         Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
@@ -138,27 +182,29 @@ def _middleware(settings: Settings) -> list[Middleware]:
     ]
 
 
-def _cors_middleware(settings: Settings) -> Middleware:
+def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middleware:
+    allowed = [header for feature in features for header in feature.cors_allow_headers]
+    exposed = [header for feature in features for header in feature.cors_expose_headers]
     return Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_credentials=settings.cors_allow_credentials,
         allow_methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
-        expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID", *allowed],
+        expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID", *exposed],
     )
 
 
-def _include_features(app: FastAPI, settings: Settings) -> None:
+def _include_features(app: FastAPI, settings: Settings, features: Sequence[Feature]) -> None:
     # Each by itself: every router around another one looks for the route once more.
-    for feature in FEATURES:
+    for feature in features:
         if feature.api is not None:
             app.include_router(
                 feature.api,
                 prefix=settings.api_prefix,
                 responses=problem_responses(413, 415, 422, 503),
             )
-    for feature in FEATURES:
+    for feature in features:
         if feature.root is not None:
             app.include_router(feature.root)
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -9,10 +10,10 @@ from alembic import command
 from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspect, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api import FEATURES
 from app.core import migrations
 from app.core.config import Settings
 from app.core.database import Database, Session
+from app.core.features import Feature
 from app.core.lifecycle import started_at
 from app.core.schema import head_revision
 from app.core.security import Security
@@ -24,16 +25,15 @@ logger = structlog.get_logger(__name__)
 LAST_RESET = Table("last_reset", MetaData(), Column("ended_at", Float, nullable=False))
 
 
-async def prepare_database(settings: Settings, security: Security) -> None:
+async def prepare_database(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
     """Once per start of the service: while the database is out of reach, workers that die can still be replaced."""
     if _was_prepared():
         return
     if settings.reset_db:
-        await reset_once(settings, security)
+        await reset_once(settings, security, features)
+        _remember_prepared()
     elif settings.update_db:
-        await migrations.upgrade(settings)
-        logger.info("database is up to date")
-    _remember_prepared()
+        await update_once(settings)
 
 
 def _was_prepared() -> bool:
@@ -41,9 +41,15 @@ def _was_prepared() -> bool:
     return mark is not None and mark.exists()
 
 
-def _remember_prepared() -> None:
-    if mark := _mark():
-        mark.touch(mode=0o600)
+def _remember_prepared() -> bool:
+    """Return whether this process is the first of its start to do so."""
+    mark = _mark()
+    try:
+        if mark is not None:
+            mark.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _mark() -> Path | None:
@@ -53,28 +59,41 @@ def _mark() -> Path | None:
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
 
 
-async def reset_once(settings: Settings, security: Security) -> None:
+async def update_once(settings: Settings) -> None:
+    """Bring the schema to head unless it is ahead; one of the workers says so."""
+    is_ahead = not await migrations.upgrade(settings)
+    if not _remember_prepared():
+        return
+    if is_ahead:
+        logger.warning("a newer release has migrated the database: its schema is left alone")
+    else:
+        logger.info("database is up to date")
+
+
+async def reset_once(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
     """Reset unless somebody else did since this service started."""
     async with migrations.locked_connection(settings) as connection:
         last_reset = await connection.run_sync(_read_last_reset)
         await connection.rollback()
         if last_reset is None or last_reset < started_at():
-            await _reset(connection, settings, security)
+            await _reset(connection, settings, security, features)
             logger.info("database was reset and has the sample data")
 
 
-async def reset(settings: Settings, security: Security) -> None:
+async def reset(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
     async with migrations.locked_connection(settings) as connection:
-        await _reset(connection, settings, security)
+        await _reset(connection, settings, security, features)
 
 
-async def _reset(connection: AsyncConnection, settings: Settings, security: Security) -> None:
+async def _reset(
+    connection: AsyncConnection, settings: Settings, security: Security, features: Sequence[Feature]
+) -> None:
     await connection.run_sync(_drop_everything)
     await connection.run_sync(LAST_RESET.create)
     await migrations.run_alembic(connection, command.upgrade, "head")
     async with Session(connection, {}) as session:
         tools = make_toolbox(session, Database(reading=connection, writing=connection), settings, security)
-        for feature in FEATURES:
+        for feature in features:
             if feature.load_sample_data is not None:
                 await feature.load_sample_data(tools)
         await session.execute(insert(LAST_RESET), {"ended_at": time.time()})
@@ -89,6 +108,21 @@ def _read_last_reset(connection: Connection) -> float | None:
 
 def _drop_everything(connection: Connection) -> None:
     """Also what no migration knows: a reset helps where the schema is broken."""
+    _drop_views(connection)
     existing = MetaData()
     existing.reflect(connection)
     existing.drop_all(connection)
+
+
+def _drop_views(connection: Connection) -> None:
+    """PostgreSQL drops no table that a view reads; SQLite has no CASCADE, and needs none."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    inspector = inspect(connection)
+    views = {"VIEW": inspector.get_view_names()}
+    if not is_sqlite:
+        views["MATERIALIZED VIEW"] = inspector.get_materialized_view_names()
+    quote = connection.dialect.identifier_preparer.quote
+    for kind, names in views.items():
+        for name in names:
+            # IF EXISTS: a view that reads another one is dropped with it.
+            connection.exec_driver_sql(f"DROP {kind} IF EXISTS {quote(name)}{'' if is_sqlite else ' CASCADE'}")

@@ -1,6 +1,7 @@
 import asyncio
 import io
-import logging
+import shutil
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,9 +18,12 @@ from app.application import create_app
 from app.core.config import ServerSettings, Settings
 from app.core.database import Database, create_patient_engine
 from app.core.logging import configure_logging
+from app.core.project import ROOT
+from app.core.schema import read_revisions
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import create_test_database, make_settings, migrate
+from tests.outgoing import Outgoing
 from tests.second_factor import NOW
 
 THREAD_PATIENCE_SECONDS = 30
@@ -83,7 +87,6 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", stream)
         configure_logging(ServerSettings(_env_file=None, log_format="json"))
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     return stream
 
 
@@ -115,6 +118,21 @@ async def sqlite_threads_end() -> AsyncIterator[None]:
 
 
 @pytest.fixture
+def migrations_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the migrations, which a test may change; this process uses it."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "migrations", project / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("alembic.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, project / name)
+    monkeypatch.setattr("app.core.schema.ROOT", project)
+    # Alembic puts the folder of alembic.ini first.
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    read_revisions.cache_clear()
+    yield project / "migrations"
+    read_revisions.cache_clear()
+
+
+@pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
     """A connection whose transaction is rolled back after the test."""
     engine = create_patient_engine(settings)
@@ -132,9 +150,43 @@ def database(connection: AsyncConnection) -> Database:
     return Database(reading=connection, writing=connection)
 
 
+@pytest.fixture(scope="session")
+def shared_app(migrated_url: str) -> FastAPI:
+    """One for all tests: FastAPI takes longer to prepare the routes of an application than most tests take."""
+    return create_app(make_settings(migrated_url))
+
+
 @pytest.fixture
-async def app(settings: Settings, database: Database) -> FastAPI:
-    return create_app(settings, database)
+def outgoing() -> Iterator[Outgoing]:
+    """What other services answer and were asked; a call that no test expects fails it."""
+    outgoing = Outgoing()
+    yield outgoing
+    assert not outgoing.unexpected, outgoing.complaint
+
+
+@pytest.fixture
+async def app(
+    shared_app: FastAPI,
+    settings: Settings,
+    database: Database,
+    outgoing: Outgoing,
+    monkeypatch: pytest.MonkeyPatch,
+) -> FastAPI:
+    """The service with the test's database; what a test adds to the application is removed after it.
+
+    Settings of routes and of middleware need an application of their own.
+    """
+    router = shared_app.router
+    own = create_app(settings, database, outgoing.transport)
+    monkeypatch.setattr(router, "lifespan_context", own.router.lifespan_context)
+    monkeypatch.setattr(router, "routes", [*router.routes])
+    monkeypatch.setattr(shared_app, "user_middleware", [*shared_app.user_middleware])
+    monkeypatch.setattr(shared_app, "exception_handlers", {**shared_app.exception_handlers})
+    monkeypatch.setattr(shared_app, "dependency_overrides", {})
+    # Built from the above at the next request.
+    monkeypatch.setattr(shared_app, "middleware_stack", None)
+    monkeypatch.setattr(shared_app, "openapi_schema", None)
+    return shared_app
 
 
 @pytest.fixture

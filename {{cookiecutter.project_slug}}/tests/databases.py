@@ -1,23 +1,35 @@
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from app.api import SETTINGS
 from app.core import migrations
 from app.core.config import Environment, Settings
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+# A value for each setting that a feature requires, such as {"payment_key": "x"}; processes get it in their environment.
+REQUIRED_SETTINGS: dict[str, str] = {}
+REQUIRED_ENVIRONMENT = {name.upper(): value for name, value in REQUIRED_SETTINGS.items()}
+
+T = TypeVar("T", bound=BaseSettings)
 
 
 def make_settings(url: str, **changes: object) -> Settings:
-    """Settings for tests: nothing from the machine, and hashing that costs nothing."""
+    """Return settings for tests, those of features included: no `.env`, and hashing that costs nothing.
+
+    Raises TypeError for a name that is no setting.
+    """
     values: dict[str, object] = {
         "environment": Environment.TEST,
         "secret_key": SecretStr(SECRET_KEY),
@@ -31,8 +43,26 @@ def make_settings(url: str, **changes: object) -> Settings:
         "throttling": False,
         "password_hash_time_cost": 1,
         "password_hash_memory_cost": 8,
+        **REQUIRED_SETTINGS,
+        **changes,
     }
-    return Settings(_env_file=None, **{**values, **changes})  # type: ignore[arg-type]  # pydantic validates them
+    _refuse_unknown_names(values)
+    # A feature without a value here keeps its defaults: the machine's environment does not reach it.
+    of_features = [_read(kind, values) for kind in SETTINGS if kind.model_fields.keys() & values.keys()]
+    return _read(Settings, values).join(*of_features)
+
+
+def _refuse_unknown_names(values: Mapping[str, object]) -> None:
+    kinds: tuple[type[BaseSettings], ...] = (Settings, *SETTINGS)
+    known = {name for kind in kinds for name in kind.model_fields}
+    for name in values.keys() - known:
+        closest = get_close_matches(name, known, n=1)
+        raise TypeError(f"There is no setting {name}." + (f" Did you mean {closest[0]}?" if closest else ""))
+
+
+def _read(kind: type[T], values: Mapping[str, object]) -> T:
+    chosen: dict[str, Any] = {name: value for name, value in values.items() if name in kind.model_fields}
+    return kind(_env_file=None, **chosen)
 
 
 def unreachable_url() -> str:
@@ -74,6 +104,13 @@ async def execute_async(url: str, statement: str) -> list[tuple[object, ...]]:
             return [tuple(row) for row in result] if result.returns_rows else []
     finally:
         await engine.dispose()
+
+
+def add_migration(folder: Path, revision: str, previous: str | None) -> None:
+    """Write a migration that does nothing into a copy of the project's."""
+    lines = [f"{name} = {value!r}" for name, value in {"revision": revision, "down_revision": previous}.items()]
+    functions = [f"def {name}() -> None:\n    pass" for name in ("upgrade", "downgrade")]
+    (folder / "versions" / f"{revision}_extra.py").write_text("\n".join([*lines, *functions]), encoding="utf-8")
 
 
 def migrate(url: str) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.core.database import create_patient_engine
 from app.core.project import ROOT
 from tests.accounts import PASSWORD, TOKEN_PATH
-from tests.databases import SECRET_KEY, make_settings
+from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_settings
 
 # Generous, for machines that do much else; what is waited for comes within moments.
 PATIENCE_SECONDS = 120
@@ -66,6 +66,7 @@ def make_environment(url: str, **changes: str) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "ENVIRONMENT": "test",
         "SECRET_KEY": SECRET_KEY,
+        **REQUIRED_ENVIRONMENT,
         "DATABASE_URL": url,
         "PASSWORD_HASH_TIME_COST": "1",
         "PASSWORD_HASH_MEMORY_COST": "8",
@@ -248,7 +249,7 @@ def read_metric(server: Server, name: str) -> float:
 
 @contextmanager
 def blocked_writes(url: str) -> Iterator[None]:
-    """Hold the lock that every write needs: requests that write become as slow as the test likes."""
+    """Hold the lock that every write of an account needs: such requests become as slow as the test likes."""
     engine = create_patient_engine(make_settings(url))
     with asyncio.Runner() as runner:
         connection = runner.run(_lock(engine))
@@ -262,7 +263,7 @@ async def _lock(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
     await connection.begin()
     if engine.dialect.name == "postgresql":
-        await connection.execute(text("LOCK TABLE todos IN EXCLUSIVE MODE"))
+        await connection.execute(text("LOCK TABLE users IN EXCLUSIVE MODE"))
     return connection
 
 

@@ -22,7 +22,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 def see_client(server: Server, **headers: str) -> tuple[str, object]:
     """Return the scheme and the client as the service takes them."""
     before = len(access_lines(server))
-    redirect = server.get("/api/v1/todos/", **headers)
+    redirect = server.get("/api/v1/users/", **headers)
     assert redirect.status_code == 307, redirect.text
     wait_for(lambda: len(access_lines(server)) > before, "the access line")
     return redirect.headers["location"].partition(":")[0], access_lines(server)[-1]["client"]

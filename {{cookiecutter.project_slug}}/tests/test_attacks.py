@@ -5,7 +5,6 @@ import io
 import json
 import statistics
 import time
-from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -19,6 +18,8 @@ from app.core.project import read_project
 from app.core.security import Security
 from app.users.scopes import Scope
 from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
+from tests.attacks import TOKEN_SCHEME, Operation, Target, check_guard, check_owner, list_operations, list_owned
+from tests.bodies import make_request
 from tests.clients import open_client
 from tests.databases import make_settings, unreachable_url
 
@@ -37,32 +38,26 @@ PUBLIC = {
     ("post", "/api/v1/auth/token"),
     ("post", "/api/v1/users"),
 }
+# Fields that cannot be made from the OpenAPI document, such as {("post", "/api/v1/orders"): {"currency": "EUR"}}.
+# A file is (name, content, media type).
+BODIES: dict[Operation, object] = {}
+# Routes on items that others may use as well, or that cannot be made from the document: their own tests check who may.
+CHECKED_ELSEWHERE: set[Operation] = {
+    ("get", "/api/v1/users/{user_id}"),
+}
 DOCUMENT = create_app(make_settings(unreachable_url())).openapi()
-OPERATIONS = sorted((method, path) for path, methods in DOCUMENT["paths"].items() for method in methods)
+OPERATIONS = list_operations(DOCUMENT)
 GUARDED = [operation for operation in OPERATIONS if operation not in PUBLIC]
-# What belongs to somebody is one of a list; that of users is in a table of its own.
-OWNED = [
-    (method, path)
-    for method, path in GUARDED
-    if "{" in path and "{user_id}" not in path and path[: path.index("/{")] in DOCUMENT["paths"]
-]
+OWNED = [operation for operation in list_owned(DOCUMENT) if operation not in CHECKED_ELSEWHERE]
 
 
-def make_body(method: str, path: str) -> dict[str, str] | None:
-    """The smallest that the route takes."""
-    content = DOCUMENT["paths"][path][method].get("requestBody", {}).get("content", {})
-    if "application/json" not in content:
-        return None
-    name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
-    values = {"email": f"{uuid4().hex}@example.com", "code": "123456"}
-    return {field: values.get(field, PASSWORD) for field in DOCUMENT["components"]["schemas"][name].get("required", [])}
+def for_each(operations: list[Operation]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("method", "path"), operations, ids=[" ".join(each) for each in operations])
 
 
-async def call(
-    client: httpx2.AsyncClient, method: str, path: str, item_id: str, headers: dict[str, str] | None = None
-) -> httpx2.Response:
-    address = "/".join(item_id if part.startswith("{") else part for part in path.split("/"))
-    return await client.request(method, address, json=make_body(method, path), headers=headers)
+@pytest.fixture
+def target(client: httpx2.AsyncClient, admin: Account) -> Target:
+    return Target(DOCUMENT, client, admin, BODIES)
 
 
 def test_every_route_is_public_on_purpose_or_guarded() -> None:
@@ -71,57 +66,39 @@ def test_every_route_is_public_on_purpose_or_guarded() -> None:
     assert unguarded == PUBLIC
 
 
-@pytest.mark.parametrize(("method", "path"), GUARDED, ids=" ".join)
+@for_each(GUARDED)
 async def test_every_guarded_route_asks_for_a_token_of_a_scope_that_may(
-    client: httpx2.AsyncClient, user: Account, settings: Settings, method: str, path: str
+    target: Target, user: Account, settings: Settings, method: str, path: str
 ) -> None:
     security = Security(settings, issuer=read_project().name)
     claims = security.read_access_token(user.access_token)
     useless = security.create_access_token(claims.sub, claims.sid, "nothing")
 
-    anonymous = await call(client, method, path, user.id)
-    powerless = await call(client, method, path, user.id, {"Authorization": f"Bearer {useless}"})
-
-    assert anonymous.status_code == 401
-    assert anonymous.headers["www-authenticate"].startswith("Bearer")
-    assert powerless.status_code == 403
-    assert {"401", "403"} <= DOCUMENT["paths"][path][method]["responses"].keys()
+    await check_guard(target, method, path, {"Authorization": f"Bearer {useless}"})
 
 
-async def own_something(client: httpx2.AsyncClient, path: str, owner: Account) -> tuple[str, dict[str, Any]]:
-    """Return the id of an item of the route's kind, and the item, which is made where there is none."""
-    collection = path[: path.index("/{")]
-    if "post" in DOCUMENT["paths"][collection]:
-        await client.post(collection, json=make_body("post", collection), headers=owner.headers)
-    answer = (await client.get(collection, headers=owner.headers)).json()
-    item = (answer["items"] if isinstance(answer, dict) else answer)[0]
-    return item["id"], item
-
-
-@pytest.mark.parametrize(("method", "path"), OWNED, ids=" ".join)
+@for_each(OWNED)
 async def test_what_belongs_to_someone_else_is_not_found_and_stays_as_it_is(
-    client: httpx2.AsyncClient, user: Account, admin: Account, method: str, path: str
+    target: Target, user: Account, admin: Account, method: str, path: str
 ) -> None:
-    victim = await create_account(client)
-    item_id, item = await own_something(client, path, victim)
+    owner = await create_account(target.client)
 
-    answers = [await call(client, method, path, item_id, attacker.headers) for attacker in (user, admin)]
+    await check_owner(target, method, path, owner, [user, admin])
 
-    assert [answer.status_code for answer in answers] == [404, 404]
-    assert item["id"] not in answers[0].json()["detail"]
-    kept = (await client.get(path[: path.index("/{")], headers=victim.headers)).json()
-    assert item in (kept["items"] if isinstance(kept, dict) else kept)
+
+def test_exceptions_are_of_routes_that_exist() -> None:
+    assert {*BODIES, *CHECKED_ELSEWHERE} - {*OPERATIONS} == set()
 
 
 @pytest.mark.parametrize(
     "field", ["id", "is_admin", "is_active", "password_hash", "created_at", "owner_id", "__class__"]
 )
-@pytest.mark.parametrize(("method", "path"), [("post", USERS), ("patch", ME), ("post", f"{ME}/password")], ids=" ".join)
+@for_each([("post", USERS), ("patch", ME), ("post", f"{ME}/password")])
 async def test_nobody_sets_what_is_not_theirs_to_set(
     client: httpx2.AsyncClient, user: Account, method: str, path: str, field: str
 ) -> None:
     before = (await client.get(ME, headers=user.headers)).json()
-    body = {**(make_body(method, path) or {}), field: True}
+    body = {**make_request(DOCUMENT, method, path, {})["json"], field: True}
 
     answer = await client.request(method, path, json=body, headers=user.headers)
 
@@ -321,6 +298,6 @@ def seconds_beside_the_loop() -> float:
 
 
 def test_every_scope_is_documented() -> None:
-    flow = DOCUMENT["components"]["securitySchemes"]["OAuth2PasswordBearer"]["flows"]["password"]
+    flow = DOCUMENT["components"]["securitySchemes"][TOKEN_SCHEME]["flows"]["password"]
 
     assert set(flow["scopes"]) == set(Scope)

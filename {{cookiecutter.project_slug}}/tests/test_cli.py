@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,10 +13,12 @@ from app.api import SETTINGS
 from app.cli import cli
 from app.core.config import Settings, env_names
 from app.core.project import ROOT
-from tests.databases import SECRET_KEY, execute, migrate, unreachable_url
+from app.core.schema import head_revision
+from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, execute, migrate, unreachable_url
 
 PASSWORD = "correct horse battery staple"
 CHEAP_HASHING = {"PASSWORD_HASH_TIME_COST": "1", "PASSWORD_HASH_MEMORY_COST": "8"}
+ENVIRONMENT = {"ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, **REQUIRED_ENVIRONMENT}
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Outcome:
 def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
     """Run a command in this process, with nothing of the machine's environment."""
     clean: dict[str, str | None] = dict.fromkeys(env_names(Settings, *SETTINGS))
-    given = {"ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
+    given = {**ENVIRONMENT, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
     result = CliRunner().invoke(cli, arguments, input=stdin, env=clean | given)
     # Anything else would be a traceback on the terminal.
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
@@ -36,7 +39,7 @@ def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Ou
 
 
 def test_the_module_is_the_command(empty_url: str) -> None:
-    environment = {**os.environ, "ENVIRONMENT": "test", "SECRET_KEY": SECRET_KEY, "DATABASE_URL": empty_url}
+    environment = {**os.environ, **ENVIRONMENT, "DATABASE_URL": empty_url}
     command = [sys.executable, "-m", "app", "db", "upgrade", "nonsense"]
 
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
@@ -88,6 +91,63 @@ def test_the_schema_goes_up_is_checked_and_goes_down(empty_url: str) -> None:
     assert manage(empty_url, "db", "downgrade", "base").returncode == 0
 
     assert execute(empty_url, "SELECT * FROM alembic_version") == []
+
+
+def test_the_schema_goes_down_by_one(empty_url: str) -> None:
+    migrate(empty_url)
+
+    result = manage(empty_url, "db", "downgrade", "-1")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert execute(empty_url, "SELECT version_num FROM alembic_version") != [(head_revision(),)]
+
+
+def test_a_schema_of_a_newer_release_is_left_alone(empty_url: str) -> None:
+    migrate(empty_url)
+    execute(empty_url, "UPDATE alembic_version SET version_num = '9999'")
+
+    upgrade = manage(empty_url, "db", "upgrade")
+    downgrade = manage(empty_url, "db", "downgrade", "base")
+
+    assert upgrade.returncode == 0
+    assert "A newer release has migrated this database: the schema stays as it is." in upgrade.stdout
+    assert downgrade.returncode == 1
+    assert "A newer release has migrated this database: use that release" in downgrade.stderr
+
+
+def test_a_migration_is_written(empty_url: str, migrations_folder: Path) -> None:
+    result = manage(empty_url, "db", "revision", "--", "--it's new")
+
+    assert result.returncode == 0
+    (file,) = (migrations_folder / "versions").glob("*_it_s_new.py")
+    assert file.read_text(encoding="utf-8").startswith('"""--it\'s new."""')
+
+
+@pytest.mark.parametrize("arguments", [(), ("",), (" ",)])
+def test_a_migration_needs_a_message(empty_url: str, migrations_folder: Path, arguments: tuple[str, ...]) -> None:
+    before = set(migrations_folder.rglob("*.py"))
+
+    result = manage(empty_url, "db", "revision", *arguments)
+
+    assert result.returncode == 2
+    assert "MESSAGE" in result.stderr
+    assert set(migrations_folder.rglob("*.py")) == before
+
+
+def test_a_migration_is_not_written_in_production_or_without_ruff(
+    empty_url: str, migrations_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(migrations_folder.rglob("*.py"))
+    production = {"SECRET_KEY": "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e", "ALLOWED_HOSTS": "example.com"}
+
+    deployed = manage(empty_url, "db", "revision", "add notes", ENVIRONMENT="production", **production)
+    monkeypatch.setattr("app.cli.find_spec", lambda _name: None)
+    bare = manage(empty_url, "db", "revision", "add notes")
+
+    assert (deployed.returncode, bare.returncode) == (1, 1)
+    assert "migrations are written in development" in deployed.stderr
+    assert "install the development tools" in bare.stderr
+    assert set(migrations_folder.rglob("*.py")) == before
 
 
 def test_an_unknown_revision_is_one_sentence(empty_url: str) -> None:

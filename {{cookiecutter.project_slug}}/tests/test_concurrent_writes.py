@@ -8,10 +8,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.accounts import PASSWORD
 from tests.databases import execute, migrate
-from tests.servers import NO_TLS, PATIENCE_SECONDS, Server, run_server, sign_up, wait_for
+from tests.servers import NO_TLS, PATIENCE_SECONDS, Server, run_server, wait_for
 
-TODOS = "/api/v1/todos"
+pytestmark = pytest.mark.processes
+
+USERS = "/api/v1/users"
 WORKERS = 4
 AT_ONCE = 200
 WRITES = WORKERS * AT_ONCE
@@ -28,69 +31,68 @@ def url(empty_url: str) -> str:
 def test_concurrent_writes_to_many_workers_lose_nothing(url: str) -> None:
     # Not a test of speed: on a busy machine a writer may have to queue for long.
     patience = str(PATIENCE_SECONDS)
-    with run_server(url, workers=WORKERS, DATABASE_POOL_TIMEOUT_SECONDS=patience) as server:
-        with server.open_client() as client:
-            user = sign_up(client)
-
-        statuses = asyncio.run(write_todos(server, user))
+    with run_server(url, workers=WORKERS, DATABASE_POOL_TIMEOUT_SECONDS=patience, THROTTLING="false") as server:
+        statuses = asyncio.run(write_users(server))
 
         assert Counter(statuses) == {201: WRITES}
-        assert read_titles(url) == sorted(map(name_todo, range(WRITES)))
+        assert read_emails(url) == sorted(map(name_user, range(WRITES)))
+        # Written in the same transactions.
+        assert execute(url, "SELECT count(*) FROM audit_events") == [(WRITES,)]
         assert server.stop() == 0
         assert {event["level"] for event in server.events} == {"info"}
 
 
-async def write_todos(server: Server, user: dict[str, str]) -> list[int]:
+async def write_users(server: Server) -> list[int]:
     """Each over a connection of its own, one writer beside the other."""
-    writers = [write_some(server, user, range(number, WRITES, AT_ONCE)) for number in range(AT_ONCE)]
+    writers = [write_some(server, range(number, WRITES, AT_ONCE)) for number in range(AT_ONCE)]
     return [status for statuses in await asyncio.gather(*writers) for status in statuses]
 
 
-async def write_some(server: Server, user: dict[str, str], numbers: range) -> list[int]:
+async def write_some(server: Server, numbers: range) -> list[int]:
     transport = httpx2.AsyncHTTPTransport(verify=NO_TLS)
-    async with httpx2.AsyncClient(
-        transport=transport, base_url=server.base_url, headers=user, timeout=PATIENCE_SECONDS
-    ) as client:
-        return [(await client.post(TODOS, json={"title": name_todo(number)})).status_code for number in numbers]
+    async with httpx2.AsyncClient(transport=transport, base_url=server.base_url, timeout=PATIENCE_SECONDS) as client:
+        return [(await client.post(USERS, json=make_user(number))).status_code for number in numbers]
 
 
 def test_a_crash_of_the_whole_server_loses_nothing_that_it_had_confirmed(url: str, tmp_path: Path) -> None:
     # With a folder of the test's own for the metrics, which nobody clears away after a crash.
     with (
-        run_server(url, workers=2, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as server,
+        run_server(url, workers=2, PROMETHEUS_MULTIPROC_DIR=str(tmp_path), THROTTLING="false") as server,
         ThreadPoolExecutor(WRITERS) as threads,
     ):
-        with server.open_client() as client:
-            user = sign_up(client)
-        writers = [threads.submit(write_until_the_crash, server, user, number) for number in range(WRITERS)]
+        writers = [threads.submit(write_until_the_crash, server, number) for number in range(WRITERS)]
         wait_for(lambda: server.log.count('"status": 201') > 100, "the writes")
         server.kill()
-        confirmed = [title for writer in writers for title in writer.result()]
+        confirmed = [email for writer in writers for email in writer.result()]
 
     with run_server(url) as server:
         assert server.get("/health/ready").status_code == 200
     assert len(confirmed) > 50
-    assert set(confirmed) <= set(read_titles(url))
+    assert set(confirmed) <= set(read_emails(url))
 
 
-def write_until_the_crash(server: Server, user: dict[str, str], writer: int) -> list[str]:
-    """Return the titles that were confirmed."""
+def write_until_the_crash(server: Server, writer: int) -> list[str]:
+    """Return the addresses of the accounts that were confirmed."""
     confirmed = []
     with server.open_client() as client:
         for number in range(WRITES):
-            title = name_todo(writer * WRITES + number)
+            user = make_user(writer * WRITES + number)
             try:
-                response = client.post(TODOS, json={"title": title}, headers=user)
+                response = client.post(USERS, json=user)
             except httpx2.TransportError:
                 break
             assert response.status_code == 201, response.text
-            confirmed.append(title)
+            confirmed.append(user["email"])
     return confirmed
 
 
-def name_todo(number: int) -> str:
-    return f"Todo {number:06}"
+def make_user(number: int) -> dict[str, str]:
+    return {"email": name_user(number), "password": PASSWORD}
 
 
-def read_titles(url: str) -> list[object]:
-    return [title for (title,) in execute(url, "SELECT title FROM todos ORDER BY title")]
+def name_user(number: int) -> str:
+    return f"{number:06}@example.com"
+
+
+def read_emails(url: str) -> list[object]:
+    return [email for (email,) in execute(url, "SELECT email FROM users ORDER BY email")]

@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 from app.api import SETTINGS
 from app.core.config import ConfigurationError, FeatureSettings, Settings, env_names, load_settings
 from app.core.project import ROOT
+from tests.databases import make_settings
 
 GOOD_SECRET = "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e"
 SQLITE = "sqlite:////tmp/unused.sqlite3"
@@ -406,25 +407,54 @@ def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest
     assert "hunter2" not in str(refusal.value)
 
 
-def test_every_setting_is_in_the_example_and_in_the_readme() -> None:
-    example = re.findall("(?m)^(?:# )?([A-Z0-9_]+)=", (ROOT / ".env.example").read_text())
-    table = re.findall(r"(?m)^\| `([A-Z0-9_]+)` \|", (ROOT / "README.md").read_text())
-
-    assert sorted(set(example)) == sorted(env_names(*ALL_SETTINGS))
-    assert sorted(set(table)) == sorted(env_names(*ALL_SETTINGS))
+NAME = "[A-Z][A-Z0-9_]*"
 
 
-def test_the_defaults_in_the_example_and_in_the_readme_are_true() -> None:
-    example = dict(re.findall("(?m)^# ([A-Z0-9_]+)=(.+)$", (ROOT / ".env.example").read_text()))
-    table = dict(re.findall(r"(?m)^\| `([A-Z0-9_]+)` \| `([^`]+)` \|", (ROOT / "README.md").read_text()))
+def test_no_two_features_read_the_same_setting() -> None:
+    names = env_names(*ALL_SETTINGS)
+
+    assert [name for name in names if names.count(name) > 1] == [], "give it to one, or prefix it with the feature"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [(".env.example", rf"(?m)^(?:# )?({NAME})="), ("README.md", rf"(?m)^\| `({NAME})` \|")],
+    ids=[".env.example", "README.md"],
+)
+def test_every_setting_is_in_the_example_and_in_the_readme(file: str, line: str) -> None:
+    documented = set(re.findall(line, (ROOT / file).read_text()))
+
+    assert set(env_names(*ALL_SETTINGS)) - documented == set(), f"add these to {file}"
+    assert documented - set(env_names(*ALL_SETTINGS)) == set(), f"no settings: remove these from {file}"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [(".env.example", f"(?m)^# ({NAME})=(.+)$"), ("README.md", rf"(?m)^\| `({NAME})` \| `([^`]+)` \|")],
+    ids=[".env.example", "README.md"],
+)
+def test_the_defaults_in_the_example_and_in_the_readme_are_true(file: str, line: str) -> None:
+    documented = dict(re.findall(line, (ROOT / file).read_text()))
 
     fields = [field for kind in ALL_SETTINGS for field in kind.model_fields.items()]
-    defaults = {name.upper(): show(field.default) for name, field in fields}
-    assert {name: defaults[name] for name in example} == example
-    assert {name: defaults[name] for name in table} == table
+    defaults = {name.upper(): show(field.get_default(call_default_factory=True)) for name, field in fields}
+    assert {name: defaults.get(name) for name in documented} == documented, f"correct {file}"
 
 
 def show(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
+    if isinstance(value, tuple | list):
+        return ",".join(map(show, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_a_misspelt_setting_is_refused_in_tests() -> None:
+    with pytest.raises(TypeError, match=r"databse_pool_size.* Did you mean database_pool_size"):
+        make_settings(SQLITE, databse_pool_size=1)
+
+
+def test_a_feature_gets_its_settings_in_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.databases.SETTINGS", (*SETTINGS, PetSettings))
+
+    settings = make_settings(SQLITE, pet_shop_key="x", pet_limit=7, port=1)
+
+    assert (settings.of(PetSettings).pet_limit, settings.port) == (7, 1)

@@ -1,12 +1,17 @@
 import re
+from typing import Any
 
 import httpx2
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.security import APIKeyHeader, HTTPBearer, OAuth2AuthorizationCodeBearer
 
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.openapi import customize_openapi
 from app.core.project import ROOT, Project, read_project
+from app.users.dependencies import oauth2_scheme
 from tests.clients import open_client
 from tests.databases import make_settings, unreachable_url
 
@@ -44,22 +49,44 @@ async def test_every_operation_has_an_id_and_a_documented_answer(settings: Setti
 
     operations = [operation for path in schema["paths"].values() for operation in path.values()]
     ids = [operation["operationId"] for operation in operations]
-    assert len(ids) == len(set(ids))
-    assert all(re.fullmatch("[a-z_]+", operation_id) for operation_id in ids)
+    assert [name for name in ids if ids.count(name) > 1] == [], "give each route's function a name of its own"
+    assert [name for name in ids if not re.fullmatch("[a-z][a-z0-9_]*", name)] == []
     for operation in operations:
         for status, response in operation["responses"].items():
             is_problem = status >= "400" and not (status == "400" and "token" in operation["operationId"])
             media_types = list(response.get("content", {}))
-            assert media_types == (["application/problem+json"] if is_problem else media_types)
+            documented = f"{operation['operationId']}, {status}: document it with problem_responses({status})"
+            assert media_types == (["application/problem+json"] if is_problem else media_types), documented
             assert "HTTPValidationError" not in str(response)
 
 
 async def test_authorize_knows_where_tokens_come_from(migrated_url: str) -> None:
     schema = create_app(make_settings(migrated_url, api_prefix="/v2")).openapi()
 
-    (scheme,) = schema["components"]["securitySchemes"].values()
+    scheme = schema["components"]["securitySchemes"]["OAuth2PasswordBearer"]
     assert scheme["flows"]["password"]["tokenUrl"] == "/v2/auth/token"
+    assert scheme["flows"]["password"]["refreshUrl"] == "/v2/auth/token"
     assert "/v2/auth/token" in schema["paths"]
+
+
+def test_other_security_schemes_stay_as_they_are() -> None:
+    others: tuple[Any, ...] = (
+        APIKeyHeader(name="X-API-Key"),
+        HTTPBearer(),
+        OAuth2AuthorizationCodeBearer("https://id.example.com/authorize", tokenUrl="https://id.example.com/token"),
+    )
+    app = FastAPI()
+    for number, scheme in enumerate((oauth2_scheme, *others)):
+        app.add_api_route(f"/{number}", lambda: None, dependencies=[Depends(scheme)])
+    generated = app.openapi()["components"]["securitySchemes"]
+    app.openapi_schema = None
+
+    customize_openapi(app, "/v2")
+
+    customized = app.openapi()["components"]["securitySchemes"]
+    assert customized["OAuth2PasswordBearer"]["flows"]["password"]["tokenUrl"] == "/v2/auth/token"
+    for other in others:
+        assert customized[other.scheme_name] == generated[other.scheme_name]
 
 
 async def test_a_title_cannot_break_the_page(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +114,10 @@ def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
     paths = create_app(make_settings(unreachable_url())).openapi()["paths"]
 
     routes = {
-        (method, re.sub("{.*}", "{id}", path.removeprefix("/api/v1")))
+        (method, re.sub("{[^}]*}", "{id}", path.removeprefix("/api/v1")))
         for path, methods in paths.items()
         for method in methods
-        if path.startswith(("/api/v1/auth", "/api/v1/users", "/api/v1/audit-events"))
+        if re.match("/api/v1/(auth|users|audit-events)(/|$)", path)
     }
-    assert told == routes
+    assert routes - told == set(), "say in the README, under `What bounds an attack`, what limits these routes"
+    assert told - routes == set(), "the README bounds routes that do not exist"

@@ -8,21 +8,17 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from email.utils import parsedate_to_datetime
-from ipaddress import IPv4Address
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 from aiosmtplib import SMTPException
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from app.core import email as core_email
 from app.core.config import Settings
 from app.core.email import Email, compose, deliver, render_email
 from app.core.project import Project
+from tests.certificates import make_certificate
 from tests.databases import make_settings
 from tests.mail import PASSWORD, USER, run_mail_server
 
@@ -32,22 +28,7 @@ HELLO = Email(to="ada@example.com", subject="Hello", text="Good day\n", html="<p
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path / "certificate.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
-    return file
+    return make_certificate(tmp_path)
 
 
 @pytest.fixture

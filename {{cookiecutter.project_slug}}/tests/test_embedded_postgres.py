@@ -17,6 +17,8 @@ import pytest
 from app.core.project import ROOT
 from tests.servers import PATIENCE_SECONDS, is_running, start_process, wait_for
 
+pytestmark = pytest.mark.processes
+
 EMBEDDED = (sys.executable, "-m", "scripts.embedded_postgres")
 WAIT = ("sh", "-c", "echo started; exec sleep 600")
 SQL = """

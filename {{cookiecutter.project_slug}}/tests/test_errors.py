@@ -102,9 +102,9 @@ async def test_a_body_over_the_limit_is_a_problem(migrated_url: str, database: D
     assert_problem(form, 413)
 
 
-@pytest.mark.parametrize("todo_id", ["x", "1", "%00", "..%2f..", "01890000-0000-7000-8000-00000000000g", "é"])
-async def test_an_id_that_is_none_is_a_problem(client: httpx2.AsyncClient, user: Account, todo_id: str) -> None:
-    response = await client.get(f"{USERS}/{todo_id}", headers=user.headers)
+@pytest.mark.parametrize("user_id", ["x", "1", "%00", "..%2f..", "01890000-0000-7000-8000-00000000000g", "é"])
+async def test_an_id_that_is_none_is_a_problem(client: httpx2.AsyncClient, user: Account, user_id: str) -> None:
+    response = await client.get(f"{USERS}/{user_id}", headers=user.headers)
 
     assert response.status_code in {403, 404, 422}
     assert response.headers["content-type"] == "application/problem+json"

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.servers import START
 from tests.sockets import FORWARDED, listen_tcp, listen_unix, run_inherited, see_client
+
+pytestmark = pytest.mark.processes
 
 
 def test_a_tcp_socket_beside_a_unix_socket_ends_the_blind_trust(empty_url: str, socket_folder: Path) -> None:

@@ -1,7 +1,9 @@
 import asyncio
+import io
 import os
 import signal
 import threading
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -11,8 +13,9 @@ from app.application import create_app
 from app.core.database import Database
 from app.core.lifecycle import watch_for_stop
 from app.core.project import read_project
+from app.core.schema import head_revision, read_revisions
 from tests.clients import open_client
-from tests.databases import execute_async, make_settings, unreachable_url
+from tests.databases import add_migration, execute_async, make_settings, unreachable_url
 
 
 async def test_health_names_the_service(client: httpx2.AsyncClient) -> None:
@@ -41,14 +44,32 @@ async def test_a_database_without_a_schema_is_not_ready(empty_url: str) -> None:
     assert live.status_code == 200
 
 
-async def test_another_schema_than_the_codes_is_not_ready(empty_url: str) -> None:
+@pytest.mark.parametrize(("revision", "status"), [("0001", 503), ("9999", 200)], ids=["behind", "ahead"])
+async def test_a_schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is(
+    empty_url: str, revision: str, status: int
+) -> None:
     await execute_async(empty_url, "CREATE TABLE alembic_version (version_num VARCHAR(32))")
-    await execute_async(empty_url, "INSERT INTO alembic_version VALUES ('0000')")
+    await execute_async(empty_url, f"INSERT INTO alembic_version VALUES ('{revision}')")  # noqa: S608  # ours
 
     async with open_client(create_app(make_settings(empty_url))) as client:
         response = await client.get("/health/ready")
 
+    assert response.status_code == status
+
+
+async def test_migrations_that_contradict_each_other_are_not_ready_and_say_what_helps(
+    app: FastAPI, logs: io.StringIO, migrations_folder: Path
+) -> None:
+    for revision in ("9998", "9999"):
+        add_migration(migrations_folder, revision, head_revision())
+    read_revisions.cache_clear()
+
+    async with open_client(app) as client:
+        response = await client.get("/health/ready")
+
     assert response.status_code == 503
+    assert "Several migrations are the last one: 9998, 9999. Give each migration its own number" in logs.getvalue()
+    assert "Traceback" not in logs.getvalue()
 
 
 async def test_a_database_out_of_reach_is_neither_ready_nor_a_server_error() -> None:
@@ -115,7 +136,7 @@ async def test_not_ready_is_told_in_time_by_a_database_that_does_not_let_go(
             await let_go.wait()
         return True
 
-    monkeypatch.setattr("app.health.service.is_at_head", hold)
+    monkeypatch.setattr("app.health.service.is_up_to_date", hold)
     async with open_client(create_app(make_settings(live_url, readiness_timeout_seconds=0.05))) as client:
         response = await client.get("/health/ready")
         let_go.set()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from app.core.project import ROOT
-from tests.databases import SECRET_KEY
+from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 # For some requests only, for commands, for development, and for tests.
@@ -16,6 +16,7 @@ UNUSED = {
     "mako",
     "zxcvbn",
     "typer",
+    "httpcore2",
     "obstore",
     "aiosmtpd",
     "_pytest",
@@ -37,7 +38,7 @@ SHOW_COLLECTOR = "import gc, app.main; print(gc.isenabled(), gc.get_freeze_count
 
 
 def run_python(script: str, url: str) -> list[str]:
-    environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url}
+    environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET_KEY, "DATABASE_URL": url, **REQUIRED_ENVIRONMENT}
     command = [sys.executable, "-B", "-c", script]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)  # noqa: S603  # ours
     return done.stdout.split()
@@ -59,6 +60,10 @@ def test_the_application_imports_no_other_driver_than_its_database_needs(package
 
 def test_templates_are_loaded_with_the_first_message(empty_url: str) -> None:
     assert run_python("import sys, app.core.email; print('jinja2' in sys.modules)", empty_url) == ["False"]
+
+
+def test_the_client_for_other_services_is_loaded_with_the_first_call(empty_url: str) -> None:
+    assert run_python("import sys, app.core.http_client; print('httpx2' in sys.modules)", empty_url) == ["False"]
 
 
 def test_the_collector_leaves_alone_what_stays(empty_url: str) -> None:

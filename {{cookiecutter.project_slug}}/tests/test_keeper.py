@@ -18,6 +18,8 @@ from tests.databases import make_settings
 from tests.servers import MANAGERS, PATIENCE_SECONDS, make_environment, run_server, start_process, wait_for
 from tests.sockets import HAND_OVER, listen_tcp
 
+pytestmark = pytest.mark.processes
+
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2)
 kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS.items() if name != "gunicorn"])
 

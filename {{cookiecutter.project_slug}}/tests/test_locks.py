@@ -11,11 +11,10 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database, open_database
 from app.core.security import PasswordCheck, Security
-from app.core.throttling import Bucket
+from app.core.throttling import AttemptCounter
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
-from app.users.emails import EmailKind
-from app.users.one_time_tokens import Purpose
+from app.users.emails import LIFETIMES, EmailKind, Purpose
 from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
@@ -48,8 +47,8 @@ async def test_sign_ins_change_their_counts_in_the_order_in_which_they_take_them
     check_password, is_locked = Security.check_password, asyncio.Event()
     async with open_client(create_app(settings)) as client, open_database(settings) as other:
         user = await create_account(client)
-        own = Bucket("sign-in from known network", f"{user.id} {ADDRESS}", 1)
-        shared = Bucket("sign-in from address", ADDRESS, 1)
+        own = AttemptCounter("sign-in from known network", f"{user.id} {ADDRESS}", 1)
+        shared = AttemptCounter("sign-in from address", ADDRESS, 1)
         async with other.write() as another:
 
             async def check_and_lock(security: Security, password: str, password_hash: str | None) -> PasswordCheck:
@@ -83,7 +82,7 @@ async def test_a_code_is_used_by_who_has_locked_the_user(live_url: str, purpose:
 
 async def make_token(database: Database, purpose: Purpose, user_id: str, email: str) -> str:
     async with database.write() as session:
-        return await one_time_tokens.create_token(session, purpose, UUID(user_id), email)
+        return await one_time_tokens.create_token(session, purpose, UUID(user_id), email, lifetime=LIFETIMES[purpose])
 
 
 async def use_while_the_user_is_changed(

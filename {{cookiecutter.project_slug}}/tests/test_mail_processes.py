@@ -15,6 +15,8 @@ from tests.mail import MailServer, run_mail_server
 from tests.servers import Server, run_server, wait_for
 from tests.sockets import hold_port
 
+pytestmark = pytest.mark.processes
+
 FORGOT = "/api/v1/auth/password/forgot"
 # What a process sends is left to it for minutes, which no pause of the machine outlasts.
 PATIENT = {"SMTP_TIMEOUT_SECONDS": "60", "OUTBOX_POLL_SECONDS": "0.1", "THROTTLING": "false"}

@@ -68,8 +68,8 @@ def count(method: str, route: str, status: int) -> float:
 async def test_requests_are_counted_by_their_route(client: httpx2.AsyncClient, user: Account) -> None:
     before = count("GET", "/api/v1/users/{user_id}", 403)
 
-    for todo_id in ("01890000-0000-7000-8000-000000000001", "01890000-0000-7000-8000-000000000002"):
-        await client.get(f"{USERS}/{todo_id}", headers=user.headers)
+    for user_id in ("01890000-0000-7000-8000-000000000001", "01890000-0000-7000-8000-000000000002"):
+        await client.get(f"{USERS}/{user_id}", headers=user.headers)
 
     assert count("GET", "/api/v1/users/{user_id}", 403) == before + 2
 

@@ -14,6 +14,8 @@ from tests.accounts import PASSWORD, TOKEN_PATH
 from tests.databases import create_test_database, migrate
 from tests.servers import SERVE, run_server
 
+pytestmark = pytest.mark.processes
+
 CLIENT_ID = "a client that the service does not know, nor asks for"
 
 

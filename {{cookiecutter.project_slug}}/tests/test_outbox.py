@@ -7,12 +7,13 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
 from prometheus_client import REGISTRY
+from pydantic import JsonValue
 
 from app.core.config import Settings
 from app.core.database import Database, Session, open_database
@@ -103,6 +104,23 @@ async def test_a_message_is_sent_at_once_and_then_forgotten(
         await wait_for(lambda: count_emails("sent") == sent + 2)
 
     assert [message["To"] for message in mail.messages] == [ADA, "eve@example.com"]
+
+
+async def test_the_renderer_gets_the_payload_that_was_enqueued(settings: Settings, database: Database) -> None:
+    payloads: list[Mapping[str, JsonValue]] = []
+
+    async def note_payload(_session: Session, _settings: Settings, email: QueuedEmail) -> None:
+        payloads.append(email.payload)
+
+    async with run_sender(settings, database, {"note": note_payload}):
+        async with database.write() as session:
+            await service.enqueue(session, "note", ADA, payload={"project": "Zürich", "roles": ["admin", None, 1]})
+        await wait_for(lambda: len(payloads) == 1)
+        async with database.write() as session:
+            await service.enqueue(session, "note", ADA)
+        await wait_for(lambda: len(payloads) == 2)
+
+    assert payloads == [{"project": "Zürich", "roles": ["admin", None, 1]}, {}]
 
 
 async def test_what_is_rolled_back_is_not_sent(settings: Settings, database: Database, mail: MailServer) -> None:

@@ -36,7 +36,11 @@ from tests.servers import (
     wait_for,
 )
 
-TODOS = "/api/v1/todos"
+pytestmark = pytest.mark.processes
+
+# A route that reads, and one that writes.
+SESSIONS = "/api/v1/auth/sessions"
+ME = "/api/v1/users/me"
 # Each way to start the service with workers.
 managed = pytest.mark.parametrize("command", MANAGERS.values(), ids=MANAGERS)
 served = pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*MANAGERS, "serve"])
@@ -60,13 +64,13 @@ def url(empty_url: str) -> str:
 def test_every_line_is_json_and_none_is_an_error(url: str, command: Sequence[str]) -> None:
     with run_server(url, command, workers=2 if command in MANAGERS.values() else 1) as server:
         assert server.get("/health/ready").status_code == 200
-        assert server.get(f"{TODOS}?secret=hunter2").status_code == 401
+        assert server.get(f"{SESSIONS}?secret=hunter2").status_code == 401
         send_garbage(server)
         server.stop()
 
         assert all({"event", "level", "logger", "timestamp"} <= event.keys() for event in server.events)
         assert {event["level"] for event in server.events} <= {"info", "warning"}
-        assert [event["path"] for event in server.events if event["event"] == "request"] == [TODOS]
+        assert [event["path"] for event in server.events if event["event"] == "request"] == [SESSIONS]
         assert "hunter2" not in server.log
 
 
@@ -91,7 +95,7 @@ def test_a_stop_answers_what_is_asked_and_says_that_it_is_not_ready(
         with blocked_writes(url):
             # What uses the connection from now on is the write.
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 0, "the end of all else")
-            writing = threads.submit(client.post, TODOS, json={"title": "Slow"}, headers=user)
+            writing = threads.submit(client.patch, ME, json={"name": "Slow"}, headers=user)
             # With the one that asks.
             wait_for(lambda: read_metric(server, "http_requests_in_flight") == 2, "the write")
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 1, "its transaction")
@@ -102,11 +106,11 @@ def test_a_stop_answers_what_is_asked_and_says_that_it_is_not_ready(
             server.wait_for_event("Handling signal: term")
             wait_for(lambda: refuses_connections(server), "the closed socket")
 
-        assert writing.result().status_code == 201
+        assert writing.result().status_code == 200
         assert asking.result().status_code == 503
         assert asking.result().json()["detail"] == "The service is stopping."
         assert server.wait() == 0
-        assert execute(url, "SELECT title FROM todos") == [("Slow",)]
+        assert execute(url, "SELECT name FROM users") == [("Slow",)]
         client.close()
 
 
@@ -136,15 +140,15 @@ def refuses_connections(server: Server) -> bool:
 def test_a_stop_waits_for_a_body_that_trickles_in(url: str, command: Sequence[str]) -> None:
     with run_server(url, command) as server, server.open_client() as client, open_connection(server) as slow:
         user = sign_up(client)
-        head = f"POST {TODOS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {user['Authorization']}\r\n"
-        slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 16\r\n\r\n".encode() + b'{"title"')
+        head = f"PATCH {ME} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {user['Authorization']}\r\n"
+        slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 15\r\n\r\n".encode() + b'{"name"')
         wait_for(lambda: read_metric(server, "http_requests_in_flight") == 2, "the request")
         server.send(signal.SIGTERM)
         wait_for(lambda: refuses_connections(server), "the closed socket")
 
         slow.sendall(b': "Tea"}')
 
-        assert slow.recv(1000).startswith(b"HTTP/1.1 201")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200")
         assert server.wait() == 0
 
 
@@ -218,13 +222,13 @@ def test_workers_end_when_their_manager_is_killed(url: str, command: Sequence[st
 
 def ask(server: Server, answers: list[int], counts: list[float]) -> bool:
     """Over a new connection, which any worker may take."""
-    answers.append(server.get(TODOS).status_code)
+    answers.append(server.get(SESSIONS).status_code)
     counts.append(count_requests(server))
     return True
 
 
 def count_requests(server: Server) -> float:
-    return read_metric(server, 'http_requests_total{method="GET",route="' + TODOS)
+    return read_metric(server, 'http_requests_total{method="GET",route="' + SESSIONS)
 
 
 def find_metrics(server: Server) -> Path:
@@ -270,7 +274,7 @@ def put_under_load(server: Server, user: dict[str, str], ended: Event, *, keep_a
     connection = HTTPConnection(address.netloc, timeout=60)
     while not ended.is_set() and len(outcomes) < MAX_REQUESTS:
         try:
-            connection.request("GET", TODOS, headers=user)
+            connection.request("GET", SESSIONS, headers=user)
             response = connection.getresponse()
             response.read()
             outcomes.append(response.status)
@@ -294,7 +298,7 @@ def test_uvicorn_alone_keeps_several_workers_alive(empty_url: str) -> None:
         server.send(signal.SIGHUP)
         wait_for(lambda: server.count_started() == 5 and not server.workers & before, "new workers")
 
-        assert server.get(TODOS).status_code == 401
+        assert server.get(SESSIONS).status_code == 401
         wait_for(lambda: count_requests(server) == len(answers) + 1, "the counts of all")
         assert server.stop() == 0
         assert {event["level"] for event in server.events} == {"info"}

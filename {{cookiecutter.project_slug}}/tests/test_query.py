@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Dialect, TypeDecorator, bindparam, delete, insert, literal, select, text, update
+from sqlalchemy import JSON, Dialect, TypeDecorator, bindparam, delete, insert, literal, select, text, update
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -392,6 +392,8 @@ def test_each_field_of_each_record_has_the_type_of_its_column() -> None:
             (python_type,) = [get_origin(each) or each for each in python_types]
 
             column_type = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
-            assert issubclass(column_type.python_type, python_type), (query.record, column.key)
+            # SQLAlchemy knows nothing of what a JSON column holds.
+            if not isinstance(column_type, JSON):
+                assert issubclass(column_type.python_type, python_type), (query.record, column.key)
             if getattr(column, "nullable", None) is not None and getattr(column, "table", None) is not None:
                 assert is_nullable(hint) == column.nullable, (query.record, column.key)

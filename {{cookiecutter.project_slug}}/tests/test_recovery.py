@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
 from email.message import EmailMessage
 from uuid import UUID, uuid4
 
@@ -20,7 +21,6 @@ from app.outbox.sender import Sender
 from app.outbox.service import EmailRecord
 from app.users import one_time_tokens
 from app.users.emails import EmailKind
-from app.users.one_time_tokens import Purpose
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings, migrate
@@ -297,8 +297,8 @@ async def test_a_code_that_is_being_made_is_withdrawn_too(
     create_token = one_time_tokens.create_token
     changes: list[asyncio.Task[None]] = []
 
-    async def create_slowly(session: Session, purpose: Purpose, user_id: UUID, address: str) -> str:
-        token = await create_token(session, purpose, user_id, address)
+    async def create_slowly(session: Session, purpose: str, user_id: UUID, address: str, *, lifetime: timedelta) -> str:
+        token = await create_token(session, purpose, user_id, address, lifetime=lifetime)
         changes.append(asyncio.create_task(change_password(client, user)))
         await asyncio.wait(changes, timeout=1)
         return token

@@ -76,9 +76,7 @@ async def test_the_routes_of_a_prefix_with_parameters_are_skipped_by_its_beginni
     assert set(compared) == {"/projects/{project_id}/expenses/{number}"}
 
 
-def test_every_feature_of_the_api_has_a_prefix_to_be_skipped_by() -> None:
-    for feature in FEATURES:
-        if feature.api is not None:
-            assert isinstance(feature.api, FeatureRouter)
-            assert isinstance(feature.api, APIRouter)
-            assert feature.api.prefix
+@pytest.mark.parametrize("router", [feature.api for feature in FEATURES if feature.api], ids=lambda each: each.prefix)
+def test_every_feature_of_the_api_has_a_prefix_to_be_skipped_by(router: APIRouter) -> None:
+    assert isinstance(router, FeatureRouter), "make it of app.core.routing.FeatureRouter"
+    assert router.prefix, "give its FeatureRouter a prefix"

@@ -11,6 +11,8 @@ import pytest
 from tests.servers import MANAGERS, SERVE, WORKER_CLASSES, run_server, wait_for
 from tests.sockets import FORWARDED, listen_tcp, listen_unix, run_inherited, see_client
 
+pytestmark = pytest.mark.processes
+
 served = pytest.mark.parametrize(
     ("command", "worker_class"),
     [*WORKER_CLASSES.values(), (SERVE, "uvicorn_worker.UvicornWorker")],

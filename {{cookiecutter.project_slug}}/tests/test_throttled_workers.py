@@ -5,9 +5,12 @@ import time
 from collections import Counter
 
 import httpx2
+import pytest
 
 from tests.accounts import PASSWORD, TOKEN_PATH
 from tests.servers import NO_TLS, Server, run_server, sign_up
+
+pytestmark = pytest.mark.processes
 
 WORKERS = 4
 FREE = 5

@@ -7,8 +7,13 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from app.api import FEATURES
+from app.core.security import Security
+from app.startup import reset
+from app.todos.feature import SAMPLES
 from app.users.dependencies import get_current_user
 from tests.accounts import Account, create_account
+from tests.databases import execute_async, make_settings
 
 TODOS = "/api/v1/todos"
 # In UTC it falls into the year 0, which Python's calendar does not have.
@@ -238,3 +243,12 @@ async def test_text_of_any_script_is_kept_as_it_is(client: httpx2.AsyncClient, u
     todo = await create_todo(client, user, title="Ω 漢字 🎉 '\"<>&", description=description)
 
     assert (todo["title"], todo["description"]) == ("Ω 漢字 🎉 '\"<>&", description)
+
+
+async def test_a_reset_loads_the_sample_todos(empty_url: str) -> None:
+    settings = make_settings(empty_url)
+
+    await reset(settings, Security(settings, issuer="tests"), FEATURES)
+
+    rows = await execute_async(empty_url, "SELECT title, completed FROM todos ORDER BY created_at, id")
+    assert rows == [(sample.title, sample.completed) for sample in SAMPLES]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import pytest
@@ -26,6 +26,8 @@ from app.weather.settings import WeatherSettings
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import make_settings
+from tests.outgoing import Outgoing
+from tests.proxies import run_proxy, set_proxy
 from tests.sockets import hold_port
 from tests.weather_service import (
     KEY,
@@ -48,7 +50,8 @@ FAILS = answer(500, "Something broke")
 
 
 @pytest.fixture
-def service() -> Iterator[WeatherService]:
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[WeatherService]:
+    set_proxy(monkeypatch, "")
     with run_weather_service() as service:
         yield service
 
@@ -188,7 +191,9 @@ async def test_the_time_limit_is_that_of_all_attempts(
     assert 2 <= len(service.paths) < 20
 
 
-async def test_nobody_at_the_address_is_a_503(settings: Settings, database: Database, service: WeatherService) -> None:
+async def test_nobody_at_the_address_is_a_503(
+    settings: Settings, database: Database, service: WeatherService, logs: io.StringIO
+) -> None:
     with hold_port() as held:
         port = held.getsockname()[1]
         nowhere = f"http://127.0.0.1:{port}"
@@ -199,6 +204,57 @@ async def test_nobody_at_the_address_is_a_503(settings: Settings, database: Data
     assert response.headers["retry-after"]
     # The identifier of the request may hold any digits.
     assert str(port) not in response.json()["detail"]
+    assert "Connect call failed" in logs.getvalue()
+
+
+async def test_a_proxy_of_the_environment_is_used(
+    settings: Settings,
+    database: Database,
+    service: WeatherService,
+    logs: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with run_proxy(urlsplit(service.url).port or 0) as proxy:
+        set_proxy(monkeypatch, proxy.url)
+        elsewhere = "http://weather.example.com/data/2.5"
+        async with open_weather_client(settings, database, service, weather_base_url=elsewhere) as (client, user):
+            response = await client.get(LONDON, headers=user.headers)
+
+    assert response.status_code == 200, response.text
+    assert [line.startswith(f"GET {elsewhere}/weather?") for line in proxy.asked] == [True]
+    assert service.queries[0]["appid"] == KEY
+    assert KEY not in logs.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "cause"),
+    [
+        (httpx2.ConnectError("[Errno -2] Name or service not known"), 503, "ConnectError"),
+        (httpx2.ProxyError("407 Proxy Authentication Required"), 503, "ProxyError"),
+        (httpx2.ReadTimeout(""), 504, "ReadTimeout"),
+        (httpx2.RemoteProtocolError(f"illegal status line: {KEY}"), 502, "RemoteProtocolError"),
+    ],
+)
+async def test_the_log_says_why_the_service_failed(
+    settings: Settings,
+    database: Database,
+    outgoing: Outgoing,
+    logs: io.StringIO,
+    error: Exception,
+    status: int,
+    cause: str,
+) -> None:
+    outgoing.fail("GET", "https://api.openweathermap.org/data/2.5/weather", error)
+    own = WeatherSettings(_env_file=None, weather_api_key=SecretStr(KEY), weather_retry_limit=0)
+    app = create_app(settings.join(own), database, outgoing.transport)
+    async with open_client(app) as client:
+        user = await create_account(client)
+        response = await client.get(LONDON, headers=user.headers)
+
+    lines = [json.loads(line) for line in logs.getvalue().splitlines()]
+    assert response.status_code == status
+    assert [line["cause"] for line in lines if line["event"] == "the weather service failed"] == [cause]
+    assert KEY not in response.text + logs.getvalue()
 
 
 async def test_the_log_says_that_the_key_is_refused(
@@ -248,7 +304,7 @@ async def test_no_log_has_the_key_at_any_level(
         for city in ("London", "Paris", "Rome", "Oslo"):
             await client.get(f"/api/v1/weather/{city}", headers=user.headers)
 
-    assert service.url in stream.getvalue()
+    assert "outgoing request" in stream.getvalue()
     assert KEY not in stream.getvalue()
 
 

@@ -6,6 +6,8 @@ import pytest
 from tests.servers import SERVE, START, run_server, sign_up, wait_for
 from tests.weather_service import KEY, hang, run_weather_service
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("command", [START, SERVE], ids=["start", "serve"])
 def test_a_stop_does_not_wait_long_for_a_weather_service_that_hangs(live_url: str, command: tuple[str, ...]) -> None:

@@ -16,9 +16,8 @@ from app.core.database import Database
 from app.core.email import QueuedEmail
 from app.outbox.models import OutgoingEmail
 from app.users import one_time_tokens
-from app.users.emails import EmailKind
+from app.users.emails import LIFETIMES, EmailKind, Purpose
 from app.users.models import User
-from app.users.one_time_tokens import Purpose
 from tests.accounts import PASSWORD, Account, request_token
 from tests.browsing import ORIGIN, Browser, open_browser
 from tests.databases import make_settings
@@ -39,7 +38,7 @@ async def make_token(database: Database, purpose: Purpose, address: str = EMAIL)
     """What a message tells."""
     async with database.write() as session:
         user_id = (await session.execute(select(User.id).where(User.email == EMAIL))).scalar_one()
-        return await one_time_tokens.create_token(session, purpose, user_id, address)
+        return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
 
 
 async def render_message(database: Database, settings: Settings, kind: EmailKind) -> str:

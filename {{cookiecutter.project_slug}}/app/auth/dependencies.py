@@ -7,7 +7,7 @@ from app.auth import sessions
 from app.auth.sessions import SessionRecord
 from app.core.database import SessionDep
 from app.core.requests import OriginDep, SettingsDep
-from app.core.throttling import Bucket, ThrottleDep, network_of
+from app.core.throttling import AttemptCounter, GuessThrottleDep, network_of
 from app.users.dependencies import CurrentCaller
 
 
@@ -15,9 +15,9 @@ async def get_own_session(session_id: UUID, caller: CurrentCaller, session: Sess
     return await sessions.get_session(session, caller, session_id)
 
 
-async def take_code_attempt(settings: SettingsDep, throttle: ThrottleDep, origin: OriginDep) -> None:
-    bucket = Bucket("code from address", network_of(origin.address), settings.throttle_address_attempts)
-    await throttle.take(bucket)
+async def take_code_attempt(settings: SettingsDep, throttle: GuessThrottleDep, origin: OriginDep) -> None:
+    counter = AttemptCounter("code from address", network_of(origin.address), settings.throttle_address_attempts)
+    await throttle.count(counter)
 
 
 limit_codes = Depends(take_code_attempt)

@@ -22,7 +22,7 @@ from app.core.models import utc_now
 from app.core.project import read_project
 from app.core.query import Command, Query, columns
 from app.core.security import hash_opaque_token
-from app.core.throttling import Bucket
+from app.core.throttling import AttemptCounter
 from app.core.toolbox import Toolbox
 from app.users import service as users_service
 from app.users.events import AccountEvent
@@ -103,7 +103,7 @@ async def confirm(tools: Toolbox, user: UserRecord, data: SecondFactorCode) -> R
     Raises ConflictError when none waits for it, and UnprocessableError for a wrong code.
     """
     await release_connection(tools.session)
-    await tools.throttle.take(_confirmation_bucket(tools, user))
+    await tools.throttle.count(_confirmation_counter(tools, user))
     await users_service.lock_user(tools.session, user.id)
     factor = await tools.session.fetch_one_or_none(FACTOR_TO_CONFIRM, owner_id=user.id)
     if factor is None or factor.confirmed_at is not None:
@@ -115,12 +115,12 @@ async def confirm(tools: Toolbox, user: UserRecord, data: SecondFactorCode) -> R
     for code in codes:
         await tools.session.run(CREATE_CODE, user_id=user.id, code_hash=hash_opaque_token(code))
     await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
-    await tools.throttle.forget(tools.session, _confirmation_bucket(tools, user))
+    await tools.throttle.forget(tools.session, _confirmation_counter(tools, user))
     return RecoveryCodes(recovery_codes=["-".join(re.findall("....", code)) for code in codes])
 
 
-def _confirmation_bucket(tools: Toolbox, user: UserRecord) -> Bucket:
-    return Bucket("second factor's confirmation", str(user.id), tools.settings.throttle_account_attempts)
+def _confirmation_counter(tools: Toolbox, user: UserRecord) -> AttemptCounter:
+    return AttemptCounter("second factor's confirmation", str(user.id), tools.settings.throttle_account_attempts)
 
 
 async def disable(tools: Toolbox, user: UserRecord, data: PasswordConfirmation) -> None:

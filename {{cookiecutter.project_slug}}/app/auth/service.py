@@ -19,7 +19,7 @@ from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.throttling import Bucket, network_of, purge_counts
+from app.core.throttling import AttemptCounter, network_of, purge_counts
 from app.core.toolbox import Toolbox
 from app.users import service as users_service
 from app.users.events import AccountEvent
@@ -102,10 +102,10 @@ PURGE_REFRESH_TOKENS = Command(
 class Attempt:
     """A sign-in that was counted."""
 
-    account: Bucket
+    account: AttemptCounter
     # In the order in which they were taken, and are to be changed: two sign-ins that lock these rows in another order
     # would wait for each other for ever.
-    taken: list[Bucket]
+    taken: list[AttemptCounter]
     # What it gets unless it succeeds.
     refusal: TooManyRequestsError | None = None
 
@@ -190,22 +190,22 @@ async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | No
     """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
-    address = Bucket("sign-in from address", network, tools.settings.throttle_address_attempts)
-    elsewhere = Bucket("sign-in from elsewhere", email, free)
+    address = AttemptCounter("sign-in from address", network, tools.settings.throttle_address_attempts)
+    elsewhere = AttemptCounter("sign-in from elsewhere", email, free)
     if user is None or not user.is_known_network:
-        await tools.throttle.take(address, elsewhere)
+        await tools.throttle.count(address, elsewhere)
         return Attempt(elsewhere, [address, elsewhere])
-    known = Bucket("sign-in from known network", f"{user.id} {network}", free)
+    known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free)
     # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
-    refusal = await tools.throttle.take(known, tolerated=[address, elsewhere])
+    refusal = await tools.throttle.count(known, tolerated=[address, elsewhere])
     return Attempt(known, [known] if refusal else [known, address, elsewhere], refusal)
 
 
 async def _reward(tools: Toolbox, attempt: Attempt) -> None:
     """A success clears the account's count; the others only lose this attempt, as one's own account is no pass."""
-    for bucket in attempt.taken:
-        settle = tools.throttle.forget if bucket is attempt.account else tools.throttle.give_back
-        await settle(tools.session, bucket)
+    for counter in attempt.taken:
+        settle = tools.throttle.forget if counter is attempt.account else tools.throttle.give_back
+        await settle(tools.session, counter)
 
 
 async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, otp: str | None) -> None:
@@ -213,8 +213,8 @@ async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt:
     if factor is None:
         return
     if not otp:
-        for bucket in attempt.taken:
-            await tools.throttle.give_back(tools.session, bucket)
+        for counter in attempt.taken:
+            await tools.throttle.give_back(tools.session, counter)
         raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
     if not await second_factor.use_code(tools, user.id, factor, otp):
         raise await _refuse(tools, user, attempt, "second factor")

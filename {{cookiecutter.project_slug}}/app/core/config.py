@@ -485,6 +485,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
+        # The parser's message may quote a part of the password.
         raise ValueError("is not a URL such as postgresql://user:password@host:5432/name") from None
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend not in DRIVERS:

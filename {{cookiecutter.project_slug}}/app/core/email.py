@@ -2,9 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
@@ -18,6 +18,7 @@ import structlog
 from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPRecipientsRefused
 from email_validator import validate_email
 from fastapi import Depends
+from pydantic import JsonValue
 
 from app.core.config import Settings
 from app.core.database import Session
@@ -47,12 +48,14 @@ class Email:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedEmail:
-    """What the outbox knows of a message: whom it is for and what it is about, and no secret."""
+    """A message as the outbox stores it: its recipient, its subject matter, and no secret."""
 
     id: UUID
     kind: str
     address: str
     account_id: UUID | None
+    # What `enqueue` was given.
+    payload: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 # Returns None when there is nothing to send, for instance because there is no such account.

@@ -281,4 +281,4 @@ def _is_of_the_database(error: BaseException) -> bool:
     # Not above: who only serves does without Alembic.
     from alembic.util import CommandError
 
-    return isinstance(error, SQLAlchemyError | CommandError | OSError)
+    return isinstance(error, AppError | SQLAlchemyError | CommandError | OSError)

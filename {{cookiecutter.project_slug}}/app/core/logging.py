@@ -64,6 +64,9 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
             # The access lines are ours: theirs hold the query string, which may hold secrets.
             "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            # The lines about outgoing requests are ours: theirs hold URLs and headers, which may hold secrets.
+            "httpx2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            "httpcore2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             # SQLAlchemy's own pools are as quiet.
             "app.core.pool.FairPool": {"level": "WARNING"},
             # Says for each invalid X-Request-ID that it made a new one.

@@ -1,9 +1,12 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Dialect, MetaData, TypeDecorator
+import sqlalchemy as sa
+from sqlalchemy import DateTime, Dialect, MetaData, Numeric, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
@@ -31,6 +34,43 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
+# A floating point number holds this many decimal digits exactly.
+SQLITE_DIGITS = 15
+
+
+class FixedPoint(TypeDecorator[Decimal]):
+    """Exact decimal numbers on every database, such as amounts of money.
+
+    Refuses a value with more digits instead of rounding it: how to round is a rule of the application.
+    """
+
+    impl = Numeric
+    cache_ok = True
+
+    def __init__(self, precision: int = 12, scale: int = 2) -> None:
+        if precision > SQLITE_DIGITS:
+            raise ValueError(f"SQLite holds {SQLITE_DIGITS} digits; for more, use PostgreSQL and sqlalchemy.Numeric.")
+        super().__init__(precision, scale)
+        self.precision = precision
+        self.scale = scale
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Decimal | None:
+        if value is None:
+            return None
+        exact = Decimal(value).quantize(Decimal(1).scaleb(-self.scale))
+        if exact != value or abs(exact) >= 10 ** (self.precision - self.scale):
+            raise ValueError(f"{value} does not fit into {self.precision} digits with {self.scale} decimals: round it.")
+        return exact
+
+
+def _enum_values(members: type[Enum]) -> list[str]:
+    return [member.value for member in members]
+
+
+# A string of the member's value, so that a new member needs no migration. Any other string is a LookupError.
+ENUM = sa.Enum(Enum, native_enum=False, length=50, values_callable=_enum_values, validate_strings=True)
+
+
 class Base(DeclarativeBase):
     # Alembic can only drop what has a name.
     metadata = MetaData(
@@ -42,7 +82,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UTCDateTime}  # noqa: RUF012  # SQLAlchemy's own name, and it is no field
+    type_annotation_map = {datetime: UTCDateTime, Decimal: FixedPoint, Enum: ENUM}  # noqa: RUF012  # SQLAlchemy's own name, and it is no field
 
 
 class Identity:

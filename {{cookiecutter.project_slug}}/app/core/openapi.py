@@ -18,17 +18,20 @@ def customize_openapi(app: FastAPI, api_prefix: str) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
-            _complete_token_url(schema, api_prefix)
+            _complete_token_urls(schema, api_prefix)
             _name_problem_type(schema)
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _complete_token_url(schema: dict[str, Any], api_prefix: str) -> None:
-    for scheme in schema["components"].get("securitySchemes", {}).values():
-        for flow in scheme.get("flows", {}).values():
-            flow["tokenUrl"] = flow["refreshUrl"] = f"{api_prefix}/auth/token"
+def _complete_token_urls(schema: dict[str, Any], api_prefix: str) -> None:
+    """Put the API's prefix before relative URLs; absolute ones belong to other authorization servers."""
+    schemes = schema.get("components", {}).get("securitySchemes", {}).values()
+    for flow in (flow for scheme in schemes for flow in scheme.get("flows", {}).values()):
+        for name in ("tokenUrl", "refreshUrl"):
+            if name in flow and not flow[name].startswith(("/", "http://", "https://")):
+                flow[name] = f"{api_prefix}/{flow[name]}"
 
 
 def _name_problem_type(schema: dict[str, Any]) -> None:

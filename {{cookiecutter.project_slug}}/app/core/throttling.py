@@ -1,4 +1,7 @@
-"""Bounds on guessing: attempts are counted in the database, so that they hold across workers and hosts."""
+"""Throttling of guesses, and of what is as suspicious when repeated; not a rate limiter for ordinary use.
+
+Attempts are counted in the database, so that the bounds hold across workers and hosts.
+"""
 
 import hashlib
 import ipaddress
@@ -38,13 +41,13 @@ class ThrottleCount(Base):
     last_at: Mapped[float]
 
 
-class TakenRecord(NamedTuple):
+class CountRecord(NamedTuple):
     attempts: int
 
 
 # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
 # way that both databases understand.
-TAKE = Query(
+COUNT = Query(
     text("""
     INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at)
     VALUES (:key, 1, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
@@ -60,7 +63,7 @@ TAKE = Query(
     WHERE throttle_counts.last_at + throttle_counts.delay_seconds <= :now
     RETURNING attempts
     """).columns(ThrottleCount.attempts),
-    TakenRecord,
+    CountRecord,
 )
 GIVE_BACK = Command(
     text("""
@@ -77,8 +80,8 @@ PURGE = delete_batch(ThrottleCount, ThrottleCount.last_at <= bindparam("forgotte
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """What is counted together: so many attempts are free, each further one waits twice as long as the one before."""
+class AttemptCounter:
+    """Attempts counted together: the first `free_attempts` cost no time, each further one doubles the delay."""
 
     kind: str
     source: str
@@ -89,14 +92,20 @@ class Bucket:
         return hashlib.sha256(f"{self.kind}:{self.source}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Throttle:
-    """Count and refuse attempts."""
+class GuessThrottle:
+    """Counts attempts at passwords and codes, sign-ups and requests for messages, and refuses too many of them.
+
+    A count does not decay while attempts go on, only after THROTTLE_MEMORY_SECONDS without any: a client that calls a
+    route steadily is refused for longer and longer. Call `forget` or `give_back` after an attempt that succeeded.
+    """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
 
-    async def take(self, *buckets: Bucket, tolerated: Sequence[Bucket] = ()) -> TooManyRequestsError | None:
+    async def count(
+        self, *counters: AttemptCounter, tolerated: Sequence[AttemptCounter] = ()
+    ) -> TooManyRequestsError | None:
         """Count an attempt before it is made, so that many at once are no way around.
 
         It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError; what one of the
@@ -105,39 +114,40 @@ class Throttle:
         if not self._settings.throttling:
             return None
         async with self._database.write() as session:
-            for bucket in buckets:
-                await self._take(session, bucket)
+            for counter in counters:
+                await self._count(session, counter)
             try:
-                for bucket in tolerated:
-                    await self._take(session, bucket)
+                for counter in tolerated:
+                    await self._count(session, counter)
             except TooManyRequestsError as error:
                 return error
         return None
 
-    async def _take(self, session: Session, bucket: Bucket) -> None:
+    async def _count(self, session: Session, counter: AttemptCounter) -> None:
         now = time.time()
-        taken = await session.fetch_one_or_none(
-            TAKE,
-            key=bucket.key,
+        counted = await session.fetch_one_or_none(
+            COUNT,
+            key=counter.key,
             now=now,
-            free_attempts=bucket.free_attempts,
+            free_attempts=counter.free_attempts,
             first_delay=min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
             max_delay=float(self._settings.throttle_max_delay_seconds),
             forgotten_before=now - self._settings.throttle_memory_seconds,
         )
-        if taken is None:
-            next_at = await session.fetch_value(NEXT_AT, count_key=bucket.key)
-            logger.warning("throttled", bucket=bucket.kind)
+        if counted is None:
+            next_at = await session.fetch_value(NEXT_AT, count_key=counter.key)
+            logger.warning("throttled", counter=counter.kind)
             raise TooManyRequestsError(max(1, math.ceil((next_at or now) - now)))
 
-    async def give_back(self, session: Session, bucket: Bucket) -> None:
-        """An attempt that succeeded does not count."""
+    async def give_back(self, session: Session, counter: AttemptCounter) -> None:
+        """Take back one attempt, which succeeded, and leave the others counted."""
         if self._settings.throttling:
-            await session.run(GIVE_BACK, key=bucket.key, free_attempts=bucket.free_attempts)
+            await session.run(GIVE_BACK, key=counter.key, free_attempts=counter.free_attempts)
 
-    async def forget(self, session: Session, bucket: Bucket) -> None:
+    async def forget(self, session: Session, counter: AttemptCounter) -> None:
+        """Reset the counter after a success."""
         if self._settings.throttling:
-            await session.run(FORGET, count_key=bucket.key)
+            await session.run(FORGET, count_key=counter.key)
 
 
 async def purge_counts(session: Session, settings: Settings) -> int:
@@ -159,8 +169,8 @@ def network_of(address: str | None) -> str:
     return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))
 
 
-async def get_throttle(request: Request) -> Throttle:
-    return Throttle(request.state.database, request.state.settings)
+async def get_throttle(request: Request) -> GuessThrottle:
+    return GuessThrottle(request.state.database, request.state.settings)
 
 
-ThrottleDep = Annotated[Throttle, Depends(get_throttle)]
+GuessThrottleDep = Annotated[GuessThrottle, Depends(get_throttle)]

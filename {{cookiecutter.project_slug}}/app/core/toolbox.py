@@ -8,7 +8,7 @@ from app.core.config import Settings
 from app.core.database import Database, Session, SessionDep
 from app.core.requests import Origin, OriginDep, SettingsDep
 from app.core.security import Security, SecurityDep
-from app.core.throttling import Throttle, ThrottleDep
+from app.core.throttling import GuessThrottle, GuessThrottleDep
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Toolbox:
     session: SessionDep
     security: SecurityDep
     settings: SettingsDep
-    throttle: ThrottleDep
+    throttle: GuessThrottleDep
     audit: AuditDep
     origin: OriginDep
 
@@ -29,4 +29,4 @@ ToolboxDep = Annotated[Toolbox, Depends()]
 def make_toolbox(session: Session, database: Database, settings: Settings, security: Security) -> Toolbox:
     """For an operator: what comes from no request."""
     origin = Origin(device="command line")
-    return Toolbox(session, security, settings, Throttle(database, settings), Audit(session, origin), origin)
+    return Toolbox(session, security, settings, GuessThrottle(database, settings), Audit(session, origin), origin)

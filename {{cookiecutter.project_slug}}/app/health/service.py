@@ -5,7 +5,7 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from app.core.database import Database
 from app.core.exceptions import UnavailableError, first_line
-from app.core.schema import is_at_head
+from app.core.schema import MigrationsError, is_up_to_date
 
 logger = structlog.get_logger(__name__)
 
@@ -14,8 +14,8 @@ _under_way: set[asyncio.Task[bool]] = set()
 
 
 async def require_ready(database: Database, timeout_seconds: float) -> None:
-    """Raise UnavailableError unless the database answers in time and its schema is the one this code needs."""
-    asking = asyncio.create_task(_is_at_head(database))
+    """Raise UnavailableError unless the database answers in time and its schema is not behind this release."""
+    asking = asyncio.create_task(_is_up_to_date(database))
     _under_way.add(asking)
     asking.add_done_callback(_let_go)
     try:
@@ -23,16 +23,19 @@ async def require_ready(database: Database, timeout_seconds: float) -> None:
         done, _ = await asyncio.wait({asking}, timeout=timeout_seconds)
         if not done:
             raise TimeoutError
-        at_head = asking.result()
+        up_to_date = asking.result()
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         command = "upgrade" if _lacks_schema(error) else "check"
         reason = first_line(error) or type(error).__name__
         logger.warning("not ready", reason=reason, command=f"python -m app db {command}")
         raise UnavailableError("The database is not ready.") from error
+    except MigrationsError as error:
+        logger.warning("not ready", reason=error.detail)
+        raise UnavailableError("The database is not ready.") from error
     finally:
         asking.cancel()
-    if not at_head:
-        logger.warning("not ready", reason="the schema is not at head", command="python -m app db upgrade")
+    if not up_to_date:
+        logger.warning("not ready", reason="the schema is behind this release", command="python -m app db upgrade")
         raise UnavailableError("The database is not ready.")
 
 
@@ -43,9 +46,9 @@ def _let_go(asking: asyncio.Task[bool]) -> None:
         asking.exception()
 
 
-async def _is_at_head(database: Database) -> bool:
+async def _is_up_to_date(database: Database) -> bool:
     async with database.read() as session:
-        return await is_at_head(session)
+        return await is_up_to_date(session)
 
 
 def _lacks_schema(error: Exception) -> bool:

@@ -1,4 +1,4 @@
 from app.core.features import Feature
 from app.outbox import service
 
-feature = Feature(purge=service.purge_failed)
+feature = Feature(purge=service.purge_failed, commands="app.outbox.commands:commands")

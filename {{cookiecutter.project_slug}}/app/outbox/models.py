@@ -1,7 +1,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import String, Text
+from pydantic import JsonValue
+from sqlalchemy import JSON, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.models import Base, Identity
@@ -16,6 +17,7 @@ class OutgoingEmail(Identity, Base):
     address: Mapped[str] = mapped_column(String(254))
     # No foreign key: a notice about an account may go out after it is gone.
     account_id: Mapped[UUID | None]
+    payload: Mapped[dict[str, JsonValue]] = mapped_column(JSON, default=dict)
     attempts: Mapped[int] = mapped_column(default=0)
     # When to send it, again if need be; while somebody sends it, when their time is over; none once it has failed.
     due_at: Mapped[datetime | None] = mapped_column(index=True)

@@ -110,7 +110,13 @@ class Sender:
             await self._retry(email, f"{type(error).__name__}: {first_line(error)}")
 
     async def _send(self, email: EmailRecord) -> None:
-        queued = QueuedEmail(id=email.id, kind=email.kind, address=email.address, account_id=email.account_id)
+        queued = QueuedEmail(
+            id=email.id,
+            kind=email.kind,
+            address=email.address,
+            account_id=email.account_id,
+            payload=email.payload,
+        )
         # Committed before it is sent: what the message holds must work when it arrives.
         async with self._database.write() as session:
             if not await service.hold(session, email):

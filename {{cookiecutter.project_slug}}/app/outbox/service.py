@@ -1,10 +1,12 @@
 """The queue of messages, in the database: a message is sent exactly if the change that it tells of is committed."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, event, insert, select, update
 from sqlalchemy.sql import func
 
@@ -27,6 +29,7 @@ class EmailRecord(NamedTuple):
     kind: str
     address: str
     account_id: UUID | None
+    payload: dict[str, JsonValue]
     attempts: int
 
 
@@ -101,9 +104,20 @@ RETRY_FAILED = Command(
 )
 
 
-async def enqueue(session: Session, kind: str, address: str, account_id: UUID | None = None) -> None:
-    """Send a message once this transaction commits, and not at all otherwise."""
-    await session.run(ENQUEUE, kind=kind, address=address, account_id=account_id, due_at=utc_now())
+async def enqueue(
+    session: Session,
+    kind: str,
+    address: str,
+    account_id: UUID | None = None,
+    payload: Mapping[str, JsonValue] | None = None,
+) -> None:
+    """Send a message once this transaction commits, and not at all otherwise.
+
+    The payload is stored as plain text, which backups contain: put no secret in it.
+    """
+    await session.run(
+        ENQUEUE, kind=kind, address=address, account_id=account_id, payload={**(payload or {})}, due_at=utc_now()
+    )
     wake: asyncio.Event | None = session.info.get(WAKE)
     if wake is not None:
         event.listen(session.sync_session, "after_commit", lambda _session: wake.set(), once=True)

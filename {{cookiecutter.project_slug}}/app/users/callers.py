@@ -5,6 +5,7 @@ from uuid import UUID
 
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.http_client import LazyHttpClient
 from app.users import service
 from app.users.models import Caller
 
@@ -41,5 +42,7 @@ class RecentCallers:
 
 
 @asynccontextmanager
-async def open_callers(settings: Settings) -> AsyncIterator[Mapping[str, object]]:
+async def open_callers(
+    settings: Settings, _database: Database, _http: LazyHttpClient
+) -> AsyncIterator[Mapping[str, object]]:
     yield {"callers": RecentCallers(settings.auth_cache_seconds)}

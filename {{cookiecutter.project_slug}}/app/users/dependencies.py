@@ -9,13 +9,13 @@ from app.core.exceptions import ForbiddenError, InsufficientScopeError, Unauthor
 from app.core.requests import OriginDep, SettingsDep
 from app.core.security import AccessClaims
 from app.core.security import Security as TokenSecurity
-from app.core.throttling import Bucket, ThrottleDep, network_of
+from app.core.throttling import AttemptCounter, GuessThrottleDep, network_of
 from app.users import service
 from app.users.callers import RecentCallers
 from app.users.models import Caller, UserRecord
 from app.users.scopes import SCOPES, Scope, parse_scope
 
-# The address in the OpenAPI document; app/application.py completes it with API_PREFIX.
+# Relative URLs; app/core/openapi.py puts API_PREFIX before them.
 oauth2_scheme = OAuth2PasswordBearer(
     tokenUrl="auth/token", refreshUrl="auth/token", scopes={scope.value: text for scope, text in SCOPES.items()}
 )
@@ -79,9 +79,9 @@ async def require_open_registration(settings: SettingsDep) -> None:
         raise ForbiddenError("Sign-up is closed.")
 
 
-async def limit_sign_ups(settings: SettingsDep, throttle: ThrottleDep, origin: OriginDep) -> None:
-    bucket = Bucket("sign-up from address", network_of(origin.address), settings.throttle_address_attempts)
-    await throttle.take(bucket)
+async def limit_sign_ups(settings: SettingsDep, throttle: GuessThrottleDep, origin: OriginDep) -> None:
+    counter = AttemptCounter("sign-up from address", network_of(origin.address), settings.throttle_address_attempts)
+    await throttle.count(counter)
 
 
 async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) -> UserRecord:

@@ -13,11 +13,10 @@ from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
 from app.core.query import Query, columns
-from app.core.throttling import Bucket, network_of
+from app.core.throttling import AttemptCounter, network_of
 from app.core.toolbox import Toolbox
 from app.users import one_time_tokens
 from app.users.models import User
-from app.users.one_time_tokens import LIFETIMES, Purpose
 
 
 class AddresseeRecord(NamedTuple):
@@ -49,15 +48,30 @@ class EmailKind(StrEnum):
     EMAIL_CHANGE_NOTICE = "email change notice"
 
 
+class Purpose(StrEnum):
+    """What the codes about accounts are for."""
+
+    VERIFY_EMAIL = "verify email"
+    CHANGE_EMAIL = "change email"
+    RESET_PASSWORD = "reset password"  # noqa: S105  # a name
+
+
+LIFETIMES = {
+    Purpose.VERIFY_EMAIL: timedelta(days=3),
+    Purpose.CHANGE_EMAIL: timedelta(hours=24),
+    Purpose.RESET_PASSWORD: timedelta(hours=1),
+}
+
+
 async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
     """Nobody is flooded through this service; the caller must hold no connection. Raises TooManyRequestsError.
 
     Each kind by itself: some lead to no message, and must not keep somebody from those that do.
     """
     network = network_of(tools.origin.address)
-    await tools.throttle.take(
-        Bucket("message asked for from address", network, tools.settings.throttle_address_attempts),
-        Bucket(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
+    await tools.throttle.count(
+        AttemptCounter("message asked for from address", network, tools.settings.throttle_address_attempts),
+        AttemptCounter(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
     )
 
 
@@ -72,7 +86,7 @@ async def render_verification(
     user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
     if user is None or not user.is_active or user.email_verified_at is not None:
         return None
-    token = await one_time_tokens.create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
+    token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
     link = link_to(settings, "verify-email", token)
     return _render_with_token(settings, email, "verification", "Verify your e-mail address", token, link)
 
@@ -83,7 +97,7 @@ async def render_password_reset(
     user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
     if user is None or not user.is_active:
         return None
-    token = await one_time_tokens.create_token(session, Purpose.RESET_PASSWORD, user.id, email.address)
+    token = await _create_token(session, Purpose.RESET_PASSWORD, user.id, email.address)
     link = link_to(settings, "reset-password", token)
     return _render_with_token(settings, email, "password_reset", "Set a new password", token, link)
 
@@ -97,7 +111,7 @@ async def render_email_change(
     user_id = await session.fetch_value(ACTIVE_USER, user_id=email.account_id)
     if user_id is None:
         return None
-    token = await one_time_tokens.create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
+    token = await _create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
     link = link_to(settings, "verify-email", token)
     return _render_with_token(settings, email, "email_change", "Confirm your new address", token, link)
 
@@ -118,6 +132,10 @@ async def render_password_changed(_session: Session, settings: Settings, email: 
 
 async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
+
+
+async def _create_token(session: Session, purpose: Purpose, user_id: UUID, address: str) -> str:
+    return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
 
 
 def _render_with_token(

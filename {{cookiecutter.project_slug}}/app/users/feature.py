@@ -20,4 +20,5 @@ feature = Feature(
     purge=one_time_tokens.purge_tokens,
     load_sample_data=load_sample_data,
     emails=emails.RENDERERS,
+    commands="app.users.commands:commands",
 )

@@ -2,7 +2,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, String
+from pydantic import JsonValue
+from sqlalchemy import JSON, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.models import Base, Identity, Timestamps
@@ -37,14 +38,15 @@ class UserSession(Identity, Base):
 
 
 class OneTimeToken(Base):
-    """Proves that who brings it reads the mail of an address; the row is gone once it is used."""
+    """Proves that the person who presents it reads the mail of an address; the row is deleted once it is used."""
 
     __tablename__ = "one_time_tokens"
 
     token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     purpose: Mapped[str] = mapped_column(String(50))
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     address: Mapped[str] = mapped_column(String(254))
+    payload: Mapped[dict[str, JsonValue]] = mapped_column(JSON, default=dict)
     expires_at: Mapped[datetime]
 
 

@@ -1,10 +1,14 @@
-"""Secrets that are sent by mail: hashed at rest, short-lived, for one purpose and one use."""
+"""Codes that are sent by mail: hashed at rest, short-lived, for one purpose and one use.
 
+A purpose is a text of at most 50 characters, which begins with the feature's name where it is not of accounts.
+"""
+
+from collections.abc import Mapping
 from datetime import timedelta
-from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, insert, select
 
 from app.core.config import Settings
@@ -16,23 +20,14 @@ from app.core.security import create_opaque_token, hash_opaque_token
 from app.users.models import OneTimeToken
 
 
-class Purpose(StrEnum):
-    VERIFY_EMAIL = "verify email"
-    CHANGE_EMAIL = "change email"
-    RESET_PASSWORD = "reset password"  # noqa: S105  # a name
-
-
 class TokenRecord(NamedTuple):
     purpose: str
-    user_id: UUID
+    # None where the code is for a person without an account.
+    user_id: UUID | None
     address: str
+    payload: dict[str, JsonValue]
 
 
-LIFETIMES = {
-    Purpose.VERIFY_EMAIL: timedelta(days=3),
-    Purpose.CHANGE_EMAIL: timedelta(hours=24),
-    Purpose.RESET_PASSWORD: timedelta(hours=1),
-}
 INVALID_TOKEN = "The code is not valid: it was used, has expired, or was never sent."  # noqa: S105  # a message
 
 CREATE_TOKEN = Command(insert(OneTimeToken))
@@ -48,8 +43,19 @@ REVOKE_TOKENS = Command(delete(OneTimeToken).where(OneTimeToken.user_id == bindp
 PURGE_TOKENS = delete_batch(OneTimeToken, OneTimeToken.expires_at <= bindparam("now"))
 
 
-async def create_token(session: Session, purpose: Purpose, user_id: UUID, address: str) -> str:
-    """Earlier ones stay valid: the message that this one is for may be a repetition of one that did arrive."""
+async def create_token(
+    session: Session,
+    purpose: str,
+    user_id: UUID | None,
+    address: str,
+    *,
+    lifetime: timedelta,
+    payload: Mapping[str, JsonValue] | None = None,
+) -> str:
+    """Earlier codes stay valid: the message with this one may be a repetition of one that did arrive.
+
+    The payload is stored as plain text, which backups contain: put no secret in it.
+    """
     token = create_opaque_token()
     await session.run(
         CREATE_TOKEN,
@@ -57,31 +63,29 @@ async def create_token(session: Session, purpose: Purpose, user_id: UUID, addres
         purpose=purpose,
         user_id=user_id,
         address=address,
-        expires_at=utc_now() + LIFETIMES[purpose],
+        payload={**(payload or {})},
+        expires_at=utc_now() + lifetime,
     )
     return token
 
 
-async def find_token(session: Session, token: str, *purposes: Purpose) -> TokenRecord:
+async def find_token(session: Session, token: str, *purposes: str) -> TokenRecord:
     """Raises UnprocessableError."""
-    found = await session.fetch_one_or_none(FIND_TOKEN, **_parameters(token, purposes))
-    return _require(found)
+    return await _fetch(session, FIND_TOKEN, token, purposes)
 
 
-async def use_token(session: Session, token: str, *purposes: Purpose) -> None:
+async def use_token(session: Session, token: str, *purposes: str) -> TokenRecord:
     """Raises UnprocessableError; of two that use the same token at once, one does."""
-    used = await session.fetch_one_or_none(USE_TOKEN, **_parameters(token, purposes))
-    _require(used)
+    return await _fetch(session, USE_TOKEN, token, purposes)
 
 
-def _parameters(token: str, purposes: tuple[Purpose, ...]) -> dict[str, object]:
-    return {"presented_hash": hash_opaque_token(token), "purposes": purposes, "now": utc_now()}
-
-
-def _require(row: TokenRecord | None) -> TokenRecord:
-    if row is None:
+async def _fetch(session: Session, query: Query[TokenRecord], token: str, purposes: tuple[str, ...]) -> TokenRecord:
+    found = await session.fetch_one_or_none(
+        query, presented_hash=hash_opaque_token(token), purposes=purposes, now=utc_now()
+    )
+    if found is None:
         raise UnprocessableError(INVALID_TOKEN)
-    return row
+    return found
 
 
 async def revoke_tokens(session: Session, user_id: UUID) -> None:

@@ -15,14 +15,13 @@ from app.core.pagination import PageRequest, PageResult, paginate
 from app.core.passwords import refuse_weak_password
 from app.core.query import Command, Query, columns
 from app.core.schemas import dump_changes
-from app.core.throttling import Bucket
+from app.core.throttling import AttemptCounter
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 from app.users import one_time_tokens
-from app.users.emails import EmailKind, limit_messages
+from app.users.emails import EmailKind, Purpose, limit_messages
 from app.users.events import AccountEvent
 from app.users.models import Caller, User, UserRecord, UserSession
-from app.users.one_time_tokens import Purpose
 from app.users.schemas import EmailChange, PasswordChange, UserAdminUpdate, UserCreate, UserUpdate
 
 NEWEST = "-created_at"
@@ -203,13 +202,13 @@ async def confirm_password(tools: Toolbox, user: UserRecord, password: SecretStr
     """
     password_hash = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
     await release_connection(tools.session)
-    bucket = Bucket("password of account", str(user.id), tools.settings.throttle_account_attempts)
-    await tools.throttle.take(bucket)
+    counter = AttemptCounter("password of account", str(user.id), tools.settings.throttle_account_attempts)
+    await tools.throttle.count(counter)
     check = await tools.security.check_password(password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise UnprocessableError("The current password is not right.", keeps_changes=True)
-    await tools.throttle.forget(tools.session, bucket)
+    await tools.throttle.forget(tools.session, counter)
     return password_hash
 
 
@@ -251,6 +250,7 @@ async def _settle_password(tools: Toolbox, user: UserRecord) -> None:
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     """End every session. Who reads the mail of the address has thereby verified it."""
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
     await release_connection(tools.session)
     await refuse_weak_password(password, user.email, user.name)
@@ -280,6 +280,7 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
+    assert found.user_id is not None  # noqa: S101  # see above
     changes = {"email": found.address, "email_verified_at": utc_now()}
     await _withdraw_email_change(tools.session, found.user_id)
     try:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from app.core.http_client import describe_failure
 from app.weather.exceptions import BusyError, CutShortError, NotAskedError, UpstreamError
 
 logger = structlog.get_logger(__name__)
@@ -57,7 +58,8 @@ class Breaker:
 
     def _fail(self, error: UpstreamError) -> None:
         self._failures += 1
-        logger.warning("the weather service failed", reason=error.detail, in_a_row=self._failures)
+        cause = describe_failure(error.__cause__) if error.__cause__ else None
+        logger.warning("the weather service failed", reason=error.detail, cause=cause, in_a_row=self._failures)
         seconds = self._seconds
         if isinstance(error, BusyError):
             # It has said itself for how long.

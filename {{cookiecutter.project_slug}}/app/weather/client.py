@@ -2,8 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import httpx2
@@ -11,6 +9,7 @@ import structlog
 from pydantic import SecretStr, ValidationError
 
 from app.core.exceptions import NotFoundError
+from app.core.http_client import LazyHttpClient, ResponseTooLargeError, read_body
 from app.weather.breaker import Breaker
 from app.weather.exceptions import (
     BadAnswerError,
@@ -39,50 +38,17 @@ FAIR_SHARE = 0.25
 StatusAndBody: TypeAlias = tuple[int, bytes]
 
 
-class KeyTransport(httpx2.AsyncHTTPTransport):
-    """Add the key below the client, whose log lines and errors hold the URL that it was given."""
-
-    def __init__(self, key: SecretStr, concurrency: int) -> None:
-        super().__init__(
-            # How many are open is bounded before, where who waits is answered in time.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
-        )
-        self._key = key
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        url = request.url.copy_add_param("appid", self._key.get_secret_value())
-        keyed = httpx2.Request(
-            request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
-        )
-        return await super().handle_async_request(keyed)
-
-
-@asynccontextmanager
-async def open_client(settings: WeatherSettings) -> AsyncIterator["WeatherClient"]:
-    if settings.weather_api_key is None:
-        yield WeatherClient(settings, None)
-        return
-    timeout = httpx2.Timeout(settings.weather_timeout_seconds, connect=settings.weather_connect_timeout_seconds)
-    async with httpx2.AsyncClient(
-        base_url=settings.weather_base_url,
-        # No other encoding: a small answer that unpacks to a huge one stays small.
-        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-        timeout=timeout,
-        transport=KeyTransport(settings.weather_api_key, settings.weather_concurrency),
-    ) as http:
-        yield WeatherClient(settings, http)
-
-
 class WeatherClient:
-    def __init__(self, settings: WeatherSettings, http: httpx2.AsyncClient | None) -> None:
+    def __init__(self, settings: WeatherSettings, http: LazyHttpClient) -> None:
         self._settings = settings
         self._http = http
+        self._key = settings.weather_api_key or SecretStr("")
         self._places = asyncio.Semaphore(settings.weather_concurrency)
         self._breaker = Breaker(settings.weather_breaker_failures, settings.weather_breaker_seconds)
 
     async def fetch(self, place: Place) -> UpstreamWeather:
         """Take no longer than the timeout in all; raises UpstreamError, NotFoundError or PlaceRefusedError."""
-        if self._http is None:
+        if not self._key:
             raise NotAskedError("WEATHER_API_KEY is not set: this service cannot ask for the weather.", 3600)
         timeout = self._settings.weather_timeout_seconds
         deadline = asyncio.get_running_loop().time() + timeout
@@ -92,15 +58,15 @@ class WeatherClient:
         except TimeoutError:
             raise NotAskedError("Too many ask for the weather at once.") from None
         try:
-            return await self._ask_repeatedly(self._http, place, deadline)
+            return await self._ask_repeatedly(place, deadline)
         finally:
             self._places.release()
 
-    async def _ask_repeatedly(self, http: httpx2.AsyncClient, place: Place, deadline: float) -> UpstreamWeather:
+    async def _ask_repeatedly(self, place: Place, deadline: float) -> UpstreamWeather:
         loop = asyncio.get_running_loop()
         for attempt in range(self._settings.weather_retry_limit + 1):
             try:
-                return await self._ask(http, place, deadline)
+                return await self._ask(place, deadline)
             except UpstreamError as error:
                 pause = self._settings.weather_retry_seconds * 2**attempt * random.uniform(0.5, 1)  # noqa: S311  # no secret
                 is_last = attempt == self._settings.weather_retry_limit
@@ -109,38 +75,43 @@ class WeatherClient:
                 await asyncio.sleep(pause)
         raise AssertionError
 
-    async def _ask(self, http: httpx2.AsyncClient, place: Place, deadline: float) -> UpstreamWeather:
+    async def _ask(self, place: Place, deadline: float) -> UpstreamWeather:
         remaining = deadline - asyncio.get_running_loop().time()
         is_fair = remaining >= self._settings.weather_timeout_seconds * FAIR_SHARE
         with self._breaker.guard():
             try:
                 async with asyncio.timeout_at(deadline):
-                    status, body = await _exchange(http, place)
-            except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout):
+                    status, body = await self._exchange(place)
+            except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
                 too_slow = TooSlowError if is_fair else CutShortError
-                raise too_slow("The weather service did not answer in time.") from None
-            except (httpx2.ConnectError, httpx2.ConnectTimeout):
-                raise UnreachableError("The weather service is out of reach.") from None
-            # Whatever else the library raises about an answer that is none. Its text may hold parts of that.
-            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError):
-                raise PassingError("The weather service broke off its answer.") from None
+                raise too_slow("The weather service did not answer in time.") from error
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+                raise UnreachableError("The weather service is out of reach.") from error
+            # Whatever else the library raises about an invalid response.
+            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+                raise PassingError("The weather service broke off its answer.") from error
             weather = _read_answer(status, body)
         if weather is None:
             raise _refusal(status)
         return weather
 
-
-async def _exchange(http: httpx2.AsyncClient, place: Place) -> StatusAndBody:
-    params = {"q": place.query, "units": place.units.value}
-    async with http.stream("GET", "weather", params=params) as response:
-        if response.status_code == httpx2.codes.TOO_MANY_REQUESTS:
-            raise BusyError("The weather service asks for a pause.", _read_pause(response))
-        body = b""
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                raise BadAnswerError("The weather service answered far too much.")
-        return response.status_code, body
+    async def _exchange(self, place: Place) -> StatusAndBody:
+        settings = self._settings
+        timeout = httpx2.Timeout(settings.weather_timeout_seconds, connect=settings.weather_connect_timeout_seconds)
+        http = await self._http.get()
+        async with http.stream(
+            "GET",
+            f"{settings.weather_base_url.rstrip('/')}/weather",
+            params={"q": place.query, "units": place.units.value, "appid": self._key.get_secret_value()},
+            headers={"Accept": "application/json"},
+            timeout=timeout,
+        ) as response:
+            if response.status_code == httpx2.codes.TOO_MANY_REQUESTS:
+                raise BusyError("The weather service asks for a pause.", _read_pause(response))
+            try:
+                return response.status_code, await read_body(response, MAX_ANSWER_BYTES)
+            except ResponseTooLargeError as error:
+                raise BadAnswerError("The weather service answered far too much.") from error
 
 
 def _read_pause(response: httpx2.Response) -> float:
@@ -154,8 +125,8 @@ def _read_answer(status: int, body: bytes) -> UpstreamWeather | None:
     if status == httpx2.codes.OK:
         try:
             return UpstreamWeather.model_validate_json(body)
-        except ValidationError:
-            raise BadAnswerError("The weather service answered something else than the weather.") from None
+        except ValidationError as error:
+            raise BadAnswerError("The weather service answered something else than the weather.") from error
     if status in {httpx2.codes.BAD_REQUEST, httpx2.codes.NOT_FOUND}:
         return None
     if status in {httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}:

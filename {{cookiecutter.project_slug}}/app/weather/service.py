@@ -8,11 +8,12 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, insert, select
 
 from app.core.config import Settings
-from app.core.database import Session
+from app.core.database import Database, Session
+from app.core.http_client import LazyHttpClient
 from app.core.pagination import PageRequest, PageResult, paginate
 from app.core.query import Query, columns
 from app.weather.cache import Answer, Cache
-from app.weather.client import WeatherClient, open_client
+from app.weather.client import WeatherClient
 from app.weather.models import ReportRecord, WeatherReport
 from app.weather.schemas import Place, UpstreamWeather, WeatherRead, WeatherReportCreate
 from app.weather.settings import WeatherSettings
@@ -34,14 +35,15 @@ class Weather:
 
 
 @asynccontextmanager
-async def open_weather(settings: Settings) -> AsyncIterator[Mapping[str, object]]:
+async def open_weather(
+    settings: Settings, _database: Database, http: LazyHttpClient
+) -> AsyncIterator[Mapping[str, object]]:
     own = settings.of(WeatherSettings)
     answers = Cache[UpstreamWeather](own.weather_cache_seconds, own.weather_stale_seconds, own.weather_cache_size)
-    async with open_client(own) as client:
-        try:
-            yield {STATE: Weather(client, answers)}
-        finally:
-            await answers.close()
+    try:
+        yield {STATE: Weather(WeatherClient(own, http), answers)}
+    finally:
+        await answers.close()
 
 
 async def read_weather(weather: Weather, place: Place) -> WeatherRead:

@@ -6,7 +6,7 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.requests import PROBE_PATHS
-from app.web.pages import Web
+from app.web.pages import Web, page_headers
 
 PROBLEM = "application/problem+json"
 
@@ -52,7 +52,8 @@ def _is_problem(message: Message) -> bool:
 
 def _error_page(scope: Scope, start: Message, problem: dict[str, Any]) -> HTMLResponse:
     web: Web = scope["state"]["web"]
-    response = HTMLResponse(web.render("templates/error.html", problem=problem), start["status"], web.headers)
+    page = web.render("templates/error.html", problem=problem)
+    response = HTMLResponse(page, start["status"], page_headers(scope["state"]["content_security_policy"]))
     headers = MutableHeaders(raw=response.raw_headers)
     for name, value in Headers(raw=start["headers"]).items():
         if not name.startswith("content-"):

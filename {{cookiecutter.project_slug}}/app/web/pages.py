@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.core.config import Settings
+from app.core.database import Database
+from app.core.http_client import LazyHttpClient
 from app.core.project import read_project
 from app.web.assets import Assets
 from app.web.sections import Section
@@ -16,12 +18,17 @@ from app.web.signing import Signer
 from app.web.texts import Texts
 
 ROOT = Path(__file__).parent
+NOTHING = "'none'"
+CONTENT_SECURITY_POLICY = {
+    "default-src": [NOTHING],
+    "style-src": ["'self'"],
+    "img-src": ["'self'"],
+    "form-action": ["'self'"],
+    "base-uri": [NOTHING],
+    "frame-ancestors": [NOTHING],
+}
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none';"
-        " frame-ancestors 'none'"
-    ),
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -36,14 +43,15 @@ class Web:
     assets: Assets
     texts: Texts
     environment: Environment
-    headers: Mapping[str, str]
 
     def render(self, template: str, **values: Any) -> str:  # noqa: ANN401  # to Jinja
         return self.environment.get_template(template).render(values)
 
 
 @asynccontextmanager
-async def open_web(settings: Settings, sections: Sequence[Section]) -> AsyncIterator[Mapping[str, object]]:
+async def open_web(
+    settings: Settings, _database: Database, _http: LazyHttpClient, sections: Sequence[Section]
+) -> AsyncIterator[Mapping[str, object]]:
     texts, assets = Texts(settings.of(WebSettings).locale), Assets()
     environment = Environment(
         loader=FileSystemLoader(ROOT),
@@ -54,7 +62,18 @@ async def open_web(settings: Settings, sections: Sequence[Section]) -> AsyncIter
     )
     environment.globals |= {"t": texts, "asset": assets.url, "service": read_project().title, "sections": sections}
     environment.filters |= {"moment": _moment, "translate": texts.translate}
-    yield {"web": Web(Signer(settings), assets, texts, environment, HEADERS)}
+    yield {"web": Web(Signer(settings), assets, texts, environment)}
+
+
+def page_headers(added_sources: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the headers of every page; features add sources to directives of its Content-Security-Policy."""
+    policy = CONTENT_SECURITY_POLICY | {
+        # Browsers ignore 'none' beside another source, with a warning.
+        directive: [source for source in CONTENT_SECURITY_POLICY.get(directive, []) if source != NOTHING] + [*added]
+        for directive, added in added_sources.items()
+    }
+    text = "; ".join(f"{directive} {' '.join(sources)}" for directive, sources in policy.items())
+    return {**HEADERS, "Content-Security-Policy": text}
 
 
 def _moment(value: datetime) -> str:

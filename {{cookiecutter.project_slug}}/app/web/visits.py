@@ -16,7 +16,7 @@ from app.core.exceptions import AppError
 from app.core.requests import OriginDep
 from app.users import service as users_service
 from app.users.models import Caller, UserRecord
-from app.web.pages import Web
+from app.web.pages import Web, page_headers
 from app.web.signing import Signed
 
 # A cookie of this age, or of an earlier key, is replaced, and the session that it leads to extended.
@@ -84,7 +84,8 @@ class Visit:
             self.changes[FLASH] = None
         values |= {"user": self.user, "csrf_token": self.make_csrf_token(), "flash": flash and flash.text}
         content = self.web.render(template, path=self.request.url.path, **values)
-        return self._carry(HTMLResponse(content, status, self.web.headers))
+        headers = page_headers(self.request.state.content_security_policy)
+        return self._carry(HTMLResponse(content, status, headers))
 
     def go(self, path: str, flash: str | None = None) -> Response:
         """Answer a form: the browser gets another page, and a reload posts nothing again."""

@@ -142,8 +142,9 @@ def upgrade() -> None:
         "one_time_tokens",
         sa.Column("token_hash", sa.String(64), nullable=False),
         sa.Column("purpose", sa.String(50), nullable=False),
-        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=True),
         sa.Column("address", sa.String(254), nullable=False),
+        sa.Column("payload", sa.JSON(), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["user_id"], ["users.id"], name=op.f("fk_one_time_tokens_user_id_users"), ondelete="CASCADE"
@@ -157,6 +158,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(50), nullable=False),
         sa.Column("address", sa.String(254), nullable=False),
         sa.Column("account_id", sa.Uuid(), nullable=True),
+        sa.Column("payload", sa.JSON(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", sa.Text(), nullable=False),

@@ -1,0 +1,134 @@
+"""What Alembic writes into a new migration: it stands by itself, runs on a table with rows, and goes back."""
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from datetime import date, time
+from decimal import Decimal
+from graphlib import TopologicalSorter
+from typing import Any, Literal
+from uuid import UUID
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import _repr_type
+from alembic.operations.ops import (
+    AddColumnOp,
+    DropTableOp,
+    MigrateOperation,
+    MigrationScript,
+    ModifyTableOps,
+    OpContainer,
+    UpgradeOps,
+)
+from alembic.util import CommandError
+from sqlalchemy import JSON, Column, DefaultClause, Dialect, Enum, MetaData, TypeDecorator
+
+DOCSTRING_WIDTH = 110
+SENTENCE_ENDS = (".", "!", "?")
+# Callables whose value never differs.
+CONSTANT_FACTORIES = (dict, list)
+# What reads the same as text; anything else, such as bytes, needs a server_default in the model.
+TEXTUAL = (str, int, float, Decimal, date, time, UUID)
+
+
+def render_item(kind: str, item: object, context: AutogenContext) -> str | Literal[False]:
+    """Render types of the code as those of SQLAlchemy: a migration must run as written when the code has changed."""
+    if kind == "type" and isinstance(item, TypeDecorator):
+        return _repr_type(item.impl_instance, context)
+    if kind == "type" and isinstance(item, Enum) and not item.native_enum:
+        return f"sa.String(length={item.length})"
+    return False
+
+
+def docstring(message: str) -> str:
+    """Return any text as the inside of a docstring: a sentence, in lines that are not too long."""
+    words = " ".join(message.split()).replace("\\", "\\\\").replace('"""', r"\"\"\"")
+    sentence = words if words.endswith(SENTENCE_ENDS) else f"{words}."
+    return textwrap.fill(sentence, DOCSTRING_WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def next_revision(revisions: Iterable[str]) -> str:
+    """Return the next number, in four digits; revisions that are not numbers do not count."""
+    return f"{max((int(each) for each in revisions if each.isdecimal()), default=0) + 1:04}"
+
+
+def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect) -> None:
+    """Number a new migration, and make it run on tables with rows; raises CommandError where it could not."""
+    assert script.upgrade_ops is not None and script.downgrade_ops is not None  # noqa: S101, PT018  # for the type checker
+    script.rev_id = next_revision(revisions)
+    _drop_tables_last(script.upgrade_ops)
+    script.upgrade_ops.reverse_into(script.downgrade_ops)
+    for addition in _find_additions(script.upgrade_ops):
+        addition.column = _with_server_default(addition.column, dialect)
+    for addition in _find_additions(script.downgrade_ops):
+        # The values are lost, and the model that had a default for them is gone.
+        if _needs_value(addition.column):
+            addition.column.nullable = True
+
+
+def _find_additions(container: OpContainer) -> Iterator[AddColumnOp]:
+    for operation in container.ops:
+        if isinstance(operation, OpContainer):
+            yield from _find_additions(operation)
+        elif isinstance(operation, AddColumnOp):
+            yield operation
+
+
+def _drop_tables_last(upgrade: UpgradeOps) -> None:
+    """Alembic drops tables in any order, and before the foreign keys of tables that stay."""
+    tables = {each.table_name: each.to_table() for each in upgrade.ops if isinstance(each, DropTableOp)}
+    references = {
+        name: {key.target_fullname.rpartition(".")[0] for key in table.foreign_keys} & tables.keys() - {name}
+        for name, table in tables.items()
+    }
+    # A table comes after all that it refers to: the last one is dropped first.
+    order = {name: -at for at, name in enumerate(TopologicalSorter(references).static_order())}
+
+    def position(operation: MigrateOperation) -> tuple[bool, int]:
+        # The indexes of a table are dropped before it, by an operation that has its name as well.
+        name = operation.table_name if isinstance(operation, DropTableOp | ModifyTableOps) else ""
+        return name in order, order.get(name, 0)
+
+    upgrade.ops.sort(key=position)
+
+
+def _needs_value(column: Column[Any]) -> bool:
+    return not column.nullable and column.server_default is None
+
+
+def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
+    """Add the model's default: existing rows need a value, and so do those that the previous release still inserts."""
+    if not _needs_value(column):
+        return column
+    value = _constant_default(column, dialect)
+    if value is None:
+        raise CommandError(
+            f"{column.table.name}.{column.name} is required, and existing rows have no value for it. Give the column"
+            " a constant default; or make it nullable, fill it in that migration, and require it in the next one."
+        )
+    # A copy: the column itself belongs to the model.
+    copied = column.table.to_metadata(MetaData()).columns[column.name]
+    # Alembic takes one quote from each end.
+    copied.server_default = DefaultClause(f"'{value}'")
+    return copied
+
+
+def _constant_default(column: Column[Any], dialect: Dialect) -> str | None:
+    """Return the model's default as the text of an SQL literal, or None where it has none that is constant.
+
+    A plain literal, because SQLite copies the table for an expression.
+    """
+    default: Any = column.default
+    if default is None:
+        return None
+    if default.is_callable and any(map(default.compare_argument, CONSTANT_FACTORIES)):
+        value = default.arg(None)
+    elif default.is_scalar:
+        value = default.arg
+    else:
+        return None
+    if isinstance(column.type, JSON):
+        return json.dumps(value)
+    process = column.type.dialect_impl(dialect).bind_processor(dialect)
+    literal = process(value) if process else value
+    return str(literal) if isinstance(literal, TEXTUAL) else None

@@ -1,0 +1,105 @@
+"""What the commands of all features share; only the command line imports it."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pkgutil import resolve_name
+from typing import Any, NoReturn, TypeVar
+
+import typer
+from alembic.util import CommandError
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from typer.main import get_command_name, solve_typer_info_defaults
+
+from app.core.config import Settings, load_settings_or_exit
+from app.core.database import open_database
+from app.core.exceptions import AppError, first_line
+from app.core.features import Feature
+from app.core.project import read_project
+from app.core.security import Security
+from app.core.toolbox import Toolbox, make_toolbox
+
+EXIT_FAILED = 1
+DRIVER_GRACE_SECONDS = 0.1
+# PostgreSQL's driver does not work on the loop that Windows has by default.
+LOOP_FACTORY = asyncio.SelectorEventLoop if sys.platform == "win32" else None
+
+T = TypeVar("T")
+
+
+def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
+    """Add the commands of features; exit with a message where a name is used twice."""
+    # Features that share a group name the same Typer app.
+    for commands in dict.fromkeys(resolve_name(feature.commands) for feature in features if feature.commands):
+        cli.add_typer(commands)
+    repeated = [command for command, count in Counter(_list_commands(cli)).items() if count > 1]
+    if repeated:
+        sys.exit(
+            f"Several commands or groups have the same name: {', '.join(repeated)}."
+            " Rename one, or add to the group as app/auth/commands.py does."
+        )
+
+
+def _list_commands(cli: typer.Typer, group: str = "") -> Iterator[str]:
+    for command in cli.registered_commands:
+        assert command.callback is not None  # noqa: S101  # for the type checker
+        yield group + (command.name or get_command_name(command.callback.__name__))
+    for info in map(solve_typer_info_defaults, cli.registered_groups):
+        assert info.typer_instance is not None  # noqa: S101  # see above
+        # Typer adds the commands of a group without a name to the group around it.
+        if info.name:
+            yield group + info.name
+        yield from _list_commands(info.typer_instance, f"{group}{info.name} " if info.name else group)
+
+
+def load_settings(context: typer.Context) -> Settings:
+    """Load all settings, those of features included; explain every problem and exit where there are any."""
+    return load_settings_or_exit(context.obj)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
+            return runner.run(_settle(work))
+    except AppError as error:
+        fail(error.detail)
+    except (CommandError, SQLAlchemyError, OSError, TimeoutError) as error:
+        fail(first_line(error))
+
+
+async def _settle(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    except BaseException:
+        # A driver's thread that reports to a loop which is gone would print a traceback.
+        await asyncio.sleep(DRIVER_GRACE_SECONDS)
+        raise
+
+
+def fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(EXIT_FAILED)
+
+
+def fail_validation(error: ValidationError) -> NoReturn:
+    fail("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors(include_input=False)))
+
+
+def read_password(from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    return password
+
+
+def make_security(settings: Settings) -> Security:
+    return Security(settings, issuer=read_project().name)
+
+
+@asynccontextmanager
+async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
+    async with open_database(settings) as database, database.write() as session:
+        yield make_toolbox(session, database, settings, make_security(settings))

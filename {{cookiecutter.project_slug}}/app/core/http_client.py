@@ -1,0 +1,125 @@
+"""The client for calls to other services: one per process, shared by all features."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Annotated
+
+import structlog
+from asgi_correlation_id import correlation_id
+from fastapi import Depends, Request
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncBaseTransport, AsyncClient, Response
+    from httpx2 import Request as OutgoingRequest
+
+logger = structlog.get_logger(__name__)
+
+# For each step of a request, such as connecting or waiting for the next bytes; `asyncio.timeout` bounds the whole.
+TIMEOUT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 5
+
+
+class ResponseTooLargeError(Exception):
+    pass
+
+
+class LazyHttpClient:
+    """Opens the client at its first use: httpx2 and the CA certificates cost 0.1 s and 5 MB."""
+
+    def __init__(self, max_connections: int, transport: "AsyncBaseTransport | None" = None) -> None:
+        self._max_connections = max_connections
+        self._transport = transport
+        self._client: AsyncClient | None = None
+        self._lock = asyncio.Lock()
+
+    async def get(self) -> "AsyncClient":
+        async with self._lock:
+            if self._client is None:
+                # In a thread: the event loop would stand still meanwhile.
+                self._client = await asyncio.to_thread(_create_client, self._max_connections, self._transport)
+            return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+
+@asynccontextmanager
+async def open_http_client(
+    max_connections: int, transport: "AsyncBaseTransport | None" = None
+) -> AsyncIterator[LazyHttpClient]:
+    """Obey HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE of the environment, unless tests give a transport."""
+    client = LazyHttpClient(max_connections, transport)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _create_client(max_connections: int, transport: "AsyncBaseTransport | None") -> "AsyncClient":
+    from httpx2 import AsyncClient, Limits, Timeout
+
+    return AsyncClient(
+        transport=transport,
+        timeout=Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+        limits=Limits(max_connections=max_connections),
+        # No compression: a small response must not expand to a huge one.
+        headers={"Accept-Encoding": "identity"},
+        # Refuses all cookies: they would carry one user's state into the requests of another.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        follow_redirects=False,
+        event_hooks={"request": [_add_request_id], "response": [_log_response]},
+    )
+
+
+async def _add_request_id(request: "OutgoingRequest") -> None:
+    if request_id := correlation_id.get():
+        request.headers.setdefault("X-Request-ID", request_id)
+
+
+async def _log_response(response: "Response") -> None:
+    request = response.request
+    # The host alone: paths and queries may hold secrets.
+    logger.info("outgoing request", method=request.method, host=request.url.host, status=response.status_code)
+
+
+async def read_body(response: "Response", max_bytes: int) -> bytes:
+    """Read the body of a streamed response; raises ResponseTooLargeError."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > max_bytes:
+            raise ResponseTooLargeError(f"The response is larger than {max_bytes} bytes.")
+    return bytes(body)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Describe a failed call for the log: the error's type, and what the operating system or TLS said about it.
+
+    The texts of other errors are left out: they may quote the response, which may repeat a secret of the request.
+    """
+    reason = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            reason = f": {cause}" if str(cause) else reason
+        cause = _cause_of(cause)
+    return f"{type(error).__name__}{reason}"
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    if isinstance(error, BaseExceptionGroup):
+        # One for each address of the host.
+        return error.exceptions[-1]
+    # Also what `from None` hides, as in httpcore2.
+    return error.__cause__ or error.__context__
+
+
+async def get_http_client(request: Request) -> "AsyncClient":
+    http: LazyHttpClient = request.state.http
+    return await http.get()
+
+
+HttpClientDep = Annotated["AsyncClient", Depends(get_http_client)]

@@ -1,0 +1,31 @@
+import typer
+
+from app.core.commands import load_settings, open_toolbox, run
+from app.core.config import Settings
+from app.outbox import service
+from app.outbox.service import FailedEmailRecord
+
+commands = typer.Typer(name="outbox", help="Manage the messages that could not be sent.", no_args_is_help=True)
+
+
+@commands.command("list")
+def list_failed_emails(context: typer.Context) -> None:
+    """List the messages that were given up, and why; their addresses stay in the database."""
+    for email in run(failed_emails(load_settings(context))):
+        typer.echo(f"{email.id}  {email.created_at:%Y-%m-%d %H:%M:%S}  {email.kind}  {email.error}")
+
+
+async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
+    async with open_toolbox(settings) as tools:
+        return await service.list_failed(tools.session)
+
+
+@commands.command("retry")
+def retry_failed_emails(context: typer.Context) -> None:
+    """Have the service try again to send the messages that were given up."""
+    typer.echo(f"Messages that will be tried again: {run(retry_emails(load_settings(context)))}")
+
+
+async def retry_emails(settings: Settings) -> int:
+    async with open_toolbox(settings) as tools:
+        return await service.retry_failed(tools.session)

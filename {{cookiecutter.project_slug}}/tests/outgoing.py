@@ -1,0 +1,56 @@
+"""A fake of the services that this one calls: a test says what they answer, and sees what they were asked."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import httpx2
+import pytest
+
+Outcome: TypeAlias = Callable[[], httpx2.Response] | Exception
+
+
+class Outgoing:
+    """Give `transport` to `create_app`; the service's own client then sends its requests here."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx2.Request] = []
+        self.unexpected: list[str] = []
+        self.transport = httpx2.MockTransport(self._handle)
+        self._outcomes: dict[tuple[str, httpx2.URL], list[Outcome]] = defaultdict(list)
+
+    def answer(self, method: str, url: str, status: int = 200, **content: object) -> None:
+        """Answer with `json`, `text`, `content` or `headers`, as httpx2.Response takes them.
+
+        A URL without a query stands for every query. Several outcomes of one call come in turn; the last one repeats.
+        """
+        self._add(method, url, partial(httpx2.Response, status, **content))  # type: ignore[arg-type]  # httpx2 checks them
+
+    def fail(self, method: str, url: str, error: Exception) -> None:
+        """Raise an error as the transport would, such as httpx2.ConnectError."""
+        self._add(method, url, error)
+
+    def _add(self, method: str, url: str, outcome: Outcome) -> None:
+        # Compared as the client writes it.
+        request = httpx2.Request(method, url)
+        self._outcomes[request.method, request.url].append(outcome)
+
+    def _handle(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        outcomes = self._outcomes.get((request.method, request.url)) or self._outcomes.get(
+            (request.method, request.url.copy_with(query=None))
+        )
+        if not outcomes:
+            self.unexpected.append(f"{request.method} {request.url}")
+            # No Exception, which the service would handle.
+            pytest.fail(self.complaint)
+        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome()
+
+    @property
+    def complaint(self) -> str:
+        calls = ", ".join(self.unexpected)
+        return f"The service made a call that the test does not expect: {calls}. Add outgoing.answer(...) for it."
