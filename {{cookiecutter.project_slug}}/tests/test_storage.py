@@ -229,7 +229,7 @@ async def test_a_full_disk_is_unavailable_and_keeps_nothing(storage_folder: Path
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEBIBYTE, hard))
     try:
         with pytest.raises(UnavailableError, match="The storage for files is not available"):
-            await store.save(key, generate(LARGE))
+            await store.save(key, generate(LARGE, chunk_size=1000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
