@@ -12,6 +12,7 @@ import pytest
 from tests import nasty
 from tests.conftest import Bake, BakedProject, person_environment
 from tests.serving import RunningServer, serve
+from tests.walkthrough import read_steps
 
 pytestmark = pytest.mark.slow
 
@@ -193,9 +194,15 @@ def remove_routes(project: BakedProject) -> None:
         replace(sections, (r"(?m)^.*todos.*\n", ""))
 
 
+def follow_the_day(project: BakedProject) -> None:
+    """Do what docs/developing.md tells a new developer, word for word."""
+    for step in read_steps(project.read("docs/developing.md")):
+        step.follow(project.path, lambda command: project.run(["sh", "-ec", command]))
+
+
 @pytest.fixture(scope="class")
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
-    """A project that has data of the sample, and a feature that was added later."""
+    """A project with data of the samples, in which a team has built features of its own."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
     add_notes(project)
     with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
@@ -204,42 +211,46 @@ def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
         token = log_in(server, "ada@example.com")
         for name in ("todos", "notes"):
             assert server.request("POST", f"/api/v1/{name}", {"title": "Keep me"}, token=token).status == 201
+        sample = {"name": "Delete me", "starts_on": "2026-01-12"}
+        assert server.request("POST", "/api/v1/projects", sample, token=token).status == 201
         server.stop(signal.SIGINT, group=True)
+    follow_the_day(project)
     return project
 
 
 @pytest.fixture(scope="class")
 def outputs(used: BakedProject) -> dict[str, str]:
-    """Remove the sample, and return what each command of the README's steps printed."""
+    """Remove the samples, and return what each command of the README's steps printed."""
     return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
 
 
-class RemovalTests:
-    """A team removes the sample that it has used."""
+class DrillTests:
+    """A new developer's day: build features by the documents, and remove the samples, which have data by then."""
 
     database: str
     web_pages: str
 
-    def test_tests_without_it_reach_the_coverage(self, outputs: dict[str, str]) -> None:
+    def test_every_check_is_green_in_the_end(self, outputs: dict[str, str]) -> None:
         output = outputs["make check test"]
 
         assert "Required test coverage of 95.0% reached" in output, output
         assert "Left out: the tests that start servers" in output, output
 
     @pytest.mark.usefixtures("outputs")
-    def test_migration_drops_its_table_and_no_other(self, used: BakedProject) -> None:
+    def test_migration_drops_the_samples_tables_and_no_other(self, used: BakedProject) -> None:
         (migration,) = (used.path / "migrations" / "versions").glob("*remove*")
         text = migration.read_text(encoding="utf-8")
 
         upgrade = text.partition("def upgrade")[2].partition("def downgrade")[0]
-        assert re.findall(r"drop_table\([\"'](\w+)", upgrade) == ["todos"]
-        assert "notes" not in text
+        assert sorted(re.findall(r"drop_table\([\"'](\w+)", upgrade)) == ["expenses", "projects", "todos"]
+        assert not re.search("notes|books|loans", text)
 
     @pytest.mark.usefixtures("outputs")
     def test_data_of_other_features_stays(self, used: BakedProject) -> None:
         with serve(["make", "run"], used.path, READINESS_TIMEOUT_SECONDS="60") as server:
             token = log_in(server, "ada@example.com")
-            assert server.request("GET", "/api/v1/todos", token=token).status == 404
+            removed = [server.request("GET", f"/api/v1/{name}", token=token) for name in ("todos", "projects")]
+            assert [answer.status for answer in removed] == [404, 404]
             notes = server.request("GET", "/api/v1/notes", token=token)
             assert [note["title"] for note in notes.json["items"]] == ["Keep me"]
             server.stop(signal.SIGINT, group=True)
@@ -248,7 +259,7 @@ class RemovalTests:
             used.run([*app, *verb])
 
 
-class TestWithoutTodosOnPostgreSQL(RemovalTests):
+class TestDrillOnPostgreSQL(DrillTests):
     database = "postgresql"
     web_pages = "no"
 
@@ -259,7 +270,7 @@ class TestWithoutTodosOnPostgreSQL(RemovalTests):
         assert re.search(r"\d+ passed", output), output
 
 
-class TestWithoutTodosOnSQLite(RemovalTests):
+class TestDrillOnSQLite(DrillTests):
     database = "sqlite"
     web_pages = "yes"
 

@@ -23,7 +23,7 @@ class Step:
     language: str
     code: str
 
-    def follow(self, project: Path, run: Callable[[str], None]) -> None:
+    def follow(self, project: Path, run: Callable[[str], object]) -> None:
         for name in EMPTY_FILE.findall(self.text):
             _write(project / name, "")
         if self.language == COMMANDS:

@@ -23,6 +23,7 @@ from app.core.schema import read_revisions
 from tests.accounts import Account, create_account
 from tests.clients import open_client
 from tests.databases import create_test_database, make_settings, migrate
+from tests.mail import Mailbox
 from tests.outgoing import Outgoing
 from tests.second_factor import NOW
 
@@ -187,6 +188,11 @@ async def app(
     monkeypatch.setattr(shared_app, "middleware_stack", None)
     monkeypatch.setattr(shared_app, "openapi_schema", None)
     return shared_app
+
+
+@pytest.fixture
+def mailbox(settings: Settings, database: Database) -> Mailbox:
+    return Mailbox(settings, database)
 
 
 @pytest.fixture

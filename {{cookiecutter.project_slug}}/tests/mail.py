@@ -15,6 +15,10 @@ from email.policy import default
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
+from app.application import email_renderers
+from app.core.config import Settings
+from app.core.database import Database
+from app.outbox.sender import Sender
 from tests.sockets import hold_port
 
 PATIENCE_SECONDS = 60
@@ -118,6 +122,23 @@ async def stop(server: asyncio.Server) -> None:
 def check_password(_server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, login: object) -> AuthResult:
     is_right = isinstance(login, LoginPassword) and login == LoginPassword(USER.encode(), PASSWORD.encode())
     return AuthResult(success=is_right, handled=False)
+
+
+class Mailbox:
+    """The messages that the service has sent without a mail server: they become files."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._folder = settings.email_folder
+        # One at a time: most tests have one connection, whose transaction is rolled back in the end.
+        self._sender = Sender(settings, database, email_renderers(), at_once=1)
+
+    async def read(self, address: str) -> list[EmailMessage]:
+        """Send what is queued, and return all messages to the address, in the order in which they were sent."""
+        while await self._sender.send_some():
+            pass
+        files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)
+        messages = [message_from_bytes(file.read_bytes(), policy=default) for file in files]
+        return [message for message in messages if message["To"] == address]
 
 
 async def wait_for(condition: Callable[[], Awaitable[object] | object]) -> None:
