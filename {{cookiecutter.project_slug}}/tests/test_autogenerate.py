@@ -72,7 +72,7 @@ MESSAGES = [
     "two\nlines.",
     "word " * 60,
     "w" * 200,
-    "#% if",
+    "\x23% if",
 ]
 # A required column with a default, and the value of the rows that were there before.
 DEFAULTS: list[tuple[Column[Any], object]] = [

@@ -28,7 +28,7 @@ from app.core.database import Database, Session, open_database
 from app.core.driver import Answer, CompiledStatement
 from app.core.models import utc_now
 from app.core.pagination import PageRequest, paginate
-from app.core.query import Command, Query, columns
+from app.core.query import Command, Query, columns, delete_batch
 from app.users.models import User, UserSession
 from tests.databases import make_settings, unreachable_url
 
@@ -149,6 +149,18 @@ async def test_command_returns_how_many_rows_it_changed(live_database: Database,
         assert await session.run(DEACTIVATE, old_name="nobody") == 0
         assert await session.run(DEACTIVATE, old_name="Ada") == 3
         assert await session.run(DELETE_USERS) == 3
+
+
+async def test_batch_of_deleted_rows_is_counted(live_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.core.query.BATCH_SIZE", 2)
+    delete_some = delete_batch(User, User.name == bindparam("old_name"))
+    for name in ("Ada", "Ada", "Ada", "Bob"):
+        await add_user(live_database, name=name)
+
+    async with live_database.write() as session:
+        counts = [await session.run(delete_some, old_name="Ada") for _ in range(3)]
+
+    assert counts == [2, 1, 0]
 
 
 @each_way

@@ -82,7 +82,11 @@ class CompiledStatement:
                 self._find_processors(dialect, [None] * len(self._types))
             return Answer(rows, -1)
         async with driver.execute(self._sql, ordered) as cursor:
-            return Answer([], cursor.rowcount)
+            changed = cursor.rowcount
+        if self._sql.startswith("WITH"):
+            # sqlite3 does not count for a statement that begins with a CTE.
+            ((changed,),) = await driver.execute_fetchall("SELECT changes()")
+        return Answer([], changed)
 
     def _find_processors(self, dialect: Dialect, codes: Sequence[object]) -> None:
         pairs = zip(self._types, codes, strict=True)
