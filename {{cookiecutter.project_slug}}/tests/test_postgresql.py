@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
+from app.application import create_app
 from app.core.database import Database, open_database
 from app.core.housekeeping import purge
 from app.core.query import Query
 from app.core.throttling import ThrottleCount, purge_counts
 from app.users.models import User
+from tests.accounts import create_account
+from tests.clients import open_client
 from tests.databases import execute_async, make_settings, server_url
 from tests.mail import wait_for
 
@@ -22,6 +26,11 @@ NAMES = Query(select(User.name))
 WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
 # After so many psycopg has the server prepare a statement.
 MANY = 8
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+async def connections_are_gone(url: str) -> bool:
+    return await execute_async(url, f"SELECT count(*) {OTHERS}") == [(0,)]
 
 
 @pytest.fixture
@@ -80,7 +89,6 @@ async def test_statement_of_sqlalchemy_fails_once_when_a_migration_changes_the_c
 
 async def test_no_statement_fails_after_a_restart_of_the_server(live_url: str) -> None:
     backend = Query(select(func.pg_backend_pid()))
-    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
     async def write(database: Database) -> int | None:
         async with database.write() as session:
@@ -90,19 +98,43 @@ async def test_no_statement_fails_after_a_restart_of_the_server(live_url: str) -
         async with database.write() as session:
             return await session.scalar(select(func.pg_backend_pid()))
 
-    async def connections_are_gone() -> bool:
-        return await execute_async(live_url, f"SELECT count(*) {others}") == [(0,)]
-
     async with open_database(make_settings(live_url, database_pool_size=4)) as database:
         before = set(await asyncio.gather(*(write(database) for _ in range(12))))
-        await execute_async(live_url, f"SELECT pg_terminate_backend(pid) {others}")
-        await wait_for(connections_are_gone)
+        await execute_async(live_url, f"SELECT pg_terminate_backend(pid) {OTHERS}")
+        await wait_for(partial(connections_are_gone, live_url))
 
         after = set(
             await asyncio.gather(*(write(database) for _ in range(8)), *(write_entities(database) for _ in range(8)))
         )
 
     assert before & after == set()
+
+
+async def test_server_that_takes_no_writes_is_an_outage_and_is_forgotten_when_it_takes_them_again(
+    live_url: str,
+) -> None:
+    me = "/api/v1/users/me"
+    database = make_url(live_url).database
+    async with open_client(create_app(make_settings(live_url))) as client:
+        user = await create_account(client)
+        await execute_async(live_url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+        await execute_async(live_url, f"SELECT pg_terminate_backend(pid) {OTHERS}")
+        await wait_for(partial(connections_are_gone, live_url))
+
+        refused = [await client.patch(me, json={"name": "x"}, headers=user.headers) for _ in range(3)]
+        read = await client.get(me, headers=user.headers)
+        unready = await client.get("/health/ready")
+        # As an administrator: this session, too, would be read-only.
+        await execute_async(
+            live_url, f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
+        )
+        changed = [await client.patch(me, json={"name": "x"}, headers=user.headers) for _ in range(3)]
+        ready = await client.get("/health/ready")
+
+    assert [answer.status_code for answer in refused] == [503] * 3
+    assert (read.status_code, unready.status_code) == (200, 503)
+    assert [answer.status_code for answer in changed] == [200] * 3
+    assert ready.status_code == 200
 
 
 async def test_a_purge_waits_for_nobody(live_database: Database, live_url: str) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool, Pool, PoolResetState
 from sqlalchemy.util import greenlet_spawn
 
 from app.core.config import Settings
-from app.core.driver import Answer, CompiledStatement, is_stale, wrap_error
+from app.core.driver import Answer, CompiledStatement, is_unusable_after, wrap_error
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 from app.core.pool import FairPool
@@ -319,7 +319,7 @@ def _on_checkout(connection: DBAPIConnection, _record: object, _proxy: object) -
 
 
 def _on_error(context: ExceptionContext) -> None:
-    if is_stale(context.original_exception):
+    if is_unusable_after(context.original_exception):
         context.is_disconnect = True
 
 

@@ -16,8 +16,9 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 Process = Callable[[Any], Any]
 
-# PostgreSQL has no SQLSTATE of its own for a prepared statement whose columns have changed.
+# SQLSTATEs of PostgreSQL. It has none of its own for a prepared statement whose columns have changed.
 FEATURE_NOT_SUPPORTED = "0A000"
+READ_ONLY_TRANSACTION = "25006"
 
 
 class Answer(NamedTuple):
@@ -112,17 +113,19 @@ def wrap_error(
         dialect.loaded_dbapi.Error,
         hide_parameters=True,
         connection_invalidated=connection is not None
-        and (is_stale(error) or dialect.is_disconnect(error, connection, None)),
+        and (is_unusable_after(error) or dialect.is_disconnect(error, connection, None)),
         dialect=dialect,
     )
 
 
-def is_stale(error: BaseException) -> bool:
-    """Tell whether a migration has changed the columns of a statement that this connection has prepared.
+def is_unusable_after(error: BaseException) -> bool:
+    """Tell whether statements go on to fail on this connection, which is to be replaced.
 
-    The statement fails on this connection from then on.
+    Either a migration has changed the columns of a statement that it has prepared, or its server takes no writes, as
+    after a failover: a new connection may reach one that does.
     """
-    return getattr(error, "sqlstate", None) == FEATURE_NOT_SUPPORTED and "cached plan" in str(error)
+    state = getattr(error, "sqlstate", None)
+    return state == READ_ONLY_TRANSACTION or (state == FEATURE_NOT_SUPPORTED and "cached plan" in str(error))
 
 
 def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Parameter:

@@ -1,6 +1,7 @@
 import asyncio
 
 import structlog
+from sqlalchemy import String, func, select
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from app.core.database import Database
@@ -9,12 +10,15 @@ from app.core.schema import MigrationsError, is_up_to_date
 
 logger = structlog.get_logger(__name__)
 
+# Also on in a standby that was not promoted.
+READ_ONLY = select(func.current_setting("transaction_read_only", type_=String))
+
 # The event loop alone would not keep them.
 _under_way: set[asyncio.Task[bool]] = set()
 
 
 async def require_ready(database: Database, timeout_seconds: float) -> None:
-    """Raise UnavailableError unless the database answers in time and its schema is not behind this release."""
+    """Raise UnavailableError unless the database answers in time, takes writes, and has a schema for this release."""
     asking = asyncio.create_task(_is_up_to_date(database))
     _under_way.add(asking)
     asking.add_done_callback(_let_go)
@@ -47,8 +51,23 @@ def _let_go(asking: asyncio.Task[bool]) -> None:
 
 
 async def _is_up_to_date(database: Database) -> bool:
+    """Raise UnavailableError where the database takes no writes."""
+    if await _is_read_only(database):
+        logger.warning("not ready", reason="the database takes no writes")
+        raise UnavailableError("The database is not ready.")
     async with database.read() as session:
         return await is_up_to_date(session)
+
+
+async def _is_read_only(database: Database) -> bool:
+    """Ask twice: a connection from before a failover still reaches the old server, and is replaced."""
+    for _ in range(2):
+        async with database.read() as session:
+            connection = await session.connection()
+            if connection.dialect.name != "postgresql" or await connection.scalar(READ_ONLY) != "on":
+                return False
+            await connection.invalidate()
+    return True
 
 
 def _lacks_schema(error: Exception) -> bool:
