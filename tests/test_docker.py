@@ -723,8 +723,8 @@ MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "9999"
+down_revision = "{head}"
 branch_labels = None
 depends_on = None
 
@@ -745,7 +745,9 @@ def test_update_and_the_way_back_fail_no_request(
     before = set(three.list_containers("app"))
     pyproject = origin.path / "pyproject.toml"
     pyproject.write_text(origin.read("pyproject.toml").replace('"0.1.0"', '"0.2.0"', 1), encoding="utf-8")
-    (origin.path / "migrations" / "versions" / "0004_notes.py").write_text(MIGRATION, encoding="utf-8")
+    migrations = origin.path / "migrations" / "versions"
+    head = max(path.name for path in migrations.glob("*.py")).partition("_")[0]
+    (migrations / "9999_notes.py").write_text(MIGRATION.format(head=head), encoding="utf-8")
     commit(origin, "Second release")
 
     with load(three, user) as clients:
@@ -753,7 +755,7 @@ def test_update_and_the_way_back_fail_no_request(
         three.follow(update)
         updated = set(three.list_containers("app"))
         wait_for_version(three, "0.2.0")
-        three.follow(f"export TAG=1.4.0; {downgrade.replace('REVISION', '0003')}")
+        three.follow(f"export TAG=1.4.0; {downgrade.replace('REVISION', head)}")
         three.follow(back)
         wait_for_version(three, "0.1.0")
         clients.wait_for_answers(20)

@@ -138,7 +138,9 @@ def test_nothing_of_the_template_is_left(texts: dict[str, str]) -> None:
 
 
 def assert_nothing_is_left(texts: dict[str, str]) -> None:
-    assert {name: left for name, text in texts.items() if (left := find(LEFTOVERS, text))} == {}
+    # The service has templates of its own, which a document shows.
+    own = {name: re.sub(r"(?ms)^```jinja\n.*?^```$", "", text) for name, text in texts.items()}
+    assert {name: left for name, text in own.items() if (left := find(LEFTOVERS, text))} == {}
 
 
 @cache

@@ -165,7 +165,7 @@ async def test_no_log_has_what_a_service_was_sent_and_answers(
     monkeypatch.setattr("sys.stdout", stream)
     configure_logging(ServerSettings(_env_file=None, log_format="json", log_level="DEBUG"))
 
-    async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n{{}}") as port:
+    async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n" + "{}") as port:
         await (await http.get()).get(
             f"http://127.0.0.1:{port}/{SECRET}?key={SECRET}", headers={"Authorization": SECRET}
         )
@@ -175,7 +175,7 @@ async def test_no_log_has_what_a_service_was_sent_and_answers(
 
 
 async def test_a_proxy_of_the_environment_is_used(http: LazyHttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n{{}}") as port, run_proxy(port) as proxy:
+    async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n" + "{}") as port, run_proxy(port) as proxy:
         set_proxy(monkeypatch, proxy.url, no_proxy="127.0.0.1")
         client = await http.get()
         through_proxy = await client.get("http://rates.example.com/latest")
@@ -190,7 +190,7 @@ async def test_https_goes_through_the_proxy_and_trusts_the_machines_certificates
 ) -> None:
     certificate, tls = make_tls(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n{{}}", tls) as port, run_proxy(port) as proxy:
+    async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n" + "{}", tls) as port, run_proxy(port) as proxy:
         set_proxy(monkeypatch, proxy.url)
         response = await (await http.get()).get(f"https://127.0.0.1:{port}/?key={SECRET}")
 
