@@ -121,3 +121,20 @@ def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
     }
     assert routes - told == set(), "say in the README, under `What bounds an attack`, what limits these routes"
     assert told - routes == set(), "the README bounds routes that do not exist"
+
+
+def test_no_body_of_a_partial_update_has_a_default(settings: Settings) -> None:
+    """Clients that are generated from the document would send it, and change what they were not asked to change."""
+    schema = create_app(settings).openapi()
+
+    bodies = [
+        schema["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]
+        for path in schema["paths"].values()
+        if "patch" in path
+        for body in path["patch"].get("requestBody", {}).get("content", {}).values()
+    ]
+    assert bodies
+    defaults = {
+        (body["title"], name) for body in bodies for name, field in body["properties"].items() if "default" in field
+    }
+    assert defaults == set(), "derive these bodies from PartialInput"
