@@ -237,8 +237,10 @@ class Load:
         while not self._stop.wait(self._pause):
             title = uuid4().hex
             try:
+                # A connection that is used again may be closed in this moment, as nginx reloads: HTTP allows that.
                 with httpx2.Client(verify=unverified(), timeout=30) as client:
                     written = self._stack.add_todo(self._headers, title, client=client).status_code
+                with httpx2.Client(verify=unverified(), timeout=30) as client:
                     read = self._stack.request(
                         "GET", "/api/v1/todos", params={"limit": "1"}, headers=self._headers, client=client
                     ).status_code
