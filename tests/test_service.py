@@ -36,7 +36,7 @@ WITH_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sql
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
 # Where the service's own tests start what keeps its workers alive.
 MANAGED = ("keeper", "processes", "sockets", "startup", "throttled_workers")
-TESTED_ELSEWHERE = ("make check", "make test", "make test-all", "make check test", 'make migrate m="remove the todos"')
+TESTED_ELSEWHERE = ("make check", "make test", "make test-all", "make check test", 'make migrate m="remove the samples"')
 PASSWORD = "correct horse battery staple"
 
 
@@ -182,13 +182,14 @@ def list_removal(project: BakedProject) -> list[str]:
 
 def remove_routes(project: BakedProject) -> None:
     """What the README says of the first of two releases: the tables are left as they are."""
-    replace(
-        project.path / "app" / "todos" / "feature.py",
-        (r"from app.todos.router import router\n", ""),
-        ("api=router, ", ""),
-    )
-    for test in (project.path / "tests").glob("test_*todos.py"):
-        test.unlink()
+    for sample in ("todos", "projects"):
+        replace(
+            project.path / "app" / sample / "feature.py",
+            (rf"from app.{sample}.router import router\n", ""),
+            ("api=router, ", ""),
+        )
+        for test in (project.path / "tests").glob(f"test_*{sample}.py"):
+            test.unlink()
     sections = project.path / "app" / "web" / "feature.py"
     if sections.exists():
         replace(sections, (r"(?m)^.*todos.*\n", ""))

@@ -37,7 +37,7 @@ def restore(
     context: typer.Context,
     snapshot: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What `files backup` has written.")],
 ) -> None:
-    """Bring back the files that are missing; those that are there stay."""
+    """Bring back the files that are missing or have another size."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         fail(f"Nothing was restored. {IN_BUCKET}")
@@ -47,7 +47,7 @@ def restore(
         count = restore_backup(snapshot, target)
     except OSError as error:
         fail(str(error))
-    typer.echo(f"Done: {count:,} files were missing and are back.")
+    typer.echo(f"Done: {count:,} files were restored.")
 
 
 def require_folder(settings: Settings) -> Path:
