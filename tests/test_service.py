@@ -36,7 +36,13 @@ WITH_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sql
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
 # Where the service's own tests start what keeps its workers alive.
 MANAGED = ("keeper", "processes", "sockets", "startup", "throttled_workers")
-TESTED_ELSEWHERE = ("make check", "make test", "make test-all", "make check test", 'make migrate m="remove the samples"')
+TESTED_ELSEWHERE = (
+    "make check",
+    "make test",
+    "make test-all",
+    "make check test",
+    'make migrate m="remove the samples"',
+)
 PASSWORD = "correct horse battery staple"
 
 

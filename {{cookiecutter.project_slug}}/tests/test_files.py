@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +18,8 @@ from starlette.types import Message
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database, DatabaseDep, SessionDep
-from app.core.exceptions import NotFoundError, UnavailableError
-from app.core.storage import FolderStore, ObjectStore, StoreDep
+from app.core.exceptions import NotFoundError
+from app.core.storage import FolderStore, ObjectStore, StoreDep, object_path
 from app.files import service
 from app.files.downloads import download
 from app.files.models import FileRecord, StoredFile
@@ -221,10 +222,30 @@ async def test_a_row_outlives_an_object_that_cannot_be_deleted(
     key = {"storage_s3_access_key_id": "key", "storage_s3_secret_access_key": "secret"}
     out_of_reach = {"storage_s3_bucket": "files", "storage_s3_endpoint": "http://127.0.0.1:1", **key}
 
-    with pytest.raises(UnavailableError):
-        await purge(database, make_settings(migrated_url, **out_of_reach))
+    tried = [await purge(database, make_settings(migrated_url, **out_of_reach)) for _ in range(2)]
 
+    assert tried == [1, 0]
     assert await list_rows(database) == {saved.id}
+
+
+async def test_object_that_cannot_be_deleted_keeps_no_other_from_it(
+    database: Database, store: ObjectStore, owner_id: UUID, settings: Settings, storage_folder: Path
+) -> None:
+    stuck, other = [
+        await service.save(database, store, owner_id, filename="a", media_type="a/b", chunks=give(CONTENT))
+        for _ in range(2)
+    ]
+    path = storage_folder / object_path(stuck.id)
+    path.unlink()
+    # A folder cannot be deleted as a file.
+    path.mkdir()
+    await let_a_day_pass(database)
+
+    tried = [await purge(database, settings, at_most=1) for _ in range(3)]
+
+    assert tried == [1, 1, 0]
+    assert await list_rows(database) == {stuck.id}
+    assert not (storage_folder / object_path(other.id)).exists()
 
 
 async def test_an_upload_that_has_expired_cannot_be_kept(
@@ -257,6 +278,18 @@ async def test_a_file_is_uploaded_and_downloaded(site: httpx2.AsyncClient, owner
 
     assert (answer.status_code, answer.content) == (200, content)
     assert answer.headers["content-length"] == "1000000"
+
+
+async def test_file_without_content_is_an_outage_and_is_logged(
+    site: httpx2.AsyncClient, owner_id: UUID, storage_folder: Path, logs: io.StringIO
+) -> None:
+    file_id = (await site.post(f"/files?owner_id={owner_id}", content=b"x")).json()["id"]
+    (storage_folder / object_path(UUID(file_id))).unlink()
+
+    answer = await site.get(f"/files/{file_id}")
+
+    assert answer.status_code == 503
+    assert "the content of a file is missing" in logs.getvalue()
 
 
 async def test_a_download_is_never_a_page_of_this_site(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import time
 from pathlib import Path
 from uuid import UUID
@@ -75,6 +76,17 @@ def test_what_is_being_written_is_no_part_of_a_backup(storage_folder: Path, back
 
 def test_before_the_first_file_a_backup_is_empty(storage_folder: Path, backups: Path) -> None:
     assert read_all(write_backup(storage_folder, backups)) == {}
+
+
+def test_folder_that_has_lost_all_files_is_not_backed_up(storage_folder: Path, backups: Path) -> None:
+    add_objects(storage_folder, 2)
+    backup = write_backup(storage_folder, backups)
+    shutil.rmtree(storage_folder)
+
+    with pytest.raises(FileNotFoundError, match="set STORAGE_FOLDER, or mount the folder"):
+        write_backup(storage_folder, backups, keep=1)
+
+    assert len(read_all(backup)) == 1
 
 
 def test_a_folder_keeps_the_newest_backups(storage_folder: Path, backups: Path) -> None:

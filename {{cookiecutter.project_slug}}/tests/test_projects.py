@@ -219,6 +219,20 @@ async def test_receipt_of_another_kind_or_too_large_is_refused(client: httpx2.As
     assert (await client.get(path, headers=user.headers)).json()["receipt_id"] is None
 
 
+async def test_of_receipts_that_are_sent_at_once_one_stays(live_url: str) -> None:
+    async with open_client(create_app(make_settings(live_url, database_pool_size=8))) as client:
+        user = await create_account(client)
+        project = await add_project(client, user)
+        path = f"{PROJECTS}/{project['id']}/expenses/{(await add_expense(client, user, project))['id']}"
+
+        answers = await asyncio.gather(*(upload(client, path, user, bytes([number]) * 1000) for number in range(6)))
+        kept = (await client.get(path, headers=user.headers)).json()["receipt_id"]
+
+    assert {answer.status_code for answer in answers} == {200}
+    rows = await execute_async(live_url, "SELECT id FROM stored_files WHERE expires_at IS NULL")
+    assert [str(file_id).replace("-", "") for (file_id,) in rows] == [kept.replace("-", "")]
+
+
 @pytest.mark.parametrize("what", ["receipt", "expense", "project", "account"])
 async def test_receipt_that_is_no_longer_needed_is_purged(live_url: str, what: str) -> None:
     async with open_client(create_app(make_settings(live_url))) as client:

@@ -233,6 +233,32 @@ async def test_reader_holds_no_connection_between_two_statements(live_url: str) 
         assert await another.fetch_value(ONE) == 1
 
 
+async def test_reader_never_waits_for_a_second_connection(live_url: str) -> None:
+    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=0.5)
+    async with open_database(settings) as database, database.read() as session:
+        assert await session.scalar(text("SELECT 1")) == 1
+        assert await session.fetch_value(ONE) == 1
+        assert await session.fetch_all(USERS_BY_EMAILS, emails=["ada@example.com"]) == []
+        assert await session.fetch_value(ONE) == 1
+
+
+async def test_discarded_connection_takes_those_along_that_are_as_old(live_url: str) -> None:
+    async def find_drivers(database: Database) -> set[object]:
+        async with database.read() as one, database.read() as other:
+            raw = [await (await each.connection()).get_raw_connection() for each in (one, other)]
+            return {each.driver_connection for each in raw}
+
+    # One of them is for writing, on SQLite.
+    async with open_database(make_settings(live_url, database_pool_size=3)) as database:
+        before = await find_drivers(database)
+        async with database.read() as session:
+            await session.discard_connection()
+        after = await find_drivers(database)
+
+    assert len(before) == len(after) == 2
+    assert before & after == set()
+
+
 async def test_cancelled_statement_gives_its_connection_back(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     execute, reached = CompiledStatement._execute, asyncio.Event()
 

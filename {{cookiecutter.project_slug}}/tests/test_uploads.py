@@ -1,5 +1,6 @@
 """A route of the kind that teams write, in the whole application: what it takes, and what it refuses and how."""
 
+import asyncio
 import io
 import json
 import tracemalloc
@@ -41,6 +42,7 @@ ReceiptUpload = Annotated[Upload, uploads.accept(max_bytes=MAX_BYTES, media_type
 LargeUpload = Annotated[
     Upload, uploads.accept(max_bytes=64 * 1024 * 1024, media_types=("application/pdf",), name="scan")
 ]
+HastyUpload = Annotated[Upload, uploads.accept(max_bytes=1000, media_types=("image/png",), max_seconds=0.2)]
 
 router = FeatureRouter(prefix="/projects/{project_id}")
 
@@ -66,6 +68,11 @@ async def replace_receipt(project_id: int, user: CurrentUser, upload: ReceiptUpl
 
 @router.put("/large")
 async def replace_large(user: CurrentUser, upload: LargeUpload) -> dict[str, object]:
+    return await describe(upload)
+
+
+@router.put("/hasty")
+async def replace_hastily(user: CurrentUser, upload: HastyUpload) -> dict[str, object]:
     return await describe(upload)
 
 
@@ -411,6 +418,26 @@ async def test_a_client_that_hangs_up_is_no_error_of_ours(
 
     assert_refused(response, 422, "interrupted")
     assert '"level": "error"' not in logs.getvalue()
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b""], [make_body(form_part(b"half"))[:-60]]], ids=["before the file", "in the file"]
+)
+async def test_upload_that_takes_too_long_is_refused(
+    client: httpx2.AsyncClient, user: Account, pieces: list[bytes]
+) -> None:
+    async def stall() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+        await asyncio.Event().wait()
+
+    response = await client.put(
+        "/api/v1/projects/7/hasty",
+        content=stall(),
+        headers={"Content-Type": MULTIPART, "Origin": ORIGIN, **user.headers},
+    )
+
+    assert_refused(response, 422, "took longer than 0.2 seconds")
 
 
 async def test_a_route_need_not_read_the_file(client: httpx2.AsyncClient, user: Account) -> None:

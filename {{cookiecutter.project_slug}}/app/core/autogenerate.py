@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from datetime import date, time
 from decimal import Decimal
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 from uuid import UUID
 
@@ -82,7 +82,12 @@ def _drop_tables_last(upgrade: UpgradeOps) -> None:
         for name, table in tables.items()
     }
     # A table comes after all that it refers to: the last one is dropped first.
-    order = {name: -at for at, name in enumerate(TopologicalSorter(references).static_order())}
+    try:
+        order = {name: -at for at, name in enumerate(TopologicalSorter(references).static_order())}
+    except CycleError as error:
+        raise CommandError(
+            f"The tables {', '.join(sorted(tables))} refer to each other: drop their foreign keys in a migration first."
+        ) from error
 
     def position(operation: MigrateOperation) -> tuple[bool, int]:
         # The indexes of a table are dropped before it, by an operation that has its name as well.

@@ -99,8 +99,9 @@ class Session(AsyncSession):
         compiled = statement.compile(self._dialect, frozenset(parameters))
         if compiled.takes_lists:
             return await self._run_by_sqlalchemy(statement, parameters)
-        if self._autocommit is None:
-            return await self._run_in_transaction(compiled, parameters)
+        # SQLAlchemy's own verbs have taken a connection: a second one might never become free.
+        if self._autocommit is None or self.in_transaction():
+            return await self._run_on_own_connection(compiled, parameters)
         return await _run_in_autocommit(self._autocommit, compiled, parameters, repeat=statement.is_repeatable)
 
     async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> Answer:
@@ -110,15 +111,22 @@ class Session(AsyncSession):
         assert isinstance(result, CursorResult)  # noqa: S101  # for the type checker
         return Answer([], result.rowcount)
 
-    async def _run_in_transaction(self, compiled: CompiledStatement, parameters: Mapping[str, object]) -> Answer:
+    async def _run_on_own_connection(self, compiled: CompiledStatement, parameters: Mapping[str, object]) -> Answer:
         connection = await self.connection()
         assert connection.sync_connection is not None  # noqa: S101  # for the type checker
         try:
             return await compiled.run(connection.sync_connection.connection, self._dialect, parameters)
         except exc.DBAPIError as error:
             if error.connection_invalidated:
-                await connection.invalidate(error)
+                await self.discard_connection(error)
             raise
+
+    async def discard_connection(self, error: BaseException | None = None) -> None:
+        """Close the session's connection, and use no other one of the pool that is as old."""
+        connection = await self.connection()
+        if isinstance(self.bind, AsyncEngine):
+            _pool_of(self.bind).replace_all()
+        await connection.invalidate(error)
 
 
 async def _run_in_autocommit(

@@ -281,4 +281,6 @@ def _is_of_the_database(error: BaseException) -> bool:
     # Not above: who only serves does without Alembic.
     from alembic.util import CommandError
 
-    return isinstance(error, AppError | SQLAlchemyError | CommandError | OSError)
+    from app.core.schema import MigrationsError
+
+    return isinstance(error, MigrationsError | SQLAlchemyError | CommandError | OSError)

@@ -84,6 +84,12 @@ class FairPool(AsyncAdaptedQueuePool):
         """Close a connection whose server has gone, and no more use those that are as old."""
         self._invalidate(lent.connection, error)
 
+    def replace_all(self) -> None:
+        """Replace each connection that is open now when it is handed out next."""
+        self._lost_at = time.monotonic()
+        # SQLAlchemy's own time, for the connections that lie in the pool.
+        self._invalidate_time = time.time()
+
     def _invalidate(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # those of SQLAlchemy's
         """SQLAlchemy calls it where a session has lost its connection."""
         self._lost_at = time.monotonic()

@@ -3,7 +3,10 @@
 import asyncio
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Annotated, BinaryIO, Protocol, TypeVar
@@ -19,6 +22,8 @@ logger = structlog.get_logger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
 CHUNK_BYTES = 256 * 1024
+# Threads of their own: a store that hangs must not take those that readiness and the metrics need.
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="storage")
 
 T = TypeVar("T")
 
@@ -105,7 +110,8 @@ async def run_blocking(
     function: Callable[..., T], *arguments: object, errors: type[Exception] | tuple[type[Exception], ...] = OSError
 ) -> T:
     """Run a store's operation in a thread, to its end even if the caller is cancelled: the next may need its file."""
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    run = partial(copy_context().run, function, *arguments)
+    task = asyncio.get_running_loop().run_in_executor(_THREADS, run)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

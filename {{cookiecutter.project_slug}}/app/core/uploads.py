@@ -4,6 +4,7 @@ FastAPI reads a declared `UploadFile` before it runs any dependency, also for cl
 file is a dependency, which a route names after the one that authenticates.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ FORM_DATA = "multipart/form-data"
 # What may surround the file: boundaries, headers, other fields.
 MAX_OVERHEAD_BYTES = 64 * 1024
 MAX_FILENAME_LENGTH = 200
+MAX_SECONDS = 300
 # RFC 2046 §5.1.1
 MAX_BOUNDARY_LENGTH = 70
 
@@ -49,6 +51,7 @@ class UploadField:
     max_bytes: int
     media_types: tuple[str, ...]
     name: str
+    max_seconds: float
 
     async def __call__(self, request: Request) -> Upload:
         """Read up to the start of the file, and no further."""
@@ -72,13 +75,13 @@ class UploadField:
         return {"required": True, "content": {FORM_DATA: {"schema": schema, "encoding": encoding}}}
 
 
-def accept(*, max_bytes: int, media_types: Sequence[str], name: str = "file") -> Any:  # noqa: ANN401  # as Depends
-    """Take the file in the form field `name`; MAX_BODY_BYTES does not apply to the route.
+def accept(*, max_bytes: int, media_types: Sequence[str], name: str = "file", max_seconds: float = MAX_SECONDS) -> Any:  # noqa: ANN401  # as Depends
+    """Take the file in the form field `name`, within `max_seconds`; MAX_BODY_BYTES does not apply to the route.
 
     The location for uploads in deploy/nginx/site.conf needs the last segment of the route's path, and a limit above
     `max_bytes`.
     """
-    return Depends(UploadField(max_bytes, tuple(media_types), name))
+    return Depends(UploadField(max_bytes, tuple(media_types), name, max_seconds))
 
 
 class _UploadReader:
@@ -87,6 +90,8 @@ class _UploadReader:
     def __init__(self, field: UploadField, request: Request) -> None:
         self._field = field
         self._body = request.stream()
+        # Each upload holds one of MAX_CONCURRENT_REQUESTS.
+        self._deadline = asyncio.get_running_loop().time() + field.max_seconds
         self._parser = self._create_parser(request)
         self._header_name = self._header_value = b""
         self._headers: dict[bytes, bytes] = {}
@@ -132,7 +137,10 @@ class _UploadReader:
     async def _feed(self) -> bool:
         """Parse the next piece of the body; return False at its end."""
         try:
-            data = await anext(self._body, None)
+            async with asyncio.timeout_at(self._deadline):
+                data = await anext(self._body, None)
+        except TimeoutError as error:
+            raise UnprocessableError(f"The upload took longer than {self._field.max_seconds} seconds.") from error
         except ClientDisconnect as error:
             raise UnprocessableError("The upload was interrupted.") from error
         if data is None:

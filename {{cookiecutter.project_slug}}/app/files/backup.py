@@ -17,10 +17,14 @@ from app.core.storage import PARTIAL_SUFFIX, sync_path
 def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
     """Copy all files to a new folder in `target`, of which the newest `keep` stay.
 
+    Raises OSError where there are none although the last backup has some: the folder is not the one with the files.
+
     Files never change: what the newest backup has as well is a hard link to it, and takes no space.
     """
     target.mkdir(exist_ok=True)
     previous = max(_list_backups(target), default=None)
+    if previous is not None and not any(_list_objects(source)) and any(_list_objects(previous)):
+        raise FileNotFoundError(f"{source} has no files, but {previous} has: set STORAGE_FOLDER, or mount the folder.")
     backup = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
     partial = Path(tempfile.mkdtemp(prefix=f".{backup.name}.", suffix=PARTIAL_SUFFIX, dir=target))
     try:

@@ -1,17 +1,26 @@
 from urllib.parse import quote
 
+import structlog
 from fastapi.responses import StreamingResponse
 
+from app.core.exceptions import UnavailableError
 from app.core.storage import ObjectStore
 from app.files.models import FileRecord
+
+logger = structlog.get_logger(__name__)
 
 
 async def download(store: ObjectStore, file: FileRecord) -> StreamingResponse:
     """Answer with a file's content, for saving: a browser never shows or runs it as a page of this site.
 
-    The content is sent after the route has returned, when the request's session is closed.
+    The content is sent after the route has returned, when the request's session is closed. Raises UnavailableError
+    where the content is missing, as between the two halves of a restore.
     """
-    chunks = await store.open(file.id)
+    try:
+        chunks = await store.open(file.id)
+    except FileNotFoundError as error:
+        logger.exception("the content of a file is missing", file_id=str(file.id))
+        raise UnavailableError("The content of this file is not available.") from error
     return StreamingResponse(
         chunks,
         headers={

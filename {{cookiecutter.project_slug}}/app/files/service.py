@@ -5,13 +5,14 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Select, bindparam, delete, insert, select, update
 
 from app.core.config import Settings
 from app.core.database import Database, Session, release_connection
-from app.core.exceptions import NotFoundError
+from app.core.exceptions import NotFoundError, UnavailableError
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns
 from app.core.storage import ObjectStore, create_store, require_store
@@ -21,6 +22,8 @@ from app.files.models import FileRecord, StoredFile
 PURGE_DELAY = timedelta(days=1)
 # Far less, so that no upload writes an object when its row is purged.
 UPLOAD_TIMEOUT = PURGE_DELAY / 2
+# Until an object that could not be deleted is tried again.
+PURGE_RETRY_DELAY = timedelta(hours=1)
 PURGE_BATCH_SIZE = 100
 
 COLUMNS = columns(FileRecord, StoredFile)
@@ -53,6 +56,9 @@ EXPIRED = Query(
     .limit(bindparam("at_most"))
 )
 DELETE_FILE = Command(delete(StoredFile).where(StoredFile.id == bindparam("file_id")))
+POSTPONE_FILE = Command(
+    update(StoredFile).where(StoredFile.id == bindparam("file_id")).values(expires_at=bindparam("new_expires_at"))
+)
 
 
 @dataclass(frozen=True)
@@ -129,19 +135,45 @@ async def delete_file(session: Session, file_id: UUID) -> None:
     await session.run(EXPIRE_FILE, file_id=file_id, new_expires_at=utc_now() + PURGE_DELAY)
 
 
-async def purge_files(session: Session, settings: Settings, at_most: int = PURGE_BATCH_SIZE) -> int:
-    """Delete what has expired, objects first, and return how many files that were.
+def build_deletion(ids: Select[Any]) -> Command:
+    """Build the command for `delete_files` that deletes all files with the ids that a statement returns."""
+    return Command(
+        update(StoredFile)
+        .where(StoredFile.id.in_(ids), StoredFile.expires_at.is_(None))
+        .values(expires_at=bindparam("new_expires_at"))
+    )
 
-    Expired are files that were deleted, those whose owner is gone, and those that were never kept.
+
+async def delete_files(session: Session, deletion: Command, **parameters: object) -> None:
+    """Delete many files in one statement, as `delete_file` does one."""
+    await session.run(deletion, new_expires_at=utc_now() + PURGE_DELAY, **parameters)
+
+
+async def purge_files(session: Session, settings: Settings, at_most: int = PURGE_BATCH_SIZE) -> int:
+    """Delete expired objects and then their rows; return how many were tried.
+
+    Files expire when they are deleted, when their owner is gone, and when they were never kept.
     """
     now = utc_now()
     await session.run(EXPIRE_WITHOUT_OWNER, new_expires_at=now + PURGE_DELAY)
     expired = await session.fetch_all(EXPIRED, now=now, at_most=at_most)
     await release_connection(session)
-    if expired:
-        store = require_store(create_store(settings))
-        for (file_id,) in expired:
-            await store.delete(file_id)
-    for (file_id,) in expired:
-        await session.run(DELETE_FILE, file_id=file_id)
+    if not expired:
+        return 0
+    store = require_store(create_store(settings))
+    is_deleted = {file_id: await _try_to_delete(store, file_id) for (file_id,) in expired}
+    for file_id, deleted in is_deleted.items():
+        if deleted:
+            await session.run(DELETE_FILE, file_id=file_id)
+        else:
+            await session.run(POSTPONE_FILE, file_id=file_id, new_expires_at=now + PURGE_RETRY_DELAY)
     return len(expired)
+
+
+async def _try_to_delete(store: ObjectStore, file_id: UUID) -> bool:
+    """One object that cannot be deleted, which the store logs, must not keep the others from it."""
+    try:
+        await store.delete(file_id)
+    except UnavailableError:
+        return False
+    return True

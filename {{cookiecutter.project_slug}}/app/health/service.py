@@ -66,7 +66,7 @@ async def _is_read_only(database: Database) -> bool:
             connection = await session.connection()
             if connection.dialect.name != "postgresql" or await connection.scalar(READ_ONLY) != "on":
                 return False
-            await connection.invalidate()
+            await session.discard_connection()
     return True
 
 

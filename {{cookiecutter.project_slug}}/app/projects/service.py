@@ -15,7 +15,6 @@ from app.core.pagination import PageRequest, PageResult, paginate
 from app.core.query import Command, Query, columns
 from app.core.schemas import dump_changes
 from app.files import service as files_service
-from app.files.models import StoredFile
 from app.projects.models import Expense, ExpenseCategory, ExpenseRecord, Project, ProjectRecord
 from app.projects.schemas import ExpenseCreate, ExpenseUpdate, ProjectCreate, ProjectReport, ProjectUpdate
 
@@ -46,10 +45,15 @@ UPDATE_EXPENSE = Query(
     update(Expense).where(Expense.id == bindparam("expense")).returning(*EXPENSE_COLUMNS), ExpenseRecord
 )
 DELETE_EXPENSE = Command(delete(Expense).where(Expense.id == bindparam("expense")))
-RECEIPTS = Query(
-    select(StoredFile.id)
-    .join(Expense, Expense.receipt_id == StoredFile.id)
-    .where(Expense.project_id == bindparam("project"))
+# Locks, in this order, before a receipt is exchanged or deleted: two changes at once must not leave a file that nothing
+# refers to.
+LOCK_PROJECT = Query(select(Project.id).where(Project.id == bindparam("project")).with_for_update())
+LOCK_EXPENSES = Query(select(Expense.id).where(Expense.project_id == bindparam("project")).with_for_update())
+DELETE_RECEIPTS = files_service.build_deletion(
+    select(Expense.receipt_id).where(Expense.project_id == bindparam("project"))
+)
+LOCK_EXPENSE = Query(
+    select(*EXPENSE_COLUMNS).where(Expense.id == bindparam("expense")).with_for_update(), ExpenseRecord
 )
 
 
@@ -89,14 +93,18 @@ async def update_project(session: Session, project: ProjectRecord, data: Project
 
 async def delete_project(session: Session, project: ProjectRecord) -> None:
     """Delete the project with its expenses and their receipts."""
-    for (receipt_id,) in await session.fetch_all(RECEIPTS, project=project.id):
-        await files_service.delete_file(session, receipt_id)
+    await session.fetch_all(LOCK_PROJECT, project=project.id)
+    await session.fetch_all(LOCK_EXPENSES, project=project.id)
+    await files_service.delete_files(session, DELETE_RECEIPTS, project=project.id)
     await session.run(DELETE_PROJECT, project=project.id)
 
 
 async def report(session: Session, project_id: UUID) -> ProjectReport:
     """Add up the expenses, with entities and their relationship: convenient, at several times the cost of records."""
-    project = (await session.scalars(PROJECT_WITH_EXPENSES, {"project": project_id})).one()
+    project = (await session.scalars(PROJECT_WITH_EXPENSES, {"project": project_id})).one_or_none()
+    if project is None:
+        # Deleted since it was loaded.
+        raise NotFoundError("Project not found.")
     by_category: dict[ExpenseCategory, Decimal] = defaultdict(Decimal)
     for expense in project.expenses:
         by_category[expense.category] += expense.amount
@@ -141,14 +149,21 @@ async def _change_expense(session: Session, expense: ExpenseRecord, **changes: o
 
 
 async def delete_expense(session: Session, expense: ExpenseRecord) -> None:
-    if expense.receipt_id is not None:
-        await files_service.delete_file(session, expense.receipt_id)
+    await _delete_receipt(session, expense)
     await session.run(DELETE_EXPENSE, expense=expense.id)
+
+
+async def _delete_receipt(session: Session, expense: ExpenseRecord) -> None:
+    locked = await session.fetch_one_or_none(LOCK_EXPENSE, expense=expense.id)
+    if locked is None:
+        # Deleted since it was loaded.
+        raise NotFoundError("Expense not found.")
+    if locked.receipt_id is not None:
+        await files_service.delete_file(session, locked.receipt_id)
 
 
 async def attach_receipt(session: Session, expense: ExpenseRecord, saved: files_service.SavedObject) -> ExpenseRecord:
     """Keep a saved upload as the expense's receipt, in place of an earlier one."""
     receipt = await files_service.keep(session, saved)
-    if expense.receipt_id is not None:
-        await files_service.delete_file(session, expense.receipt_id)
+    await _delete_receipt(session, expense)
     return await _change_expense(session, expense, receipt_id=receipt.id)
