@@ -211,6 +211,7 @@ def follow_the_day(project: BakedProject) -> None:
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
     """A project with data of the samples, in which a team has built features of its own."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
+    follow_the_day(project)
     add_notes(project)
     with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
         account = {"email": "ada@example.com", "password": PASSWORD}
@@ -221,7 +222,6 @@ def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
         sample = {"name": "Delete me", "starts_on": "2026-01-12"}
         assert server.request("POST", "/api/v1/projects", sample, token=token).status == 201
         server.stop(signal.SIGINT, group=True)
-    follow_the_day(project)
     return project
 
 
