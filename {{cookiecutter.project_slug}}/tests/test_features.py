@@ -43,14 +43,14 @@ from tests.databases import SECRET_KEY, execute_async, make_settings
 from tests.mail import wait_for
 
 INVITATION = "invitations: accept"
-PATH = "/api/v1/invitations"
+PATH = "/api/v1/tested-invitations"
 PERSON = "grace@example.com"
 SITE = {"Origin": "https://app.example.com"}
 TASK = "confirm members"
-NEW_MEMBER = "INSERT INTO members VALUES ('grace@example.com', 'editor', 'new')"
+NEW_MEMBER = "INSERT INTO tested_members VALUES ('grace@example.com', 'editor', 'new')"
 
-members = Table(
-    "members",
+tested_members = Table(
+    "tested_members",
     MetaData(),
     *(Column(name, String(254), nullable=False) for name in ("address", "role", "state")),
 )
@@ -61,11 +61,13 @@ class MemberRecord(NamedTuple):
     role: str
 
 
-ADD_MEMBER = Command(insert(members))
-NEW_MEMBERS = Query(select(members.c.address).where(members.c.state == "new"))
-CONFIRM_MEMBERS = Command(update(members).where(members.c.state == "new").values(state="confirmed"))
-LIST_MEMBERS = Query(select(members.c.address, members.c.role).order_by(members.c.address), MemberRecord)
-PURGE_MEMBERS = Command(delete(members).where(members.c.state == "left"))
+ADD_MEMBER = Command(insert(tested_members))
+NEW_MEMBERS = Query(select(tested_members.c.address).where(tested_members.c.state == "new"))
+CONFIRM_MEMBERS = Command(update(tested_members).where(tested_members.c.state == "new").values(state="confirmed"))
+LIST_MEMBERS = Query(
+    select(tested_members.c.address, tested_members.c.role).order_by(tested_members.c.address), MemberRecord
+)
+PURGE_MEMBERS = Command(delete(tested_members).where(tested_members.c.state == "left"))
 
 
 class InvitationSettings(FeatureSettings):
@@ -81,16 +83,16 @@ class InvitationAccept(Input):
     token: str
 
 
-router = FeatureRouter(prefix="/invitations", tags=["invitations"])
+router = FeatureRouter(prefix="/tested-invitations", tags=["invitations"])
 
 
 @router.post("", status_code=202)
-async def invite(data: InvitationCreate, _user: CurrentUser, session: SessionDep) -> None:
+async def invite_in_test(data: InvitationCreate, _user: CurrentUser, session: SessionDep) -> None:
     await enqueue(session, INVITATION, data.email, payload={"role": data.role})
 
 
 @router.post("/accept")
-async def accept(data: InvitationAccept, session: SessionDep) -> dict[str, JsonValue]:
+async def accept_in_test(data: InvitationAccept, session: SessionDep) -> dict[str, JsonValue]:
     found = await one_time_tokens.use_token(session, data.token, INVITATION)
     member = {"address": found.address, "role": found.payload["role"]}
     await session.run(ADD_MEMBER, **member, state="new")
@@ -98,7 +100,7 @@ async def accept(data: InvitationAccept, session: SessionDep) -> dict[str, JsonV
 
 
 @router.get("/lifetime")
-async def read_lifetime(settings: SettingsDep) -> int:
+async def read_lifetime_in_test(settings: SettingsDep) -> int:
     return settings.of(InvitationSettings).invitation_lifetime_seconds
 
 
@@ -140,7 +142,7 @@ async def load_sample_invitation(tools: Toolbox) -> None:
     await enqueue(tools.session, INVITATION, PERSON, payload={"role": "sample"})
 
 
-commands = typer.Typer(name="invitations", no_args_is_help=True)
+commands = typer.Typer(name="tested-invitations", no_args_is_help=True)
 
 
 @commands.command("list")
@@ -172,7 +174,9 @@ ALL_FEATURES = (*FEATURES, invitations)
 
 @pytest.fixture
 async def members_url(live_url: str) -> str:
-    await execute_async(live_url, "CREATE TABLE members (address VARCHAR(254), role VARCHAR(50), state VARCHAR(10))")
+    await execute_async(
+        live_url, "CREATE TABLE tested_members (address VARCHAR(254), role VARCHAR(50), state VARCHAR(10))"
+    )
     return live_url
 
 
@@ -268,7 +272,7 @@ async def test_background_task_works_on_the_database_and_ends_with_the_service(
     settings: Settings, members_url: str
 ) -> None:
     async def is_confirmed() -> bool:
-        return await execute_async(members_url, "SELECT state FROM members") == [("confirmed",)]
+        return await execute_async(members_url, "SELECT state FROM tested_members") == [("confirmed",)]
 
     app = create_app(settings, features=ALL_FEATURES)
     async with app.router.lifespan_context(app) as state:
@@ -299,11 +303,11 @@ async def test_pages_elsewhere_may_send_and_read_the_headers_of_the_feature(clie
 
 async def test_rows_of_the_feature_are_purged(client: httpx2.AsyncClient, members_url: str) -> None:
     await execute_async(
-        members_url, "INSERT INTO members VALUES ('a@example.com', '', 'left'), ('b@example.com', '', '')"
+        members_url, "INSERT INTO tested_members VALUES ('a@example.com', '', 'left'), ('b@example.com', '', '')"
     )
 
     async def is_purged() -> bool:
-        return await execute_async(members_url, "SELECT address FROM members") == [("b@example.com",)]
+        return await execute_async(members_url, "SELECT address FROM tested_members") == [("b@example.com",)]
 
     await wait_for(is_purged)
 
@@ -325,11 +329,11 @@ async def test_command_of_the_feature_has_its_settings_and_the_database(members_
     environment = {"SECRET_KEY": SECRET_KEY, "DATABASE_URL": members_url, "INVITATION_LIFETIME_SECONDS": "60"}
     cli = make_cli(*ALL_FEATURES)
 
-    listed = await asyncio.to_thread(CliRunner().invoke, cli, ["invitations", "list"], env=environment)
+    listed = await asyncio.to_thread(CliRunner().invoke, cli, ["tested-invitations", "list"], env=environment)
     helped = await asyncio.to_thread(CliRunner().invoke, cli, ["--help"])
 
     assert (listed.exit_code, listed.stdout) == (0, f"{PERSON} editor 60\n"), listed.output
-    assert all(group in helped.stdout for group in ("invitations", "outbox", "users"))
+    assert all(group in helped.stdout for group in ("tested-invitations", "outbox", "users"))
 
 
 same_group = typer.Typer(name="users")

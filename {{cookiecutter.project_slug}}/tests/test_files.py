@@ -34,7 +34,7 @@ router = APIRouter()
 
 
 @router.post("/files")
-async def upload(
+async def upload_in_test(
     request: Request, owner_id: UUID, database: DatabaseDep, store: StoreDep, session: SessionDep
 ) -> dict[str, str]:
     saved = await service.save(
@@ -44,7 +44,7 @@ async def upload(
 
 
 @router.get("/files/{file_id}")
-async def read(file_id: UUID, store: StoreDep, session: SessionDep) -> Response:
+async def read_in_test(file_id: UUID, store: StoreDep, session: SessionDep) -> Response:
     return await download(store, await service.get_file(session, file_id))
 
 

@@ -80,18 +80,18 @@ async def test_a_schema_of_a_newer_release_is_left_alone(live_url: str) -> None:
 
 async def test_a_reset_also_drops_what_no_migration_knows(live_url: str) -> None:
     is_sqlite = make_url(live_url).get_backend_name() == "sqlite"
-    await execute_async(live_url, "CREATE TABLE notes (user_id CHAR(32))")
+    await execute_async(live_url, "CREATE TABLE left_over (user_id CHAR(32))")
     await execute_async(live_url, 'CREATE VIEW "all Users%" AS SELECT * FROM users')
-    await execute_async(live_url, 'CREATE VIEW emails AS SELECT email FROM "all Users%"')
+    await execute_async(live_url, 'CREATE VIEW left_over_emails AS SELECT email FROM "all Users%"')
     if not is_sqlite:
-        await execute_async(live_url, "CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM emails")
+        await execute_async(live_url, "CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM left_over_emails")
 
     async with open_client(create_app(make_settings(live_url, reset_db=True))) as client:
         response = await client.get("/health/ready")
 
     assert response.status_code == 200
     assert await table_names(live_url) == {*Base.metadata.tables, "alembic_version", "last_reset"}
-    await execute_async(live_url, "CREATE TABLE emails (id INTEGER)")
+    await execute_async(live_url, "CREATE TABLE left_over_emails (id INTEGER)")
 
 
 async def test_a_start_resets_once_for_all_that_start_with_it(empty_url: str) -> None:

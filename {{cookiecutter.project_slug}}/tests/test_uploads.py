@@ -31,10 +31,10 @@ BOUNDARY = "------------------------d74496d66958873e"
 MULTIPART = f"{FORM_DATA}; boundary={BOUNDARY}"
 MAX_BYTES = 10 * 1024 * 1024
 MAX_BODY_BYTES = 1000
-RECEIPT = "/api/v1/projects/7/receipt"
-LARGE = "/api/v1/projects/7/large"
-NOTE = "/api/v1/projects/7/note"
-TITLE = "/api/v1/projects/7/title"
+RECEIPT = "/api/v1/tested-uploads/7/receipt"
+LARGE = "/api/v1/tested-uploads/7/large"
+NOTE = "/api/v1/tested-uploads/7/note"
+TITLE = "/api/v1/tested-uploads/7/title"
 CHUNK = 32 * 1024
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -44,7 +44,7 @@ LargeUpload = Annotated[
 ]
 HastyUpload = Annotated[Upload, uploads.accept(max_bytes=1000, media_types=("image/png",), max_seconds=0.2)]
 
-router = FeatureRouter(prefix="/projects/{project_id}")
+router = FeatureRouter(prefix="/tested-uploads/{project_id}")
 
 
 async def describe(upload: Upload) -> dict[str, object]:
@@ -62,32 +62,32 @@ async def describe(upload: Upload) -> dict[str, object]:
 
 
 @router.put("/receipt", responses=problem_responses(401))
-async def replace_receipt(project_id: int, user: CurrentUser, upload: ReceiptUpload) -> dict[str, object]:
+async def replace_receipt_in_test(project_id: int, user: CurrentUser, upload: ReceiptUpload) -> dict[str, object]:
     return {"project_id": project_id, **await describe(upload)}
 
 
 @router.put("/large")
-async def replace_large(user: CurrentUser, upload: LargeUpload) -> dict[str, object]:
+async def replace_large_in_test(user: CurrentUser, upload: LargeUpload) -> dict[str, object]:
     return await describe(upload)
 
 
 @router.put("/hasty")
-async def replace_hastily(user: CurrentUser, upload: HastyUpload) -> dict[str, object]:
+async def replace_hastily_in_test(user: CurrentUser, upload: HastyUpload) -> dict[str, object]:
     return await describe(upload)
 
 
 @router.put("/unread")
-async def ignore_receipt(user: CurrentUser, upload: ReceiptUpload) -> str:
+async def ignore_receipt_in_test(user: CurrentUser, upload: ReceiptUpload) -> str:
     return upload.filename
 
 
 @router.put("/note")
-async def replace_note(user: CurrentUser, note: dict[str, str]) -> dict[str, str]:
+async def replace_note_in_test(user: CurrentUser, note: dict[str, str]) -> dict[str, str]:
     return note
 
 
 @router.put("/title")
-async def replace_title(user: CurrentUser, title: Annotated[str, Form()]) -> str:
+async def replace_title_in_test(user: CurrentUser, title: Annotated[str, Form()]) -> str:
     return title
 
 
@@ -232,14 +232,14 @@ async def test_a_file_of_the_greatest_size_is_taken_and_one_byte_more_refused(
 
 
 async def test_a_file_without_end_is_refused_at_its_bound(client: httpx2.AsyncClient, user: Account) -> None:
-    before = count("/api/v1/projects/{project_id}/receipt", 413)
+    before = count("/api/v1/tested-uploads/{project_id}/receipt", 413)
     body = send_zeros(10 * MAX_BYTES)
 
     response = await put(client, user, body)
 
     assert_refused(response, 413, f"{MAX_BYTES} bytes")
     assert body.sent_bytes <= MAX_BYTES + 2 * CHUNK
-    assert count("/api/v1/projects/{project_id}/receipt", 413) == before + 1
+    assert count("/api/v1/tested-uploads/{project_id}/receipt", 413) == before + 1
 
 
 async def test_a_length_beyond_the_bound_is_refused_unread(client: httpx2.AsyncClient, user: Account) -> None:
@@ -432,7 +432,7 @@ async def test_upload_that_takes_too_long_is_refused(
         await asyncio.Event().wait()
 
     response = await client.put(
-        "/api/v1/projects/7/hasty",
+        "/api/v1/tested-uploads/7/hasty",
         content=stall(),
         headers={"Content-Type": MULTIPART, "Origin": ORIGIN, **user.headers},
     )
@@ -443,7 +443,7 @@ async def test_upload_that_takes_too_long_is_refused(
 async def test_a_route_need_not_read_the_file(client: httpx2.AsyncClient, user: Account) -> None:
     body = send_zeros(MAX_BYTES)
 
-    response = await put(client, user, body, "/api/v1/projects/7/unread")
+    response = await put(client, user, body, "/api/v1/tested-uploads/7/unread")
 
     assert response.json() == "receipt.png"
     assert body.sent_bytes < 2 * CHUNK
@@ -466,7 +466,7 @@ async def test_no_other_route_takes_a_form_with_files(client: httpx2.AsyncClient
     [
         ("PUT", NOTE, "application/json"),
         ("POST", TOKEN_PATH, "application/x-www-form-urlencoded"),
-        ("PUT", "/api/v1/projects/7/receipt/more", MULTIPART),
+        ("PUT", "/api/v1/tested-uploads/7/receipt/more", MULTIPART),
         ("POST", RECEIPT, MULTIPART),
         ("POST", "/log-in", "application/x-www-form-urlencoded"),
     ],
@@ -490,7 +490,7 @@ async def test_every_other_path_keeps_its_bound(
 async def test_the_document_describes_the_form(app: FastAPI) -> None:
     document = app.openapi()
 
-    receipt = document["paths"]["/api/v1/projects/{project_id}/receipt"]["put"]
+    receipt = document["paths"]["/api/v1/tested-uploads/{project_id}/receipt"]["put"]
     assert receipt["requestBody"] == {
         "required": True,
         "content": {
@@ -506,5 +506,5 @@ async def test_the_document_describes_the_form(app: FastAPI) -> None:
     }
     assert receipt["responses"].keys() >= {"200", "401", "413", "415", "422"}
     assert [each["name"] for each in receipt["parameters"]] == ["project_id"]
-    large = document["paths"]["/api/v1/projects/{project_id}/large"]["put"]["requestBody"]
+    large = document["paths"]["/api/v1/tested-uploads/{project_id}/large"]["put"]["requestBody"]
     assert large["content"]["multipart/form-data"]["schema"]["required"] == ["scan"]
