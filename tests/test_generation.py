@@ -138,7 +138,7 @@ def test_nothing_of_the_template_is_left(texts: dict[str, str]) -> None:
 
 
 def assert_nothing_is_left(texts: dict[str, str]) -> None:
-    # The service has templates of its own, which a document shows.
+    # docs/developing.md shows Jinja templates of the service, which are not those of cookiecutter.
     own = {name: re.sub(r"(?ms)^```jinja\n.*?^```$", "", text) for name, text in texts.items()}
     assert {name: left for name, text in own.items() if (left := find(LEFTOVERS, text))} == {}
 

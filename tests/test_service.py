@@ -164,6 +164,7 @@ def add_notes(project: BakedProject) -> None:
     shutil.copy(project.path / "tests" / "test_todos.py", project.path / "tests" / "test_notes.py")
     for path in (*(project.path / "app" / "notes").glob("*.py"), project.path / "tests" / "test_notes.py"):
         text = path.read_text(encoding="utf-8")
+        # The upper-case form is that of constants, such as TODO_BY_ID.
         for old, new in (*renamed, ("TODO", "NOTE")):
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
@@ -209,7 +210,7 @@ def follow_the_day(project: BakedProject) -> None:
 
 @pytest.fixture(scope="class")
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
-    """A project with data of the samples, in which a team has built features of its own."""
+    """A project in which a team has built features, and that has rows in the tables of the samples."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
     follow_the_day(project)
     add_notes(project)

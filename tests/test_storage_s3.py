@@ -54,13 +54,13 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for port in ports.values():
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108  # it takes no other folder
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108  # SeaweedFS puts its sockets there, and takes no other folder
                 socket.unlink()
 
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=PATIENCE_SECONDS) as answer:  # noqa: S310  # loopback
+        with urllib.request.urlopen(f"{url}/healthz", timeout=PATIENCE_SECONDS) as answer:  # noqa: S310  # the URL is the loopback server of this test
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError):
         return False

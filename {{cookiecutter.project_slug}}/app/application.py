@@ -60,7 +60,7 @@ def create_app(
 ) -> FastAPI:
     """Build the service, from the environment unless settings are given.
 
-    Tests pass a database and features of their own, and the transport of a fake for calls to other services.
+    Tests pass their database, their features, and the transport of a fake for calls to other services.
     """
     mark_start()
     if settings is None:

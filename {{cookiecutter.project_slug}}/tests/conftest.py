@@ -175,7 +175,7 @@ async def app(
 ) -> FastAPI:
     """The service with the test's database; what a test adds to the application is removed after it.
 
-    Settings of routes and of middleware need an application of their own.
+    A test that changes settings of routes or of middleware calls `create_app` instead.
     """
     router = shared_app.router
     own = create_app(settings, database, outgoing.transport)

@@ -49,7 +49,7 @@ async def test_every_operation_has_an_id_and_a_documented_answer(settings: Setti
 
     operations = [operation for path in schema["paths"].values() for operation in path.values()]
     ids = [operation["operationId"] for operation in operations]
-    assert [name for name in ids if ids.count(name) > 1] == [], "give each route's function a name of its own"
+    assert [name for name in ids if ids.count(name) > 1] == [], "give each route's function a different name"
     assert [name for name in ids if not re.fullmatch("[a-z][a-z0-9_]*", name)] == []
     for operation in operations:
         for status, response in operation["responses"].items():

@@ -124,7 +124,7 @@ async def test_server_that_takes_no_writes_is_an_outage_and_is_forgotten_when_it
         refused = [await client.patch(me, json={"name": "x"}, headers=user.headers) for _ in range(3)]
         read = await client.get(me, headers=user.headers)
         unready = await client.get("/health/ready")
-        # As an administrator: this session, too, would be read-only.
+        # Read-write explicitly, as the default of this session is also read-only.
         await execute_async(
             live_url, f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
         )

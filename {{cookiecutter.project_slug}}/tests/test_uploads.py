@@ -389,7 +389,7 @@ async def test_a_file_name_in_another_encoding_is_no_error(client: httpx2.AsyncC
 
 
 def hang_up(app: FastAPI, messages: int) -> FastAPI:
-    """Serve the application to clients that are gone after so many messages of their body."""
+    """Serve clients that disconnect after the given number of messages of their body."""
 
     class HangUpMiddleware:
         def __init__(self, app: ASGIApp) -> None:

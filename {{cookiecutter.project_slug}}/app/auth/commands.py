@@ -24,7 +24,7 @@ async def reencrypt_secrets(settings: Settings) -> int:
 
 @commands.command("disable-second-factor")
 def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
-    """For who has lost the authenticator and the recovery codes."""
+    """Remove the second factor of a user who has lost the authenticator and the recovery codes."""
     run(remove_second_factor(load_settings(context), email))
     typer.echo(f"{email} signs in without a second factor.")
 

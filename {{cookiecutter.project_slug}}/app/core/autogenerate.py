@@ -54,7 +54,7 @@ def next_revision(revisions: Iterable[str]) -> str:
 
 def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect) -> None:
     """Number a new migration, and make it run on tables with rows; raises CommandError where it could not."""
-    assert script.upgrade_ops is not None and script.downgrade_ops is not None  # noqa: S101, PT018  # for the type checker
+    assert script.upgrade_ops is not None and script.downgrade_ops is not None  # noqa: S101, PT018  # autogenerate fills both: for the type checker
     script.rev_id = next_revision(revisions)
     _drop_tables_last(script.upgrade_ops)
     script.upgrade_ops.reverse_into(script.downgrade_ops)

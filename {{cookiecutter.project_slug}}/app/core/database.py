@@ -108,7 +108,7 @@ class Session(AsyncSession):
         result = await self.execute(statement.statement, parameters)
         if isinstance(statement, Query):
             return Answer(list(result), -1)
-        assert isinstance(result, CursorResult)  # noqa: S101  # for the type checker
+        assert isinstance(result, CursorResult)  # noqa: S101  # a statement without rows: for the type checker
         return Answer([], result.rowcount)
 
     async def _run_on_own_connection(self, compiled: CompiledStatement, parameters: Mapping[str, object]) -> Answer:

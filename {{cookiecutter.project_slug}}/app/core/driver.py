@@ -16,7 +16,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 Process = Callable[[Any], Any]
 
-# SQLSTATEs of PostgreSQL. It has none of its own for a prepared statement whose columns have changed.
+# SQLSTATEs of PostgreSQL. This general one is also that of a prepared statement whose columns have changed.
 FEATURE_NOT_SUPPORTED = "0A000"
 READ_ONLY_TRANSACTION = "25006"
 
@@ -42,7 +42,7 @@ class Parameter:
 class CompiledStatement:
     """A statement, compiled for one kind of database and one set of parameter names."""
 
-    def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # no common class of select and insert has both
+    def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # select and insert share no class that has both `compile` and `exported_columns`
         """Raise ArgumentError for a parameter that the statement does not have."""
         compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
@@ -70,7 +70,7 @@ class CompiledStatement:
             return Answer([self._convert(row) for row in answer.rows], answer.changed)
         return answer
 
-    async def _execute(self, driver: Any, dialect: Dialect, values: dict[str, Any]) -> Answer:  # noqa: ANN401  # each driver has its own class
+    async def _execute(self, driver: Any, dialect: Dialect, values: dict[str, Any]) -> Answer:  # noqa: ANN401  # psycopg and aiosqlite share no base class
         if self._order is None:
             cursor = await driver.execute(self._sql, values)
             if not self._has_answered:
@@ -149,5 +149,5 @@ def _refuse(name: str) -> object:
     raise InvalidRequestError(f"A value is required for the parameter {name}.")
 
 
-def _identity(value: Any) -> Any:  # noqa: ANN401  # whatever the driver takes as it is
+def _identity(value: Any) -> Any:  # noqa: ANN401  # values of every type pass through unchanged
     return value

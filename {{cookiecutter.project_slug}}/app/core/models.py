@@ -82,7 +82,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UTCDateTime, Decimal: FixedPoint, Enum: ENUM}  # noqa: RUF012  # SQLAlchemy's own name, and it is no field
+    type_annotation_map = {datetime: UTCDateTime, Decimal: FixedPoint, Enum: ENUM}  # noqa: RUF012  # SQLAlchemy reads it at class creation, and nothing changes it
 
 
 class Identity:

@@ -1,12 +1,12 @@
 """Typed statements: built once at module level, with `bindparam`, and run by the verbs of `app.core.database.Session`.
 
-class TodoRecord(NamedTuple):
+class UserEmail(NamedTuple):
     id: UUID
-    title: str
+    email: str
 
-TODO_BY_ID = Query(select(*columns(TodoRecord, Todo)).where(Todo.id == bindparam("todo_id")), TodoRecord)
+EMAIL_BY_ID = Query(select(*columns(UserEmail, User)).where(User.id == bindparam("user_id")), UserEmail)
 
-todo = await session.fetch_one_or_none(TODO_BY_ID, todo_id=todo_id)
+user = await session.fetch_one_or_none(EMAIL_BY_ID, user_id=user_id)
 """
 
 from collections.abc import Callable, Sequence
@@ -95,7 +95,7 @@ def delete_batch(model: type[Any], *conditions: ColumnElement[bool]) -> Command:
     return Command(statement)
 
 
-def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  # no common class has columns
+def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
     if (found := _keys(statement)) != record._fields:
         raise TypeError(
             f"{record.__name__} has the fields {', '.join(record._fields)}, "
@@ -103,5 +103,5 @@ def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  #
         )
 
 
-def _keys(statement: Any) -> tuple[str, ...]:  # noqa: ANN401  # no common class has columns
+def _keys(statement: Any) -> tuple[str, ...]:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
     return tuple(column.key for column in statement.exported_columns)

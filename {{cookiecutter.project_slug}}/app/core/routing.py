@@ -23,7 +23,7 @@ class FeatureRoute(APIRoute):
     A route with an upload gets its body limit and its place in the OpenAPI document.
     """
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # those of APIRoute
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks them
         super().__init__(path, endpoint, **options)
         upload = _find_upload(self.dependant)
         if upload is not None:
@@ -64,7 +64,7 @@ def require_media_type(request: Request, *, takes_form: bool) -> None:
 class FeatureRouter(APIRouter):
     """Compares none of its routes with a path that its prefix is no part of; FastAPI tries them all in turn, twice."""
 
-    def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # those of APIRouter
+    def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks themr
         super().__init__(route_class=route_class, **options)
         # A path holds no parameter literally, but values in its place.
         self._head = self.prefix.partition("{")[0]

@@ -22,7 +22,7 @@ logger = structlog.get_logger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
 CHUNK_BYTES = 256 * 1024
-# Threads of their own: a store that hangs must not take those that readiness and the metrics need.
+# A separate pool: a store that hangs must not exhaust the threads that readiness and the metrics need.
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="storage")
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class ObjectStore(Protocol):
 def create_store(settings: Settings) -> ObjectStore | None:
     """Return None where neither a folder nor a bucket is configured."""
     if settings.storage_s3_bucket is not None:
-        # Not above: it brings a client of S3 along.
+        # Imported lazily: only a bucket needs the client of S3.
         from app.core.storage_s3 import S3Store
 
         return S3Store(settings)

@@ -1,4 +1,4 @@
-"""Throttling of guesses, and of what is as suspicious when repeated; not a rate limiter for ordinary use.
+"""Throttling of guesses and of other suspicious repetitions; not a rate limiter for ordinary use.
 
 Attempts are counted in the database, so that the bounds hold across workers and hosts.
 """

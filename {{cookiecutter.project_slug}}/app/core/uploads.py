@@ -75,7 +75,7 @@ class UploadField:
         return {"required": True, "content": {FORM_DATA: {"schema": schema, "encoding": encoding}}}
 
 
-def accept(*, max_bytes: int, media_types: Sequence[str], name: str = "file", max_seconds: float = MAX_SECONDS) -> Any:  # noqa: ANN401  # as Depends
+def accept(*, max_bytes: int, media_types: Sequence[str], name: str = "file", max_seconds: float = MAX_SECONDS) -> Any:  # noqa: ANN401  # FastAPI declares the result of Depends as Any
     """Take the file in the form field `name`, within `max_seconds`; MAX_BODY_BYTES does not apply to the route.
 
     The location for uploads in deploy/nginx/site.conf needs the last segment of the route's path, and a limit above

@@ -44,7 +44,7 @@ def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
 
 
 def restore_backup(backup: Path, folder: Path) -> int:
-    """Copy what is missing in `folder`, or has another size there, and return how many files that were."""
+    """Copy files that are missing in `folder` or have another size there; return how many were copied."""
     count = 0
     for path in _list_objects(backup):
         if not _has_size_of(folder / path, backup / path):
@@ -54,7 +54,7 @@ def restore_backup(backup: Path, folder: Path) -> int:
 
 
 def _list_objects(folder: Path) -> Iterator[Path]:
-    """The paths within the folder, without what is being written."""
+    """Return the paths within the folder, without unfinished files."""
     for path in folder.glob("??/*"):
         if path.suffix != PARTIAL_SUFFIX:
             yield path.relative_to(folder)

@@ -18,7 +18,7 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="The folder that gets a new one with all files.")],
     keep: Annotated[int | None, typer.Option(min=1, help="Remove all but the newest N backups.", metavar="N")] = None,
 ) -> None:
-    """Back up the files, right after the database; only what is new since the last backup takes space."""
+    """Back up the files, right after the database; only files that are new since the last backup take space."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         typer.echo(f"Nothing to do. {IN_BUCKET}")

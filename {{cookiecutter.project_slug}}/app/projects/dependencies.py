@@ -30,7 +30,7 @@ ExpenseDep = Annotated[ExpenseRecord, Depends(get_own_expense)]
 async def get_expense_for_upload(
     project_id: UUID, expense_id: UUID, user: CurrentUser, database: DatabaseDep
 ) -> ExpenseRecord:
-    """Load the expense in a session of its own: none may be open, and hold a lock, while a client sends a file."""
+    """Load the expense in a separate session, as an open one would hold a lock while a client sends a file."""
     async with database.read() as session:
         project = await service.get_project(session, user.id, project_id)
         return await service.get_expense(session, project, expense_id)

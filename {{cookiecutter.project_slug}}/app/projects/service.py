@@ -1,4 +1,4 @@
-"""Projects, and what was spent on them. Whose project it is, is checked when it is loaded (dependencies.py)."""
+"""Projects and their expenses. The owner is checked when a project is loaded (dependencies.py)."""
 
 from collections import defaultdict
 from decimal import Decimal
@@ -30,7 +30,7 @@ UPDATE_PROJECT = Query(
     update(Project).where(Project.id == bindparam("project")).returning(*PROJECT_COLUMNS), ProjectRecord
 )
 DELETE_PROJECT = Command(delete(Project).where(Project.id == bindparam("project")))
-# An entity: the report needs the expenses, too, which the relationship loads with a second query.
+# An entity: the report also needs the expenses, which the relationship loads with a second query.
 PROJECT_WITH_EXPENSES = (
     select(Project).where(Project.id == bindparam("project")).options(selectinload(Project.expenses))
 )

@@ -52,7 +52,7 @@ async def get_current_user(request: Request, required: SecurityScopes, claims: C
 
 
 CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
-# For the few routes that need the session, too; beside CurrentUser it would be looked up twice.
+# For the few routes that also need the session. Do not combine it with CurrentUser: each looks the caller up.
 CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
 
 
