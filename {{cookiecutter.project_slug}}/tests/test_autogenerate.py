@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
+from alembic.operations.ops import DowngradeOps, DropTableOp, MigrationScript, UpgradeOps
 from alembic.util import CommandError
 from sqlalchemy import (
     JSON,
@@ -46,11 +47,12 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from app.core import migrations
+from app.core import autogenerate, migrations
 from app.core.autogenerate import next_revision
 from app.core.config import Settings
 from app.core.database import create_patient_engine, open_database
@@ -509,3 +511,13 @@ def make_migrate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     command = ["make", "--old-file=install", "migrate", f"PYTHON={program}", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "m"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
+
+
+def test_dropped_tables_that_refer_to_each_other_are_refused_with_a_sentence() -> None:
+    metadata = MetaData()
+    for name, other in (("hens", "eggs"), ("eggs", "hens")):
+        Table(name, metadata, Column("id", Integer, primary_key=True), Column("other", ForeignKey(f"{other}.id")))
+    upgrade = UpgradeOps([DropTableOp.from_table(table) for table in metadata.tables.values()])
+
+    with pytest.raises(CommandError, match="eggs, hens refer to each other: drop their foreign keys"):
+        autogenerate.complete(MigrationScript("0001", upgrade, DowngradeOps([])), [], sqlite.dialect())

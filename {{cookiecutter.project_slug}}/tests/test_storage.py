@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from uuid_utils.compat import uuid7
 from app.core.config import Settings
 from app.core.exceptions import UnavailableError
 from app.core.project import ROOT
-from app.core.storage import FolderStore, ObjectStore, create_store
+from app.core.storage import FolderStore, ObjectStore, create_store, run_blocking
 from tests.databases import make_settings, unreachable_url
 
 MEBIBYTE = 1024 * 1024
@@ -245,3 +246,15 @@ async def test_a_bucket_out_of_reach_is_unavailable() -> None:
     for attempt in (store.save(uuid7(), generate(1)), store.open(uuid7()), store.delete(uuid7())):
         with pytest.raises(UnavailableError, match="The storage for files is not available"):
             await attempt
+
+
+async def test_store_that_hangs_leaves_threads_to_others() -> None:
+    released = threading.Event()
+    # More than asyncio's own pool ever has.
+    hanging = [asyncio.create_task(run_blocking(released.wait)) for _ in range(40)]
+    try:
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "done"), timeout=60) == "done"
+    finally:
+        released.set()
+        await asyncio.gather(*hanging)
