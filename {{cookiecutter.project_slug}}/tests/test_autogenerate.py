@@ -508,7 +508,7 @@ def make_migrate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     python = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(note)}"
     program.write_text(f'#!/bin/sh\n{python} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
-    command = ["make", "--old-file=install", "migrate", f"PYTHON={program}", *arguments]
+    command = ["make", "--old-file=install", "--old-file=.env", "migrate", f"PYTHON={program}", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "m"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
 
