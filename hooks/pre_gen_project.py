@@ -11,11 +11,15 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
 
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
-ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
+ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+# Older versions leave the template's tags in the project, or do not know its labels for the questions.
+OLDEST_COOKIECUTTER = (2, 6)
 
 # What joins the parts of one emoji, and of words in some scripts: the only invisible characters that are text.
 JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
@@ -87,25 +91,55 @@ RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
 }
 
 
-def find_refusals() -> list[str]:
-    """One sentence for each answer that breaks a rule."""
-    return [
-        f"{name} is {ANSWERS[name]!r:.80}, but it must be {rule}."
-        for name, rules in RULES.items()
-        for rule in [next((rule for is_right, rule in rules if not is_right(ANSWERS[name])), None)]
-        if rule
-    ]
+# As in cookiecutter.json: cookiecutter itself does not check the choices in a replay file.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "python_version": ("3.13", "3.12", "3.14"),
+    "database": ("postgresql", "sqlite"),
+    "deployment": ("docker", "vm", "both"),
+    "process_manager": ("gunicorn", "supervisor", "circus"),
+    "web_pages": ("no", "yes"),
+    "weather_example": ("no", "yes"),
+    "ci": ("github", "gitlab", "none"),
+    "license": ("MIT", "Apache-2.0", "Proprietary"),
+}
+RULES |= {option: [(choices.__contains__, f"one of {', '.join(choices)}")] for option, choices in CHOICES.items()}
 
 
-def remove_folders(slug: str) -> None:
+def find_refusal(name: str) -> str | None:
+    """Say in a sentence which rule the answer breaks."""
+    answer = ANSWERS[name]
+    if not isinstance(answer, str):
+        return (
+            f"{name} is {answer!r:.80}, but it must be text: put it in quotes in the file that the answers come from."
+        )
+    rule = next((rule for is_right, rule in RULES[name] if not is_right(answer)), None)
+    return f"{name} is {answer!r:.80}, but it must be {rule}." if rule else None
+
+
+def remove_folders() -> None:
     """Remove what a slug like `a/b` has made; of that, cookiecutter itself removes the last folder only."""
-    folders = list(accumulate(Path(slug).parts, os.path.join, initial=ANSWERS["_output_dir"]))
+    parts = Path(str(ANSWERS["project_slug"])).parts
+    folders = list(accumulate(parts, os.path.join, initial=str(ANSWERS["_output_dir"])))
     if len(folders) > 2:
         for folder in reversed(folders[1:]):
             with suppress(OSError):  # it was there before, or is not empty
                 os.rmdir(folder)
 
 
-if refusals := find_refusals():
-    remove_folders(ANSWERS["project_slug"])
+def refuse_old_cookiecutter() -> None:
+    try:
+        version = metadata.version("cookiecutter")
+    except metadata.PackageNotFoundError:  # installed in a way that keeps no metadata
+        return
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < OLDEST_COOKIECUTTER:
+        oldest = ".".join(map(str, OLDEST_COOKIECUTTER))
+        sys.exit(
+            f"This is cookiecutter {version}, but the template needs {oldest} or later. "
+            f"Install a newer one, for example: pipx install 'cookiecutter>={oldest}'"
+        )
+
+
+refuse_old_cookiecutter()
+if refusals := [refusal for name in RULES if (refusal := find_refusal(name))]:
+    remove_folders()
     sys.exit("\n".join(refusals))

@@ -107,7 +107,8 @@ def run_cookiecutter(template: Path, folder: Path, *options: str, **answers: str
     (home / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return subprocess.run(
         [
-            *(sys.executable, "-m", "cookiecutter", "--no-input", "--config-file", str(home / "config.yaml"), *options),
+            *(sys.executable, "-m", "cookiecutter", "--config-file", str(home / "config.yaml"), *options),
+            *(() if "--replay-file" in options else ("--no-input",)),  # cookiecutter refuses both together
             *("--output-dir", str(folder / "out"), str(template)),
             *(f"{option}={answer}" for option, answer in answers.items()),
         ],

@@ -1,15 +1,17 @@
 import ast
 import json
 import os
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
 
 from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, read_table, run_cookiecutter
+from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, person_environment, read_table, run_cookiecutter
 
 HOOKS = sorted((ROOT / "hooks").iterdir())
 TEXTS = ("project_name", "description", "author_name")
@@ -136,6 +138,97 @@ def test_every_bad_answer_is_named_at_once(template: Path, tmp_path: Path) -> No
     done = run_cookiecutter(template, tmp_path, project_name="\x07", project_slug="Slug", domain_name="")
 
     assert [line.split()[0] for line in done.stderr.splitlines()[:3]] == ["project_name", "project_slug", "domain_name"]
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        *((option, True) for option in CONTEXT if option[0] != "_"),
+        *(("author_name", answer) for answer in (False, None, 12, 1.5, [], ["a"], {}, {"a": "b"})),
+    ],
+    ids=repr,
+)
+def test_answer_in_a_replay_file_that_is_no_text_is_refused_in_a_sentence(
+    option: str, answer: object, template: Path, tmp_path: Path
+) -> None:
+    done = replay(template, tmp_path, {option: answer})
+
+    sentence = f"{option} is {answer!r}, but it must be text: put it in quotes in the file that the answers come from."
+    assert done.returncode == 1
+    assert sentence in done.stderr.splitlines()
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("option", CHOICES)
+def test_choice_in_a_replay_file_that_there_is_not_is_refused_in_a_sentence(
+    option: str, template: Path, tmp_path: Path
+) -> None:
+    done = replay(template, tmp_path, {option: "other"})
+
+    assert done.returncode == 1
+    assert f"{option} is 'other', but it must be one of {', '.join(CHOICES[option])}." in done.stderr.splitlines()
+    assert os.listdir(tmp_path / "out") == []
+
+
+def replay(template: Path, folder: Path, answers: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    """Bake with the first choices and these answers, from a file such as cookiecutter writes after each bake."""
+    first = {option: value[0] if isinstance(value, list) else value for option, value in CONTEXT.items()}
+    path = folder / "replay.json"
+    path.write_text(json.dumps({"cookiecutter": first | {"project_slug": "slug"} | answers}), encoding="utf-8")
+    return run_cookiecutter(template, folder, "--replay-file", str(path))
+
+
+@pytest.mark.parametrize("answer", [True, None, {"a": "b"}], ids=repr)
+@pytest.mark.parametrize("option", [option for option in CONTEXT if option[0] != "_" and option not in CHOICES])
+def test_answer_in_the_configuration_that_is_no_text_is_refused_in_a_sentence(
+    option: str, answer: object, template: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.yaml"
+    path.write_text(yaml.safe_dump({"default_context": {option: answer}}), encoding="utf-8")
+
+    done = run_cookiecutter(template, tmp_path, "--config-file", str(path))
+
+    assert done.returncode == 1
+    assert f"{option} is {answer!r}, but it must be text: put it in quotes" in done.stderr
+    assert os.listdir(tmp_path / "out") == []
+
+
+def run_released_cookiecutter(version: str, template: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    tool = (os.environ.get("UV", "uv"), "tool", "run", "--quiet", "--python", sys.executable)
+    command = ("--from", f"cookiecutter=={version}", "--with", "setuptools<81", "cookiecutter")
+    options = ("--no-input", "--default-config", "--output-dir", str(folder / "out"), str(template))
+    environment = person_environment(HOME=str(folder), TMPDIR=str(folder))
+    return subprocess.run([*tool, *command, *options], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("version", ["1.7.3", "2.1.1", "2.5.0"])
+def test_cookiecutter_that_is_too_old_is_refused_in_a_sentence(version: str, template: Path, tmp_path: Path) -> None:
+    done = run_released_cookiecutter(version, template, tmp_path)
+
+    assert done.returncode == 1
+    assert f"This is cookiecutter {version}, but the template needs 2.6 or later." in done.stderr
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_oldest_cookiecutter_bakes_the_same_as_the_newest(template: Path, tmp_path: Path) -> None:
+    done = run_released_cookiecutter("2.6.0", template, tmp_path)
+    (tmp_path / "newest").mkdir()
+    newest = run_cookiecutter(template, tmp_path / "newest", project_slug="my-service")
+
+    assert (done.returncode, newest.returncode) == (0, 0), done.stderr
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "out" / "my-service", tmp_path / "newest" / "out" / "my-service")
+    )
+    assert {path for path in first | second if first.get(path) != second.get(path)} == {
+        path for path in first if path == Path(".env") or (path.parts[0] == "secrets" and path.name[0] != ".")
+    }
+
+
+def test_choices_of_the_hook_are_those_of_the_template() -> None:
+    assert read_table("pre_gen_project.py", "CHOICES") == {
+        option: tuple(choices) for option, choices in CHOICES.items()
+    }
 
 
 def test_refusal_removes_no_folder_that_was_there(template: Path, tmp_path: Path) -> None:
