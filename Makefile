@@ -1,5 +1,7 @@
 # uv does the work; where it is missing, it comes from the package index into `.uv/`. It finds the machine's own Python.
-UV := $(or $(shell command -v uv),$(CURDIR)/.uv/bin/uv)
+# No recipe or prerequisite has an absolute path: make and the shell take spaces, quotes and `$` in one apart.
+UV := $(if $(shell command -v uv),uv,.uv/bin/uv)
+INSTALLED_UV := $(filter .uv/bin/uv,$(UV))
 export UV_PYTHON_DOWNLOADS ?= never
 
 # The service is linted, typed and tested in place; its caches stay out of its folder, which is what a bake copies.
@@ -16,52 +18,60 @@ BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome go
 # What shares the database's connections in a test.
 POOLER := $(shell command -v pgbouncer || ls /usr/sbin/pgbouncer 2> /dev/null)
 
-.PHONY: demo bake test test-docker bench bench-process-managers bench-sign-ins screenshots check fix help
+# For the first failure on a machine whose packages come from another index, or through a proxy.
+EXPLAIN_PIP_CONF := ! python3 -m pip config list 2> /dev/null | grep -Eq 'index-url|cert|proxy' || \
+	echo 'uv does not read pip.conf. Set UV_DEFAULT_INDEX to its index-url, UV_INDEX to its extra-index-url,' \
+	'SSL_CERT_FILE to its cert and HTTPS_PROXY to its proxy.' >&2
+
+.PHONY: install demo bake test test-docker bench bench-process-managers bench-sign-ins screenshots check fix help
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
 
-demo: $(UV) ## Bake the default answers into .demo/ and run the service
-	$(UV) run --only-group bake cookiecutter --no-input --default-config --overwrite-if-exists --output-dir .demo .
-	$(TOGETHER) $(MAKE) -C .demo/my-service run UV=$(UV)
+install: $(INSTALLED_UV)
+	@$(UV) sync --quiet --inexact --only-group bake || { $(EXPLAIN_PIP_CONF); exit 1; }
 
-bake: $(UV) ## Ask for the answers and bake a project into .bake/
+demo: install ## Bake the default answers into .demo/ and run the service
+	$(UV) run --only-group bake cookiecutter --no-input --default-config --overwrite-if-exists --output-dir .demo .
+	$(TOGETHER) $(MAKE) -C .demo/my-service run UV=$(if $(INSTALLED_UV),../../)$(UV)
+
+bake: install ## Ask for the answers and bake a project into .bake/
 	$(UV) run --only-group bake cookiecutter --overwrite-if-exists --output-dir .bake . $(ANSWERS)
 
-test: $(UV) ## Run every test that this machine can run
+test: install ## Run every test that this machine can run
 	$(UV) run pytest -n auto --dist loadscope -m 'not docker$(if $(BROWSER),, and not browser)$(if $(POOLER),, and not pooler)'
 	$(if $(POOLER),,@echo 'Left out: the tests of the pooler, because there is no pgbouncer.')
 	$(if $(BROWSER),,@echo 'Left out: the tests of the pages in a browser, because there is neither Chromium nor Chrome.')
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory test-docker; \
 	else echo 'Left out: the tests of the containers, because no container engine answers (docker info).'; fi
 
-test-docker: $(UV) ## Bring up and use the containers, alone: minutes that depend on time
+test-docker: $(INSTALLED_UV) ## Bring up and use the containers, alone: minutes that depend on time
 	$(UV) run pytest tests/test_docker.py $(if $(BROWSER),,-m 'not browser')
 
-bench: $(UV) ## Measure the service beside the least that gives the same answers, and at scale
+bench: $(INSTALLED_UV) ## Measure the service beside the least that gives the same answers, and at scale
 	$(UV) run --group bench python -m benchmarks.service
 
-bench-process-managers: $(UV) ## Compare gunicorn, supervisor and circus
+bench-process-managers: $(INSTALLED_UV) ## Compare gunicorn, supervisor and circus
 	$(UV) run python -m benchmarks.process_managers
 
-bench-sign-ins: $(UV) ## Measure what many sign-ins at once cost everybody else
+bench-sign-ins: $(INSTALLED_UV) ## Measure what many sign-ins at once cost everybody else
 	$(UV) run python -m benchmarks.sign_ins
 
-screenshots: $(UV) ## Take the pictures in the README anew
+screenshots: $(INSTALLED_UV) ## Take the pictures in the README anew
 	$(UV) run python -m tests.screenshots
 
-check: $(UV) ## Lint and type-check the template, and the service in place
+check: install ## Lint and type-check the template, and the service in place
 	$(UV) run ruff check
 	$(UV) run ruff format --check
 	$(UV) run mypy
-	cd '$(SERVICE)' && $(CURDIR)/.venv/bin/shellcheck --external-sources start*.sh deploy/vm/*.sh deploy/docker/*.sh deploy/docker/proxy/*.sh
+	cd '$(SERVICE)' && ../.venv/bin/shellcheck --external-sources start*.sh deploy/vm/*.sh deploy/docker/*.sh deploy/docker/proxy/*.sh
 	sed 's/{{ cookiecutter.python_version }}/3.13/' '$(SERVICE)/Dockerfile' | .venv/bin/hadolint -
-	cd '$(SERVICE)' && $(MAKE) --no-print-directory --dry-run --assume-old=install check | sed 's|\.venv|$(CURDIR)/.venv|' | sh -eux
+	cd '$(SERVICE)' && $(MAKE) --no-print-directory --dry-run --assume-old=install check | sed 's|\.venv|../.venv|' | sh -eux
 
-fix: $(UV) ## Format, and repair what the linter can repair
+fix: $(INSTALLED_UV) ## Format, and repair what the linter can repair
 	$(UV) run ruff check --fix
 	$(UV) run ruff format
 
-$(CURDIR)/.uv/bin/uv:
+.uv/bin/uv:
 	python3 -m venv .uv
-	.uv/bin/pip install --quiet 'uv>=0.13,<0.14'
+	.uv/bin/python -m pip install --quiet 'uv>=0.13,<0.14'

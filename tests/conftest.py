@@ -21,6 +21,7 @@ from pytest_cookies.plugin import Cookies
 from tests.programs import run_program
 
 ROOT = Path(__file__).parents[1]
+UV = os.environ.get("UV") or shutil.which("uv") or "uv"  # uv itself tells its children where it is.
 SERVICE = "{{cookiecutter.project_slug}}"
 CONTEXT = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 CHOICES: dict[str, list[str]] = {

@@ -1,4 +1,6 @@
-"""Answers that a person may type and that break templates."""
+"""Answers that a person may type and that break templates, and a folder that breaks recipes."""
+
+FOLDER = "it's 100 % $HOME & a #folder"
 
 ACCEPTED = {
     "double-quote": 'The "best" service',

@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from tests.browsers import Person, open_chromium
-from tests.conftest import Bake, BakedProject
+from tests.conftest import UV, Bake, BakedProject
 from tests.containers import (
     DOMAIN,
     PASSWORD,
@@ -1230,7 +1230,7 @@ def test_development_reloads_what_is_changed_and_keeps_messages(bake: Bake) -> N
 
 def test_image_is_built_from_a_lock_file_where_there_is_one(bake: Bake) -> None:
     stack = Stack(bake(project_slug=f"lock-{uuid4().hex[:8]}", database="sqlite"))
-    stack.project.run([os.environ.get("UV", "uv"), "lock"])
+    stack.project.run([UV, "lock"])
     lock = stack.project.path / "uv.lock"
     try:
         stack.compose("build", "app")

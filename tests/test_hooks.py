@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, person_environment, read_table, run_cookiecutter
+from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, UV, person_environment, read_table, run_cookiecutter
 
 HOOKS = sorted((ROOT / "hooks").iterdir())
 TEXTS = ("project_name", "description", "author_name")
@@ -194,7 +194,7 @@ def test_answer_in_the_configuration_that_is_no_text_is_refused_in_a_sentence(
 
 
 def run_released_cookiecutter(version: str, template: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    tool = (os.environ.get("UV", "uv"), "tool", "run", "--quiet", "--python", sys.executable)
+    tool = (UV, "tool", "run", "--quiet", "--python", sys.executable)
     command = ("--from", f"cookiecutter=={version}", "--with", "setuptools<81", "cookiecutter")
     options = ("--no-input", "--default-config", "--output-dir", str(folder / "out"), str(template))
     environment = person_environment(HOME=str(folder), TMPDIR=str(folder))

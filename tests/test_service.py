@@ -1,5 +1,6 @@
 """Each baked project, used as its user would: these tests take minutes."""
 
+import os
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import nasty
-from tests.conftest import Bake, BakedProject, person_environment
+from tests.conftest import UV, Bake, BakedProject, person_environment
 from tests.serving import RunningServer, serve
 from tests.walkthrough import read_steps
 
@@ -55,10 +56,16 @@ def log_in(server: RunningServer, email: str) -> str:
 
 
 @pytest.fixture(scope="class")
-def service(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
+def service(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> BakedProject:
     database = request.cls.database
-    project = bake(database=database, **ANSWERS[database])
-    project.run(["make", "install"])
+    baked = bake(database=database, **ANSWERS[database])
+    # Wherever a person has their projects, and uv.
+    folder = tmp_path_factory.mktemp(nasty.FOLDER)
+    shutil.move(baked.path, folder)
+    project = BakedProject(folder / baked.path.name, baked.answers)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "uv").symlink_to(UV)
+    project.run(["make", "install"], PATH=f"{folder / 'bin'}:{os.environ['PATH']}")
     return project
 
 

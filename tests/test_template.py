@@ -1,6 +1,7 @@
 """The verbs, the documents and the pipelines of this repository."""
 
 import math
+import os
 import re
 import shutil
 import signal
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import CHOICES, CONTEXT, ROOT, list_files, person_environment
+from tests import nasty
+from tests.conftest import CHOICES, CONTEXT, ROOT, UV, Bake, list_files, person_environment
 from tests.serving import serve
 
 # Each command in a document, and what runs it.
@@ -26,7 +28,7 @@ RUN_BY = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clone")
+    folder = tmp_path_factory.mktemp(nasty.FOLDER)
     for path in list_files("."):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
@@ -81,6 +83,35 @@ def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:
     assert set(matrix) == {name for _, name in answers}
     assert math.prod(map(len, baked.values())) <= 256
     assert {"run": "bash .ci/run"} in jobs["test"]["steps"]
+
+
+@pytest.mark.parametrize("setting", ["index-url = http://127.0.0.1:9/simple", "cert = /ca.pem", "proxy = [::1]:9", ""])
+@pytest.mark.parametrize("verb", ["bake", "install"])
+def test_first_failure_says_what_uv_does_not_know_of_pip(
+    clone: Path, bake: Bake, tmp_path: Path, verb: str, setting: str
+) -> None:
+    file = tmp_path / "pip.conf" if setting else Path(os.devnull)  # The latter makes pip read no file at all.
+    file.write_text(f"[global]\n{setting}\n", encoding="utf-8")
+    unreachable = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
+    elsewhere = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv"), "UV_CACHE_DIR": str(tmp_path / "cache")}
+    path = f"{Path(UV).parent}:{os.environ['PATH']}"
+    environment = person_environment(PATH=path, **unreachable, **elsewhere, PIP_CONFIG_FILE=str(file))
+
+    done = subprocess.run(
+        ["make", verb],
+        cwd=clone if verb == "bake" else bake().path,
+        env={
+            name: value
+            for name, value in environment.items()
+            if not name.startswith("PIP_") or name == "PIP_CONFIG_FILE"
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert ("uv does not read pip.conf. Set UV_DEFAULT_INDEX to its index-url" in done.stderr) == bool(setting)
 
 
 @pytest.mark.slow
