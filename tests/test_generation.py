@@ -266,6 +266,17 @@ def assert_nothing_else_is_mentioned(texts: dict[str, str], answers: dict[str, s
             assert found == {}
 
 
+def test_python_of_a_project_with_gunicorn_names_no_other_process_manager(bake: Bake) -> None:
+    files = bake(process_manager="gunicorn").list_files()
+
+    named = [
+        name
+        for name, path in files.items()
+        if path.suffix == ".py" and re.search("supervisor|circus", path.read_text(encoding="utf-8"), re.IGNORECASE)
+    ]
+    assert named == []
+
+
 def test_blocks_leave_no_blank_lines(texts: dict[str, str], template: Path) -> None:
     assert_no_blank_lines_are_left(texts, template)
 

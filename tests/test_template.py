@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, UV, Bake, list_files, person_environment
+from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, UV, Bake, list_files, person_environment
 from tests.serving import serve
 
 # Each command in a document, and what runs it.
@@ -70,6 +70,16 @@ def test_options_table_of_the_readme_is_that_of_the_template() -> None:
         option for option in CONTEXT if not option.startswith("_")
     ]
     assert {row.strip("`"): re.findall(r"`([^`]+)`", choices) for row, choices in rows if "`" in choices} == CHOICES
+
+
+@pytest.mark.parametrize("folder", [".", SERVICE])
+def test_actions_are_pinned_by_commit_and_keep_no_credentials(folder: str) -> None:
+    text = (ROOT / folder / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    actions = re.findall(r"uses: (.+)", text)
+
+    assert actions
+    assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[0-9.]+", action)] == []
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")
 
 
 def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:

@@ -31,14 +31,11 @@ PATIENCE_SECONDS = 120
 START = ("./start.sh",)
 # What start.sh runs is one of these; where the files of several are, each is tested.
 MANAGERS = {
-    name: command
-    for name, file, command in (
-        ("gunicorn", "gunicorn_conf.py", ("python", "-m", "gunicorn", "--config", "gunicorn_conf.py")),
-        ("supervisor", "deploy/supervisor", ("python", "-m", "deploy.supervisor.run_supervisor")),
-        ("circus", "deploy/circus", ("python", "-m", "deploy.circus.run_circus")),
-    )
-    if (ROOT / file).exists()
+    path.parent.name: ("python", "-m", f"deploy.{path.parent.name}.{path.stem}")
+    for path in sorted(ROOT.glob("deploy/*/run_*.py"))
 }
+if (ROOT / "gunicorn_conf.py").exists():
+    MANAGERS["gunicorn"] = ("python", "-m", "gunicorn", "--config", "gunicorn_conf.py")
 # gunicorn's own worker is of no use to the others.
 WORKER_CLASSES = {
     f"{name}-{worker_class}": (command, worker_class)

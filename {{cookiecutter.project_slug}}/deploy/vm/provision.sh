@@ -296,7 +296,7 @@ prepare_nginx() {
         [[ $name != deny.conf || ! -e /etc/nginx/service/deny.conf ]] || continue
         put 644 root "/etc/nginx/service/$name" nginx <"$file"
     done
-    put 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx <"$HERE/nginx.conf"
+    put 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx < <(list_site)
     if [[ -e /etc/nginx/sites-enabled/default ]]; then
         let_wait nginx
         change "remove nginx's sample site" rm /etc/nginx/sites-enabled/default
@@ -305,6 +305,11 @@ prepare_nginx() {
     put 755 root /etc/letsencrypt/renewal-hooks/deploy/reload-nginx <<<$'#!/bin/sh\nsystemctl reload nginx'
     tell nginx "reload nginx" reload_nginx
     enable nginx.service
+}
+
+# Where the kernel has no IPv6, nginx does not start with an address of it.
+list_site() {
+    if [[ -d /proc/sys/net/ipv6 ]]; then cat "$HERE/nginx.conf"; else sed '/^ *listen \[::\]:/d' "$HERE/nginx.conf"; fi
 }
 
 make_certificate() {
