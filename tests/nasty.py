@@ -1,6 +1,8 @@
 """Answers that a person may type and that break templates, and a folder that breaks recipes."""
 
 FOLDER = "it's 100 % $HOME & a #folder"
+# PostgreSQL's own programs cannot be in one with a `$`.
+DATABASE_FOLDER = FOLDER.replace("$", "")
 
 ACCEPTED = {
     "double-quote": 'The "best" service',

@@ -60,7 +60,7 @@ def service(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest
     database = request.cls.database
     baked = bake(database=database, **ANSWERS[database])
     # Wherever a person has their projects, and uv.
-    folder = tmp_path_factory.mktemp(nasty.FOLDER)
+    folder = tmp_path_factory.mktemp(nasty.DATABASE_FOLDER if database == "postgresql" else nasty.FOLDER)
     shutil.move(baked.path, folder)
     project = BakedProject(folder / baked.path.name, baked.answers)
     (folder / "bin").mkdir()

@@ -26,14 +26,22 @@ RUN_BY = {
 }
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(nasty.FOLDER)
+def copy_repository(folder: Path) -> Path:
     for path in list_files("."):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_repository(tmp_path_factory.mktemp(nasty.FOLDER))
+
+
+@pytest.fixture
+def clone_for_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_repository(tmp_path_factory.mktemp(nasty.DATABASE_FOLDER))
 
 
 def test_every_command_of_the_documents_is_run() -> None:
@@ -125,11 +133,11 @@ def test_first_failure_says_what_uv_does_not_know_of_pip(
 
 
 @pytest.mark.slow
-def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(clone: Path) -> None:
-    with serve(["make", "demo"], clone) as server:
+def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(clone_for_postgresql: Path) -> None:
+    with serve(["make", "demo"], clone_for_postgresql) as server:
         server.stop(signal.SIGINT, group=True)
 
-    with serve(["make", "demo"], clone) as server:
+    with serve(["make", "demo"], clone_for_postgresql) as server:
         assert server.seconds_to_start < 60
         server.stop(signal.SIGKILL, group=False)
 

@@ -82,7 +82,9 @@ class EmbeddedPostgres:
         # Under another name until it is whole: a killed initdb leaves nothing that looks like a database.
         unfinished = self._data.with_name(f"{self._data.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        command = [*unprivileged(), str(binaries() / "initdb"), f"--pgdata={unfinished}", *INITDB]
+        program = binaries() / "initdb"
+        refuse_unquoted(program)
+        command = [*unprivileged(), str(program), f"--pgdata={unfinished}", *INITDB]
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed
         if result.returncode != 0:
             sys.exit(f"PostgreSQL cannot make a database in {self._data}:\n{result.stderr}")
@@ -100,6 +102,15 @@ class EmbeddedPostgres:
                     log = (self._data / "server.log").read_text(errors="replace")[-2000:]
                     sys.exit(f"PostgreSQL does not start: {error}\n{log}")
                 time.sleep(0.05)
+
+
+def refuse_unquoted(program: Path) -> None:
+    """Exit with a sentence: initdb starts the server by a shell, with its path in double quotes."""
+    if found := set(str(program)) & set('$`"\\'):
+        sys.exit(
+            f"PostgreSQL cannot make a database: the path of {program} has {' '.join(sorted(found))}. "
+            "Move the project to a folder without it, or set DATABASE_URL to a server of yours."
+        )
 
 
 def make_url(socket: str) -> str:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from app.core.project import ROOT
+from scripts.embedded_postgres import refuse_unquoted
 from tests.servers import PATIENCE_SECONDS, is_running, start_process, wait_for
 
 pytestmark = pytest.mark.processes
@@ -146,6 +147,12 @@ def test_a_configured_database_is_left_alone(project: Path, environment: dict[st
         assert launcher.log.strip() == ""
 
     assert not (project / ".postgres").exists()
+
+
+@pytest.mark.parametrize("folder", ["a$b", "a`b`", 'a"b', "a\\b"])
+def test_folder_that_initdb_cannot_run_in_is_refused_with_a_sentence(folder: str) -> None:
+    with pytest.raises(SystemExit, match=r"Move the project to a folder without it, or set DATABASE_URL"):
+        refuse_unquoted(Path("/home", folder, "initdb"))
 
 
 def test_it_adds_no_account_and_opens_no_folder(project: Path, environment: dict[str, str]) -> None:
