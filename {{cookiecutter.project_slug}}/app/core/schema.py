@@ -26,6 +26,8 @@ def alembic_config(connection: Connection | None = None) -> "Config":
 
     # Its default is what was the output when Alembic was imported.
     config = Config(ROOT / "alembic.ini", stdout=sys.stdout)
+    # A `%` in the path would begin the name of another option.
+    config.file_config["DEFAULT"]["here"] = ROOT.as_posix().replace("%", "%%")
     config.attributes["connection"] = connection
     return config
 
