@@ -30,7 +30,7 @@ from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_settings
 PATIENCE_SECONDS = 120
 START = ("./start.sh",)
 # What start.sh runs is one of these; where the files of several are, each is tested.
-MANAGERS = {
+MANAGERS: dict[str, tuple[str, ...]] = {
     path.parent.name: ("python", "-m", f"deploy.{path.parent.name}.{path.stem}")
     for path in sorted(ROOT.glob("deploy/*/run_*.py"))
 }
