@@ -19,12 +19,12 @@ def test_a_stop_does_not_wait_long_for_a_weather_service_that_hangs(live_url: st
         server.open_client() as client,
     ):
         headers = sign_up(client)
-        told = client.get("/api/v1/weather/London", headers=headers)
+        told = client.get("/api/v1/weather?city=London", headers=headers)
         service.behaviour = hang
         statuses = []
 
         def ask() -> None:
-            statuses.append(client.get("/api/v1/weather/Paris", headers=headers).status_code)
+            statuses.append(client.get("/api/v1/weather?city=Paris", headers=headers).status_code)
 
         asking = threading.Thread(target=ask)
         asking.start()

@@ -28,7 +28,7 @@ async def list_weather_reports(
     return await service.list_reports(session, city=city, page=page)
 
 
-@router.get("/{city}", responses=problem_responses(400, 401, 403, 404, 502, 504))
+@router.get("", responses=problem_responses(400, 401, 403, 404, 502, 504))
 async def read_weather(place: PlaceDep, weather: WeatherDep) -> WeatherRead:
     """Tell the present weather of a place; `is_stale` when the weather service is out of order."""
     return await service.read_weather(weather, place)

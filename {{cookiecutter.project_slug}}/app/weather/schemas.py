@@ -28,8 +28,13 @@ class Place(BaseModel):
 
     @property
     def query(self) -> str:
-        # As it is asked for, also the cache's key: nobody means another place by capitals.
-        return ",".join(part for part in (self.city, self.state, self.country) if part).casefold()
+        """The place as it was typed: letters change their meaning when they are folded (İ, ß)."""
+        return ",".join(part for part in (self.city, self.state, self.country) if part)
+
+    @property
+    def key(self) -> tuple[str, Units]:
+        """The cache's key: nobody means another place by capitals."""
+        return self.query.lower(), self.units
 
 
 class _Upstream(BaseModel):

@@ -47,7 +47,7 @@ async def open_weather(
 
 
 async def read_weather(weather: Weather, place: Place) -> WeatherRead:
-    answer = await weather.answers.get((place.query, place.units), lambda: weather.client.fetch(place))
+    answer = await weather.answers.get(place.key, lambda: weather.client.fetch(place))
     return _to_read(answer, place)
 
 

@@ -22,5 +22,5 @@ class WeatherSettings(FeatureSettings):
     @property
     def notes(self) -> list[str]:
         if self.weather_api_key is None:
-            return ["WEATHER_API_KEY is not set: GET /weather/{city} answers 503"]
+            return ["WEATHER_API_KEY is not set: GET /weather answers 503"]
         return []
