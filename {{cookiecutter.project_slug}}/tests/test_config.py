@@ -161,7 +161,13 @@ def test_trusting_every_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
                 "EMAIL_FROM": "a@example.com",
             },
         ),
+        ("EMAIL_FROM", {"EMAIL_FROM": "=?utf-8?q?us?=@example.com"}),
+        ("EMAIL_FROM", {"EMAIL_FROM": "jürgen@example.com"}),
+        ("EMAIL_FROM", {"EMAIL_FROM": "us@exa mple.com"}),
         ("PUBLIC_URL", {"PUBLIC_URL": "example.com"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "https://example.com:99999"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "https://xn--\u0661b.example"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "https://hunter2@example.com"}),
         ("ACCOUNT_PAGES_URL", {"ACCOUNT_PAGES_URL": "https://example.com/#x"}),
     ],
 )
@@ -192,6 +198,12 @@ def test_production_without_a_mail_server_starts_and_a_note_says_so(monkeypatch:
             "no-reply@api.example.com",
         ),
         ({"EMAIL_FROM": "us@example.org"}, "https://example.com", "us@example.org"),
+        ({"EMAIL_FROM": "us@bücher.example.org"}, "https://example.com", "us@xn--bcher-kva.example.org"),
+        (
+            {"PUBLIC_URL": "https://BÜCHER.example/straße"},
+            "https://xn--bcher-kva.example/stra%C3%9Fe",
+            "no-reply@xn--bcher-kva.example",
+        ),
     ],
 )
 def test_messages_say_where_they_come_from(

@@ -4,13 +4,13 @@ import re
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
-    EmailStr,
     Field,
     PrivateAttr,
     SecretStr,
@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.core.addresses import SenderAddress, WebUrl, to_ascii_url
 from app.core.project import ROOT
 
 SECRETS_DIR = Path("/run/secrets")
@@ -176,7 +177,7 @@ class Settings(ServerSettings):
     cors_origins: StrList = ()
     cors_allow_credentials: bool = False
     docs_enabled: bool | None = None
-    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    public_url: WebUrl | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
     registration_open: bool = True
     max_concurrent_requests: int = Field(default=200, ge=1)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
@@ -189,13 +190,13 @@ class Settings(ServerSettings):
     smtp_password: SecretStr | None = None
     smtp_security: Literal["starttls", "tls", "none"] = "starttls"
     smtp_timeout_seconds: float = Field(default=30, gt=0)
-    email_from: EmailStr | None = None
+    email_from: SenderAddress | None = None
     email_folder: Path = Path("mail")
     email_retry_limit: int = Field(default=20, ge=0)
     email_retry_seconds: float = Field(default=10, gt=0)
     email_retry_max_seconds: float = Field(default=3600, gt=0)
     outbox_poll_seconds: float = Field(default=5, gt=0)
-    account_pages_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    account_pages_url: WebUrl | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
     email_verification_required: bool = False
 
     storage_folder: Path | None = None
@@ -354,7 +355,7 @@ class Settings(ServerSettings):
     def service_url(self) -> str:
         """Where people reach the service; https and the first allowed host unless PUBLIC_URL says otherwise."""
         host = self.allowed_hosts[0].removeprefix("*.") if self.allowed_hosts else "localhost"
-        return (self.public_url or f"https://{'localhost' if host == '*' else host}").rstrip("/")
+        return (self.public_url or to_ascii_url(f"https://{'localhost' if host == '*' else host}")).rstrip("/")
 
     @property
     def sender(self) -> str:
@@ -363,7 +364,13 @@ class Settings(ServerSettings):
     @property
     def mail_host(self) -> str:
         """The name in the identifiers of messages, and what the mail server is greeted with."""
-        return urlsplit(self.service_url).hostname or "localhost"
+        host = (urlsplit(self.service_url).hostname or "localhost").rstrip(".")
+        try:
+            ip = ip_address(host)
+        except ValueError:
+            return host
+        # RFC 5321 §4.1.3.
+        return f"[IPv6:{ip}]" if ip.version == 6 else f"[{ip}]"
 
     @property
     def sends_mail(self) -> bool:

@@ -1,0 +1,45 @@
+"""The ASCII form of domains, in addresses and URLs: mail servers, headers and links take no other."""
+
+from typing import Annotated
+
+from email_validator import validate_email
+from pydantic import AfterValidator, EmailStr, HttpUrl, TypeAdapter, ValidationError
+
+_URL = TypeAdapter(HttpUrl)
+
+
+def refuse_encoded_words(address: str) -> str:
+    # Mail software decodes `=?utf-8?q?ada?=@example.com` (RFC 2047), and the message goes to ada@example.com.
+    if "=?" in address:
+        raise ValueError("must not contain =?, which mail software would decode")
+    return address
+
+
+MailAddress = Annotated[EmailStr, AfterValidator(refuse_encoded_words)]
+
+
+def to_ascii_address(address: str) -> str:
+    """Encode the domain; a local part with other characters stays, and needs a mail server with SMTPUTF8.
+
+    Raises ValueError for text that is not an address.
+    """
+    parts = validate_email(address, check_deliverability=False, test_environment=True)
+    return f"{parts.local_part}@{parts.ascii_domain}"
+
+
+def to_ascii_url(url: str) -> str:
+    """Encode the host and the path as browsers do. Raises ValueError."""
+    try:
+        return str(_URL.validate_python(url))
+    except ValidationError:
+        raise ValueError("must be a URL such as https://api.example.com") from None
+
+
+def require_ascii(address: str) -> str:
+    if not address.isascii():
+        raise ValueError("must have ASCII characters before the @: many mail servers refuse others")
+    return address
+
+
+SenderAddress = Annotated[MailAddress, AfterValidator(to_ascii_address), AfterValidator(require_ascii)]
+WebUrl = Annotated[str, AfterValidator(to_ascii_url)]
