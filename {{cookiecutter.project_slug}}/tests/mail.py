@@ -24,6 +24,15 @@ from tests.sockets import hold_port
 PATIENCE_SECONDS = 60
 USER = "service"
 PASSWORD = "hunter2"
+# Software that reads mail takes these for addresses without the encoding, or for two lines (RFC 2047).
+ENCODED_ADDRESSES = [
+    "=?utf-8?q?victim?=@example.com",
+    "=?UTF-8?B?dmljdGlt?=@example.com",
+    "=?utf-8?q?a=0Ab?=@example.com",
+    "x=?utf-8?q?victim?=y@example.com",
+    "=?iso-8859-1*en?q?victim?=@example.com",
+    "=?utf-8?q?victim@example.com",
+]
 
 
 @dataclass
@@ -33,6 +42,9 @@ class MailServer:
     messages: list[EmailMessage] = field(default_factory=list)
     # The address of each attempt, whatever came of it.
     attempts: list[str] = field(default_factory=list)
+    # Of each message: the address of the envelope, and the name that the client has greeted with.
+    senders: list[str | None] = field(default_factory=list)
+    clients: list[str | None] = field(default_factory=list)
     recipient_answer: str = "250 OK"
     data_answer: str = "250 OK"
     _answers: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,9 +75,11 @@ class MailServer:
             envelope.rcpt_tos.append(address)
         return self.recipient_answer
 
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  # see above
+    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # see above
         assert isinstance(envelope.content, bytes)
         await self._answers.wait()
+        self.senders.append(envelope.mail_from)
+        self.clients.append(session.host_name)
         if self.data_answer.startswith("250"):
             self.messages.append(message_from_bytes(envelope.content, policy=default))
         return self.data_answer
@@ -76,7 +90,11 @@ class MailServer:
 
 @contextmanager
 def run_mail_server(
-    held: socket.socket | None = None, *, security: str = "none", tls: ssl.SSLContext | None = None
+    held: socket.socket | None = None,
+    *,
+    security: str = "none",
+    tls: ssl.SSLContext | None = None,
+    takes_utf8: bool = False,
 ) -> Iterator[MailServer]:
     """Serve on a port of 127.0.0.1, which may be held already; with STARTTLS it asks for a password."""
     logging.getLogger("mail.log").setLevel(logging.WARNING)
@@ -93,6 +111,7 @@ def run_mail_server(
             require_starttls=security == "starttls",
             auth_required=security == "starttls",
             authenticator=check_password,
+            enable_SMTPUTF8=takes_utf8,
             loop=loop,
         )
 

@@ -215,6 +215,7 @@ def test_an_account_is_made_changed_and_locked(empty_url: str) -> None:
     "arguments",
     [
         ("users", "create-admin", "no address", "--password-stdin"),
+        ("users", "create-admin", "=?utf-8?q?ada?=@example.com", "--password-stdin"),
         ("users", "create-admin", "ada@example.com", "--password-stdin"),
         ("users", "set-password", "ada@example.com", "--password-stdin"),
         ("users", "deactivate", "nobody@example.com"),

@@ -22,7 +22,7 @@ from app.core.models import utc_now
 from app.outbox import service
 from app.outbox.sender import retry_delay, run_sender
 from tests.databases import execute_async, make_settings, migrate, unreachable_url
-from tests.mail import MailServer, run_mail_server, wait_for
+from tests.mail import ENCODED_ADDRESSES, MailServer, run_mail_server, wait_for
 from tests.sockets import hold_port
 from tests.test_cli import manage
 
@@ -209,6 +209,18 @@ async def test_a_refusal_for_good_is_not_repeated(
     assert mail.attempts == [ADA, "eve@example.com"]
     assert "No such mailbox" in failure["reason"]
     assert ADA not in logs.getvalue()
+
+
+@pytest.mark.parametrize("address", [*ENCODED_ADDRESSES, "jürgen@example.com", "no address"])
+async def test_what_can_never_be_sent_is_tried_once(
+    live_url: str, settings: Settings, database: Database, mail: MailServer, address: str
+) -> None:
+    async with run_sender(settings, database, RENDERERS):
+        await enqueue(database, address)
+        await wait_until_nothing_is_due(live_url)
+
+    assert await execute_async(live_url, "SELECT attempts FROM outgoing_emails") == [(1,)]
+    assert mail.attempts == []
 
 
 async def test_tries_end_and_an_operator_can_ask_for_more(

@@ -11,6 +11,7 @@ from app.users.service import ACTIVE_ADMINS, _list_query
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
+from tests.mail import ENCODED_ADDRESSES
 
 USERS = "/api/v1/users"
 ME = f"{USERS}/me"
@@ -306,3 +307,30 @@ async def test_an_administrators_change_that_makes_no_sense_is_refused(
     response = await client.patch(f"{USERS}/{admin.id}", json=body, headers=admin.headers)
 
     assert response.status_code == 422
+
+
+@pytest.mark.parametrize("address", ENCODED_ADDRESSES)
+async def test_an_address_that_mail_software_decodes_is_refused_at_every_door(
+    client: httpx2.AsyncClient, user: Account, admin: Account, address: str
+) -> None:
+    answers = [
+        await client.post(USERS, json={"email": address, "password": PASSWORD}),
+        await client.post(
+            f"{ME}/email", json={"new_email": address, "current_password": PASSWORD}, headers=user.headers
+        ),
+        await client.patch(f"{USERS}/{user.id}", json={"email": address}, headers=admin.headers),
+        await client.post("/api/v1/auth/password/forgot", json={"email": address}),
+        await client.post("/api/v1/auth/email/verification", json={"email": address}),
+    ]
+
+    assert [answer.status_code for answer in answers] == [422] * len(answers)
+    assert "decode" in answers[0].json()["errors"][0]["message"]
+
+
+async def test_an_address_is_lower_cased_where_that_is_the_same_mailbox(client: httpx2.AsyncClient) -> None:
+    created = [
+        await client.post(USERS, json={"email": email, "password": PASSWORD})
+        for email in ("ÄDA@example.com", "İada@example.com", "ΟΔΟΣ@example.com")
+    ]
+
+    assert [each.json()["email"] for each in created] == ["äda@example.com", "İada@example.com", "οδοσ@example.com"]

@@ -380,6 +380,14 @@ async def test_what_is_wrong_with_a_sign_up_is_said_at_the_field(browser: Browse
     assert browser.find_form("/sign-up")["password"] == ""
 
 
+async def test_address_that_mail_software_decodes_is_refused(browser: Browser) -> None:
+    await browser.open("/sign-up")
+    await browser.send("/sign-up", email="=?utf-8?q?ada?=@example.com", password=PASSWORD)
+
+    assert browser.page.status_code == 422
+    assert 'id="email-note">must not contain =?' in browser.text
+
+
 async def test_taken_address_is_refused_as_at_the_api(browser: Browser) -> None:
     await browser.sign_up(EMAIL)
     await browser.open("/sign-up")

@@ -1,11 +1,11 @@
 """Messages: rendered from templates, and handed to the mail server or, in development, written to files."""
 
 import asyncio
+import base64
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 import structlog
-from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPRecipientsRefused
-from email_validator import validate_email
+from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPNotSupported, SMTPRecipientsRefused
 from fastapi import Depends
 from pydantic import JsonValue
 
+from app.core.addresses import refuse_encoded_words, to_ascii_address
 from app.core.config import Settings
 from app.core.database import Session
 from app.core.exceptions import UnavailableError
@@ -36,6 +36,9 @@ logger = structlog.get_logger(__name__)
 POLICY = SMTP_POLICY.clone(cte_type="7bit")
 FAREWELL_SECONDS = 1
 PERMANENT = 500
+# In header values: RFC 5322 asks for lines of at most 78 characters, the name of the header included.
+MAX_PLAIN_LENGTH = 60
+MAX_WORD_BYTES = 42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,18 @@ class QueuedEmail:
 Renderer: TypeAlias = Callable[[Session, Settings, QueuedEmail], Awaitable[Email | None]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComposedEmail:
+    """A message and its envelope."""
+
+    id: UUID
+    sender: str
+    recipient: str
+    content: bytes
+
+
 class RefusedEmailError(Exception):
-    """The mail server will never take this message."""
+    """This message can never be sent: it cannot be written, or the mail server refuses it for good."""
 
 
 def render_email(template: str, to: str, subject: str, settings: Settings, **values: Any) -> Email:  # noqa: ANN401  # to Jinja
@@ -88,28 +101,61 @@ def _templates() -> "Environment":
     )
 
 
-def compose(settings: Settings, message_id: UUID, email: Email) -> EmailMessage:
-    """Raises ValueError for a header with a line break in it, which the library refuses."""
-    message = EmailMessage(policy=POLICY)
-    message["From"] = Address(read_project().title, addr_spec=settings.sender)
-    message["To"] = to_ascii(email.to)
-    message["Subject"] = email.subject
-    message["Date"] = format_datetime(utc_now())
-    # The same at each attempt: whoever gets it twice can tell.
-    message["Message-ID"] = f"<{message_id}@{settings.mail_host}>"
-    # RFC 3834: no automatic answers, please.
-    message["Auto-Submitted"] = "auto-generated"
-    message.set_content(email.text)
-    message.add_alternative(email.html, subtype="html")
-    return message
+def compose(settings: Settings, message_id: UUID, email: Email) -> ComposedEmail:
+    """Raises RefusedEmailError for values that a message cannot hold, such as a subject of two lines."""
+    try:
+        recipient = refuse_encoded_words(to_ascii_address(email.to))
+        headers = {
+            "From": f"{_encode_name(read_project().title)}\r\n <{settings.sender}>",
+            "To": recipient,
+            "Subject": _encode_text(email.subject),
+            "Date": format_datetime(utc_now()),
+            # The same at each attempt: whoever gets it twice can tell.
+            "Message-ID": f"<{message_id}@{settings.mail_host}>",
+            # RFC 3834: no automatic answers, please.
+            "Auto-Submitted": "auto-generated",
+        }
+        # Written here: EmailMessage decodes `=?utf-8?q?a=0ABcc:_b?=` in a value, and writes the line break.
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        body = EmailMessage(policy=POLICY)
+        body.set_content(email.text)
+        body.add_alternative(email.html, subtype="html")
+        content = head + body.as_bytes()
+    except ValueError as error:
+        raise RefusedEmailError(str(error)) from error
+    return ComposedEmail(id=message_id, sender=settings.sender, recipient=recipient, content=content)
 
 
-def to_ascii(address: str) -> str:
-    """Encode the domain; an address whose local part has other characters needs a server with SMTPUTF8."""
-    return validate_email(address, check_deliverability=False, test_environment=True).ascii_email or address
+def _encode_name(text: str) -> str:
+    if not _is_plain(text):
+        return _encode_words(text)
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
-async def deliver(settings: Settings, message: EmailMessage) -> None:
+def _encode_text(text: str) -> str:
+    return text if _is_plain(text) else _encode_words(text)
+
+
+def _is_plain(text: str) -> bool:
+    is_printed_as_it_is = text.isascii() and text.isprintable() and text == text.strip()
+    return is_printed_as_it_is and "=?" not in text and len(text) <= MAX_PLAIN_LENGTH
+
+
+def _encode_words(text: str) -> str:
+    """RFC 2047. Raises ValueError."""
+    if text.splitlines() != [text]:
+        raise ValueError("a header must be one line")
+    words = [b""]
+    for letter in text:
+        encoded = letter.encode()
+        if len(words[-1] + encoded) > MAX_WORD_BYTES:
+            words.append(b"")
+        words[-1] += encoded
+    return "\r\n ".join(f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in words)
+
+
+async def deliver(settings: Settings, message: ComposedEmail) -> None:
     """Raises RefusedEmailError, or for what may pass an SMTPException or OSError."""
     if settings.smtp_host is None:
         path = await asyncio.to_thread(_write, settings.email_folder, message)
@@ -128,7 +174,8 @@ async def deliver(settings: Settings, message: EmailMessage) -> None:
         raise
 
 
-async def _send(settings: Settings, host: str, message: EmailMessage) -> None:
+async def _send(settings: Settings, host: str, message: ComposedEmail) -> None:
+    options = [] if message.recipient.isascii() else ["SMTPUTF8"]
     server = SMTP(
         hostname=host,
         port=settings.smtp_port,
@@ -143,7 +190,10 @@ async def _send(settings: Settings, host: str, message: EmailMessage) -> None:
     )
     try:
         await server.connect()
-        await server.send_message(message)
+        try:
+            await server.sendmail(message.sender, message.recipient, message.content, mail_options=options)
+        except SMTPNotSupported as error:
+            raise RefusedEmailError("the mail server takes addresses in ASCII only (no SMTPUTF8)") from error
         # It has the message: a farewell that fails must not make it be sent again.
         with suppress(SMTPException, OSError):
             await server.quit(timeout=FAREWELL_SECONDS)
@@ -157,13 +207,12 @@ def _tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _write(folder: Path, message: EmailMessage) -> Path:
+def _write(folder: Path, message: ComposedEmail) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    name = str(message["Message-ID"]).strip("<>").partition("@")[0]
-    path = (folder / f"{utc_now():%Y%m%dT%H%M%SZ}-{name}.eml").absolute()
+    path = (folder / f"{utc_now():%Y%m%dT%H%M%SZ}-{message.id}.eml").absolute()
     partial = path.with_suffix(".partial")
     partial.touch(mode=0o600)
-    partial.write_bytes(message.as_bytes())
+    partial.write_bytes(message.content)
     return partial.replace(path)
 
 

@@ -8,7 +8,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    EmailStr,
     SecretStr,
     StringConstraints,
     TypeAdapter,
@@ -16,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.core.addresses import MailAddress
 from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normalize_password
 
 MAX_FIELDS = 100
@@ -96,12 +96,13 @@ def _refuse_display_name(value: object) -> object:
 
 def normalize_email(value: str) -> str:
     """Lower-case the whole address: no provider tells mailboxes apart by case, and people do not type alike."""
-    return value.lower()
+    # Letter by letter: `İ` would become two characters, and `Σ` another one at the end of a word.
+    return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
 
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(_refuse_control)]
 Text = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul)]
-Email = Annotated[EmailStr, BeforeValidator(_refuse_display_name), AfterValidator(normalize_email)]
+Email = Annotated[MailAddress, BeforeValidator(_refuse_display_name), AfterValidator(normalize_email)]
 _email = TypeAdapter(Email)
 NewPassword = Annotated[SecretStr, AfterValidator(_check_password)]
 
