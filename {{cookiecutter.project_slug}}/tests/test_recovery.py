@@ -20,7 +20,7 @@ from app.core.toolbox import Toolbox
 from app.outbox.sender import Sender
 from app.outbox.service import EmailRecord
 from app.users import one_time_tokens
-from app.users.emails import EmailKind
+from app.users.emails import EmailKind, Purpose
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings, migrate
@@ -107,6 +107,29 @@ async def test_a_code_works_once(client: httpx2.AsyncClient, user: Account, post
     assert (first.status_code, second.status_code) == (204, 422)
     assert "not valid" in second.json()["detail"]
     assert await can_sign_in(client, user.email, NEW_PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        lambda code: f" {code}\n",
+        lambda code: f"{code[:20]}\r\n {code[20:]}",
+        lambda code: f"{code[:20]}\N{ZERO WIDTH SPACE}{code[20:]}",
+        lambda code: code.replace("-", "\N{NON-BREAKING HYPHEN}"),
+        lambda code: "".join(chr(ord(character) + 0xFEE0) for character in code),
+    ],
+)
+async def test_a_code_is_read_as_people_copy_it(
+    client: httpx2.AsyncClient, user: Account, database: Database, typed: Callable[[str], str]
+) -> None:
+    async with database.write() as session:
+        code = await one_time_tokens.create_token(
+            session, Purpose.RESET_PASSWORD, UUID(user.id), user.email, lifetime=timedelta(hours=1)
+        )
+
+    reset = await post(client, "/auth/password/reset", token=typed(code), new_password=NEW_PASSWORD)
+
+    assert reset.status_code == 204
 
 
 async def test_a_code_expires(client: httpx2.AsyncClient, user: Account, postman: Postman, database: Database) -> None:

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from app.users.events import AccountEvent
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import SECRET_KEY, make_settings
-from tests.second_factor import PATH, PROOF, enable, show_code
+from tests.second_factor import PATH, PROOF, TYPED, enable, show_code
 
 NEW_KEY = SecretStr("a new key with enough bytes 0123456")
 
@@ -109,6 +109,43 @@ async def test_what_is_no_code_is_refused(
     await enable(client, user)
 
     assert await sign_in(client, user, otp=otp) in ("mfa_required", "invalid_grant")
+
+
+@pytest.mark.parametrize("typed", TYPED)
+async def test_a_code_is_read_as_people_type_it(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], typed: Callable[[str], str]
+) -> None:
+    begun = await client.post(PATH, json=PROOF, headers=user.headers)
+    secret = begun.json()["secret"]
+    code = {"code": typed(show_code(secret))}
+    confirmed = await client.post(f"{PATH}/confirm", json=code, headers=user.headers)
+    clock[0] += 30
+
+    assert confirmed.status_code == 200, confirmed.text
+    assert await sign_in(client, user, otp=typed(show_code(secret, clock[0]))) == ""
+    recovery_codes = confirmed.json()["recovery_codes"]
+    assert await sign_in(client, user, otp=typed(recovery_codes[0])) == ""
+    assert await sign_in(client, user, otp=typed(recovery_codes[1].replace("-", "").lower())) == ""
+    assert await sign_in(client, user, otp=recovery_codes[2].replace("-", "\N{EN DASH}")) == ""
+
+
+@pytest.mark.parametrize("code", ["12345", "1234567", "12345x", "", " ", "x" * 101, "½23456"])
+async def test_the_refusal_of_a_code_is_a_sentence(client: httpx2.AsyncClient, user: Account, code: str) -> None:
+    await client.post(PATH, json=PROOF, headers=user.headers)
+
+    refused = await client.post(f"{PATH}/confirm", json={"code": code}, headers=user.headers)
+
+    (problem,) = refused.json()["errors"]
+    assert refused.status_code == 422
+    assert problem["location"] == ["body", "code"]
+    assert "pattern" not in problem["message"]
+
+
+@pytest.mark.parametrize("otp", ["", " ", "\u200b"])
+async def test_no_code_is_no_guess(client: httpx2.AsyncClient, user: Account, clock: list[int], otp: str) -> None:
+    await enable(client, user)
+
+    assert await sign_in(client, user, otp=otp) == "mfa_required"
 
 
 async def test_codes_of_one_account_are_nothing_for_another(

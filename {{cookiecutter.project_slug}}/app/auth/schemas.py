@@ -1,11 +1,23 @@
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, SecretStr, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, StringConstraints
 
 from app.auth.exceptions import ErrorCode
-from app.core.schemas import Email, Input, NewPassword, Output
+from app.core.schemas import MAX_CODE_LENGTH, Email, Input, NewPassword, Output, normalize_code
+
+# What authenticator apps take when they are told nothing else; many ignore what they are told.
+DIGITS = 6
+TOTP_CODE = re.compile("[0-9]" * DIGITS)
+
+
+def _read_totp_code(typed: str) -> str:
+    code = normalize_code(typed).replace("-", "")
+    if not TOTP_CODE.fullmatch(code):
+        raise ValueError(f"must be the {DIGITS} digits that the authenticator shows")
+    return code
 
 
 class TokenForm(BaseModel):
@@ -17,7 +29,7 @@ class TokenForm(BaseModel):
     refresh_token: str | None = None
     scope: str = ""
     # A code of the second factor, or a recovery code; an extension.
-    otp: str | None = None
+    otp: Annotated[str, AfterValidator(normalize_code)] | None = None
 
 
 class RevocationForm(BaseModel):
@@ -68,7 +80,11 @@ class SecondFactorSecret(BaseModel):
 
 
 class SecondFactorCode(Input):
-    code: Annotated[str, StringConstraints(pattern=r"^[0-9]{6}$")]
+    code: Annotated[
+        str,
+        Field(max_length=MAX_CODE_LENGTH, description=f"{DIGITS} digits; spaces between them are ignored."),
+        AfterValidator(_read_totp_code),
+    ]
 
 
 class RecoveryCodes(BaseModel):
@@ -82,8 +98,8 @@ class EmailAddress(Input):
 
 
 class EmailToken(Input):
-    # The code of a message, however it was copied from there.
-    token: Annotated[str, StringConstraints(strip_whitespace=True, max_length=100)]
+    # The code of a message.
+    token: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_CODE_LENGTH)]
 
 
 class PasswordReset(EmailToken):

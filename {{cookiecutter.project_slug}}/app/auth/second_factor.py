@@ -15,7 +15,14 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.auth.models import RecoveryCode, SecondFactor
-from app.auth.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
+from app.auth.schemas import (
+    DIGITS,
+    TOTP_CODE,
+    PasswordConfirmation,
+    RecoveryCodes,
+    SecondFactorCode,
+    SecondFactorSecret,
+)
 from app.core.database import Session, release_connection
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
@@ -28,8 +35,6 @@ from app.users import service as users_service
 from app.users.events import AccountEvent
 from app.users.models import UserRecord
 
-# What authenticator apps take when they are told nothing else; many ignore what they are told.
-DIGITS = 6
 STEP_SECONDS = 30
 SECRET_BYTES = 20
 # One step to either side, for clocks that differ and people who type (RFC 6238 §5.2).
@@ -37,7 +42,6 @@ TOLERATED_STEPS = 1
 RECOVERY_CODES = 10
 # 80 bits, in four groups of four: cannot be guessed, and can be typed.
 RECOVERY_CODE_BYTES = 10
-TOTP_CODE = re.compile("[0-9]" * DIGITS)
 
 WRONG_CODE = "The code is not right."
 
@@ -154,10 +158,11 @@ async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
 
 
 async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord, code: str) -> bool:
-    """Take a code of the authenticator or a recovery code; neither works a second time."""
+    """Take a normalised code of the authenticator or a recovery code; neither works a second time."""
+    code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
         return await _use_totp(tools, user_id, factor, code)
-    presented = hash_opaque_token(re.sub(r"[\s-]", "", code).upper())
+    presented = hash_opaque_token(code)
     if await tools.session.fetch_value(USE_CODE, owner_id=user_id, used_hash=presented) is None:
         return False
     await tools.audit.record(AccountEvent.RECOVERY_CODE_USED, user_id, actor_id=user_id)

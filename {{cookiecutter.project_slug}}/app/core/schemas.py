@@ -21,6 +21,11 @@ from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normali
 MAX_FIELDS = 100
 # RFC 5321 allows 254 characters; one that is typed with others may be longer than it is stored.
 MAX_EMAIL_LENGTH = 1000
+# A longer text is no code. To normalise it would take up to the square of its length.
+MAX_CODE_LENGTH = 100
+MINUS = "\N{MINUS SIGN}"
+# Control characters, and those that only format, such as a zero-width space.
+CONTROLS = frozenset({"Cc", "Cf"})
 
 
 class Input(BaseModel):
@@ -92,6 +97,22 @@ def _refuse_display_name(value: object) -> object:
     if isinstance(value, str) and "<" in value:
         raise ValueError("must be an address alone, without a name")
     return value
+
+
+def normalize_code(typed: str) -> str:
+    """Undo what keyboards, clipboards and line breaks do to a code; also digits of other scripts become ASCII."""
+    if len(typed) > MAX_CODE_LENGTH:
+        return typed
+    return "".join(map(_normalize_code_character, unicodedata.normalize("NFKC", typed)))
+
+
+def _normalize_code_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category == "Pd" or character == MINUS:
+        return "-"
+    return "" if character.isspace() or category in CONTROLS else character
 
 
 def normalize_email(value: str) -> str:

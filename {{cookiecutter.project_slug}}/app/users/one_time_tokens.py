@@ -16,6 +16,7 @@ from app.core.database import Session
 from app.core.exceptions import UnprocessableError
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
+from app.core.schemas import normalize_code
 from app.core.security import create_opaque_token, hash_opaque_token
 from app.users.models import OneTimeToken
 
@@ -70,7 +71,7 @@ async def create_token(
 
 
 async def find_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Raises UnprocessableError."""
+    """Find a code as a person has copied it. Raises UnprocessableError."""
     return await _fetch(session, FIND_TOKEN, token, purposes)
 
 
@@ -81,7 +82,7 @@ async def use_token(session: Session, token: str, *purposes: str) -> TokenRecord
 
 async def _fetch(session: Session, query: Query[TokenRecord], token: str, purposes: tuple[str, ...]) -> TokenRecord:
     found = await session.fetch_one_or_none(
-        query, presented_hash=hash_opaque_token(token), purposes=purposes, now=utc_now()
+        query, presented_hash=hash_opaque_token(normalize_code(token)), purposes=purposes, now=utc_now()
     )
     if found is None:
         raise UnprocessableError(INVALID_TOKEN)

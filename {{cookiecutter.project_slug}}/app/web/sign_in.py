@@ -82,7 +82,7 @@ def _read_credentials(fields: Fields) -> TokenForm:
     return TokenForm(
         username=fields.get("email"),
         password=fields.get("password"),
-        otp=fields.get("otp", "").strip() or None,
+        otp=fields.get("otp"),
         scope=Scope.ACCOUNT,
     )
 
