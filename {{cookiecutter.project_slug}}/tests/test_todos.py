@@ -209,6 +209,8 @@ async def test_a_cursor_belongs_to_its_sort(client: httpx2.AsyncClient, user: Ac
         {"title": "x" * 201},
         {"title": "two\nlines"},
         {"title": "NUL \0"},
+        {"title": "\N{ZERO WIDTH SPACE}"},
+        {"title": " \N{HANGUL FILLER}\N{RIGHT-TO-LEFT OVERRIDE}"},
         {"title": "x", "description": "NUL \0"},
         {"title": "x", "description": "x" * 10_001},
         {"title": "x", "completed": "perhaps"},

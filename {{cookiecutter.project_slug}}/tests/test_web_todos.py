@@ -50,6 +50,13 @@ async def test_person_adds_ticks_edits_and_deletes_a_todo(browser: Browser) -> N
     assert "There is nothing to do." in browser.text
 
 
+async def test_title_that_shows_nothing_is_refused_with_a_sentence(browser: Browser) -> None:
+    await browser.send("/todos", title="\N{ZERO WIDTH SPACE}")
+
+    assert browser.page.status_code == 422
+    assert 'id="title-note">must not be empty' in browser.text
+
+
 async def test_edit_leaves_the_tick_and_the_tick_leaves_the_rest(browser: Browser) -> None:
     todo_id = await add(browser, "Buy milk")
     await browser.send(f"/todos/{todo_id}")

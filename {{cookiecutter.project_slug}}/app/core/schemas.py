@@ -26,6 +26,12 @@ MAX_CODE_LENGTH = 100
 MINUS = "\N{MINUS SIGN}"
 # Control characters, and those that only format, such as a zero-width space.
 CONTROLS = frozenset({"Cc", "Cf"})
+# Spaces, and marks that show nothing without a letter before them.
+UNSEEN = CONTROLS | {"Mn", "Mc", "Me", "Zs", "Zl", "Zp"}
+# Letters and symbols without a picture, such as the fillers of Hangul, the blank of Braille and a note without a head.
+BLANK = frozenset("\u115f\u1160\u2065\u2800\u3164\uffa0\ufffc\U0001d159")
+# Reserved for characters that show nothing (Default_Ignorable_Code_Point); other unassigned ones may be newer emoji.
+IGNORABLE = (range(0xFFF0, 0xFFF9), range(0xE0000, 0xE1000))
 
 
 class Input(BaseModel):
@@ -81,6 +87,28 @@ def _refuse_control(value: str) -> str:
     return value
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing, although it may have characters."""
+    return not any(_is_seen(character) for character in text)
+
+
+def _is_seen(character: str) -> bool:
+    if unicodedata.category(character) in UNSEEN or character in BLANK:
+        return False
+    return not any(ord(character) in reserved for reserved in IGNORABLE)
+
+
+def _empty_blank(value: str) -> str:
+    # Beside characters that show something, joiners of emoji and marks of direction stay as they are.
+    return "" if is_blank(value) else value
+
+
+def _refuse_empty(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
 def _check_password(value: SecretStr) -> SecretStr:
     """Which ones are too common is found out where the account is known: see app/core/passwords.py."""
     password = normalize_password(value.get_secret_value())
@@ -121,8 +149,15 @@ def normalize_email(value: str) -> str:
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
 
 
-Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), AfterValidator(_refuse_control)]
-Text = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul)]
+Line = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=200),
+    AfterValidator(_refuse_control),
+    AfterValidator(_empty_blank),
+]
+# The second constraint is for the OpenAPI document.
+FilledLine = Annotated[Line, AfterValidator(_refuse_empty), StringConstraints(min_length=1)]
+Text = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul), AfterValidator(_empty_blank)]
 Email = Annotated[MailAddress, BeforeValidator(_refuse_display_name), AfterValidator(normalize_email)]
 _email = TypeAdapter(Email)
 NewPassword = Annotated[SecretStr, AfterValidator(_check_password)]

@@ -16,6 +16,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.core.schemas import is_blank
 
 FORM_DATA = "multipart/form-data"
 # What may surround the file: boundaries, headers, other fields.
@@ -201,4 +202,4 @@ class _UploadReader:
 def _base_name(sent: str) -> str:
     name = sent.replace("\\", "/").rpartition("/")[2]
     name = "".join(filter(str.isprintable, name))[:MAX_FILENAME_LENGTH].strip()
-    return "file" if name in {"", ".", ".."} else name
+    return "file" if is_blank(name) or name in {".", ".."} else name

@@ -3,25 +3,24 @@ from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from app.core.schemas import Identified, Input, Line, Output, PartialInput, Text
+from app.core.schemas import FilledLine, Identified, Input, Output, PartialInput, Text
 from app.projects.models import ExpenseCategory, ProjectStatus
 
-Title = Annotated[Line, StringConstraints(min_length=1)]
 # JSON has no decimal numbers: an amount is a string in answers, and may be one in requests.
 Amount = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2)]
 
 
 class ProjectCreate(Input):
-    name: Title
+    name: FilledLine
     status: ProjectStatus = ProjectStatus.ACTIVE
     starts_on: date
     budget: Amount | None = None
 
 
 class ProjectUpdate(PartialInput):
-    name: Title = ""
+    name: FilledLine = ""
     status: ProjectStatus = ProjectStatus.ACTIVE
     starts_on: date = date.min
     budget: Amount | None = None
@@ -43,7 +42,7 @@ class ProjectReport(Output):
 
 
 class ExpenseCreate(Input):
-    title: Title
+    title: FilledLine
     amount: Amount
     spent_on: date
     category: ExpenseCategory = ExpenseCategory.OTHER
@@ -51,7 +50,7 @@ class ExpenseCreate(Input):
 
 
 class ExpenseUpdate(PartialInput):
-    title: Title = ""
+    title: FilledLine = ""
     amount: Amount = Decimal(0)
     spent_on: date = date.min
     category: ExpenseCategory = ExpenseCategory.OTHER

@@ -1,11 +1,6 @@
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import StringConstraints
-
-from app.core.schemas import Identified, Input, Line, PartialInput, Text
-
-Title = Annotated[Line, StringConstraints(min_length=1)]
+from app.core.schemas import FilledLine, Identified, Input, PartialInput, Text
 
 
 class TodoSort(StrEnum):
@@ -16,13 +11,13 @@ class TodoSort(StrEnum):
 class TodoCreate(Input):
     """A whole todo; PUT takes the same, and sets what is left out to its default."""
 
-    title: Title
+    title: FilledLine
     description: Text = ""
     completed: bool = False
 
 
 class TodoUpdate(PartialInput):
-    title: Title = ""
+    title: FilledLine = ""
     description: Text = ""
     completed: bool = False
 

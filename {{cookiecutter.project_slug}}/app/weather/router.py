@@ -6,11 +6,12 @@ from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
+from app.core.schemas import FilledLine
 from app.users.dependencies import CurrentUser
 from app.weather import service
 from app.weather.dependencies import PlaceDep, WeatherDep
 from app.weather.models import ReportRecord
-from app.weather.schemas import City, WeatherRead, WeatherReportCreate, WeatherReportRead
+from app.weather.schemas import WeatherRead, WeatherReportCreate, WeatherReportRead
 
 router = FeatureRouter(prefix="/weather", tags=["weather"])
 
@@ -22,7 +23,7 @@ async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, se
 
 @router.get("/reports", response_model=Page[WeatherReportRead], responses=problem_responses(401, 403))
 async def list_weather_reports(
-    _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[City | None, Query()] = None
+    _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[FilledLine | None, Query()] = None
 ) -> PageResult[ReportRecord]:
     """List what everybody has reported, the newest first."""
     return await service.list_reports(session, city=city, page=page)

@@ -4,11 +4,10 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from app.core.schemas import Identified, Input, Line, Output, Text
+from app.core.schemas import FilledLine, Identified, Input, Output, Text
 
-City = Annotated[Line, StringConstraints(min_length=1)]
 # The service separates the parts of a place with commas.
-Part = Annotated[Line, StringConstraints(min_length=1, max_length=100, pattern="^[^,]+$")]
+Part = Annotated[FilledLine, StringConstraints(max_length=100, pattern="^[^,]+$")]
 Country = Annotated[str, StringConstraints(pattern="^[A-Za-z]{2}$", to_upper=True)]
 
 
@@ -86,7 +85,7 @@ class WeatherRead(Output):
 
 
 class WeatherReportCreate(Input):
-    city: City
+    city: FilledLine
     country: Country
     temperature: Annotated[FiniteFloat, Field(ge=-100, le=100, description="Degrees Celsius.")]
     description: Text = ""
