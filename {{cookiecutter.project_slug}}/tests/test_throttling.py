@@ -202,6 +202,16 @@ async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: S
     assert statuses == [400] * FREE + [429] * 3 * FREE
 
 
+async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_second(
+    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock
+) -> None:
+    await guess(elsewhere, user.email)
+
+    clock.now -= 0.001
+
+    assert await guess(elsewhere, user.email, FREE) == [400] * (FREE - 1) + [429]
+
+
 async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
     home: httpx2.AsyncClient, user: Account
 ) -> None:

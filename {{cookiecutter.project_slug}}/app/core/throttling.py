@@ -46,7 +46,8 @@ class CountRecord(NamedTuple):
 
 
 # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
-# way that both databases understand.
+# way that both databases understand. Where there is no delay, times are not compared: of two attempts at once, the one
+# that looked at the clock first may come second.
 COUNT = Query(
     text("""
     INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at)
@@ -60,7 +61,7 @@ COUNT = Query(
             ELSE throttle_counts.delay_seconds * 2
         END,
         last_at = :now
-    WHERE throttle_counts.last_at + throttle_counts.delay_seconds <= :now
+    WHERE throttle_counts.delay_seconds = 0 OR throttle_counts.last_at + throttle_counts.delay_seconds <= :now
     RETURNING attempts
     """).columns(ThrottleCount.attempts),
     CountRecord,
