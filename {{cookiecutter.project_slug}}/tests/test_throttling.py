@@ -1,6 +1,7 @@
 """Who guesses is slowed down, and nobody else."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -10,7 +11,9 @@ from pydantic import SecretStr
 
 from app.application import create_app
 from app.core.config import Settings
-from app.core.throttling import network_of
+from app.core.database import Database
+from app.core.exceptions import TooManyRequestsError
+from app.core.throttling import AttemptCounter, GuessThrottle, network_of
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import make_settings
@@ -195,8 +198,11 @@ async def test_an_unknown_account_is_throttled_like_a_known_one(elsewhere: httpx
 async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: Settings) -> None:
     """With real transactions, beside each other."""
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
-    async with open_client(create_app(live), address=ELSEWHERE) as client:
-        guesses = [guess(client, "at-once@example.com") for _ in range(4 * FREE)]
+    async with (
+        open_client(create_app(live), address=ELSEWHERE) as one,
+        open_client(create_app(live), address=ELSEWHERE) as other,
+    ):
+        guesses = [guess(client, "at-once@example.com") for client in [one, other] * 2 * FREE]
         statuses = sorted(status for (status,) in await asyncio.gather(*guesses))
 
     assert statuses == [400] * FREE + [429] * 3 * FREE
@@ -210,6 +216,59 @@ async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_s
     clock.now -= 0.001
 
     assert await guess(elsewhere, user.email, FREE) == [400] * (FREE - 1) + [429]
+
+
+@pytest.mark.parametrize("at_once", [FREE, 4 * FREE])
+async def test_many_who_sign_in_to_one_account_at_once_keep_nobody_out(
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Two processes, first from a network that is new to the account, and then from one that it knows."""
+    monkeypatch.setattr("app.core.throttling.time", time)
+    # However slow this machine is.
+    monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
+    live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
+    async with (
+        open_client(create_app(live), address=HOME) as home,
+        open_client(create_app(live), address=ELSEWHERE) as one,
+        open_client(create_app(live), address=ELSEWHERE) as other,
+    ):
+        user = await create_account(home)
+        statuses = []
+        for _ in range(5):
+            clients = [one, other] * at_once
+            right = [request_token(each, username=user.email, password=PASSWORD) for each in clients[:at_once]]
+            statuses += [answer.status_code for answer in await asyncio.gather(*right)]
+
+    assert statuses == [200] * 5 * at_once
+
+
+async def test_many_changes_with_the_right_password_at_once_are_not_throttled(
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
+    live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
+    async with open_client(create_app(live), address=HOME) as client:
+        user = await create_account(client)
+        begin = {"current_password": PASSWORD}
+        begun = [client.post("/api/v1/auth/second-factor", json=begin, headers=user.headers) for _ in range(4 * FREE)]
+        statuses = {answer.status_code for answer in await asyncio.gather(*begun)}
+
+    assert statuses <= {200, 409}
+
+
+async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 0.3)
+    throttle = GuessThrottle(database, settings)
+    counter = AttemptCounter("lost", "source", 1, is_decided=True)
+    await throttle.count(counter)
+
+    with pytest.raises(TooManyRequestsError):
+        await throttle.count(counter)
+    clock.now += 1
+
+    assert await throttle.count(counter) is None
 
 
 async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(

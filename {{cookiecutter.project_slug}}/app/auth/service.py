@@ -190,12 +190,12 @@ async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | No
     """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
-    address = AttemptCounter("sign-in from address", network, tools.settings.throttle_address_attempts)
-    elsewhere = AttemptCounter("sign-in from elsewhere", email, free)
+    address = AttemptCounter("sign-in from address", network, tools.settings.throttle_address_attempts, is_decided=True)
+    elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
     if user is None or not user.is_known_network:
         await tools.throttle.count(address, elsewhere)
         return Attempt(elsewhere, [address, elsewhere])
-    known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free)
+    known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free, is_decided=True)
     # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
     refusal = await tools.throttle.count(known, tolerated=[address, elsewhere])
     return Attempt(known, [known] if refusal else [known, address, elsewhere], refusal)
@@ -221,6 +221,8 @@ async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt:
 
 
 async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
+    for counter in attempt.taken:
+        await tools.throttle.decide(tools.session, counter)
     if attempt.refusal is not None:
         return attempt.refusal
     SIGN_INS.labels("failure").inc()

@@ -3,6 +3,7 @@
 Attempts are counted in the database, so that the bounds hold across workers and hosts.
 """
 
+import asyncio
 import hashlib
 import ipaddress
 import math
@@ -20,13 +21,16 @@ from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.exceptions import TooManyRequestsError
 from app.core.models import Base
-from app.core.query import Command, Query, delete_batch
+from app.core.query import Command, Query, columns, delete_batch
 
 logger = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 1.0
 # What one customer of a provider has (RFC 6177).
 IPV6_NETWORK_BITS = 64
+# How long an attempt whose outcome is not known yet may keep others waiting, and how often those look.
+UNDECIDED_SECONDS = 10
+PAUSE_SECONDS = 0.1
 
 
 class ThrottleCount(Base):
@@ -37,6 +41,8 @@ class ThrottleCount(Base):
     # Hashed: it is as long as its longest part, which strangers choose, and may be the address of a person.
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     attempts: Mapped[int]
+    # How many of the attempts are not decided yet.
+    undecided: Mapped[int] = mapped_column(server_default=text("0"))
     delay_seconds: Mapped[float]
     last_at: Mapped[float]
 
@@ -45,15 +51,23 @@ class CountRecord(NamedTuple):
     attempts: int
 
 
+class StateRecord(NamedTuple):
+    undecided: int
+    last_at: float
+    delay_seconds: float
+
+
 # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
 # way that both databases understand. Where there is no delay, times are not compared: of two attempts at once, the one
 # that looked at the clock first may come second.
 COUNT = Query(
     text("""
-    INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at)
-    VALUES (:key, 1, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
+    INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
+    VALUES (:key, 1, :undecided, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
     ON CONFLICT (key) DO UPDATE SET
         attempts = CASE WHEN throttle_counts.last_at <= :forgotten_before THEN 1 ELSE throttle_counts.attempts + 1 END,
+        undecided = :undecided
+            + CASE WHEN throttle_counts.last_at <= :decided_before THEN 0 ELSE throttle_counts.undecided END,
         delay_seconds = CASE
             WHEN throttle_counts.last_at <= :forgotten_before OR throttle_counts.attempts + 1 < :free_attempts THEN 0
             WHEN throttle_counts.delay_seconds = 0 THEN :first_delay
@@ -69,12 +83,15 @@ COUNT = Query(
 GIVE_BACK = Command(
     text("""
     UPDATE throttle_counts
-    SET attempts = attempts - 1, delay_seconds = CASE WHEN attempts <= :free_attempts THEN 0 ELSE delay_seconds / 2 END
+    SET attempts = attempts - 1,
+        undecided = CASE WHEN undecided > 0 THEN undecided - 1 ELSE 0 END,
+        delay_seconds = CASE WHEN attempts <= :free_attempts THEN 0 ELSE delay_seconds / 2 END
     WHERE key = :key AND attempts > 0
     """)
 )
-NEXT_AT = Query(
-    select(ThrottleCount.last_at + ThrottleCount.delay_seconds).where(ThrottleCount.key == bindparam("count_key"))
+DECIDE = Command(text("UPDATE throttle_counts SET undecided = undecided - 1 WHERE key = :key AND undecided > 0"))
+STATE = Query(
+    select(*columns(StateRecord, ThrottleCount)).where(ThrottleCount.key == bindparam("count_key")), StateRecord
 )
 FORGET = Command(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
 PURGE = delete_batch(ThrottleCount, ThrottleCount.last_at <= bindparam("forgotten_before"))
@@ -87,17 +104,24 @@ class AttemptCounter:
     kind: str
     source: str
     free_attempts: int
+    # Whether the caller tells how each attempt has ended, with `forget`, `give_back` or `decide`.
+    is_decided: bool = False
 
     @property
     def key(self) -> str:
         return hashlib.sha256(f"{self.kind}:{self.source}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class UndecidedError(Exception):
+    """Attempts that are not decided yet have used up those that are free: they may still be taken back."""
+
+
 class GuessThrottle:
     """Counts attempts at passwords and codes, sign-ups and requests for messages, and refuses too many of them.
 
     A count does not decay while attempts go on, only after THROTTLE_MEMORY_SECONDS without any: a client that calls a
-    route steadily is refused for longer and longer. Call `forget` or `give_back` after an attempt that succeeded.
+    route steadily is refused for longer and longer. Call `forget` or `give_back` after an attempt that succeeded, and
+    `decide` after one that failed if the counter has `is_decided`.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -109,36 +133,60 @@ class GuessThrottle:
     ) -> TooManyRequestsError | None:
         """Count an attempt before it is made, so that many at once are no way around.
 
-        It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError; what one of the
+        While attempts that are not decided yet use up the free ones, it waits for their outcome, UNDECIDED_SECONDS at
+        most. It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError; what one of the
         tolerated raises is returned, for attempts that are refused only if they fail.
         """
         if not self._settings.throttling:
             return None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + UNDECIDED_SECONDS
+        while True:
+            try:
+                return await self._count_all(counters, tolerated, waits=loop.time() < deadline)
+            except UndecidedError:
+                # What was counted is rolled back, and no connection is held.
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _count_all(
+        self, counters: Sequence[AttemptCounter], tolerated: Sequence[AttemptCounter], *, waits: bool
+    ) -> TooManyRequestsError | None:
         async with self._database.write() as session:
             for counter in counters:
-                await self._count(session, counter)
+                await self._count(session, counter, waits=waits)
             try:
                 for counter in tolerated:
-                    await self._count(session, counter)
+                    await self._count(session, counter, waits=False)
             except TooManyRequestsError as error:
                 return error
         return None
 
-    async def _count(self, session: Session, counter: AttemptCounter) -> None:
+    async def _count(self, session: Session, counter: AttemptCounter, *, waits: bool) -> None:
         now = time.time()
         counted = await session.fetch_one_or_none(
             COUNT,
             key=counter.key,
             now=now,
             free_attempts=counter.free_attempts,
+            undecided=int(counter.is_decided),
+            decided_before=now - UNDECIDED_SECONDS,
             first_delay=min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
             max_delay=float(self._settings.throttle_max_delay_seconds),
             forgotten_before=now - self._settings.throttle_memory_seconds,
         )
         if counted is None:
-            next_at = await session.fetch_value(NEXT_AT, count_key=counter.key)
+            state = await session.fetch_one_or_none(STATE, count_key=counter.key)
+            is_undecided = state is None or (state.undecided > 0 and state.last_at > now - UNDECIDED_SECONDS)
+            if waits and is_undecided:
+                raise UndecidedError
             logger.warning("throttled", counter=counter.kind)
-            raise TooManyRequestsError(max(1, math.ceil((next_at or now) - now)))
+            next_at = state.last_at + state.delay_seconds if state else now
+            raise TooManyRequestsError(max(1, math.ceil(next_at - now)))
+
+    async def decide(self, session: Session, counter: AttemptCounter) -> None:
+        """Tell that an attempt has failed, and stays counted."""
+        if self._settings.throttling:
+            await session.run(DECIDE, key=counter.key)
 
     async def give_back(self, session: Session, counter: AttemptCounter) -> None:
         """Take back one attempt, which succeeded, and leave the others counted."""

@@ -202,10 +202,12 @@ async def confirm_password(tools: Toolbox, user: UserRecord, password: SecretStr
     """
     password_hash = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
     await release_connection(tools.session)
-    counter = AttemptCounter("password of account", str(user.id), tools.settings.throttle_account_attempts)
+    free = tools.settings.throttle_account_attempts
+    counter = AttemptCounter("password of account", str(user.id), free, is_decided=True)
     await tools.throttle.count(counter)
     check = await tools.security.check_password(password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
+        await tools.throttle.decide(tools.session, counter)
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise UnprocessableError("The current password is not right.", keeps_changes=True)
     await tools.throttle.forget(tools.session, counter)

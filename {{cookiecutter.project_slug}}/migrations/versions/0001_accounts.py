@@ -119,6 +119,7 @@ def upgrade() -> None:
         "throttle_counts",
         sa.Column("key", sa.String(64), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("undecided", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("delay_seconds", sa.Double(), nullable=False),
         sa.Column("last_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_throttle_counts")),
