@@ -77,14 +77,16 @@ def server_url() -> str:
 
 
 @contextmanager
-def create_test_database(folder: Path) -> Iterator[str]:
+def create_test_database(folder: Path, encoding: str = "UTF8") -> Iterator[str]:
     """Yield the URL of a new and empty database of the kind that TEST_DATABASE_URL names."""
     server = server_url()
     if make_url(server).get_backend_name() == "sqlite":
         yield f"sqlite:///{folder / uuid4().hex}.sqlite3"
         return
     name = f"test_{uuid4().hex}"
-    execute(server, f"CREATE DATABASE {name}")
+    # The locale C goes with every encoding.
+    locale = "" if encoding == "UTF8" else "LOCALE 'C'"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' {locale}")
     try:
         yield make_url(server).set(database=name).render_as_string(hide_password=False)
     finally:

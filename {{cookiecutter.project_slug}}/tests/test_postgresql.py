@@ -1,24 +1,29 @@
 """What PostgreSQL alone does: settings of its connections, prepared statements, locks on rows."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import func, make_url, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.application import create_app
-from app.core.database import Database, open_database
+from app.core.database import SESSION_SETTINGS, Database, open_database
 from app.core.housekeeping import purge
 from app.core.query import Query
 from app.core.throttling import ThrottleCount, purge_counts
+from app.startup import update_once
 from app.users.models import User
-from tests.accounts import create_account
+from tests.accounts import create_account, request_token
 from tests.clients import open_client
-from tests.databases import execute_async, make_settings, server_url
+from tests.databases import create_test_database, execute_async, make_settings, server_url
 from tests.mail import wait_for
+from tests.test_cli import manage
 
 pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
 
@@ -27,6 +32,13 @@ WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
 # After so many psycopg has the server prepare a statement.
 MANY = 8
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+READ_ONLY = "transaction_read_only"
+FOREIGN_SETTINGS = {
+    "PGCLIENTENCODING": "LATIN1",
+    "PGTZ": "America/New_York",
+    "PGDATESTYLE": "German",
+    "PGOPTIONS": "-c search_path=nowhere -c default_transaction_read_only=on",
+}
 
 
 async def connections_are_gone(url: str) -> bool:
@@ -56,6 +68,58 @@ async def test_options_of_the_url_are_kept(live_url: str) -> None:
         shown = [await session.scalar(text(f"SHOW {name}")) for name in ("search_path", "timezone")]
 
     assert shown == ["tenant", "UTC"]
+
+
+@pytest.mark.parametrize("pooler", [{}, {"port": 5432}], ids=["direct", "pooled"])
+async def test_the_environment_and_the_database_change_nothing_that_the_service_relies_on(
+    live_url: str, monkeypatch: pytest.MonkeyPatch, pooler: dict[str, int]
+) -> None:
+    name = make_url(live_url).database
+    for setting in ("IntervalStyle = iso_8601", "standard_conforming_strings = off", "client_encoding = LATIN2"):
+        await execute_async(live_url, f"ALTER DATABASE {name} SET {setting}")
+    settings = make_settings(live_url)
+    with monkeypatch.context() as patch:
+        for name, value in FOREIGN_SETTINGS.items():
+            patch.setenv(name, value)
+        # PostgreSQL itself in the place of a pooler: what is asked of a connection is what counts here.
+        patch.setattr(type(settings), "pooled_url", property(lambda given: given.url.set(**pooler)))
+
+        async with open_database(settings) as database, database.read() as session:
+            shown = {name: await session.scalar(text(f"SHOW {name}")) for name in (*SESSION_SETTINGS, READ_ONLY)}
+        async with open_client(create_app(settings)) as client:
+            account = await create_account(client)
+            stranger = await request_token(client, username="Ω@example.com", password=account.password)
+            await client.patch("/api/v1/users/me", json={"name": "Ω"}, headers=account.headers)
+            me = (await client.get("/api/v1/users/me", headers=account.headers)).json()
+
+    assert shown == {**SESSION_SETTINGS, "DateStyle": "ISO, DMY", READ_ONLY: "off"}
+    assert stranger.status_code == 400
+    assert me["name"] == "Ω"
+    assert me["created_at"].endswith("Z")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
+def test_a_database_in_another_encoding_is_refused_in_a_sentence(
+    tmp_path: Path, logs: io.StringIO, encoding: str
+) -> None:
+    async def ask() -> list[httpx2.Response]:
+        async with open_client(create_app(make_settings(url))) as client:
+            return [await client.get("/health/ready"), await request_token(client, username="a", password="b")]
+
+    with create_test_database(tmp_path, encoding) as url:
+        commands = ("db upgrade", "db check", "db wait --timeout 0", "db downgrade base", "db reset --yes", "purge")
+        outcomes = [manage(url, *command.split()) for command in commands]
+        answers = asyncio.run(ask())
+        with pytest.raises(OperationalError, match=f"is in {encoding}, and the service needs UTF8"):
+            asyncio.run(update_once(make_settings(url)))
+
+    for outcome in outcomes:
+        assert outcome.returncode == 1
+        assert f"The database is in {encoding}, and the service needs UTF8: make one with" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert encoding not in "".join(answer.text for answer in answers)
+    assert f"The database is in {encoding}" in logs.getvalue()
 
 
 async def test_reading_goes_on_when_a_migration_changes_the_columns(live_database: Database, live_url: str) -> None:

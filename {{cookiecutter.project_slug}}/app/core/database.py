@@ -2,11 +2,12 @@ import asyncio
 import select
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from sqlalchemy import Connection, CursorResult, event, exc
-from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool, Pool, PoolResetState
 from sqlalchemy.util import greenlet_spawn
@@ -32,6 +33,19 @@ BEGIN = {
     # It takes the write lock at once: two transactions that read first and write later would deadlock.
     "sqlite": "BEGIN IMMEDIATE",
 }
+
+# What PostgreSQL tells about each connection, and what the service relies on.
+SESSION_SETTINGS = {
+    "client_encoding": "UTF8",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "standard_conforming_strings": "on",
+}
+WRONG_ENCODING = (
+    "The database is in {encoding}, and the service needs UTF8: make one with CREATE DATABASE name ENCODING 'UTF8'"
+    " TEMPLATE template0, and copy the data into it with `db backup` and `db restore`."
+)
 
 
 class Session(AsyncSession):
@@ -269,6 +283,8 @@ def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
     event.listen(engine.sync_engine, "handle_error", _on_error)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
+    else:
+        event.listen(engine.sync_engine, "connect", partial(_on_postgresql_connect, engine.dialect.loaded_dbapi))
     return engine
 
 
@@ -285,13 +301,17 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        # Whatever PGCLIENTENCODING or DATABASE_URL say.
+        "client_encoding": "UTF8",
     }
+    # Also where it is empty: libpq would take PGOPTIONS, which a pooler refuses.
+    options = settings.url.query.get("options", "")
     if is_pooled:
         # The next statement may find another connection of the server's, which knows nothing of what this one was told.
-        return {**arguments, "prepare_threshold": None}
-    options = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+        return {**arguments, "prepare_threshold": None, "options": options}
+    own = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
     # Those of DATABASE_URL come first: these are what the service relies on.
-    return {**arguments, "options": f"{settings.url.query.get('options', '')} {options}".strip()}
+    return {**arguments, "options": f"{options} {own}".strip()}
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
@@ -306,6 +326,26 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _record: object) -> None:
+    """Raise the driver's OperationalError where the database is not in UTF-8; set what values are read and written by.
+
+    PGTZ and PGDATESTYLE win over the options of a connection, and a role or a database may have settings of its own.
+    The server has told its values already: asking costs no round trip.
+    """
+    told = connection.driver_connection.info.parameter_status
+    encoding = told("server_encoding")
+    # Some poolers do not tell.
+    if encoding not in {None, "UTF8"}:
+        connection.close()
+        raise driver.OperationalError(WRONG_ENCODING.format(encoding=encoding))
+    for name, value in SESSION_SETTINGS.items():
+        # The second part of DateStyle is about what is written in no standard order, which the service never does.
+        if (told(name) or "").partition(",")[0] != value:
+            cursor = connection.cursor()
+            cursor.execute(f"SET {name} = '{value}'")
+            cursor.close()
 
 
 def _on_begin(connection: Connection) -> None:
