@@ -1,5 +1,6 @@
 """The baked project, unmodified, on a fresh server with systemd, used through nginx: these tests take minutes."""
 
+import base64
 import json
 import re
 import shlex
@@ -407,6 +408,15 @@ class ServerTests:
         assert "production" in server.machine.run(f"{manage} check")
         server.machine.run(f"{manage} users deactivate root@example.com")
 
+    def test_arguments_of_a_command_arrive_as_they_were_typed(self, server: Server) -> None:
+        revision = "$HOME.${HOME}$$%h'\"`id`"
+
+        # Encoded: the program that runs commands on the machine may be systemd's, and put in values itself.
+        encoded = base64.b64encode(revision.encode()).decode()
+        output = server.machine.fails(f'{server.slug}-manage db upgrade "$(base64 -d <<< {encoded})"')
+
+        assert f"Upgrading to {revision} ..." in output
+
     def test_everything_is_back_after_a_reboot(self, server: Server, token: str) -> None:
         created = create(server, token, "Survives a reboot")
         boot = server.machine.run("cat /proc/sys/kernel/random/boot_id")
@@ -631,6 +641,42 @@ class TestOnPostgreSQL(DeploymentTests):
 
         assert file.endswith(f"/conf.d/{server.slug}.conf")
         assert int(granted) > 2 * pool * len(server.pids()[1])
+
+    def test_database_is_in_utf_8(self, server: Server) -> None:
+        shown = server.machine.run(f"cd /; runuser -u postgres -- psql -At -c 'SHOW server_encoding' {server.slug}")
+
+        assert shown == "UTF8"
+
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "it's",
+            '"it\'s \\"quoted\\" and \\\\ \\`id\\` $HOME"  ',
+            "'single \"quotes\"'",
+            "back\\\\slash # and no comment",
+            "x' SUPERUSER; --",
+            "first\nDATABASE_PASSWORD=last:'name' %h ÄÖ",
+        ],
+    )
+    def test_password_of_the_role_is_what_the_service_reads(self, server: Server, written: str) -> None:
+        configuration, manage = f"/etc/{server.slug}/env", f"{server.slug}-manage"
+        server.machine.run(f"cp -p {configuration} /root/env")
+        try:
+            server.setting(f"DATABASE_PASSWORD={written}")
+            provisioned = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+            checked = server.machine.run(f"{manage} db wait --timeout 0")
+            again = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+        finally:
+            server.machine.run(f"cp -p /root/env {configuration}; {PROJECT}/deploy/vm/provision.sh")
+
+        superusers = server.machine.run(
+            "cd /; runuser -u postgres -- psql -At -c 'SELECT rolname FROM pg_roles WHERE rolsuper'"
+        )
+        assert f"make the role {server.slug}" in provisioned
+        assert "The database answers." in checked
+        assert "Nothing changed" in again
+        assert superusers == "postgres"
+        server.site.wait()
 
     def test_limits_of_the_unit_reach_the_service(self, server: Server) -> None:
         shown = server.unit_properties("MemoryMax", "TasksMax", "LimitNOFILE", "OOMPolicy", "Restart")

@@ -51,14 +51,16 @@ pack() {
     COPYFILE_DISABLE=1 tar -C "$1" --exclude=__pycache__ -czf - "${files[@]}"
 }
 
-# manage RELEASE COMMAND...: the service's command line, as its account and with its configuration.
+# manage RELEASE COMMAND...: the service's command line, as its account and with its configuration. systemd puts the
+# values of variables into arguments, where $$ is a dollar sign.
 manage() {
     local release=$1 mode=--pipe
     shift
     [[ ! -t 0 || ! -t 1 ]] || mode=--pty
     systemd-run --quiet --wait --collect "$mode" --service-type=exec --working-directory="$release" \
         -p User="$ACCOUNT" -p Group="$ACCOUNT" -p UMask=0077 -p NoNewPrivileges=yes \
-        -p EnvironmentFile="$CONFIG/env" -E PYTHONDONTWRITEBYTECODE=1 -- "$release/.venv/bin/python" -m app "$@"
+        -p EnvironmentFile="$CONFIG/env" -E PYTHONDONTWRITEBYTECODE=1 \
+        -- "$release/.venv/bin/python" -m app "${@//\$/\$\$}"
 }
 
 # link TARGET PATH: replace a symbolic link in one step.

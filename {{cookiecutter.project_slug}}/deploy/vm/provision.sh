@@ -5,6 +5,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+#% if cookiecutter.database == "postgresql"
+# Whoever runs this may have settings for another server.
+unset "${!PG@}"
+#% endif
 PACKAGES=(
     ca-certificates certbot curl fail2ban iproute2 logrotate nginx openssl python3-systemd python3-venv ufw
     unattended-upgrades
@@ -210,7 +214,11 @@ write_configuration() {
 }
 #% if cookiecutter.database == "postgresql"
 
-setting() { sed -n "s/^$1=//p" "$CONFIG/env" 2>/dev/null | tail -n 1; }
+# Read by systemd itself: no other program has its rules for quotes, escapes and comments.
+setting() {
+    systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
+        -- /usr/bin/printenv "$1" </dev/null || true
+}
 
 # number SETTING DEFAULT
 number() {
@@ -219,22 +227,27 @@ number() {
     say "${value:-$2}"
 }
 
-psql_as_postgres() { (cd / && runuser -u postgres -- psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 "$@"); }
+psql_as_postgres() {
+    (cd / && runuser -u postgres -- psql --port "$DATABASE_PORT" --quiet --no-psqlrc --set ON_ERROR_STOP=1 "$@")
+}
 
-exists_in_postgresql() { [[ $(psql_as_postgres -At -c "SELECT 1 FROM $1" 2>/dev/null) == 1 ]]; }
+has_database() {
+    [[ $(psql_as_postgres -At --set name="$SLUG" <<<"SELECT 1 FROM pg_database WHERE datname = :'name'" \
+        2>/dev/null) == 1 ]]
+}
 
 can_log_in() {
-    PGPASSWORD=$(setting DATABASE_PASSWORD) psql --host 127.0.0.1 --username "$SLUG" --dbname postgres --no-password \
-        --no-psqlrc --quiet -c '' 2>/dev/null
+    PGPASSWORD=$(setting DATABASE_PASSWORD) psql --host 127.0.0.1 --port "$DATABASE_PORT" --username "$SLUG" \
+        --dbname postgres --no-password --no-psqlrc --quiet -c '' 2>/dev/null
 }
 
 # Only where the configuration names this server's own PostgreSQL.
 prepare_postgresql() {
     [[ -z $(setting DATABASE_URL) && $(setting DATABASE_HOST) =~ ^(127\.0\.0\.1|localhost|)$ ]] || return 0
+    DATABASE_PORT=$(number DATABASE_PORT 5432)
     enable postgresql.service
     can_log_in || change "make the role $SLUG of PostgreSQL, with the password of $CONFIG/env" make_role
-    exists_in_postgresql "pg_database WHERE datname = '$SLUG'" ||
-        change "make the database $SLUG" psql_as_postgres -c "CREATE DATABASE \"$SLUG\" OWNER \"$SLUG\""
+    has_database || change "make the database $SLUG" make_database
     put 644 root "$(cluster_folder)/conf.d/$SLUG.conf" postgresql < <(say "max_connections = $(count_connections)")
     tell postgresql "restart PostgreSQL" systemctl restart postgresql
 }
@@ -242,7 +255,7 @@ prepare_postgresql() {
 # Of the server that the configuration names, by its port; a dry run may come before there is one.
 cluster_folder() {
     pg_lsclusters --no-header 2>/dev/null |
-        awk -v port="$(number DATABASE_PORT 5432)" '$3 == port { print "/etc/postgresql/" $1 "/" $2; found = 1 }
+        awk -v port="$DATABASE_PORT" '$3 == port { print "/etc/postgresql/" $1 "/" $2; found = 1 }
             END { if (!found) print "/etc/postgresql/VERSION/main" }'
 }
 
@@ -256,11 +269,23 @@ count_connections() {
     say $((count > 100 ? count : 100))
 }
 
-# Over standard input, and not as an argument: see above.
+# psql quotes the values. The password is in its environment: the arguments of a program are for all to see.
 make_role() {
-    local verb=CREATE
-    if exists_in_postgresql "pg_roles WHERE rolname = '$SLUG'"; then verb=ALTER; fi
-    printf "%s ROLE \"%s\" LOGIN PASSWORD '%s';\n" "$verb" "$SLUG" "$(setting DATABASE_PASSWORD)" | psql_as_postgres
+    local password
+    password=$(setting DATABASE_PASSWORD)
+    [[ -n $password ]] || die "DATABASE_PASSWORD in $CONFIG/env must be set: PostgreSQL lets nobody in without one"
+    PASSWORD=$password psql_as_postgres --set name="$SLUG" <<'END'
+\getenv password PASSWORD
+SELECT format('CREATE ROLE %I', :'name') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'name') \gexec
+ALTER ROLE :"name" LOGIN PASSWORD :'password';
+END
+}
+
+# In UTF-8, whatever the locale was when the server was installed.
+make_database() {
+    psql_as_postgres --set name="$SLUG" <<'END'
+CREATE DATABASE :"name" OWNER :"name" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C.UTF-8';
+END
 }
 #% endif
 
