@@ -417,6 +417,27 @@ class ServerTests:
 
         assert f"Upgrading to {revision} ..." in output
 
+    def test_what_the_service_stands_on_comes_back_when_it_is_killed(self, server: Server, token: str) -> None:
+        created = create(server, token, "Before the crash")
+        units = server.machine.run("systemctl list-units --plain --no-legend 'postgresql@*' | cut -d ' ' -f 1").split()
+
+        # As often as systemd would otherwise give up.
+        for unit in [*units, "nginx.service", "fail2ban.service"] * 6:
+            killed = server.machine.run(f"systemctl show -P MainPID {unit}")
+            server.machine.run(f"kill -9 {killed}")
+            shown = f"systemctl show -P ActiveState -P MainPID {unit}"
+            wait_until(
+                lambda shown=shown, killed=killed: set(server.machine.run(shown).split()) - {killed, "0"} > {"active"},
+                60,
+                lambda unit=unit: f"{unit} is back",
+            )
+
+        server.site.wait()
+        wait_until(lambda: all(is_served(server, token) for _ in range(20)), 60, lambda: "every request succeeds")
+        assert created.json["title"] in server.titles(token)
+        assert server.machine.run("systemctl is-system-running") == "running"
+        assert len(units) == (server.project.answers["database"] == "postgresql")
+
     def test_everything_is_back_after_a_reboot(self, server: Server, token: str) -> None:
         created = create(server, token, "Survives a reboot")
         boot = server.machine.run("cat /proc/sys/kernel/random/boot_id")

@@ -5,7 +5,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# What the service stands on, and Debian does not restart.
+RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
+RESTARTED+=(postgresql@)
 # Whoever runs this may have settings for another server.
 unset "${!PG@}"
 #% endif
@@ -307,6 +310,9 @@ install_scripts_and_units() {
     for unit in "$HERE"/units/*; do
         name=$(basename "$unit")
         put 644 root "/etc/systemd/system/$SLUG${name#service}" systemd <"$unit"
+    done
+    for name in "${RESTARTED[@]}"; do
+        put 644 root "/etc/systemd/system/$name.service.d/$SLUG.conf" systemd <"$HERE/restart.conf"
     done
     tell systemd "let systemd read its units" systemctl daemon-reload
     enable "$SLUG.target" "$SLUG-health.timer" "$SLUG-backup.timer" "$SLUG-certificate.timer"
