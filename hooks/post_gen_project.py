@@ -36,6 +36,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "migrations/versions/0005_weather_reports.py": ("weather_example", "yes"),
     "scripts/embedded_postgres.py": ("database", "postgresql"),
     "secrets": ("deployment", "docker", "both"),
+    "tests/test_backup_postgresql.py": ("database", "postgresql"),
+    "tests/test_backup_sqlite.py": ("database", "sqlite"),
     "tests/test_embedded_postgres.py": ("database", "postgresql"),
     "tests/test_gunicorn.py": ("process_manager", "gunicorn"),
     "tests/test_postgresql.py": ("database", "postgresql"),

@@ -20,7 +20,7 @@ from app.core.backup import BackupError, restore_backup, write_backup
 from app.core.commands import LOOP_FACTORY, add_commands, fail, make_security, run
 from app.core.config import Settings, load_settings_or_exit
 from app.core.database import open_database
-from app.core.exceptions import first_line
+from app.core.exceptions import AppError, first_line
 from app.core.lifecycle import mark_start, stop_with_parent
 from app.core.logging import logging_config
 from app.core.project import ROOT
@@ -177,9 +177,9 @@ async def wait_for_database(settings: Settings, timeout_seconds: float) -> None:
 @db.command()
 def backup(
     target: Annotated[Path, typer.Argument(help="A file, or a folder that gets a new one.")],
-    keep: Annotated[int | None, typer.Option(min=1, help="In a folder: remove all but the newest so many.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="In a folder: how many backups stay.")] = None,
 ) -> None:
-    """Write everything to a file, which is there when it is complete."""
+    """Write all that the service owns in the database to a file, which is there when it is complete."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Backing up {settings.url.render_as_string(hide_password=True)} ...")
     try:
@@ -194,15 +194,20 @@ def restore(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `db backup` has written.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Replace everything by what a backup holds. Stop the service first: what it writes meanwhile is lost."""
+    """Replace all that the service owns in the database by what a backup holds.
+
+    Stop the service first: what it writes meanwhile is lost.
+    """
     settings = load_settings_or_exit(SETTINGS)
     if not yes:
-        typer.confirm(f"Replace everything in {settings.url.render_as_string(hide_password=True)}?", abort=True)
+        typer.confirm(f"Replace the service's data in {settings.url.render_as_string(hide_password=True)}?", abort=True)
     typer.echo(f"Restoring {file} ...")
     try:
-        restore_backup(settings.url, file)
-    except (BackupError, OSError) as error:
+        lost = restore_backup(settings.url, file)
+    except (AppError, BackupError, OSError) as error:
         fail(str(error))
+    for note in lost:
+        typer.echo(f"Not granted: {note}.", err=True)
     typer.echo("Done. A backup of an older version needs `db upgrade` now.")
 
 

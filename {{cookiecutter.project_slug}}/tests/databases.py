@@ -99,7 +99,9 @@ def execute(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 async def execute_async(url: str, statement: str) -> list[tuple[object, ...]]:
-    engine = create_async_engine(make_settings(url).url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    address = make_settings(url).url
+    arguments = {"client_encoding": "UTF8"} if address.get_backend_name() == "postgresql" else {}
+    engine = create_async_engine(address, connect_args=arguments, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             result = await connection.execute(text(statement))

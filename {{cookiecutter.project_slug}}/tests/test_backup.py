@@ -8,6 +8,7 @@ from sqlalchemy import URL
 from app.core import migrations
 from app.core.backup import BackupError, restore_backup, write_backup
 from app.core.database import create_patient_engine
+from app.core.schema import head_revision
 from app.users.commands import create_admin_user
 from app.users.schemas import UserCreate
 from tests.databases import execute, make_settings, migrate
@@ -142,3 +143,15 @@ def test_a_restore_needs_consent(filled_url: str, tmp_path: Path) -> None:
 
     assert declined.returncode == 1
     assert execute(filled_url, EMAILS) == [("kept@example.com",)]
+
+
+def test_a_backup_of_a_newer_release_is_refused_and_destroys_nothing(filled_url: str, tmp_path: Path) -> None:
+    execute(filled_url, "UPDATE alembic_version SET version_num = '9999'")
+    file = write_backup(parse(filled_url), tmp_path / "backup")
+    execute(filled_url, f"UPDATE alembic_version SET version_num = '{head_revision()}'")  # noqa: S608  # ours
+
+    refused = manage(filled_url, "db", "restore", str(file), "--yes")
+
+    assert refused.returncode == 1
+    assert "has the revision 9999, which this release does not know: use a newer one" in refused.stderr
+    assert execute(filled_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]

@@ -133,6 +133,18 @@ def test_a_restore_brings_back_what_is_missing_and_nothing_else(storage_folder: 
     assert {name: content for name, content in read_all(storage_folder).items() if name in before} == before
 
 
+def test_a_folder_of_something_else_is_refused(storage_folder: Path, backups: Path) -> None:
+    add_objects(storage_folder, 10)
+    write_backup(storage_folder, backups)
+    shutil.rmtree(storage_folder)
+
+    # The folder with the backups, and not one of them.
+    refused = manage(unreachable_url(), "files", "restore", str(backups), STORAGE_FOLDER=str(storage_folder))
+
+    assert refused.returncode == 1
+    assert "is not a backup of files: name one folder" in refused.stderr
+
+
 def test_an_operator_backs_up_and_restores(storage_folder: Path, backups: Path, tmp_path: Path) -> None:
     add_objects(storage_folder, 10, 20)
     url, new = unreachable_url(), str(tmp_path / "new")

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from sqlalchemy import URL
 
 from app.core.project import read_project
+from app.core.schema import read_revisions
 from app.core.storage import sync_path
 
 # A process that was killed leaves its unfinished file behind.
@@ -28,16 +29,20 @@ class Format(Protocol):
 
     def dump(self, url: URL, file: Path) -> None: ...
 
-    def verify(self, file: Path) -> None:
-        """Raise BackupError unless the file is complete and a backup of this service."""
+    def verify(self, file: Path) -> str | None:
+        """Return the schema's revision; raise BackupError unless the file is complete and a backup of this service."""
 
-    def load(self, url: URL, file: Path) -> None:
-        """Replace everything by what the file holds, or change nothing and raise BackupError."""
+    def load(self, url: URL, file: Path) -> list[str]:
+        """Replace what the service owns by what the file holds, or change nothing and raise BackupError.
+
+        Returns what could not be brought back of who may use it.
+        """
 
 
 def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
     """Write to a file, or to a new one in a folder, of which the newest `keep` stay."""
     kind = _format(url)
+    _refuse_database(url, target)
     file = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%SZ}{kind.SUFFIX}" if target.is_dir() else target
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
     os.close(descriptor)
@@ -55,10 +60,21 @@ def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
     return file
 
 
-def restore_backup(url: URL, file: Path) -> None:
+def restore_backup(url: URL, file: Path) -> list[str]:
+    """Return what could not be brought back of who may use the tables, a sentence each."""
     kind = _format(url)
-    kind.verify(file)
-    kind.load(url, file)
+    _refuse_database(url, file)
+    revision = kind.verify(file)
+    if read_revisions().is_ahead(revision):
+        raise BackupError(f"{file} has the revision {revision}, which this release does not know: use a newer one.")
+    return kind.load(url, file)
+
+
+def _refuse_database(url: URL, file: Path) -> None:
+    """Raise BackupError for SQLite's own file: a backup that replaced it would lose what is written meanwhile."""
+    database = Path(url.database or "")
+    if url.get_backend_name() == "sqlite" and file.exists() and database.exists() and file.samefile(database):
+        raise BackupError(f"{file} is the database itself: name another file.")
 
 
 def _format(url: URL) -> Format:

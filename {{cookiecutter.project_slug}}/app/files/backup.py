@@ -44,7 +44,12 @@ def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
 
 
 def restore_backup(backup: Path, folder: Path) -> int:
-    """Copy files that are missing in `folder` or have another size there; return how many were copied."""
+    """Copy files that are missing in `folder` or have another size there; return how many were copied.
+
+    Raises OSError where `backup` holds something else.
+    """
+    if any(backup.iterdir()) and not any(_list_objects(backup)):
+        raise FileNotFoundError(f"{backup} is not a backup of files: name one folder that `files backup` has written.")
     count = 0
     for path in _list_objects(backup):
         if not _has_size_of(folder / path, backup / path):
