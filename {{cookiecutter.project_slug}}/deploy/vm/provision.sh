@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# What the service stands on, and Debian does not restart.
+# What the service stands on. Debian restarts none of it, or gives up after some crashes in a row.
 RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
 RESTARTED+=(postgresql@)
