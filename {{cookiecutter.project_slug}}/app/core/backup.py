@@ -35,7 +35,7 @@ class Format(Protocol):
     def load(self, url: URL, file: Path) -> list[str]:
         """Replace what the service owns by what the file holds, or change nothing and raise BackupError.
 
-        Returns what could not be brought back of who may use it.
+        Returns the errors of grants that could not be restored.
         """
 
 
@@ -61,7 +61,7 @@ def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
 
 
 def restore_backup(url: URL, file: Path) -> list[str]:
-    """Return what could not be brought back of who may use the tables, a sentence each."""
+    """Return the errors of grants that could not be restored."""
     kind = _format(url)
     _refuse_database(url, file)
     revision = kind.verify(file)

@@ -47,7 +47,7 @@ RELATIONS = """
 """
 # Without those that PostgreSQL itself brings.
 EXTENSIONS = "SELECT extname FROM pg_extension WHERE pg_get_userbyid(extowner) = %(owner)s AND oid >= 16384"
-# What is part of something else, such as an extension or the sequence of a column, goes with it.
+# Parts of other objects, such as members of an extension or the sequence of a column, go with those.
 OWN = """
     WITH objects AS (
         SELECT 'pg_class'::regclass AS class, oid, relnamespace AS schema, relowner AS owner,
@@ -205,7 +205,7 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
 
 
 def _plan_drops(connection: Connection, place: Place) -> list[str]:
-    """Return what drops the service's objects and nothing else, in an order that works, or raise BackupError."""
+    """Return statements that drop the service's objects and nothing else, or raise BackupError."""
     objects = connection.execute(OWN, place.names).fetchall()
     if objects and not place.is_used:
         raise BackupError(
@@ -228,7 +228,7 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
         with connection.transaction(force_rollback=True):
             connection.execute(SET_PATIENCE)
             connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(place.owner)))
-            # In rounds: what still needs an object refuses its end without a CASCADE.
+            # In rounds: without CASCADE, PostgreSQL refuses to drop an object that another one needs.
             while drops:
                 planned += (done := [drop for drop in drops if _try(connection, drop)])
                 drops = [drop for drop in drops if drop not in done]
@@ -347,7 +347,7 @@ def _program(name: str) -> str:
 
 
 def _parameters(url: URL) -> dict[str, Any]:
-    """Return what the service connects with, and keep PGOPTIONS and PGCLIENTENCODING from changing it."""
+    """Return the service's connection parameters, which PGOPTIONS and PGCLIENTENCODING do not change."""
     _, parameters = url.get_dialect()().create_connect_args(url)
     return {"options": "", **parameters, "client_encoding": "UTF8"}
 

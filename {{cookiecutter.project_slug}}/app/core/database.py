@@ -34,7 +34,7 @@ BEGIN = {
     "sqlite": "BEGIN IMMEDIATE",
 }
 
-# What PostgreSQL tells about each connection, and what the service relies on.
+# Values that PostgreSQL reports for each connection, and that the service relies on.
 SESSION_SETTINGS = {
     "client_encoding": "UTF8",
     "TimeZone": "UTC",
@@ -329,9 +329,9 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _record: object) -> None:
-    """Raise the driver's OperationalError where the database is not in UTF-8; set what values are read and written by.
+    """Raise the driver's OperationalError where the database is not in UTF-8; set how values are read and written.
 
-    PGTZ and PGDATESTYLE win over the options of a connection, and a role or a database may have settings of its own.
+    PGTZ and PGDATESTYLE win over the options of a connection, and a role or a database may have other settings.
     The server has told its values already: asking costs no round trip.
     """
     told = connection.driver_connection.info.parameter_status
