@@ -32,9 +32,9 @@ SET_PATIENCE = "SET LOCAL lock_timeout = '60s'"
 LAST_SETTING = b"SET client_encoding"
 # Of pg_restore 17 and newer, which also serve older servers: those do not know it.
 UNKNOWN_SETTING = b"SET transaction_timeout = 0;\n"
-VERSION_TABLE = re.compile(r"(?m)^\d+; \d+ \d+ TABLE (\S+) alembic_version (.+)$")
+VERSION_TABLE = re.compile(r"(?m)^\d+; \d+ \d+ TABLE (.+) alembic_version (.+)$")
 GRANTS = {"ACL", "DEFAULT ACL"}
-GRANT_ON_RELATION = re.compile(r" ACL \S+ (?:TABLE|SEQUENCE|COLUMN) ([^ .]+)")
+GRANT_ON_RELATION = re.compile(r" ACL .+ (?:TABLE|SEQUENCE|COLUMN) ([^ .]+)")
 
 PLACE = """
     SELECT coalesce(nspname, current_schema()), coalesce(pg_get_userbyid(relowner), current_user), relname IS NOT NULL
@@ -190,7 +190,7 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
     if contents.schema != place.schema:
         raise BackupError(
             f"The backup is of the schema {contents.schema}, and this database's is {place.schema}:"
-            f" set search_path to {contents.schema}."
+            f" set search_path to {_quote(contents.schema)}."
         )
     ((encoding, is_read_only, is_member, may_create),) = connection.execute(RIGHTS, place.names)
     if encoding != "UTF8":
@@ -200,7 +200,9 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
     if not is_member:
         raise BackupError(f"The service's tables belong to {place.owner}: restore as this role, or as a member of it.")
     if not may_create:
-        raise BackupError(f"The role {place.owner} may not create tables: GRANT CREATE ON SCHEMA {place.schema} to it.")
+        raise BackupError(
+            f"The role {place.owner} may not create tables: GRANT CREATE ON SCHEMA {_quote(place.schema)} to it."
+        )
     _list_foreign(connection, place)
 
 
