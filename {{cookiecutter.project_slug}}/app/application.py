@@ -6,7 +6,6 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -31,6 +30,7 @@ from app.core.metrics import MetricsMiddleware
 from app.core.openapi import add_docs, customize_openapi
 from app.core.overload import OverloadMiddleware
 from app.core.project import read_project
+from app.core.protocol import BodyLimitMiddleware, HeadMiddleware, Utf8Middleware, redirect_slashes
 from app.core.requests import HostMiddleware, is_request_id, make_request_id
 from app.core.security import Security
 from app.core.server import trusted_proxies
@@ -81,6 +81,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _include_features(app, settings, features)
+    app.router.redirect_slashes = False
+    app.router.default = redirect_slashes(app.router)
     customize_openapi(app, settings.api_prefix)
     if settings.serves_docs:
         add_docs(app)
@@ -169,6 +171,8 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
+    # Further in, nothing knows of HEAD: what turns errors into pages needs their bodies.
+    middleware.append(Middleware(HeadMiddleware))
     middleware += [each for feature in features for each in feature.middleware]
     middleware.append(Middleware(PlainErrorMiddleware))
     if settings.cors_origins:
@@ -178,7 +182,8 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
         Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
         Middleware(HostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
         Middleware(UnhandledErrorMiddleware),
-        Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
+        Middleware(BodyLimitMiddleware, max_body_size=settings.max_body_bytes),
+        Middleware(Utf8Middleware),
     ]
 
 
@@ -189,7 +194,7 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_credentials=settings.cors_allow_credentials,
-        allow_methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
+        allow_methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
         allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID", *allowed],
         expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID", *exposed],
     )

@@ -40,7 +40,7 @@ async def test_a_wrong_method_names_the_right_ones(client: httpx2.AsyncClient) -
     response = await client.post("/health/live")
 
     assert_problem(response, 405)
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,7 @@ async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:
     )
     simple = await client.get("/health", headers={"Origin": "https://evil.example"})
 
-    assert preflight.status_code == 405
-    assert preflight.headers["content-type"] == "application/problem+json"
-    assert "access-control-allow-origin" not in preflight.headers
+    assert [name for name in preflight.headers if name.startswith("access-control-")] == []
     assert "access-control-allow-origin" not in simple.headers
 
 

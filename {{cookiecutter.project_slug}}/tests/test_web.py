@@ -300,6 +300,24 @@ async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> No
     assert refused.status_code == 403
 
 
+async def test_raw_utf8_in_a_form_is_what_was_typed(browser: Browser) -> None:
+    password = "пароль от сервера"
+    await browser.sign_up("ada@example.com", password)
+    await browser.open("/log-in")
+    token = browser.find_form("/log-in")["csrf_token"]
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": ORIGIN}
+
+    def form(typed: bytes) -> bytes:
+        return b"csrf_token=%s&email=ada@example.com&password=%s" % (token.encode(), typed)
+
+    refused = await browser.client.post("/log-in", content=form(password.encode("cp1251")), headers=headers)
+    entered = await browser.client.post("/log-in", content=form(password.encode()), headers=headers)
+
+    assert refused.status_code == 400
+    assert "UTF-8" in refused.text
+    assert (entered.status_code, entered.url.path) == (200, "/")
+
+
 async def test_body_that_is_no_form_is_refused(logged_in: Browser) -> None:
     fields = logged_in.find_form("/log-out")
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -318,3 +319,19 @@ async def test_stranger_sees_no_page_of_an_account(app: FastAPI, settings: Setti
 
     assert stranger.path == "/log-in"
     assert stranger.find_form("/log-in")["next"] == path
+
+
+async def test_stranger_is_asked_to_log_in_before_mail_is_missed(
+    migrated_url: str, database: Database, tmp_path: Path
+) -> None:
+    settings = make_settings(
+        migrated_url,
+        environment="production",
+        allowed_hosts="localhost,example.com",
+        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+        storage_folder=tmp_path,
+    )
+    async with open_browser(create_app(settings, database)) as browser:
+        await browser.open("/account/email")
+
+    assert browser.path == "/log-in"

@@ -11,7 +11,7 @@ from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from uuid import UUID
 
 import structlog
@@ -223,3 +223,5 @@ async def _require_mail(settings: SettingsDep) -> None:
 
 # For routes that cannot do their work without.
 require_mail = Depends(_require_mail)
+# The same for a parameter, after the one that authenticates.
+MailDep = Annotated[None, require_mail]

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.protocol import allowed_methods
 from app.core.requests import AnswerWatch
 
 logger = structlog.get_logger(__name__)
@@ -144,6 +145,12 @@ async def handle_app_error(request: Request, error: Exception) -> Response:
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # see above
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The route that refuses knows its own methods alone.
+        allow = {"Allow": ", ".join(allowed_methods(request.scope, request.app.routes))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allow)
+        return problem_response(request.scope, error.status_code, error.detail, headers=allow)
     return problem_response(request.scope, error.status_code, error.detail, headers=error.headers)
 
 

@@ -36,7 +36,8 @@ class Feature:
     #         task.cancel()
     #         await asyncio.gather(task, return_exceptions=True)
     lifespan: Lifespan | None = None
-    # Middleware around every response; only the access log and the metrics are further out.
+    # Middleware around every response; only the access log, the metrics and the answers to
+    # HEAD are further out.
     middleware: Sequence[Middleware] = ()
     # Request headers that pages of CORS_ORIGINS may send, besides those in `app/application.py`.
     cors_allow_headers: Sequence[str] = ()

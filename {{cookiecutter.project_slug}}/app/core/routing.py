@@ -1,31 +1,42 @@
 from collections.abc import Callable, Coroutine
-from email.message import Message
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
 from starlette.types import Scope
 
 from app.core.exceptions import UnsupportedMediaTypeError
+from app.core.protocol import read_media_type, require_utf8
 from app.core.requests import FORM
 from app.core.uploads import UploadField
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+CallableT = TypeVar("CallableT")
+
+
+@runtime_checkable
+class Authenticator(Protocol):
+    """A security scheme that a FeatureRoute asks before it looks at the rest of the request."""
+
+    async def authenticate(self, request: Request) -> None:
+        """Raise what becomes 401 unless the caller is known."""
 
 
 class FeatureRoute(APIRoute):
-    """Refuses a body of another kind than it takes: a form that a foreign page posts is never read as JSON.
+    """Authenticates first, and refuses a body of another kind than it takes.
 
+    A guest is told 401 and nothing else. A form that a foreign page posts is never read as JSON.
     A route with an upload gets its body limit and its place in the OpenAPI document.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks them
         super().__init__(path, endpoint, **options)
-        upload = _find_upload(self.dependant)
+        upload = _find(UploadField, self.dependant)
         if upload is not None:
             self.openapi_extra = {"requestBody": upload.request_body, **(self.openapi_extra or {})}
             self.max_body_size = upload.max_body_bytes
@@ -33,27 +44,40 @@ class FeatureRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
-        takes_form = isinstance(self.body_field.field_info, Form)
+        # FastAPI reads the body before it runs any dependency.
+        scheme = _find(Authenticator, self.dependant)  # type: ignore[type-abstract]  # the protocol is looked for
+        takes_body = self.body_field is not None
+        takes_form = self.body_field is not None and isinstance(self.body_field.field_info, Form)
 
-        async def handle_media_type(request: Request) -> Response:
-            require_media_type(request, takes_form=takes_form)
-            return await handle(request)
+        async def handle_in_order(request: Request) -> Response:
+            # Tests that override dependencies say themselves who calls.
+            if scheme is not None and not request.app.dependency_overrides:
+                await scheme.authenticate(request)
+            require_utf8(request.scope["query_string"], "query")
+            if takes_body:
+                require_media_type(request, takes_form=takes_form)
+            try:
+                return await handle(request)
+            except HTTPException as error:
+                if isinstance(error.__cause__, UnicodeDecodeError):
+                    raise HTTPException(
+                        error.status_code, "The body is not UTF-8: send it in that encoding."
+                    ) from error
+                raise
 
-        return handle_media_type
+        return handle_in_order
 
 
-def _find_upload(dependant: Dependant) -> UploadField | None:
-    if isinstance(dependant.call, UploadField):
+def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
+    """Return the first dependency of this kind, however deep."""
+    if isinstance(dependant.call, kind):
         return dependant.call
-    return next(filter(None, map(_find_upload, dependant.dependencies)), None)
+    found = (_find(kind, each) for each in dependant.dependencies)
+    return next((each for each in found if each is not None), None)
 
 
 def require_media_type(request: Request, *, takes_form: bool) -> None:
-    sent = Message()
-    sent["content-type"] = request.headers.get("content-type", "none/none")
-    media_type = sent.get_content_type()
+    media_type = read_media_type(request.headers.get("content-type", ""))
     if takes_form:
         if media_type != FORM:
             raise UnsupportedMediaTypeError(f"The body must be {FORM}.")

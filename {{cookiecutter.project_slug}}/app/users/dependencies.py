@@ -15,9 +15,22 @@ from app.users.callers import RecentCallers
 from app.users.models import Caller, UserRecord
 from app.users.scopes import SCOPES, Scope, parse_scope
 
+
+class AccessTokenBearer(OAuth2PasswordBearer):
+    """Bearer access tokens; FeatureRoute authenticates with them before it reads a body."""
+
+    async def authenticate(self, request: Request) -> None:
+        token = await self(request)
+        # OAuth2PasswordBearer raises for a missing token and does not return None.
+        request.state.caller = await _find_caller(request, await get_claims(request, token or ""))
+
+
 # Relative URLs; app/core/openapi.py puts API_PREFIX before them.
-oauth2_scheme = OAuth2PasswordBearer(
-    tokenUrl="auth/token", refreshUrl="auth/token", scopes={scope.value: text for scope, text in SCOPES.items()}
+oauth2_scheme = AccessTokenBearer(
+    tokenUrl="auth/token",
+    refreshUrl="auth/token",
+    scheme_name="OAuth2PasswordBearer",
+    scopes={scope.value: text for scope, text in SCOPES.items()},
 )
 
 TokenDep = Annotated[str, Depends(oauth2_scheme)]
@@ -37,12 +50,20 @@ async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsD
 
     With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
     """
+    # Found already in most routes, by oauth2_scheme.authenticate.
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None:
+        caller = await _find_caller(request, claims)
+    _require_scopes(claims, *required.scopes)
+    return caller
+
+
+async def _find_caller(request: Request, claims: AccessClaims) -> Caller:
     callers: RecentCallers = request.state.callers
     find = callers.find if request.method in SAFE_METHODS else callers.find_again
     caller = await find(request.state.database, claims.sub, claims.sid)
     if caller is None:
         raise UnauthorizedError("The session has ended.")
-    _require_scopes(claims, *required.scopes)
     return caller
 
 
@@ -52,7 +73,7 @@ async def get_current_user(request: Request, required: SecurityScopes, claims: C
 
 
 CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
-# For the few routes that also need the session. Do not combine it with CurrentUser: each looks the caller up.
+# For the few routes that also need the session.
 CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
 
 

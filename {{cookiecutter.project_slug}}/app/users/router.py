@@ -1,7 +1,7 @@
 from fastapi import Depends, Request, Response
 
 from app.core.database import SessionDep
-from app.core.email import require_mail
+from app.core.email import MailDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
@@ -67,9 +67,8 @@ async def change_password(data: PasswordChange, caller: CurrentCaller, tools: To
     status_code=202,
     response_class=Response,
     responses=problem_responses(401, 403, 409, 429),
-    dependencies=[require_mail],
 )
-async def change_email(data: EmailChange, user: CurrentUser, tools: ToolboxDep) -> None:
+async def change_email(data: EmailChange, user: CurrentUser, _mail: MailDep, tools: ToolboxDep) -> None:
     """Ask for another address; it is the account's once the code that is sent there has come back."""
     await service.request_email_change(tools, user, data)
 

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from app.auth import sessions
 from app.auth.sessions import SessionRecord
 from app.core.database import SessionDep
-from app.core.email import require_mail
+from app.core.email import MailDep
 from app.core.toolbox import ToolboxDep
 from app.users import service as users_service
 from app.users.schemas import EmailChange, PasswordChange, UserUpdate
@@ -57,13 +57,15 @@ async def change_own_password(visit: VisitDep, caller: CallerDep, fields: Fields
     return visit.go("/account", "flash.password_changed")
 
 
-@router.get("/email", dependencies=[require_mail])
-async def show_email_form(visit: VisitDep, _person: PersonDep) -> Response:
+@router.get("/email")
+async def show_email_form(visit: VisitDep, _person: PersonDep, _mail: MailDep) -> Response:
     return show_form(visit, EMAIL)
 
 
-@router.post("/email", dependencies=[require_mail])
-async def change_own_email(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+@router.post("/email")
+async def change_own_email(
+    visit: VisitDep, person: PersonDep, _mail: MailDep, fields: FieldsDep, tools: ToolboxDep
+) -> Response:
     with shown_again(visit, EMAIL, fields):
         await users_service.request_email_change(tools, person, read_fields(EmailChange, fields))
     return visit.go("/account", "flash.see_your_mail")

@@ -18,6 +18,7 @@ from app.core.exceptions import (
     UnsupportedMediaTypeError,
     field_problems,
 )
+from app.core.protocol import read_media_type, require_utf8
 from app.core.requests import FORM
 from app.web.visits import Visit, VisitDep
 
@@ -53,10 +54,11 @@ class InvalidFormError(AppError):
 
 async def get_sent_fields(request: Request) -> Fields:
     """Read what was sent, from our own site as far as browsers tell."""
+    require_utf8(request.scope["query_string"], "query")
     if request.method in SAFE_METHODS:
         return {}
     _refuse_other_sites(request)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+    if read_media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
     try:
         form = await request.form()
@@ -86,13 +88,18 @@ def _refuse_other_sites(request: Request) -> None:
     """Browsers say where a form comes from; the token decides where they do not."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
-    if site is not None:
-        is_own = site in OWN_SITES
-    else:
-        # Without the port, which a proxy may not hand on.
-        is_own = origin is None or (origin != "null" and urlsplit(origin).hostname == request.url.hostname)
-    if not is_own:
+    # The host without the port, which a proxy may not hand on.
+    is_own_host = origin is None or _host_of(origin) == request.url.hostname
+    if not (is_own_host if site is None else site in OWN_SITES):
         raise ForbiddenError("The form comes from another site.")
+
+
+def _host_of(origin: str) -> str:
+    """Return the host of an Origin header; of what is no origin, such as `null`, what equals no host."""
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def read_fields(model: type[ModelT], fields: Fields) -> ModelT:
