@@ -1,10 +1,12 @@
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.security import APIKeyHeader, HTTPBearer, OAuth2AuthorizationCodeBearer
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import BaseModel, Field
 
 from app.application import create_app
 from app.core.config import Settings
@@ -58,6 +60,34 @@ async def test_every_operation_has_an_id_and_a_documented_answer(settings: Setti
             documented = f"{operation['operationId']}, {status}: document it with problem_responses({status})"
             assert media_types == (["application/problem+json"] if is_problem else media_types), documented
             assert "HTTPValidationError" not in str(response)
+
+
+def test_the_document_is_valid_defaults_included(settings: Settings) -> None:
+    assert list(OpenAPIV31SpecValidator(create_app(settings).openapi()).iter_errors()) == []
+
+
+def test_a_default_that_breaks_its_own_schema_is_found() -> None:
+    """So that the test above means something."""
+    app = FastAPI()
+
+    class Named(BaseModel):
+        name: Annotated[str, Field(min_length=1)] = ""
+
+    @app.post("/named")
+    def name(body: Named) -> None: ...
+
+    [error] = OpenAPIV31SpecValidator(app.openapi()).iter_errors()
+    assert "'' should be non-empty" in error.message
+
+
+def test_a_body_or_a_query_that_cannot_be_parsed_is_documented(settings: Settings) -> None:
+    paths = create_app(settings).openapi()["paths"]
+
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            has_query = any(parameter["in"] == "query" for parameter in operation.get("parameters", []))
+            if has_query or "requestBody" in operation:
+                assert "400" in operation["responses"], f"{method} {path}"
 
 
 async def test_authorize_knows_where_tokens_come_from(migrated_url: str) -> None:

@@ -19,6 +19,7 @@ def customize_openapi(app: FastAPI, api_prefix: str) -> None:
         if app.openapi_schema is None:
             schema = generate()
             _complete_token_urls(schema, api_prefix)
+            _document_bad_requests(schema)
             _name_problem_type(schema)
         return generate()
 
@@ -32,6 +33,17 @@ def _complete_token_urls(schema: dict[str, Any], api_prefix: str) -> None:
         for name in ("tokenUrl", "refreshUrl"):
             if name in flow and not flow[name].startswith(("/", "http://", "https://")):
                 flow[name] = f"{api_prefix}/{flow[name]}"
+
+
+def _document_bad_requests(schema: dict[str, Any]) -> None:
+    """Document 400 where there is something to parse: a body, or a query."""
+    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        has_query = any(parameter["in"] == "query" for parameter in operation.get("parameters", ()))
+        # Responses that refer to problems are there with every route of a feature's API, and their schema with them.
+        if "413" in operation["responses"] and (has_query or "requestBody" in operation):
+            described = {"description": "Bad Request", "content": {"application/json": problem}}
+            operation["responses"].setdefault("400", described)
 
 
 def _name_problem_type(schema: dict[str, Any]) -> None:
