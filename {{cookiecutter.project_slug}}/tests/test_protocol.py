@@ -406,7 +406,9 @@ async def test_no_header_is_an_error_of_ours(
     assert "unhandled error" not in logs.getvalue()
 
 
-@pytest.mark.parametrize("path", ["/health%0a", "/metrics%0a", "/openapi.json%0a", "/api/v1/users/me%0a"])
+@pytest.mark.parametrize(
+    "path", ["/health%0a", "/metrics%0a", "/openapi.json%0a", "/api/v1/users/me%0a", "/metrics%0a/"]
+)
 async def test_a_line_break_at_the_end_is_another_path(client: httpx2.AsyncClient, path: str) -> None:
     answer = await client.get(path)
 

@@ -90,8 +90,8 @@ def redirect_slashes(router: Router) -> ASGIApp:
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        # A browser would take what follows two slashes for a host.
-        is_local = not other.startswith("//") and other != ""
+        # A browser would take what follows two slashes for a host; patterns match before a line break at the end.
+        is_local = other != "" and not other.startswith("//") and not other.endswith("\n")
         if scope["type"] != "http" or not is_local or not _is_routed({**scope, "path": other}, router.routes):
             await router.not_found(scope, receive, send)
             return
@@ -163,11 +163,15 @@ def _percent_encode(text: bytes) -> bytes:
 
 
 def _is_form(scope: Scope) -> bool:
-    return read_media_type(dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")) == FORM
+    types = (value.decode("latin-1") for name, value in scope["headers"] if name == b"content-type")
+    return read_media_type(next(types, "")) == FORM
 
 
 def read_media_type(content_type: str) -> str:
     """Return the media type in lower case and without parameters; `text/plain` for what is none."""
+    # Most requests have no body.
+    if not content_type:
+        return "text/plain"
     message = MimeMessage()
     message["content-type"] = content_type
     return message.get_content_type()
