@@ -402,9 +402,81 @@ def test_every_answer_has_the_security_headers_once(stack: Stack, path: str, sta
     assert response.headers["server"] == "nginx"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "/health/", "/docs", "/openapi.json"])
-def test_what_is_not_for_the_public_is_not_found(stack: Stack, path: str) -> None:
-    assert stack.request("GET", path).status_code == 404
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/metrics", "/health/live", "/health/ready", "/health/", "/docs", "/openapi.json"),
+        *("/metrics/", "/metrics%2f", "/metrics%0a", "//metrics", "/./metrics/.", "/x/..%2fmetrics", "/%6detrics"),
+        *("/health%2fready", "/health/%0a", "/health%2Flive%0a", "/health//ready"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_is_not_for_the_public_is_not_found(stack: Stack, method: str, path: str) -> None:
+    assert f" {404} " in speak(stack, f"{method} {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
+
+
+def speak(stack: Stack, request: str) -> str:
+    """Send a request as it stands, which clients would mend, and return the answer."""
+    with (
+        socket.create_connection(("127.0.0.1", stack.https_port), timeout=30) as plain,
+        unverified().wrap_socket(plain, server_hostname=DOMAIN) as connection,
+    ):
+        connection.sendall(request.encode())
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return answer.decode()
+
+
+PAGE_ORIGIN = "https://pages.example.com"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/x.png", "/api/v1/x.html"])
+@pytest.mark.parametrize(
+    ("status", "start", "header"),
+    [
+        (400, "NONSENSE", "X-A: 1"),
+        (400, "GET {path} HTTP/1.1", "Host: another.example.com"),
+        (405, "TRACE {path} HTTP/1.1", "X-A: 1"),
+        (405, "POST /static/favicon.svg HTTP/1.1", "Content-Length: 0"),
+        (413, "POST {path} HTTP/1.1", "Content-Length: 99999999"),
+        (414, "GET {path}?" + "a" * 9000 + " HTTP/1.1", "X-A: 1"),
+        (416, "GET /static/favicon.svg HTTP/1.1", "Range: bytes=999999-"),
+        (431, "GET {path} HTTP/1.1", "X-A: " + "a" * 9000),
+        (501, "POST {path} HTTP/1.1", "Transfer-Encoding: gzip"),
+        (505, "GET {path} HTTP/3.0", "X-A: 1"),
+    ],
+)
+def test_refusals_of_nginx_are_problems_whatever_the_path_ends_in(
+    stack: Stack, path: str, status: int, start: str, header: str
+) -> None:
+    lines = (start.replace("{path}", path), f"Host: {DOMAIN}", f"Origin: {PAGE_ORIGIN}", "Connection: close", header)
+
+    head, _, body = speak(stack, "\r\n".join(lines) + "\r\n\r\n").partition("\r\n\r\n")
+
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert re.findall("(?im)^content-type: *(.*?)\r?$", head) == ["application/problem+json"]
+    assert re.findall("(?im)^x-content-type-options: *(.*?)\r?$", head) == ["nosniff"]
+    assert json.loads(body).keys() == {"type", "title", "status", "detail"}
+    assert json.loads(body)["status"] == status
+    if status in {405, 413, 416}:
+        assert re.findall("(?im)^access-control-allow-origin: *(.*?)\r?$", head) == [PAGE_ORIGIN]
+    assert len(re.findall("(?im)^allow:", head)) == (1 if status == 405 else 0)
+
+
+def test_own_redirects_keep_the_port(stack: Stack) -> None:
+    assert stack.request("GET", "/api/v1/users/").headers["location"] == "/api/v1/users"
+
+
+def test_head_and_options_come_through_the_proxy(stack: Stack, user: dict[str, str]) -> None:
+    for path in ("/health", "/api/v1/users/me", "/robots.txt", "/static/favicon.svg"):
+        got, head = (stack.request(method, path, headers=user) for method in ("GET", "HEAD"))
+
+        assert (head.status_code, head.content) == (got.status_code, b"") == (200, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+    for path in ("/api/v1/users/me", "/static/favicon.svg"):
+        assert stack.request("OPTIONS", path).status_code == 204
+        assert "HEAD" in stack.request("OPTIONS", path).headers["allow"]
 
 
 def test_static_files_are_cached_for_a_year_and_read_only(stack: Stack) -> None:
@@ -412,7 +484,7 @@ def test_static_files_are_cached_for_a_year_and_read_only(stack: Stack) -> None:
 
     assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert response.headers["content-type"].startswith("image/svg+xml")
-    assert stack.request("POST", "/static/favicon.svg").status_code == 403
+    assert stack.request("POST", "/static/favicon.svg").status_code == 405
     assert stack.request("GET", "/static/../http.conf").status_code == 404
     assert stack.request("GET", "/robots.txt").text.startswith("User-agent")
 
@@ -440,6 +512,7 @@ def test_body_that_is_too_large_is_refused_before_the_application(stack: Stack, 
     assert refused.status_code == 413
     assert refused.headers["content-type"] == "application/problem+json"
     assert "x-request-id" not in refused.headers
+    assert "access-control-allow-origin" not in refused.headers
 
 
 def test_location_for_uploads_has_a_limit_of_its_own(stack: Stack) -> None:
@@ -570,7 +643,8 @@ def test_sign_ins_are_limited_and_the_rest_goes_on(stack: Stack, user: dict[str,
     form = {"grant_type": "password", "password": "wrong"}
 
     def sign_in(_number: int) -> httpx2.Response:
-        return stack.request("POST", "/api/v1/auth/token", data=form | {"username": f"{uuid4().hex}@example.com"})
+        data, headers = form | {"username": f"{uuid4().hex}@example.com"}, {"Origin": PAGE_ORIGIN}
+        return stack.request("POST", "/api/v1/auth/token", data=data, headers=headers)
 
     # At once: nginx lets one more through each second.
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -583,6 +657,8 @@ def test_sign_ins_are_limited_and_the_rest_goes_on(stack: Stack, user: dict[str,
     assert len(refused) >= 10
     assert refused[0].headers["retry-after"] == "1"
     assert refused[0].headers["content-type"] == "application/problem+json"
+    assert refused[0].headers["access-control-allow-origin"] == PAGE_ORIGIN
+    assert refused[0].headers["access-control-expose-headers"] == "Retry-After"
     for path, responses in as_costly.items():
         assert [r for r in responses if r.status_code == 429 and "x-request-id" not in r.headers], path
     assert stack.request("GET", "/api/v1/todos", headers=user).status_code == 200
@@ -1060,7 +1136,8 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
     lite.request("GET", style)
     lite.compose("stop", "app")
     try:
-        page, answer = (lite.request("GET", path, headers=OF_A_BROWSER) for path in ("/todos", "/api/v1/todos"))
+        asked = {**OF_A_BROWSER, "Origin": PAGE_ORIGIN}
+        page, answer = (lite.request("GET", path, headers=asked) for path in ("/todos", "/api/v1/todos"))
         file = lite.request("GET", style)
         codes = [uuid4().hex, uuid4().hex]
         for name, code in zip(("reset-password", "verify-email"), codes, strict=True):
@@ -1082,6 +1159,7 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
     assert "Out of reach for a moment" in page.text
     assert page.headers["retry-after"] == "1"
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert answer.headers["access-control-allow-origin"] == PAGE_ORIGIN
     assert file.status_code == 200
     # What a message holds is in no log.
     assert not [code for code in codes if code in logs]
