@@ -16,4 +16,4 @@ def test_a_tcp_socket_beside_a_unix_socket_ends_the_blind_trust(empty_url: str, 
         listen_tcp() as public,
         run_inherited(empty_url, START, private, public, trusted="192.0.2.1") as server,
     ):
-        assert see_client(server, **FORWARDED) == ("http", "127.0.0.1")
+        assert see_client(server, **FORWARDED) == "127.0.0.1"
