@@ -5,10 +5,12 @@ import os
 import shutil
 import tempfile
 
+import uvicorn_worker._workers  # type: ignore[import-untyped]  # the library has no annotation
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
 from app.core.config import load_settings_or_exit
+from app.core.draining import DrainingServer
 from app.core.lifecycle import mark_start, stop_with_parent
 from app.core.logging import logging_config
 from app.core.server import bind_address, memory_folder, trusted_proxies, worker_count
@@ -22,6 +24,8 @@ bind = bind_address(_settings)
 umask = 0o007
 workers = worker_count(_settings)
 worker_class = _settings.worker_class
+# uvicorn's workers offer no other way to choose their server.
+uvicorn_worker._workers.Server = DrainingServer
 # Of a disk that stalls, the heartbeat would kill healthy workers.
 worker_tmp_dir = memory_folder()
 timeout = _settings.worker_timeout_seconds

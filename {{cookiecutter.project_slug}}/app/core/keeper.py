@@ -48,7 +48,7 @@ class Keeper:
         self.inherited = bool(inherited_families())
         self.listening = _inherit() if self.inherited else _listen(settings)
         self.exit_code = 0
-        self.at_stop: list[Callable[[], None]] = [self._close]
+        self.at_stop: list[Callable[[], None]] = [self._close, self._stop_workers]
         self._to_replace: list[int] = []
         self._stopping = False
         self._ended = threading.Event()
@@ -73,9 +73,9 @@ class Keeper:
         def stop(_number: int, frame: FrameType | None) -> None:
             if not self._stopping:
                 self._stopping = True
-                logger.info(f"Handling signal: {number.name.removeprefix('SIG').lower()}")
                 for action in self.at_stop:
                     action()
+                logger.info(f"Handling signal: {number.name.removeprefix('SIG').lower()}")
             if callable(handler):
                 handler(number, frame)
 
@@ -86,6 +86,12 @@ class Keeper:
         self.listening.close()
         if not self.inherited and self.settings.unix_socket is not None:
             self.settings.unix_socket.unlink(missing_ok=True)
+
+    def _stop_workers(self) -> None:
+        """Stop them now: supervisor does it a second later, in which they would still say that they are ready."""
+        for pid in self._pids("heartbeat"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def _start_reload(self) -> None:
         logger.info("Handling signal: hup")

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
+from app.core.draining import DrainingServer
 from app.core.lifecycle import stop_with_parent
 from app.core.logging import logging_config
 from app.core.server import trusted_proxies
@@ -36,7 +37,7 @@ def readiness_file(folder: Path, pid: int) -> Path:
     return folder / f"ready_{pid}"
 
 
-class Worker(uvicorn.Server):
+class Worker(DrainingServer):
     """Tell the keeper once that it serves, and again and again that its event loop turns."""
 
     def __init__(self, config: uvicorn.Config, folder: Path) -> None:

@@ -1,0 +1,133 @@
+"""How workers leave, at a stop and when they are replaced: what a client sends is answered, and nothing is reset."""
+
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.servers import MANAGERS, WORKER_CLASSES, Server, is_running, run_server, wait_for
+
+pytestmark = pytest.mark.processes
+
+LIVE, READY = "/health/live", "/health/ready"
+# A client that pauses, and not the service, decides when an idle connection ends.
+PATIENT_SECONDS = "60"
+# Before connections were drained, one request in forty on a kept connection failed, and one in seventy on a new one.
+REQUESTS = 150
+MAX_REQUESTS = 50
+left = pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
+# gunicorn's own worker closes a connection that it has just promised to keep, when another one reaches the limit.
+DRAINED = {name: way for name, way in WORKER_CLASSES.items() if "asgi" not in way}
+drained = pytest.mark.parametrize(("command", "worker_class"), DRAINED.values(), ids=DRAINED)
+kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS.items() if name != "gunicorn"])
+
+
+def connect(server: Server) -> HTTPConnection:
+    return HTTPConnection(urlsplit(server.base_url).netloc, timeout=120)
+
+
+def ask(connection: HTTPConnection, path: str, method: str = "GET") -> tuple[int, str | None]:
+    """Return the status, and what becomes of the connection."""
+    connection.request(method, path)
+    response = connection.getresponse()
+    response.read()
+    return response.status, response.headers["connection"]
+
+
+@drained
+def test_replaced_workers_reset_no_connection(empty_url: str, command: Sequence[str], worker_class: str) -> None:
+    with (
+        run_server(
+            empty_url,
+            command,
+            workers=2,
+            WORKER_CLASS=worker_class,
+            MAX_REQUESTS=str(MAX_REQUESTS),
+            KEEPALIVE_SECONDS=PATIENT_SECONDS,
+        ) as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        loads = [threads.submit(load, server, is_kept=number % 2 == 0) for number in range(4)]
+
+        outcomes = sum((submitted.result() for submitted in loads), Counter[object]())
+        assert outcomes == {200: 2 * REQUESTS, 405: 2 * REQUESTS}
+        assert server.count_started() > 4
+
+
+def load(server: Server, *, is_kept: bool) -> Counter[object]:
+    """Count the answers, to a method that no client may repeat by itself where the connection is kept."""
+    outcomes: Counter[object] = Counter()
+    with closing(connect(server)) as connection:
+        for _ in range(REQUESTS):
+            try:
+                outcomes[ask(connection, LIVE, "POST" if is_kept else "GET")[0]] += 1
+            except OSError as error:
+                outcomes[repr(error)] += 1
+                connection.close()
+            if not is_kept:
+                connection.close()
+    return outcomes
+
+
+@left
+def test_a_request_on_an_open_connection_is_answered_after_the_stop_began(
+    empty_url: str, command: Sequence[str], worker_class: str
+) -> None:
+    with (
+        run_server(empty_url, command, WORKER_CLASS=worker_class, KEEPALIVE_SECONDS=PATIENT_SECONDS) as server,
+        closing(connect(server)) as unused,
+        closing(connect(server)) as used,
+    ):
+        unused.connect()
+        # The worker accepts one connection after the other.
+        assert ask(used, LIVE)[0] == 200
+        server.send(signal.SIGTERM)
+        wait_for(lambda: refuses_connections(server), "the closed socket")
+
+        assert ask(used, LIVE) == (200, "close")
+        assert ask(unused, LIVE) == (200, "close")
+        assert server.wait() == 0
+
+
+def refuses_connections(server: Server) -> bool:
+    try:
+        with closing(connect(server)) as connection:
+            connection.connect()
+    except OSError:
+        return True
+    return False
+
+
+@left
+def test_an_idle_connection_does_not_hold_up_the_stop(
+    empty_url: str, command: Sequence[str], worker_class: str
+) -> None:
+    with (
+        run_server(
+            empty_url, command, WORKER_CLASS=worker_class, KEEPALIVE_SECONDS="1", GRACEFUL_TIMEOUT_SECONDS="60"
+        ) as server,
+        closing(connect(server)) as idle,
+    ):
+        assert ask(idle, LIVE)[0] == 200
+        workers = server.workers
+        server.send(signal.SIGTERM)
+
+        wait_for(lambda: not any(map(is_running, workers)), "the end of the workers", timeout=30)
+        assert server.wait() == 0
+
+
+@kept
+def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command: Sequence[str]) -> None:
+    with run_server(empty_url, command, UPDATE_DB="1", KEEPALIVE_SECONDS=PATIENT_SECONDS) as server:
+        with closing(connect(server)) as connection:
+            assert ask(connection, READY)[0] == 200
+            server.send(signal.SIGTERM)
+            server.wait_for_event("Handling signal: term")
+
+            assert ask(connection, READY)[0] == 503
+        assert server.wait() == 0
