@@ -58,10 +58,3 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 def post_fork(_server: Arbiter, _worker: Worker) -> None:
     # uvicorn's worker never looks: without its master it would keep the port, and nobody would replace it.
     stop_with_parent()
-
-
-def child_exit(_server: Arbiter, worker: Worker) -> None:
-    # Not above: it looks for the folder when it is imported, and without one each worker counts for itself.
-    from prometheus_client import multiprocess
-
-    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # the library has no annotation here

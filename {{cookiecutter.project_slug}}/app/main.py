@@ -17,7 +17,10 @@ def build_app() -> FastAPI:
     """
     # An import leaves no cycles behind that are worth a search.
     gc.disable()
-    # Not above: it imports the rest.
+    # Not above: they import the rest. The files come first, for the first metric opens them.
+    from app.core.metrics_files import open_files
+
+    open_files()
     from app.application import create_app
 
     app = create_app()

@@ -176,8 +176,8 @@ def test_a_killed_worker_is_replaced_and_its_counts_are_kept(url: str, command: 
         folder = find_metrics(server)
         answers: list[int] = []
         counts: list[float] = []
-        have_counted = [folder / f"counter_{pid}.db" for pid in before]
-        wait_for(lambda: ask(server, answers, counts) and all(map(Path.exists, have_counted)), "both to answer")
+        files = [folder / f"counter_{pid}.db" for pid in before]
+        wait_for(lambda: ask(server, answers, counts) and all(map(has_counted, files)), "both to answer")
         wait_for(lambda: count_requests(server) == len(answers), "the counts of both")
         killed = min(before)
         os.kill(killed, signal.SIGKILL)
@@ -218,6 +218,25 @@ def test_workers_end_when_their_manager_is_killed(url: str, command: Sequence[st
 
         wait_for(lambda: not any(map(is_running, workers)), "the end of the workers")
         shutil.rmtree(folder)
+
+
+def has_counted(file: Path) -> bool:
+    return SESSIONS.encode() in file.read_bytes()
+
+
+@managed
+def test_the_counts_of_replaced_workers_stay_and_their_files_do_not(url: str, command: Sequence[str]) -> None:
+    with run_server(url, command, workers=2, MAX_REQUESTS="10") as server:
+        folder = find_metrics(server)
+        answers: list[int] = []
+        counts: list[float] = []
+        wait_for(lambda: ask(server, answers, counts) and server.count_started() >= 8, "six new workers")
+
+        wait_for(lambda: count_requests(server) == len(answers), "the counts of all")
+        assert counts == sorted(counts)
+        # Four of each that lives, of one that has just ended, and the totals.
+        wait_for(lambda: read_metric(server, "http_requests_in_flight") == 1, "the end of all other requests")
+        assert len(list(folder.glob("*.db"))) <= 4 * 4 + 2
 
 
 def ask(server: Server, answers: list[int], counts: list[float]) -> bool:
@@ -291,7 +310,7 @@ def put_under_load(server: Server, user: dict[str, str], ended: Event, *, keep_a
 
 
 def test_uvicorn_alone_keeps_several_workers_alive(empty_url: str) -> None:
-    with run_server(empty_url, SERVE_TWO, workers=2, UPDATE_DB="1") as server:
+    with run_server(empty_url, SERVE_TWO, workers=2, UPDATE_DB="1", DATABASE_POOL_SIZE=str(POOL_SIZE)) as server:
         before = server.workers
         folder = find_metrics(server)
         answers: list[int] = []
@@ -303,6 +322,7 @@ def test_uvicorn_alone_keeps_several_workers_alive(empty_url: str) -> None:
 
         assert server.get(SESSIONS).status_code == 401
         wait_for(lambda: count_requests(server) == len(answers) + 1, "the counts of all")
+        wait_for(lambda: read_metric(server, "database_pool_size") == 2 * POOL_SIZE, "the size of both pools")
         assert server.stop() == 0
         assert {event["level"] for event in server.events} == {"info"}
         assert not folder.exists()

@@ -1,7 +1,7 @@
 """What supervisor and circus lack beside gunicorn, done in their process: it watches over the workers that they start.
 
-It opens the socket, ends a worker that hangs, replaces all of them one by one at SIGHUP, forgets the gauges of those
-that died, and ends the service when it cannot start.
+It opens the socket, ends a worker that hangs, replaces all of them one by one at SIGHUP, and ends the service when
+it cannot start.
 """
 
 import os
@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 
 from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
-from app.core.lifecycle import mark_start
+from app.core.lifecycle import is_alive, mark_start
 from app.core.logging import configure_logging
 from app.core.server import FIRST_INHERITED_FD, inherited_families, share_metrics, worker_count
 from app.core.worker import CANNOT_START, FOLDER, OUTPUT_FD, PROTOCOLS, heartbeat_file, readiness_file
@@ -112,12 +112,8 @@ class Keeper:
         return sorted(int(file.name.rpartition("_")[2]) for file in self.folder.glob(f"{kind}_*"))
 
     def _bury_the_dead(self) -> None:
-        # Not above: it looks for the folder when it is imported, and without one each worker counts for itself.
-        from prometheus_client import multiprocess
-
         for pid in self._pids("heartbeat"):
-            if not _lives(pid):
-                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # no annotation in the library
+            if not is_alive(pid):
                 readiness_file(self.folder, pid).unlink(missing_ok=True)
                 heartbeat_file(self.folder, pid).unlink(missing_ok=True)
 
@@ -142,14 +138,6 @@ class Keeper:
         if (self.folder / CANNOT_START).exists():
             self.exit_code = EXIT_CANNOT_START
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _inherit() -> socket.socket:

@@ -53,6 +53,18 @@ def started_at() -> float:
     return float(os.environ[STARTED_AT])
 
 
+def is_alive(pid: int) -> bool:
+    """Tell whether a process has this number. Not for Windows, where the question would be a signal."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is another user's.
+        return True
+    return True
+
+
 def stop_with_parent(interval_seconds: float = 1) -> None:
     """End when the process that started this one is gone, even by SIGKILL."""
     parent = os.getppid()

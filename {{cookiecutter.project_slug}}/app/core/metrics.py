@@ -10,6 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core.metrics_files import FOLDER, list_files, locked
 from app.core.requests import AnswerWatch
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
@@ -35,23 +36,15 @@ class WorkersCollector(Collector):
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        # A worker makes its file empty, and gives it a size afterwards: the library's own collector fails in between.
-        files = [str(file) for file in self._folder.glob("*.db") if _has_counts(file)]
-        metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # the library's
+        with locked(self._folder):
+            files = list_files(self._folder)
+            metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # no annotation
         return metrics
-
-
-def _has_counts(file: Path) -> bool:
-    try:
-        return file.stat().st_size > 0
-    except FileNotFoundError:
-        # That of a worker that has just ended.
-        return False
 
 
 def render_metrics() -> bytes:
     """Render Prometheus' text format, added up over all workers where they share a folder."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    folder = os.environ.get(FOLDER)
     if folder is None:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
