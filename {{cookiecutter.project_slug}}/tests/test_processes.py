@@ -23,6 +23,7 @@ from tests.servers import (
     MANAGERS,
     SERVE,
     SERVE_TWO,
+    START,
     UVICORN,
     WORKER_CLASSES,
     Server,
@@ -167,6 +168,26 @@ def test_as_many_workers_start_as_the_environment_says(url: str, command: Sequen
     with run_server(url, command, workers=3) as server:
         assert len(server.workers) == 3
         assert server.get("/health").status_code == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="nobody tells the environment of a process")
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}),
+        ({"MALLOC_ARENA_MAX": "8"}, {"MALLOC_ARENA_MAX": "8", "MALLOC_MMAP_THRESHOLD_": "1048576"}),
+    ],
+    ids=["start.sh", "the operator"],
+)
+def test_a_worker_keeps_little_of_what_it_has_freed(
+    url: str, changes: dict[str, str], expected: dict[str, str]
+) -> None:
+    with start_process(START, make_environment(url, **changes)) as server:
+        server.wait_until_started()
+        [worker] = server.workers
+        found = Path(f"/proc/{worker}/environ").read_text().split("\0")
+
+        assert {f"{name}={value}" for name, value in expected.items()} <= set(found)
 
 
 @managed
