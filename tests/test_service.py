@@ -36,7 +36,7 @@ WITH_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sql
 # These commands of a README serve until they are stopped.
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
 # Where the service's own tests start what keeps its workers alive.
-MANAGED = ("keeper", "processes", "sockets", "startup", "throttled_workers")
+MANAGED = ("keeper", "leaving", "processes", "sockets", "startup", "throttled_workers")
 TESTED_ELSEWHERE = (
     "make check",
     "make test",

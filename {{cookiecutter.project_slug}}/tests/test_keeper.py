@@ -97,6 +97,19 @@ def test_a_reload_replaces_one_worker_after_the_other(empty_url: str, command: S
     assert told == [started, started, stopped, started, stopped, started]
 
 
+@kept
+def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command: Sequence[str]) -> None:
+    # The client, and not the service, decides when its idle connection ends.
+    with run_server(empty_url, command, UPDATE_DB="1", KEEPALIVE_SECONDS="60") as server:
+        with server.open_client() as client:
+            assert client.get("/health/ready").status_code == 200
+            server.send(signal.SIGTERM)
+            server.wait_for_event("Handling signal: term")
+
+            assert client.get("/health/ready").status_code == 503
+        assert server.wait() == 0
+
+
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
     """What a test changes is put back."""

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.servers import MANAGERS, WORKER_CLASSES, Server, is_running, run_server, wait_for
+from tests.servers import WORKER_CLASSES, Server, is_running, run_server, wait_for
 
 pytestmark = pytest.mark.processes
 
-LIVE, READY = "/health/live", "/health/ready"
+LIVE = "/health/live"
 # A client that pauses, and not the service, decides when an idle connection ends.
 PATIENT_SECONDS = "60"
 # Before connections were drained, one request in forty on a kept connection failed, and one in seventy on a new one.
@@ -24,7 +24,6 @@ left = pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.value
 # gunicorn's own worker closes a connection that it has just promised to keep, when another one reaches the limit.
 DRAINED = {name: way for name, way in WORKER_CLASSES.items() if "asgi" not in way}
 drained = pytest.mark.parametrize(("command", "worker_class"), DRAINED.values(), ids=DRAINED)
-kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS.items() if name != "gunicorn"])
 
 
 def connect(server: Server) -> HTTPConnection:
@@ -118,16 +117,4 @@ def test_an_idle_connection_does_not_hold_up_the_stop(
         server.send(signal.SIGTERM)
 
         wait_for(lambda: not any(map(is_running, workers)), "the end of the workers", timeout=30)
-        assert server.wait() == 0
-
-
-@kept
-def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command: Sequence[str]) -> None:
-    with run_server(empty_url, command, UPDATE_DB="1", KEEPALIVE_SECONDS=PATIENT_SECONDS) as server:
-        with closing(connect(server)) as connection:
-            assert ask(connection, READY)[0] == 200
-            server.send(signal.SIGTERM)
-            server.wait_for_event("Handling signal: term")
-
-            assert ask(connection, READY)[0] == 503
         assert server.wait() == 0
