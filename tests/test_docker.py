@@ -226,14 +226,15 @@ def test_containers_are_confined_and_limited(stack: Stack, service: str) -> None
 
 def test_settings_of_the_application_stand_in_a_file(stack: Stack) -> None:
     file = stack.project.path / "secrets" / "env"
-    file.write_text("REGISTRATION_OPEN=false\n", encoding="utf-8")
+    secret = r'a${HOME}b$HOME$$ "c" \d #e'
+    file.write_text(f"REGISTRATION_OPEN=false\nSMTP_PASSWORD='{secret}'\n", encoding="utf-8")
     try:
         services = json.loads(stack.compose("config", "--format", "json"))["services"]
         output = stack.compose("run", "--rm", "--no-deps", "app", "env")
     finally:
         file.unlink()
 
-    assert "REGISTRATION_OPEN=false" in output.splitlines()
+    assert {"REGISTRATION_OPEN=false", f"SMTP_PASSWORD={secret}"} <= {*output.splitlines()}
     # All that use the database have to find the same one.
     told = {name for name, service in services.items() if "REGISTRATION_OPEN" in (service.get("environment") or {})}
     assert told == {"app", "migrate", "backup"}

@@ -18,8 +18,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import psycopg
-from dotenv import dotenv_values
 
+from app.core.config import read_env_file
 from app.core.lifecycle import stop_with_parent
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _stop_at_end_of_input(server: subprocess.Popen[bytes]) -> None:
 
 
 def is_configured() -> bool:
-    values = {**dotenv_values(ROOT / ".env"), **os.environ}
+    values = {**read_env_file(ROOT / ".env"), **os.environ}
     return any(values.get(name) for name in ("DATABASE_URL", "DATABASE_HOST"))
 
 

@@ -242,6 +242,34 @@ def test_secrets_are_read_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert settings.secret_key.get_secret_value() == GOOD_SECRET
 
 
+@pytest.mark.parametrize("secret", ["a${HOME}b-${NONE}-$HOME-$$", "${SECRET_KEY}", "${NONE:-x}", "#${x}!`id`$(id)"])
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_secret_in_the_env_file_is_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: str, quote: str
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"DATABASE_URL={SQLITE}\nSECRET_KEY={quote}{secret}{quote}\nPET_SHOP_KEY={quote}{secret}{quote}\n")
+    for kind in (Settings, PetSettings):
+        monkeypatch.setitem(kind.model_config, "env_file", file)
+
+    settings = load_settings([PetSettings])
+
+    assert settings.secret_key.get_secret_value() == secret
+    assert settings.of(PetSettings).pet_shop_key.get_secret_value() == secret
+
+
+def test_the_environment_comes_before_the_env_file_and_an_empty_value_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"database_url={SQLITE}\nSECRET_KEY=local\nPORT=1\nSMTP_HOST=\nSMTP_USER\n")
+    monkeypatch.setitem(Settings.model_config, "env_file", file)
+
+    settings = load(monkeypatch, PORT="2")
+
+    assert (settings.port, settings.smtp_host, settings.smtp_user) == (2, None, None)
+
+
 UNREADABLE_SECRET = 'error getting value for field "secret_key" from source "SecretsSettingsSource"'
 
 

@@ -141,7 +141,7 @@ def test_a_configured_database_is_left_alone(project: Path, environment: dict[st
     with start_process(command, {**environment, "DATABASE_URL": address}, cwd=project) as launcher:
         assert launcher.wait() == 0
         assert launcher.log.strip() == address
-    (project / ".env").write_text("DATABASE_HOST=elsewhere\n")
+    (project / ".env").write_text("DATABASE_HOST=${ELSEWHERE}\n")
     with start_process(command, environment, cwd=project) as launcher:
         assert launcher.wait() == 0
         assert launcher.log.strip() == ""

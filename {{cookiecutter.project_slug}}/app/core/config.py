@@ -2,13 +2,14 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     BeforeValidator,
     Field,
@@ -19,7 +20,14 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -70,6 +78,17 @@ StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
 
 
+def read_env_file(file: Path) -> dict[str, str | None]:
+    """Return the values of a `.env` as they are written: `${NAME}` in a password stands for itself."""
+    return dotenv_values(file, encoding="utf-8", interpolate=False)
+
+
+class _DotEnvSource(DotEnvSettingsSource):
+    # pydantic-settings has no option for it, and python-dotenv would interpolate even in single quotes.
+    def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in read_env_file(file_path).items() if value}
+
+
 class _Configuration(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=ROOT / ".env",
@@ -79,6 +98,19 @@ class _Configuration(BaseSettings):
         hide_input_in_errors=True,
         validate_default=True,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)  # noqa: S101  # pydantic-settings made it: for the type checker
+        own = _DotEnvSource(settings_cls, env_file=dotenv_settings.env_file)
+        return init_settings, env_settings, own, file_secret_settings
 
 
 ConfigurationT = TypeVar("ConfigurationT", bound=_Configuration)
