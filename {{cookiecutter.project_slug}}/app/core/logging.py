@@ -1,4 +1,6 @@
 import logging.config
+import os
+import sys
 import time
 from typing import Any
 
@@ -36,12 +38,20 @@ SHARED_PROCESSORS: list[Any] = [
 ]
 
 
+def shows_colors() -> bool:
+    """Tell whether the output is a terminal; NO_COLOR and FORCE_COLOR decide otherwise, as for rich and pytest."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+
+
 def logging_config(settings: ServerSettings) -> dict[str, Any]:
     """One format for our lines and those of uvicorn, gunicorn and the libraries; also what gunicorn is given."""
     if settings.log_format == "json":
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        renderers = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        plain = structlog.dev.plain_traceback
+        renderers = [structlog.dev.ConsoleRenderer(colors=shows_colors(), exception_formatter=plain)]
     return {
         "version": 1,
         "disable_existing_loggers": False,
