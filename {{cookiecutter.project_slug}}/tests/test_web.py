@@ -2,11 +2,11 @@
 
 import asyncio
 import io
+import json
 import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -26,13 +26,13 @@ from app.core.database import Database
 from app.core.features import Feature
 from app.users.models import UserSession
 from app.users.scopes import Scope, format_scope, list_allowed
-from app.web.settings import LOCALES, WebSettings
+from app.web.settings import WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer
-from app.web.texts import Texts
+from app.web.texts import LOCALES, Texts
 from tests.accounts import PASSWORD, Account, request_token
 from tests.browsing import ORIGIN, Browser, open_browser
-from tests.clients import HangUpMiddleware
+from tests.clients import HangUpMiddleware, open_client
 from tests.databases import SECRET_KEY, make_settings
 from tests.second_factor import NOW, enable, show_code
 
@@ -539,10 +539,78 @@ def test_language_without_texts_refuses_the_start() -> None:
 
 @pytest.mark.parametrize("locale", sorted(LOCALES.iterdir()), ids=lambda path: path.stem)
 def test_every_language_has_every_text(locale: Path) -> None:
-    documents = [tomllib.loads(path.read_text(encoding="utf-8")) for path in (locale, LOCALES / "en.toml")]
+    assert Texts(locale).gaps == []
 
-    spoken, written = ({(table, key) for table in each for key in each[table]} for each in documents)
-    assert {each for each in spoken if each[0] != "messages"} == written
+
+SIGN_UP = '[sign_up]\ntitle = "Konto anlegen"\n'
+BROKEN_TEXTS = {
+    "nothing": ("", "sign_up.title is missing"),
+    "no TOML": ("[sign_up\ntitle =", "the file cannot be read (Expected"),
+    "no UTF-8": (b'[sign_up]\ntitle = "\xff"', "the file cannot be read (must be UTF-8)"),
+    "an empty text": ('[sign_up]\ntitle = " "', "sign_up.title is missing"),
+    "a number": ("[sign_up]\ntitle = 3", "sign_up.title is missing"),
+    "a table": ('[sign_up.title]\na = "b"', "sign_up.title is missing"),
+    "a text in no table": ('sign_up = "x"', "sign_up is not a text of the pages"),
+    "an unknown text": (SIGN_UP + 'titel = "x"', "sign_up.titel is not a text of the pages"),
+    "another placeholder": ('[home]\nhello = "Hallo, {nam}."', "home.hello must have the placeholders"),
+    "a number as placeholder": ('[home]\nhello = "Hallo, {}."', "home.hello must have the placeholders"),
+    "an attribute": ('[home]\nhello = "Hallo, {name.x}."', "home.hello must have the placeholders"),
+    "a format": ('[home]\nhello = "Hallo, {name:d}."', "home.hello must have the placeholders"),
+    "no placeholder": ('[home]\nhello = "Hallo."', "home.hello must have the placeholders"),
+    "a brace alone": ('[home]\nhello = "Hallo, {name"', "home.hello must have the placeholders"),
+    "a placeholder too many": (SIGN_UP + 'log_in_instead = "{name}"', "sign_up.log_in_instead must have the placeh"),
+    "messages that are none": ('messages = "x"', "messages must be a table"),
+    "a message that is none": (
+        '[messages]\n"The code is not right." = 3',
+        'messages."The code is not right." is missing',
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "gap"), BROKEN_TEXTS.values(), ids=BROKEN_TEXTS)
+async def test_english_stands_in_for_texts_that_a_language_lacks(
+    settings: Settings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    logs: io.StringIO,
+    content: str | bytes,
+    gap: str,
+) -> None:
+    (tmp_path / "xx.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr("app.web.settings.LOCALES", tmp_path)
+    spoken = WebSettings(_env_file=None, web_language="xx")
+    english = Texts(LOCALES / "en.toml")
+
+    async with open_client(create_app(settings.join(spoken), database)) as client:
+        page = await client.get("/sign-up")
+
+    (note,) = spoken.notes
+    (warning,) = [line for line in logs.getvalue().splitlines() if "English stands in" in line]
+    assert "app/web/locales/xx.toml" in note
+    assert gap in note
+    assert json.loads(warning)["level"] == "warning"
+    assert page.status_code == 200
+    assert english("sign_up.log_in_instead") in page.text
+    assert '<html lang="xx"' in page.text
+    assert Texts(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
+
+
+def test_a_text_that_is_there_is_used_beside_those_that_are_missing(tmp_path: Path) -> None:
+    file = tmp_path / "xx.toml"
+    file.write_text(SIGN_UP + '[home]\nhello = "{name}, hallo."\n', encoding="utf-8")
+
+    texts = Texts(file)
+
+    assert (texts("sign_up.title"), texts("home.hello", name="Ada")) == ("Konto anlegen", "Ada, hallo.")
+
+
+def test_english_texts_that_cannot_be_read_refuse_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "en.toml").write_text("[sign_up\n", encoding="utf-8")
+    monkeypatch.setattr("app.web.texts.ENGLISH", tmp_path / "en.toml")
+
+    with pytest.raises(ValidationError, match=r"needs the English texts in app/web/locales/en\.toml"):
+        WebSettings(_env_file=None)
 
 
 def test_texts_of_services_are_translated_by_their_sentence(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.core.config import Settings
@@ -16,6 +17,8 @@ from app.web.sections import Section
 from app.web.settings import WebSettings
 from app.web.signing import Signer
 from app.web.texts import Texts
+
+logger = structlog.get_logger(__name__)
 
 ROOT = Path(__file__).parent
 NOTHING = "'none'"
@@ -53,6 +56,8 @@ async def open_web(
     settings: Settings, _database: Database, _http: LazyHttpClient, sections: Sequence[Section]
 ) -> AsyncIterator[Mapping[str, object]]:
     texts, assets = Texts(settings.of(WebSettings).locale), Assets()
+    if texts.gaps:
+        logger.warning("English stands in for texts of the pages", language=texts.language, gaps=texts.gaps)
     environment = Environment(
         loader=FileSystemLoader(ROOT),
         autoescape=True,

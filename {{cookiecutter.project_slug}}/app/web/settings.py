@@ -3,8 +3,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from app.core.config import FeatureSettings
-
-LOCALES = Path(__file__).with_name("locales")
+from app.web.texts import ENGLISH, LOCALES, Texts
 
 
 class WebSettings(FeatureSettings):
@@ -15,11 +14,20 @@ class WebSettings(FeatureSettings):
     def require_texts(cls, value: str) -> str:
         if not _locale(value).exists():
             raise ValueError("must name a file of app/web/locales")
+        try:
+            Texts(ENGLISH)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"needs the English texts in app/web/locales/en.toml: {error}") from error
         return value
 
     @property
     def locale(self) -> Path:
         return _locale(self.web_language)
+
+    @property
+    def notes(self) -> list[str]:
+        gaps = Texts(self.locale).gaps
+        return [f"English stands in for texts of app/web/locales/{self.locale.name}: {'; '.join(gaps)}"] if gaps else []
 
 
 def _locale(language: str) -> Path:
