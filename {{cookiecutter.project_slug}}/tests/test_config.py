@@ -215,17 +215,19 @@ def test_messages_say_where_they_come_from(
 
 
 @pytest.mark.parametrize(
-    ("text", "hosts"),
+    ("text", "secrets"),
     [
-        ("a.example.com", ("a.example.com",)),
-        (" a.example.com , b.example.com ,", ("a.example.com", "b.example.com")),
-        ('["a.example.com", "b,c"]', ("a.example.com", "b,c")),
+        (GOOD_SECRET, [GOOD_SECRET]),
+        (f" {GOOD_SECRET} , {GOOD_SECRET}2 ,", [GOOD_SECRET, f"{GOOD_SECRET}2"]),
+        (f'["{GOOD_SECRET}", "b,{GOOD_SECRET}"]', [GOOD_SECRET, f"b,{GOOD_SECRET}"]),
     ],
 )
 def test_a_list_is_split_at_commas_or_a_json_array(
-    monkeypatch: pytest.MonkeyPatch, text: str, hosts: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, text: str, secrets: list[str]
 ) -> None:
-    assert load(monkeypatch, **{**PRODUCTION, "ALLOWED_HOSTS": text}).allowed_hosts == hosts
+    read = load(monkeypatch, **PRODUCTION, SECRET_KEY_FALLBACKS=text).secret_key_fallbacks
+
+    assert [secret.get_secret_value() for secret in read] == secrets
 
 
 def test_a_broken_json_array_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +423,7 @@ def test_a_bucket_comes_before_a_folder(monkeypatch: pytest.MonkeyPatch) -> None
         ({"ACCESS_KEY_ID": "x"}, "STORAGE_S3_ACCESS_KEY_ID: has no effect without a bucket"),
         ({"SECRET_ACCESS_KEY": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
         ({"BUCKET": "files", "ACCESS_KEY_ID": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
-        ({"BUCKET": "files", "ENDPOINT": "127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: string should match pattern"),
+        ({"BUCKET": "files", "ENDPOINT": "127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: must be http:// or https://"),
     ],
 )
 def test_a_bucket_that_cannot_be_reached_is_refused(

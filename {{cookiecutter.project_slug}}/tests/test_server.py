@@ -167,9 +167,12 @@ def test_gunicorn_is_told_where_to_listen_in_its_own_notation(values: dict[str, 
     assert bind_address(make_settings(**values)) == address
 
 
-def test_over_tcp_only_named_proxies_are_trusted() -> None:
-    assert trusted_proxies(make_settings()) == "127.0.0.1,::1"
-    assert trusted_proxies(make_settings(forwarded_allow_ips="10.0.0.1, 10.1.0.0/16")) == "10.0.0.1,10.1.0.0/16"
+def test_over_tcp_only_named_proxies_are_trusted_also_on_a_socket_for_both_versions() -> None:
+    assert trusted_proxies(make_settings()) == "127.0.0.1,::1,::ffff:127.0.0.1"
+    assert (
+        trusted_proxies(make_settings(forwarded_allow_ips="10.0.0.1, 10.1.0.0/16, fd00::/8"))
+        == "10.0.0.1,10.1.0.0/16,fd00::/8,::ffff:10.0.0.1,::ffff:10.1.0.0/112"
+    )
 
 
 def test_over_a_unix_socket_whoever_can_open_it_is_trusted() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 from email_validator import validate_email
 from pydantic import AfterValidator, EmailStr, HttpUrl, TypeAdapter, ValidationError
 
+from app.core.hosts import check_url
+
 _URL = TypeAdapter(HttpUrl)
 
 
@@ -42,4 +44,4 @@ def require_ascii(address: str) -> str:
 
 
 SenderAddress = Annotated[MailAddress, AfterValidator(to_ascii_address), AfterValidator(require_ascii)]
-WebUrl = Annotated[str, AfterValidator(to_ascii_url)]
+WebUrl = Annotated[str, AfterValidator(check_url), AfterValidator(to_ascii_url)]

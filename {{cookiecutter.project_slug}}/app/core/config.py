@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -32,6 +34,13 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.core.addresses import SenderAddress, WebUrl, to_ascii_url
+from app.core.hosts import (
+    check_url,
+    normalize_host,
+    normalize_host_header,
+    normalize_origin,
+    normalize_proxies,
+)
 from app.core.project import ROOT
 
 SECRETS_DIR = Path("/run/secrets")
@@ -44,7 +53,31 @@ EXIT_CANNOT_START = 3
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
 LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
-BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# Clients take the segments . and .. out of an address.
+PATH_PREFIX = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._~-]+)+")
+REGION_NAME = re.compile(r"[A-Za-z0-9_-]+")
+# The parts of the header that holds it end with a slash or a comma.
+ACCESS_KEY_ID = re.compile(r"[!-+.0-~-]+")
+BUCKET_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+DAY_SECONDS = 24 * 3600
+# In milliseconds it has 32 bits, as the drivers' time-outs do.
+MAX_WAIT_SECONDS = DAY_SECONDS
+MIN_WAIT_SECONDS = 0.001
+# Ten years have 32 bits, as the ages of cookies do, and end before the calendar does.
+MAX_LIFETIME_SECONDS = 10 * 365 * DAY_SECONDS
+MAX_COUNT = 1_000_000
+MAX_PORT = 65535
+# Each is a connection of the database's server, or a thread.
+MAX_POOL_SIZE = 1000
+# What Argon2 needs for each lane, in KiB.
+MIN_LANE_MEMORY = 8
+# What the kernels have for the path of a unix socket, and file systems for a name and a path.
+MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 1023
+WORKER_CLASSES = ("uvicorn_worker.UvicornWorker", "uvicorn_worker.UvicornH11Worker")
+# gunicorn has it, and the other process managers have not.
+GUNICORN_WORKER_CLASS = "asgi"
 
 
 class ConfigurationError(Exception):
@@ -74,8 +107,31 @@ def _split_list(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
+def check_path(path: Path) -> Path:
+    """Raises ValueError for a path that no file system takes."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+        raise ValueError(f"must be a path of at most {MAX_PATH_BYTES} bytes, {MAX_NAME_BYTES} for each name")
+    return path
+
+
+def check_folder(path: Path) -> Path:
+    if os.path.isfile(path):
+        raise ValueError("must be a folder, and there is a file")
+    return check_path(path)
+
+
 StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
+# The types that settings are made of, those of features included: each is bounded where its meaning ends.
+Host = Annotated[str, AfterValidator(normalize_host)]
+Url = Annotated[str, AfterValidator(check_url)]
+Folder = Annotated[Path, AfterValidator(check_folder)]
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+# A time that somebody waits, and one that something lasts; the second ones are whole, for tokens and cookies.
+Wait = Annotated[float, Field(ge=MIN_WAIT_SECONDS, le=MAX_WAIT_SECONDS)]
+WholeWait = Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)]
+Lifetime = Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS)]
 
 
 def read_env_file(file: Path) -> dict[str, str | None]:
@@ -128,15 +184,15 @@ class FeatureSettings(_Configuration):
 class ServerSettings(_Configuration):
     """What the process manager reads; it needs no secret."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: Host = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=MAX_PORT)
     unix_socket: Path | None = None
-    web_concurrency: int | None = Field(default=None, ge=1)
+    web_concurrency: int | None = Field(default=None, ge=1, le=1000)
     worker_class: str = "uvicorn_worker.UvicornWorker"
-    worker_timeout_seconds: int = Field(default=30, ge=1)
-    graceful_timeout_seconds: int = Field(default=30, ge=1)
-    keepalive_seconds: int = Field(default=5, ge=1)
-    max_requests: int = Field(default=0, ge=0)
+    worker_timeout_seconds: WholeWait = 30
+    graceful_timeout_seconds: WholeWait = 30
+    keepalive_seconds: WholeWait = 5
+    max_requests: int = Field(default=0, ge=0, le=1000 * MAX_COUNT)
     forwarded_allow_ips: StrList = ("127.0.0.1", "::1")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "json"
@@ -148,6 +204,23 @@ class ServerSettings(_Configuration):
             return value
         return value.upper() if info.field_name == "log_level" else value.lower()
 
+    @field_validator("unix_socket")
+    @classmethod
+    def check_socket(cls, value: Path | None) -> Path | None:
+        if value is not None and len(os.fsencode(value)) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"must be a path of at most {MAX_SOCKET_PATH_BYTES} bytes")
+        if value is not None and os.path.isdir(value):
+            raise ValueError("must be the path of the socket itself, and this is a folder")
+        return value
+
+    @field_validator("worker_class")
+    @classmethod
+    def check_worker(cls, value: str) -> str:
+        known = WORKER_CLASSES + ((GUNICORN_WORKER_CLASS,) if importlib.util.find_spec("gunicorn") else ())
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return value
+
     @field_validator("forwarded_allow_ips")
     @classmethod
     def trust_no_stranger(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -155,7 +228,7 @@ class ServerSettings(_Configuration):
             raise ValueError(
                 "must name the proxies: with * anybody can forge an address (a unix socket needs no entry)"
             )
-        return value
+        return normalize_proxies(value)
 
 
 FeatureSettingsT = TypeVar("FeatureSettingsT", bound=FeatureSettings)
@@ -167,41 +240,41 @@ class Settings(ServerSettings):
     _of_features: dict[type[FeatureSettings], Any] = PrivateAttr(default_factory=dict)
 
     environment: Environment = Environment.LOCAL
-    api_prefix: str = Field(default="/api/v1", pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    api_prefix: str = "/api/v1"
     secret_key: SecretStr
     secret_key_fallbacks: SecretList = ()
-    access_token_lifetime_seconds: int = Field(default=15 * 60, ge=1)
-    refresh_token_lifetime_seconds: int = Field(default=30 * 24 * 3600, ge=1)
-    refresh_reuse_grace_seconds: int = Field(default=5, ge=0)
+    access_token_lifetime_seconds: Lifetime = 15 * 60
+    refresh_token_lifetime_seconds: Lifetime = 30 * DAY_SECONDS
+    refresh_reuse_grace_seconds: int = Field(default=5, ge=0, le=MAX_WAIT_SECONDS)
     # OWASP's first recommendation for Argon2id; memory in KiB.
-    password_hash_time_cost: int = Field(default=2, ge=1)
-    password_hash_memory_cost: int = Field(default=19 * 1024, ge=8)
-    password_hash_parallelism: int = Field(default=1, ge=1)
-    password_hash_concurrency: int = Field(default=1, ge=1)
-    auth_cache_seconds: float = Field(default=0, ge=0)
-    max_sessions_per_user: int = Field(default=20, ge=1)
+    password_hash_time_cost: int = Field(default=2, ge=1, le=100)
+    password_hash_memory_cost: int = Field(default=19 * 1024, ge=MIN_LANE_MEMORY, le=4 * 1024**2)
+    password_hash_parallelism: int = Field(default=1, ge=1, le=64)
+    password_hash_concurrency: int = Field(default=1, ge=1, le=1000)
+    auth_cache_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
+    max_sessions_per_user: Count = 20
     throttling: bool = True
-    throttle_account_attempts: int = Field(default=5, ge=1)
-    throttle_address_attempts: int = Field(default=50, ge=1)
-    throttle_max_delay_seconds: int = Field(default=15 * 60, ge=1)
-    throttle_memory_seconds: int = Field(default=3600, ge=1)
+    throttle_account_attempts: Count = 5
+    throttle_address_attempts: Count = 50
+    throttle_max_delay_seconds: Lifetime = 15 * 60
+    throttle_memory_seconds: Lifetime = 3600
     # The database keeps them for about as long as the least: see the migration of audit_events.
-    audit_log_lifetime_seconds: int = Field(default=365 * 24 * 3600, ge=24 * 3600)
-    purge_interval_seconds: int = Field(default=3600, ge=0)
+    audit_log_lifetime_seconds: int = Field(default=365 * DAY_SECONDS, ge=DAY_SECONDS, le=10 * MAX_LIFETIME_SECONDS)
+    purge_interval_seconds: int = Field(default=3600, ge=0, le=MAX_LIFETIME_SECONDS)
 
     database_url: SecretStr | None = None
     database_host: str | None = None
-    database_port: int = Field(default=5432, ge=1, le=65535)
+    database_port: Port = 5432
     database_user: str | None = None
     database_password: SecretStr | None = None
     database_name: str | None = None
-    database_pool_size: int = Field(default=10, ge=1)
-    database_pool_timeout_seconds: float = Field(default=5, gt=0)
-    database_pool_recycle_seconds: int = Field(default=1800, ge=1)
-    database_connect_timeout_seconds: int = Field(default=5, ge=1)
-    database_statement_timeout_seconds: float = Field(default=10, gt=0)
+    database_pool_size: int = Field(default=10, ge=1, le=MAX_POOL_SIZE)
+    database_pool_timeout_seconds: Wait = 5
+    database_pool_recycle_seconds: Lifetime = 1800
+    database_connect_timeout_seconds: WholeWait = 5
+    database_statement_timeout_seconds: Wait = 10
     database_pooler_host: str | None = None
-    database_pooler_port: int = Field(default=6432, ge=1, le=65535)
+    database_pooler_port: Port = 6432
     update_db: bool = False
     reset_db: bool = False
 
@@ -209,31 +282,31 @@ class Settings(ServerSettings):
     cors_origins: StrList = ()
     cors_allow_credentials: bool = False
     docs_enabled: bool | None = None
-    public_url: WebUrl | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    public_url: WebUrl | None = None
     registration_open: bool = True
-    max_concurrent_requests: int = Field(default=200, ge=1)
-    max_body_bytes: int = Field(default=1024 * 1024, ge=1)
+    max_concurrent_requests: Count = 200
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1, le=1024**4)
     access_log: bool = True
-    readiness_timeout_seconds: float = Field(default=2, gt=0)
+    readiness_timeout_seconds: Wait = 2
 
-    smtp_host: str | None = None
-    smtp_port: int = Field(default=587, ge=1, le=65535)
+    smtp_host: Host | None = None
+    smtp_port: Port = 587
     smtp_user: str | None = None
     smtp_password: SecretStr | None = None
     smtp_security: Literal["starttls", "tls", "none"] = "starttls"
-    smtp_timeout_seconds: float = Field(default=30, gt=0)
+    smtp_timeout_seconds: Wait = 30
     email_from: SenderAddress | None = None
-    email_folder: Path = Path("mail")
-    email_retry_limit: int = Field(default=20, ge=0)
-    email_retry_seconds: float = Field(default=10, gt=0)
-    email_retry_max_seconds: float = Field(default=3600, gt=0)
-    outbox_poll_seconds: float = Field(default=5, gt=0)
-    account_pages_url: WebUrl | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    email_folder: Folder = Path("mail")
+    email_retry_limit: int = Field(default=20, ge=0, le=1000)
+    email_retry_seconds: Wait = 10
+    email_retry_max_seconds: Wait = 3600
+    outbox_poll_seconds: Wait = 5
+    account_pages_url: WebUrl | None = None
     email_verification_required: bool = False
 
-    storage_folder: Path | None = None
+    storage_folder: Folder | None = None
     storage_s3_bucket: str | None = None
-    storage_s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    storage_s3_endpoint: Url | None = None
     storage_s3_region: str = "us-east-1"
     storage_s3_access_key_id: str | None = None
     storage_s3_secret_access_key: SecretStr | None = None
@@ -254,11 +327,46 @@ class Settings(ServerSettings):
             _check_secret(secret, deployed=_is_deployed(info))
         return value
 
+    @field_validator("api_prefix")
+    @classmethod
+    def check_prefix(cls, value: str) -> str:
+        if not PATH_PREFIX.fullmatch(value):
+            raise ValueError("must be a path such as /api/v1, of letters, digits and the characters - . _ ~")
+        return value
+
+    @field_validator("password_hash_parallelism")
+    @classmethod
+    def check_lanes(cls, value: int, info: ValidationInfo) -> int:
+        memory = info.data.get("password_hash_memory_cost")
+        if memory is not None and memory < MIN_LANE_MEMORY * value:
+            raise ValueError(f"needs a PASSWORD_HASH_MEMORY_COST of at least {MIN_LANE_MEMORY * value}")
+        return value
+
+    @field_validator("password_hash_concurrency")
+    @classmethod
+    def check_memory(cls, value: int, info: ValidationInfo) -> int:
+        # Not above: that module imports this one.
+        from app.core.server import usable_memory
+
+        memory, usable = info.data.get("password_hash_memory_cost"), usable_memory()
+        if memory is not None and usable is not None and memory * 1024 * value > usable:
+            raise ValueError("times PASSWORD_HASH_MEMORY_COST is more memory than there is: lower one of them")
+        return value
+
+    @field_validator("database_host", "database_pooler_host")
+    @classmethod
+    def check_database_host(cls, value: str | None) -> str | None:
+        # The folder of a unix socket, or several servers, as libpq takes them.
+        return value if value is None or value.startswith("/") else ",".join(map(normalize_host, value.split(",")))
+
     @field_validator("database_url")
     @classmethod
     def check_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            _check_driver(_parse_url(value.get_secret_value()))
+            url = _parse_url(value.get_secret_value())
+            if url.port is not None and not 1 <= url.port <= MAX_PORT:
+                raise ValueError(f"must have a port from 1 to {MAX_PORT}")
+            _check_driver(url)
         return value
 
     @field_validator("database_name")
@@ -286,14 +394,20 @@ class Settings(ServerSettings):
     @field_validator("allowed_hosts")
     @classmethod
     def require_hosts(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        hosts = tuple(map(normalize_host_header, value))
+        if not hosts:
+            raise ValueError("must name the hosts that the service is reached by")
         if _is_deployed(info):
-            if not set(value) - set(LOCAL_HOSTS):
+            if not set(hosts) - set(LOCAL_HOSTS):
                 raise ValueError("must name the hosts that the service is reached by")
-            if "*" in value:
+            if "*" in hosts:
                 raise ValueError("must not be *")
-        if any("*" in host.removeprefix("*.") and host != "*" for host in value):
-            raise ValueError("a wildcard can only stand for a whole first label, as in *.example.com")
-        return value
+        return hosts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_origin, value))
 
     @field_validator("cors_allow_credentials")
     @classmethod
@@ -305,7 +419,7 @@ class Settings(ServerSettings):
     @field_validator("smtp_security")
     @classmethod
     def refuse_open_password(cls, value: str, info: ValidationInfo) -> str:
-        is_local = info.data.get("smtp_host") in LOCAL_HOSTS
+        is_local = info.data.get("smtp_host") in {"localhost", "127.0.0.1", "::1"}
         if value == "none" and info.data.get("smtp_password") and _is_deployed(info) and not is_local:
             raise ValueError("would show SMTP_PASSWORD to the network: starttls, or tls")
         return value
@@ -336,6 +450,20 @@ class Settings(ServerSettings):
     def check_bucket(cls, value: str | None) -> str | None:
         if value is not None and not BUCKET_NAME.fullmatch(value):
             raise ValueError("must have 3 to 63 lower-case letters, digits, dots and hyphens")
+        return value
+
+    @field_validator("storage_s3_region")
+    @classmethod
+    def check_region(cls, value: str) -> str:
+        if not REGION_NAME.fullmatch(value):
+            raise ValueError("must be a name such as us-east-1, of letters, digits, hyphens and underscores")
+        return value
+
+    @field_validator("storage_s3_access_key_id")
+    @classmethod
+    def check_key_id(cls, value: str | None) -> str | None:
+        if value is not None and not ACCESS_KEY_ID.fullmatch(value):
+            raise ValueError("must be letters, digits and punctuation, without a space, a slash or a comma")
         return value
 
     @field_validator("storage_s3_endpoint", "storage_s3_access_key_id")

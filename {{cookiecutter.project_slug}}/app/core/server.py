@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from app.core.config import ServerSettings
+from app.core.hosts import bracket, map_proxies
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -58,6 +59,13 @@ def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
     return min(limits, default=None)
 
 
+def usable_memory(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
+    """Bytes that this process may use; None where nobody says."""
+    # Windows has none.
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return min((limit for limit in (machine, memory_limit(root, own)) if limit is not None), default=None)
+
+
 def _folders(root: Path, own: Path, *, controller: str) -> Iterator[Path]:
     """Yield this process's group and those around it: version 2 and, where it is mounted, version 1."""
     try:
@@ -93,8 +101,7 @@ def bind_address(settings: ServerSettings) -> str:
     """Where gunicorn listens, in its own notation."""
     if settings.unix_socket is not None:
         return f"unix:{settings.unix_socket}"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}"
+    return f"{bracket(settings.host)}:{settings.port}"
 
 
 def trusted_proxies(settings: ServerSettings, families: Collection[int] | None = None) -> str:
@@ -106,7 +113,7 @@ def trusted_proxies(settings: ServerSettings, families: Collection[int] | None =
     # Windows has none.
     if families == {getattr(socket, "AF_UNIX", None)} or (not families and settings.unix_socket is not None):
         return "*"
-    return ",".join(settings.forwarded_allow_ips)
+    return ",".join(map_proxies(settings.forwarded_allow_ips))
 
 
 # Once: gunicorn takes the variables away as it starts, and reads its configuration again at SIGHUP.

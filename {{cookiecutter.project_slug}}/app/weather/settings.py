@@ -1,23 +1,21 @@
 from pydantic import Field, SecretStr
 
-from app.core.config import FeatureSettings
+from app.core.config import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
 
 
 class WeatherSettings(FeatureSettings):
     weather_api_key: SecretStr | None = Field(default=None, min_length=1)
-    weather_base_url: str = Field(
-        default="https://api.openweathermap.org/data/2.5", pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$"
-    )
-    weather_timeout_seconds: float = Field(default=5, gt=0)
-    weather_connect_timeout_seconds: float = Field(default=2, gt=0)
-    weather_retry_limit: int = Field(default=2, ge=0)
-    weather_retry_seconds: float = Field(default=0.2, gt=0)
-    weather_concurrency: int = Field(default=10, ge=1)
-    weather_breaker_failures: int = Field(default=5, ge=1)
-    weather_breaker_seconds: float = Field(default=30, gt=0)
-    weather_cache_seconds: float = Field(default=600, ge=0)
-    weather_stale_seconds: float = Field(default=6 * 3600, ge=0)
-    weather_cache_size: int = Field(default=1000, ge=1)
+    weather_base_url: Url = "https://api.openweathermap.org/data/2.5"
+    weather_timeout_seconds: Wait = 5
+    weather_connect_timeout_seconds: Wait = 2
+    weather_retry_limit: int = Field(default=2, ge=0, le=10)
+    weather_retry_seconds: Wait = 0.2
+    weather_concurrency: Count = 10
+    weather_breaker_failures: Count = 5
+    weather_breaker_seconds: Wait = 30
+    weather_cache_seconds: float = Field(default=600, ge=0, le=MAX_LIFETIME_SECONDS)
+    weather_stale_seconds: float = Field(default=6 * 3600, ge=0, le=MAX_LIFETIME_SECONDS)
+    weather_cache_size: Count = 1000
 
     @property
     def notes(self) -> list[str]:

@@ -1,18 +1,21 @@
+import re
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from app.core.config import FeatureSettings
 from app.web.texts import ENGLISH, LOCALES, Texts
 
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
+
 
 class WebSettings(FeatureSettings):
-    web_language: str = Field(default="en", pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+    web_language: str = "en"
 
     @field_validator("web_language")
     @classmethod
     def require_texts(cls, value: str) -> str:
-        if not _locale(value).exists():
+        if not LANGUAGE.fullmatch(value) or not _locale(value).exists():
             raise ValueError("must name a file of app/web/locales")
         try:
             Texts(ENGLISH)

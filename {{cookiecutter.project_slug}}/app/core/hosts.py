@@ -1,0 +1,115 @@
+"""Hosts, origins, proxies and URLs of the configuration: checked, and written the way that clients send them."""
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from urllib.parse import SplitResult, urlsplit
+
+import idna
+
+# Underscores are in no host name of the internet, and in those of container networks.
+HOST_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.|\Z))+(?<!\.)")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# How a socket for both versions shows the addresses of IPv4.
+IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+def normalize_host(text: str) -> str:
+    """Return a name in lower case and Punycode, or an address without brackets; raises ValueError."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") and ":" in text else text
+    with suppress(ValueError):
+        return str(ip_address(bare))
+    try:
+        name = text if text.isascii() else idna.encode(text, uts46=True).decode()
+    except idna.IDNAError:
+        raise ValueError("is no valid international name: write it as its registrar does") from None
+    name = name.lower().removesuffix(".")
+    # Clients read a name that ends with a number as an IPv4 address.
+    if not HOST_NAME.fullmatch(name) or name.rpartition(".")[2].isdecimal():
+        raise ValueError("must be a host alone, such as example.com or 192.0.2.1: no scheme, port, path or space")
+    return name
+
+
+def normalize_host_header(pattern: str) -> str:
+    """Return what a Host header without its port is compared with; raises ValueError."""
+    if pattern == "*":
+        return pattern
+    suffix = pattern.removeprefix("*.")
+    if "*" in suffix:
+        raise ValueError("a wildcard can only stand for a whole first label, as in *.example.com")
+    host = normalize_host(suffix)
+    if suffix != pattern and is_address(host):
+        raise ValueError("a wildcard stands for names, and an address has none")
+    return pattern[: -len(suffix)] + bracket(host)
+
+
+def normalize_origin(text: str) -> str:
+    """Return an origin as browsers send it; raises ValueError."""
+    if text == "*":
+        return text
+    if "*" in text:
+        raise ValueError("has no wildcards: name each origin, or * for all of them")
+    url = _split(text)
+    if url is None or url.geturl().lower().removesuffix("/") != f"{url.scheme}://{url.netloc}".lower():
+        raise ValueError("must be a scheme and a host, perhaps with a port, such as https://example.com")
+    suffix = "" if url.port in (None, DEFAULT_PORTS.get(url.scheme)) else f":{url.port}"
+    return f"{url.scheme}://{bracket(normalize_host(url.hostname or ''))}{suffix}"
+
+
+def check_url(text: str) -> str:
+    """Raises ValueError for the address of a site that no client can ask."""
+    url = _split(text)
+    if url is None or url.scheme not in DEFAULT_PORTS or url.query or url.fragment or re.search(r"[\s?#]", text):
+        raise ValueError("must be http:// or https:// and a host, perhaps with a port and a path, and nothing else")
+    normalize_host(url.hostname or "")
+    return text
+
+
+def _split(text: str) -> SplitResult | None:
+    """Return the parts of a URL; None without a host, or with a user or a port that no server has."""
+    try:
+        url = urlsplit(text)
+        is_usable = bool(url.hostname) and url.port != 0 and "@" not in url.netloc
+    except ValueError:
+        return None
+    return url if is_usable else None
+
+
+def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return addresses and networks; raises ValueError, also where they are everybody's."""
+    try:
+        networks = [ip_network(text) for text in texts]
+    except ValueError:
+        raise ValueError(
+            "must be addresses, or networks that begin where their mask does, such as 192.0.2.1 or 10.0.0.0/8; no names"
+        ) from None
+    of_version_4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+    of_version_6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
+    if any(network.prefixlen == 0 for network in of_version_4) or any(map(IPV4_MAPPED.subnet_of, of_version_6)):
+        raise ValueError("must name the proxies: with all addresses, as with *, anybody can forge one")
+    return tuple(str(network).removesuffix(f"/{network.max_prefixlen}") for network in networks)
+
+
+def map_proxies(proxies: Iterable[str]) -> tuple[str, ...]:
+    """Add how a socket for both versions shows those of IPv4."""
+    proxies = tuple(proxies)
+    networks = [ip_network(proxy) for proxy in proxies]
+    mapped = (
+        f"::ffff:{network.network_address}/{IPV4_MAPPED.prefixlen + network.prefixlen}"
+        for network in networks
+        if isinstance(network, IPv4Network)
+    )
+    return (*proxies, *(network.removesuffix("/128") for network in mapped))
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
