@@ -3,10 +3,10 @@ import json
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvicorn
@@ -18,7 +18,7 @@ from app.application import create_app
 from app.core import housekeeping, migrations
 from app.core.backup import BackupError, restore_backup, write_backup
 from app.core.commands import LOOP_FACTORY, add_commands, fail, make_security, run
-from app.core.config import Settings, load_settings_or_exit
+from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
 from app.core.database import open_database
 from app.core.exceptions import AppError, first_line
 from app.core.lifecycle import mark_start, stop_with_parent
@@ -52,7 +52,8 @@ def serve(
     # uvicorn raises it again once it has stopped; to stop when told to is a success.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     with share_metrics() if workers > 1 else nullcontext():
-        uvicorn.run(
+        start = uvicorn.run if reload or workers > 1 or settings.unix_socket else _serve_alone
+        start(
             "app.main:app",
             loop="asyncio:SelectorEventLoop" if LOOP_FACTORY else "auto",
             host=settings.host,
@@ -69,6 +70,16 @@ def serve(
             timeout_keep_alive=settings.keepalive_seconds,
             timeout_graceful_shutdown=settings.graceful_timeout_seconds,
         )
+
+
+def _serve_alone(app: str, **options: Any) -> None:  # noqa: ANN401  # uvicorn's own
+    """Do what `uvicorn.run` does, on a socket as its workers have it: one for all of IPv6 also takes IPv4."""
+    config = uvicorn.Config(app, **options)
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run([config.bind_socket()])
+    if not server.started:
+        sys.exit(EXIT_CANNOT_START)
 
 
 @cli.command()

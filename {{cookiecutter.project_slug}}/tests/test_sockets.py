@@ -5,11 +5,13 @@ import socket
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
-from tests.servers import MANAGERS, SERVE, WORKER_CLASSES, run_server, wait_for
-from tests.sockets import FORWARDED, listen_tcp, listen_unix, run_inherited, see_client
+from tests.servers import MANAGERS, NO_TLS, SERVE, SERVE_TWO, WORKER_CLASSES, run_server, wait_for
+from tests.sockets import FORWARDED, access_lines, listen_tcp, listen_unix, run_inherited, see_client
 
 pytestmark = pytest.mark.processes
 
@@ -52,6 +54,22 @@ def test_over_tcp_a_proxy_is_believed_as_far_as_its_own_entry(
 def test_over_tcp_nobody_else_is_believed(empty_url: str, command: Sequence[str], worker_class: str) -> None:
     with run_server(empty_url, command, WORKER_CLASS=worker_class, FORWARDED_ALLOW_IPS="192.0.2.1") as server:
         assert see_client(server, X_Forwarded_For="203.0.113.9") == "127.0.0.1"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the kernel has no socket for both versions of IP")
+@pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE, SERVE_TWO], ids=[*MANAGERS, "serve", "serve with two"])
+def test_all_addresses_of_ipv6_are_also_those_of_ipv4(empty_url: str, command: Sequence[str]) -> None:
+    with run_server(empty_url, command, HOST="::", FORWARDED_ALLOW_IPS="127.0.0.1") as server:
+        port = urlsplit(server.base_url).port
+        for address in ("127.0.0.1", "[::1]"):
+            asked = httpx2.get(f"http://{address}:{port}/health/live", verify=NO_TLS, timeout=60)
+            assert asked.status_code == 200
+        before = len(access_lines(server))
+        httpx2.get(f"http://127.0.0.1:{port}/", headers={"X-Forwarded-For": "203.0.113.9"}, verify=NO_TLS, timeout=60)
+        wait_for(lambda: len(access_lines(server)) > before, "the access line")
+
+        assert access_lines(server)[-1]["client"] == "203.0.113.9"
+        assert server.stop() == 0
 
 
 @managed

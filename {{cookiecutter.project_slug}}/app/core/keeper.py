@@ -20,10 +20,9 @@ import structlog
 from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
 from app.core.lifecycle import is_alive, mark_start
 from app.core.logging import configure_logging
-from app.core.server import FIRST_INHERITED_FD, inherited_families, share_metrics, worker_count
+from app.core.server import BACKLOG, FIRST_INHERITED_FD, inherited_families, listen, share_metrics, worker_count
 from app.core.worker import CANNOT_START, FOLDER, OUTPUT_FD, PROTOCOLS, heartbeat_file, readiness_file
 
-BACKLOG = 2048
 # Between two looks at the workers.
 INTERVAL_SECONDS = 0.2
 # What a manager gives a worker beyond the time that the worker gives its requests.
@@ -149,8 +148,7 @@ def _inherit() -> socket.socket:
 def _listen(settings: Settings) -> socket.socket:
     try:
         if settings.unix_socket is None:
-            family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-            return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+            return listen(settings)
         listening = socket.socket(socket.AF_UNIX)
         # What a service that was killed has left.
         settings.unix_socket.unlink(missing_ok=True)

@@ -19,6 +19,8 @@ WORKER_MEMORY_BYTES = 160 * 1024 * 1024
 # One that hangs or dies must not be the only one.
 MIN_WORKERS = 2
 FIRST_INHERITED_FD = 3
+# Connections that wait to be accepted.
+BACKLOG = 2048
 
 
 def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
@@ -59,6 +61,7 @@ def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
     return min(limits, default=None)
 
 
+@cache
 def usable_memory(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
     """Bytes that this process may use; None where nobody says."""
     # Windows has none.
@@ -102,6 +105,17 @@ def bind_address(settings: ServerSettings) -> str:
     if settings.unix_socket is not None:
         return f"unix:{settings.unix_socket}"
     return f"{bracket(settings.host)}:{settings.port}"
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """Return a socket at HOST and PORT; as gunicorn's, one for all of IPv6 also takes IPv4 where the kernel can."""
+    is_ipv6 = ":" in settings.host
+    return socket.create_server(
+        (settings.host, settings.port),
+        family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+        backlog=BACKLOG,
+        dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
+    )
 
 
 def trusted_proxies(settings: ServerSettings, families: Collection[int] | None = None) -> str:
