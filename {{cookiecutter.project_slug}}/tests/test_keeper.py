@@ -36,7 +36,7 @@ def explain(command: Sequence[str], url: str, sockets: Sequence[socket.socket] =
 
 @kept
 def test_a_worker_that_is_not_theirs_is_refused(empty_url: str, command: Sequence[str]) -> None:
-    assert explain(command, empty_url, WORKER_CLASS="asgi").startswith("WORKER_CLASS: must be one of ")
+    assert "WORKER_CLASS: must be one of " in explain(command, empty_url, WORKER_CLASS="asgi")
 
 
 @kept
