@@ -345,7 +345,7 @@ class Settings(ServerSettings):
     @field_validator("password_hash_concurrency")
     @classmethod
     def check_memory(cls, value: int, info: ValidationInfo) -> int:
-        # Not above: that module imports this one.
+        # Imported here because that module imports this one.
         from app.core.server import usable_memory
 
         memory, usable = info.data.get("password_hash_memory_cost"), usable_memory()

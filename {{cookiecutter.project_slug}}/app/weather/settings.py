@@ -8,7 +8,7 @@ class WeatherSettings(FeatureSettings):
     weather_base_url: Url = "https://api.openweathermap.org/data/2.5"
     weather_timeout_seconds: Wait = 5
     weather_connect_timeout_seconds: Wait = 2
-    weather_retry_limit: int = Field(default=2, ge=0, le=10)
+    weather_retry_limit: int = Field(default=2, ge=0, le=1000)
     weather_retry_seconds: Wait = 0.2
     weather_concurrency: Count = 10
     weather_breaker_failures: Count = 5
