@@ -1,5 +1,5 @@
 # uv does the work; where it is missing, it comes from the package index into `.uv/`. It finds the machine's own Python.
-# No recipe or prerequisite has an absolute path: make and the shell take spaces, quotes and `$` in one apart.
+# Relative paths only: make and the shell split absolute ones at spaces, and expand a `$` in them.
 UV := $(if $(shell command -v uv),uv,.uv/bin/uv)
 INSTALLED_UV := $(filter .uv/bin/uv,$(UV))
 export UV_PYTHON_DOWNLOADS ?= never
@@ -18,7 +18,7 @@ BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome go
 # What shares the database's connections in a test.
 POOLER := $(shell command -v pgbouncer || ls /usr/sbin/pgbouncer 2> /dev/null)
 
-# For the first failure on a machine whose packages come from another index, or through a proxy.
+# A hint for machines whose pip.conf names an index, a certificate or a proxy, which uv does not read.
 EXPLAIN_PIP_CONF := ! python3 -m pip config list 2> /dev/null | grep -Eq 'index-url|cert|proxy' || \
 	echo 'uv does not read pip.conf. Set UV_DEFAULT_INDEX to its index-url, UV_INDEX to its extra-index-url,' \
 	'SSL_CERT_FILE to its cert and HTTPS_PROXY to its proxy.' >&2
@@ -57,7 +57,7 @@ bench-process-managers: $(INSTALLED_UV) ## Compare gunicorn, supervisor and circ
 bench-sign-ins: $(INSTALLED_UV) ## Measure what many sign-ins at once cost everybody else
 	$(UV) run python -m benchmarks.sign_ins
 
-screenshots: $(INSTALLED_UV) ## Take the pictures in the README anew
+screenshots: $(INSTALLED_UV) ## Retake the pictures of the README
 	$(UV) run python -m tests.screenshots
 
 check: install ## Lint and type-check the template, and the service in place

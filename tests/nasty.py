@@ -1,7 +1,7 @@
 """Answers that a person may type and that break templates, and a folder that breaks recipes."""
 
 FOLDER = "it's 100 % $HOME & a #folder"
-# PostgreSQL's own programs cannot be in one with a `$`.
+# PostgreSQL's initdb fails in a path with `$`.
 DATABASE_FOLDER = FOLDER.replace("$", "")
 
 ACCEPTED = {

@@ -24,8 +24,14 @@ bind = bind_address(_settings)
 umask = 0o007
 workers = worker_count(_settings)
 worker_class = _settings.worker_class
-# uvicorn's workers offer no other way to choose their server.
+# Patched: the workers of uvicorn have no setting for the class of their server, or for how long its stop may take. That
+# leaves a second for the end of the application, before the arbiter kills the worker.
 uvicorn_worker._workers.Server = DrainingServer
+for _class in (uvicorn_worker.UvicornWorker, uvicorn_worker.UvicornH11Worker):
+    _class.CONFIG_KWARGS = {
+        **_class.CONFIG_KWARGS,
+        "timeout_graceful_shutdown": max(1, _settings.graceful_timeout_seconds - 1),
+    }
 # Of a disk that stalls, the heartbeat would kill healthy workers.
 worker_tmp_dir = memory_folder()
 timeout = _settings.worker_timeout_seconds

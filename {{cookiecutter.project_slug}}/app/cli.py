@@ -188,9 +188,9 @@ async def wait_for_database(settings: Settings, timeout_seconds: float) -> None:
 @db.command()
 def backup(
     target: Annotated[Path, typer.Argument(help="A file, or a folder that gets a new one.")],
-    keep: Annotated[int | None, typer.Option(min=1, help="In a folder: how many backups stay.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="If TARGET is a folder, keep only the newest N.")] = None,
 ) -> None:
-    """Write all that the service owns in the database to a file, which is there when it is complete."""
+    """Back up the service's database to a file (atomic)."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Backing up {settings.url.render_as_string(hide_password=True)} ...")
     try:
@@ -205,9 +205,9 @@ def restore(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `db backup` has written.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Replace all that the service owns in the database by what a backup holds.
+    """Restore the service's database from a backup.
 
-    Stop the service first: what it writes meanwhile is lost.
+    Stop the service first: everything it writes during the restore is lost.
     """
     settings = load_settings_or_exit(SETTINGS)
     if not yes:

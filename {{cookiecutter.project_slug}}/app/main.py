@@ -17,7 +17,7 @@ def build_app() -> FastAPI:
     """
     # An import leaves no cycles behind that are worth a search.
     gc.disable()
-    # Not above: they import the rest. The files come first, for the first metric opens them.
+    # Imported after gc.disable(). open_files comes first, because creating a metric opens its file.
     from app.core.metrics_files import open_files
 
     open_files()

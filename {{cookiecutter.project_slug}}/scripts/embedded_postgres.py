@@ -108,7 +108,7 @@ def refuse_unquoted(program: Path) -> None:
     """Exit with a sentence: initdb starts the server by a shell, with its path in double quotes."""
     if found := set(str(program)) & set('$`"\\'):
         sys.exit(
-            f"PostgreSQL cannot make a database: the path of {program} has {' '.join(sorted(found))}. "
+            f"PostgreSQL's initdb does not work in this path: {program} contains {' '.join(sorted(found))}. "
             "Move the project to a folder without it, or set DATABASE_URL to a server of yours."
         )
 

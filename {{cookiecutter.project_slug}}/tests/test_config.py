@@ -192,7 +192,7 @@ def test_hashing_needs_no_more_memory_than_there_is(monkeypatch: pytest.MonkeyPa
     costs = {"PASSWORD_HASH_MEMORY_COST": str(4 * 1024**2), "PASSWORD_HASH_CONCURRENCY": "1000"}
 
     assert refuse(monkeypatch, **PRODUCTION, **costs) == [
-        "PASSWORD_HASH_CONCURRENCY: times PASSWORD_HASH_MEMORY_COST is more memory than there is: lower one of them"
+        "PASSWORD_HASH_CONCURRENCY: times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them"
     ]
 
 

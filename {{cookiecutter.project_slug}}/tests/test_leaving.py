@@ -93,6 +93,27 @@ def test_a_request_on_an_open_connection_is_answered_after_the_stop_began(
         assert server.wait() == 0
 
 
+@drained
+def test_an_idle_connection_leaves_time_for_the_end_of_the_application(
+    empty_url: str, command: Sequence[str], worker_class: str
+) -> None:
+    with (
+        run_server(
+            empty_url,
+            command,
+            WORKER_CLASS=worker_class,
+            KEEPALIVE_SECONDS=PATIENT_SECONDS,
+            GRACEFUL_TIMEOUT_SECONDS="6",
+        ) as server,
+        closing(connect(server)) as idle,
+    ):
+        assert ask(idle, LIVE)[0] == 200
+        server.send(signal.SIGTERM)
+
+        assert server.wait() == 0
+        assert "Application shutdown complete." in server.log
+
+
 def refuses_connections(server: Server) -> bool:
     try:
         with closing(connect(server)) as connection:

@@ -10,7 +10,6 @@ from contextlib import suppress
 import pytest
 
 from app.core.project import ROOT
-from tests.servers import MANAGERS, SERVE, run_server, wait_for
 
 ESCAPE = "\x1b"
 # A line of the service, one that uvicorn sends a second time in colors, one of a library, and a traceback.
@@ -84,14 +83,3 @@ def test_an_empty_variable_decides_nothing() -> None:
 
 def test_colors_can_be_forced_into_a_pipe() -> None:
     assert ESCAPE in in_pipe(WRITE_LINES, FORCE_COLOR="1")
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*MANAGERS, "serve"])
-def test_a_server_writes_no_colors_into_a_file(empty_url: str, command: Sequence[str]) -> None:
-    with run_server(empty_url, command, LOG_FORMAT="console") as server:
-        assert server.get("/api/v1/users/me").status_code == 401
-        wait_for(lambda: "/users/me" in server.log, "the access line")
-        assert server.stop() == 0
-
-        assert ESCAPE not in server.log

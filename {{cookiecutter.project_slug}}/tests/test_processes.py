@@ -417,3 +417,13 @@ def test_the_development_server_ends_with_its_parent(url: str) -> None:
 def started_processes(server: Server) -> set[int]:
     """uvicorn's, that of the reloader included."""
     return {int(pid) for pid in re.findall(r"Started (?:reloader|server) process \[(\d+)\]", server.log)}
+
+
+@pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*MANAGERS, "serve"])
+def test_a_server_writes_no_colors_into_a_file(empty_url: str, command: Sequence[str]) -> None:
+    with run_server(empty_url, command, LOG_FORMAT="console") as server:
+        assert server.get("/api/v1/users/me").status_code == 401
+        wait_for(lambda: "/users/me" in server.log, "the access line")
+        assert server.stop() == 0
+
+        assert "\x1b" not in server.log

@@ -1,3 +1,5 @@
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import uuid4
 
@@ -11,6 +13,7 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.models import utc_now
+from app.users.dependencies import MAX_BODY_SECONDS
 from app.users.models import UserSession
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
@@ -63,6 +66,25 @@ async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient
     assert refused.json()["error"] == "invalid_grant"
     assert (await client.get(ME, headers=user.headers)).status_code == 200
     assert len(await list_sessions(client, user)) == 1
+
+
+async def test_a_session_that_ends_while_a_body_arrives_changes_nothing(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
+    other = await sign_in(client, user.id, user.email)
+    (ended,) = [session["id"] for session in await list_sessions(client, user) if not session["is_current"]]
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"name": '
+        await client.delete(f"{SESSIONS}/{ended}", headers=user.headers)
+        await asyncio.sleep(MAX_BODY_SECONDS + 0.1)
+        yield b'"Changed"}'
+
+    headers = {**other.headers, "Content-Type": "application/json"}
+    response = await client.patch(ME, content=body(), headers=headers)
+
+    assert response.status_code == 401
+    assert (await client.get(ME, headers=user.headers)).json()["name"] != "Changed"
 
 
 async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(

@@ -256,6 +256,33 @@ async def test_many_changes_with_the_right_password_at_once_are_not_throttled(
     assert statuses <= {200, 409}
 
 
+async def test_the_right_password_of_a_request_that_fails_otherwise_is_no_attempt(
+    home: httpx2.AsyncClient, user: Account
+) -> None:
+    path, password = "/api/v1/auth/second-factor/disable", {"current_password": PASSWORD}
+    disabled = [await home.post(path, json=password, headers=user.headers) for _ in range(FREE + 2)]
+    scoped = [
+        await request_token(home, username=user.email, password=PASSWORD, scope="admin")
+        for _ in range(FREE_OF_ADDRESS + 2)
+    ]
+
+    assert [answer.status_code for answer in disabled] == [409] * (FREE + 2)
+    assert [answer.json().get("error") for answer in scoped] == ["invalid_scope"] * (FREE_OF_ADDRESS + 2)
+
+
+async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
+    monkeypatch.setattr("app.core.throttling.MAX_WAITING", 0)
+    throttle = GuessThrottle(database, settings)
+    counter = AttemptCounter("test", "waiting", 1, is_decided=True)
+    await throttle.count(counter)
+
+    with pytest.raises(TooManyRequestsError):
+        await throttle.count(counter)
+
+
 async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:

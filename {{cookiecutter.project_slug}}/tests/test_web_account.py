@@ -156,7 +156,7 @@ async def test_second_factor_is_switched_on_and_off(
     assert "The code is not right." in browser.text
     assert secret in browser.text
     await browser.send("/account/second-factor/confirm", code="12345")
-    assert "must be the 6 digits that the authenticator shows" in browser.text
+    assert "must be the 6-digit code from the authenticator app" in browser.text
     assert "maxlength" not in browser.text
     code = show_code(secret, clock[0])
     await browser.send("/account/second-factor/confirm", code=f"{code[:3]} {code[3:]} ")

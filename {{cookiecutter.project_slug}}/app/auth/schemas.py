@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr, StringConstrai
 from app.auth.exceptions import ErrorCode
 from app.core.schemas import MAX_CODE_LENGTH, Email, Input, NewPassword, Output, normalize_code
 
-# What authenticator apps take when they are told nothing else; many ignore what they are told.
+# The default of authenticator apps; many ignore any other value.
 DIGITS = 6
 TOTP_CODE = re.compile("[0-9]" * DIGITS)
 
@@ -16,7 +16,7 @@ TOTP_CODE = re.compile("[0-9]" * DIGITS)
 def _read_totp_code(typed: str) -> str:
     code = normalize_code(typed).replace("-", "")
     if not TOTP_CODE.fullmatch(code):
-        raise ValueError(f"must be the {DIGITS} digits that the authenticator shows")
+        raise ValueError(f"must be the {DIGITS}-digit code from the authenticator app")
     return code
 
 

@@ -158,7 +158,7 @@ async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
 
 
 async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord, code: str) -> bool:
-    """Take a normalised code of the authenticator or a recovery code; neither works a second time."""
+    """Take a normalized code of the authenticator or a recovery code; neither works a second time."""
     code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
         return await _use_totp(tools, user_id, factor, code)

@@ -147,7 +147,12 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
         SIGN_INS.labels("throttled").inc()
         logger.warning("sign-in failed", client=tools.origin.address)
         raise
-    scope = _grant_scope(form.scope, list_allowed(is_admin=user.is_admin))
+    try:
+        scope = _grant_scope(form.scope, list_allowed(is_admin=user.is_admin))
+    except OAuthError:
+        # The right password does not count as an attempt, whatever else is wrong.
+        await release_connection(tools.session)
+        raise
     session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
     await tools.audit.record(AccountEvent.SIGNED_IN, user.id, actor_id=user.id, session_id=str(session_id), scope=scope)
     SIGN_INS.labels("success").inc()

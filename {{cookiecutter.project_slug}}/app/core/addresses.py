@@ -1,4 +1,4 @@
-"""The ASCII form of domains, in addresses and URLs: mail servers, headers and links take no other."""
+"""ASCII (Punycode) domains of e-mail addresses and URLs, as mail servers, headers and links require."""
 
 from typing import Annotated
 

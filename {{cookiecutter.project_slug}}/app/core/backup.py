@@ -33,7 +33,7 @@ class Format(Protocol):
         """Return the schema's revision; raise BackupError unless the file is complete and a backup of this service."""
 
     def load(self, url: URL, file: Path) -> list[str]:
-        """Replace what the service owns by what the file holds, or change nothing and raise BackupError.
+        """Restore the file, or change nothing and raise BackupError. PostgreSQL: only the service's own objects.
 
         Returns the errors of grants that could not be restored.
         """
@@ -66,12 +66,12 @@ def restore_backup(url: URL, file: Path) -> list[str]:
     _refuse_database(url, file)
     revision = kind.verify(file)
     if read_revisions().is_ahead(revision):
-        raise BackupError(f"{file} has the revision {revision}, which this release does not know: use a newer one.")
+        raise BackupError(f"{file} has the revision {revision}, which this release does not know: use a newer release.")
     return kind.load(url, file)
 
 
 def _refuse_database(url: URL, file: Path) -> None:
-    """Raise BackupError for SQLite's own file: a backup that replaced it would lose what is written meanwhile."""
+    """Raise BackupError if the file is the SQLite database itself, which the backup would overwrite."""
     database = Path(url.database or "")
     if url.get_backend_name() == "sqlite" and file.exists() and database.exists() and file.samefile(database):
         raise BackupError(f"{file} is the database itself: name another file.")

@@ -30,7 +30,7 @@ SUFFIX = ".dump"
 SET_PATIENCE = "SET LOCAL lock_timeout = '60s'"
 # The last line of what pg_restore sets before anything else.
 LAST_SETTING = b"SET client_encoding"
-# Of pg_restore 17 and newer, which also serve older servers: those do not know it.
+# pg_restore 17 and newer emits this setting, which older servers do not know.
 UNKNOWN_SETTING = b"SET transaction_timeout = 0;\n"
 VERSION_TABLE = re.compile(r"(?m)^\d+; \d+ \d+ TABLE (.+) alembic_version (.+)$")
 GRANTS = {"ACL", "DEFAULT ACL"}
@@ -45,9 +45,9 @@ RELATIONS = """
     SELECT relname, pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = %(schema)s AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 """
-# Without those that PostgreSQL itself brings.
+# OIDs below 16384 are extensions that ship with PostgreSQL.
 EXTENSIONS = "SELECT extname FROM pg_extension WHERE pg_get_userbyid(extowner) = %(owner)s AND oid >= 16384"
-# Parts of other objects, such as members of an extension or the sequence of a column, go with those.
+# Without dependent objects (members of an extension, the sequence of a column): dropping their parent drops them.
 OWN = """
     WITH objects AS (
         SELECT 'pg_class'::regclass AS class, oid, relnamespace AS schema, relowner AS owner,
@@ -60,6 +60,17 @@ OWN = """
         UNION ALL
         SELECT 'pg_type'::regclass, oid, typnamespace, typowner, 'TYPE', oid::regtype::text
         FROM pg_type WHERE typtype IN ('d', 'e', 'r')
+        UNION ALL
+        SELECT 'pg_operator'::regclass, oid, oprnamespace, oprowner, 'OPERATOR', oid::regoperator::text FROM pg_operator
+        UNION ALL
+        SELECT 'pg_collation'::regclass, oid, collnamespace, collowner, 'COLLATION', oid::regcollation::text
+        FROM pg_collation
+        UNION ALL
+        SELECT 'pg_ts_config'::regclass, oid, cfgnamespace, cfgowner, 'TEXT SEARCH CONFIGURATION', oid::regconfig::text
+        FROM pg_ts_config
+        UNION ALL
+        SELECT 'pg_ts_dict'::regclass, oid, dictnamespace, dictowner, 'TEXT SEARCH DICTIONARY', oid::regdictionary::text
+        FROM pg_ts_dict
     )
     SELECT kind, name FROM objects JOIN pg_namespace ON pg_namespace.oid = schema
     WHERE nspname = %(schema)s AND pg_get_userbyid(owner) = %(owner)s AND NOT EXISTS (
@@ -84,8 +95,13 @@ REVOKE_NEW_GRANTS = sql.SQL("""
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace, aclexplode(relacl)
     WHERE nspname = {schema} AND relname = ANY({names}) AND grantee <> relowner \\gexec
 """)
-# Whoever was granted something may be unknown to this server: everything else counts all the same.
-TOLERATE_ERRORS = "\\set ON_ERROR_STOP off\n\\set ON_ERROR_ROLLBACK on\n"
+# Tables may refer to each other, and views read each other: one statement drops them.
+TOGETHER = {"TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW"}
+# Keep going on errors: a grant may name a role that this server does not have. Each error has its code, because servers
+# write in many languages.
+TOLERATE_ERRORS = "\\set ON_ERROR_STOP off\n\\set ON_ERROR_ROLLBACK on\n\\set VERBOSITY verbose\n"
+# Without notices and warnings, whose codes begin with 00 and 01.
+TOLERATED_ERROR = re.compile(r": +(?!0[01])[0-9A-Z]{5}: (.*)")
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
@@ -170,12 +186,12 @@ def _connect(url: URL) -> Iterator[Connection]:
 def _find_place(connection: Connection) -> Place:
     ((schema, owner, is_used),) = connection.execute(PLACE)
     if schema is None:
-        raise BackupError("There is no schema to use: create the one that search_path names.")
+        raise BackupError("No schema in search_path exists: create it first.")
     return Place(schema, owner, is_used)
 
 
 def _list_foreign(connection: Connection, place: Place) -> list[str]:
-    """Return the relations of others in the schema; raise BackupError where one of them should be the service's."""
+    """Return the relations of others in the schema; raise BackupError if one has the name of a service's table."""
     foreign = {name: owner for name, owner in connection.execute(RELATIONS, place.names) if owner != place.owner}
     for name in sorted(foreign.keys() & Base.metadata.tables.keys()):
         raise BackupError(
@@ -196,7 +212,7 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
     if encoding != "UTF8":
         raise BackupError(f"The database is in {encoding}: restore to one that was made with ENCODING 'UTF8'.")
     if is_read_only:
-        raise BackupError("The database takes no writes: restore to the primary server.")
+        raise BackupError("The database is read-only: restore to the primary server.")
     if not is_member:
         raise BackupError(f"The service's tables belong to {place.owner}: restore as this role, or as a member of it.")
     if not may_create:
@@ -221,10 +237,9 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
             " drop the publication first, and create it again after the restore."
         )
     drops = []
-    # Tables may refer to each other, and views read each other: they go together.
     for kind, group in groupby(objects, key=lambda row: row[0]):
         names = [name for _, name in group]
-        drops += [f"DROP {kind} {name}" for name in (names if kind in {"ROUTINE", "TYPE"} else [", ".join(names)])]
+        drops += [f"DROP {kind} {name}" for name in ([", ".join(names)] if kind in TOGETHER else names)]
     planned: list[str] = []
     try:
         with connection.transaction(force_rollback=True):
@@ -238,7 +253,7 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
                     connection.execute(drops[0].encode())
     except psycopg.errors.DependentObjectsStillExist as error:
         raise BackupError(
-            f"Objects of others depend on those of the service ({error.diag.message_detail}):"
+            f"Objects that the service does not own depend on its objects ({error.diag.message_detail}):"
             " drop them first, and create them again after the restore."
         ) from error
     return planned
@@ -301,7 +316,7 @@ def _run_psql(url: URL, file: Path, listed: Path, start: str, end: str) -> list[
         said = log.read().decode(errors="replace").strip()
     if psql.returncode != 0 or not is_read:
         raise BackupError(f"Nothing was restored: {said}")
-    return re.findall("ERROR: +(.*)", said)
+    return TOLERATED_ERROR.findall(said)
 
 
 def _feed(stdin: IO[bytes], arguments: Sequence[str], start: str, end: str, log: IO[bytes]) -> bool:

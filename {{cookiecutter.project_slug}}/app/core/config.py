@@ -53,30 +53,30 @@ EXIT_CANNOT_START = 3
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
 LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
-# Clients take the segments . and .. out of an address.
+# Clients remove the path segments . and .. from a URL.
 PATH_PREFIX = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._~-]+)+")
 REGION_NAME = re.compile(r"[A-Za-z0-9_-]+")
-# The parts of the header that holds it end with a slash or a comma.
+# The Authorization header of S3 separates its parts with slashes and commas.
 ACCESS_KEY_ID = re.compile(r"[!-+.0-~-]+")
 BUCKET_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 DAY_SECONDS = 24 * 3600
-# In milliseconds it has 32 bits, as the drivers' time-outs do.
+# A day in milliseconds fits into 32 bits, the width of the drivers' timeouts.
 MAX_WAIT_SECONDS = DAY_SECONDS
 MIN_WAIT_SECONDS = 0.001
-# Ten years have 32 bits, as the ages of cookies do, and end before the calendar does.
+# Ten years in seconds fit into 32 bits, the width of a cookie's Max-Age, and into datetime's range.
 MAX_LIFETIME_SECONDS = 10 * 365 * DAY_SECONDS
 MAX_COUNT = 1_000_000
 MAX_PORT = 65535
-# Each is a connection of the database's server, or a thread.
+# Each slot is a server connection (PostgreSQL) or a thread (SQLite).
 MAX_POOL_SIZE = 1000
-# What Argon2 needs for each lane, in KiB.
+# Argon2's minimum memory per lane, in KiB.
 MIN_LANE_MEMORY = 8
-# What the kernels have for the path of a unix socket, and file systems for a name and a path.
+# Kernel limit of a unix socket's path, and file system limits of a name and a path.
 MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 1023
 WORKER_CLASSES = ("uvicorn_worker.UvicornWorker", "uvicorn_worker.UvicornH11Worker")
-# gunicorn has it, and the other process managers have not.
+# Only gunicorn has this worker class.
 GUNICORN_WORKER_CLASS = "asgi"
 
 
@@ -108,7 +108,7 @@ def _split_list(value: object) -> object:
 
 
 def check_path(path: Path) -> Path:
-    """Raises ValueError for a path that no file system takes."""
+    """Raise ValueError for a path longer than file systems allow."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
         raise ValueError(f"must be a path of at most {MAX_PATH_BYTES} bytes, {MAX_NAME_BYTES} for each name")
     return path
@@ -116,19 +116,19 @@ def check_path(path: Path) -> Path:
 
 def check_folder(path: Path) -> Path:
     if os.path.isfile(path):
-        raise ValueError("must be a folder, and there is a file")
+        raise ValueError("must be a folder, but a file has this path")
     return check_path(path)
 
 
 StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
-# The types that settings are made of, those of features included: each is bounded where its meaning ends.
+# Bounded types for settings, also for those of features.
 Host = Annotated[str, AfterValidator(normalize_host)]
 Url = Annotated[str, AfterValidator(check_url)]
 Folder = Annotated[Path, AfterValidator(check_folder)]
 Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-# A time that somebody waits, and one that something lasts; the second ones are whole, for tokens and cookies.
+# Durations in seconds: Wait and WholeWait for timeouts, Lifetime for tokens and cookies.
 Wait = Annotated[float, Field(ge=MIN_WAIT_SECONDS, le=MAX_WAIT_SECONDS)]
 WholeWait = Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)]
 Lifetime = Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS)]
@@ -210,7 +210,7 @@ class ServerSettings(_Configuration):
         if value is not None and len(os.fsencode(value)) > MAX_SOCKET_PATH_BYTES:
             raise ValueError(f"must be a path of at most {MAX_SOCKET_PATH_BYTES} bytes")
         if value is not None and os.path.isdir(value):
-            raise ValueError("must be the path of the socket itself, and this is a folder")
+            raise ValueError("must be the path of the socket file, not a folder")
         return value
 
     @field_validator("worker_class")
@@ -350,7 +350,7 @@ class Settings(ServerSettings):
 
         memory, usable = info.data.get("password_hash_memory_cost"), usable_memory()
         if memory is not None and usable is not None and memory * 1024 * value > usable:
-            raise ValueError("times PASSWORD_HASH_MEMORY_COST is more memory than there is: lower one of them")
+            raise ValueError("times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them")
         return value
 
     @field_validator("database_host", "database_pooler_host")

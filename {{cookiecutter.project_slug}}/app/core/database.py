@@ -301,10 +301,10 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
-        # Whatever PGCLIENTENCODING or DATABASE_URL say.
+        # Overrides PGCLIENTENCODING and DATABASE_URL.
         "client_encoding": "UTF8",
     }
-    # Also where it is empty: libpq would take PGOPTIONS, which a pooler refuses.
+    # Set even if empty: otherwise libpq sends PGOPTIONS, which a pooler refuses.
     options = settings.url.query.get("options", "")
     if is_pooled:
         # The next statement may find another connection of the server's, which knows nothing of what this one was told.
@@ -332,16 +332,16 @@ def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _re
     """Raise the driver's OperationalError where the database is not in UTF-8; set how values are read and written.
 
     PGTZ and PGDATESTYLE win over the options of a connection, and a role or a database may have other settings.
-    The server has told its values already: asking costs no round trip.
+    The server has reported its values: reading them costs no round trip.
     """
     told = connection.driver_connection.info.parameter_status
     encoding = told("server_encoding")
-    # Some poolers do not tell.
+    # Some poolers do not report server_encoding.
     if encoding not in {None, "UTF8"}:
         connection.close()
         raise driver.OperationalError(WRONG_ENCODING.format(encoding=encoding))
     for name, value in SESSION_SETTINGS.items():
-        # The second part of DateStyle is about what is written in no standard order, which the service never does.
+        # The second part of DateStyle only affects input that is not ISO, which the service never sends.
         if (told(name) or "").partition(",")[0] != value:
             cursor = connection.cursor()
             cursor.execute(f"SET {name} = '{value}'")

@@ -1,4 +1,4 @@
-"""How a worker leaves: it answers what clients still send, and their idle connections end by themselves."""
+"""Graceful shutdown of a worker: requests on open connections are answered, and idle connections time out."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ TURN_SECONDS = 0.05
 
 
 class DrainingServer(uvicorn.Server):
-    """A server whose stop closes no connection on which a client may be sending."""
+    """A uvicorn server that drains its connections before it stops."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no new connection, end each open one with its next answer, and stop once all have ended.
@@ -19,7 +19,7 @@ class DrainingServer(uvicorn.Server):
         """
         for server in self.servers:
             server.close()
-        # In place: the requests that are being answered hold the same list.
+        # Append in place: the requests in progress share this list.
         self.server_state.default_headers.append((b"connection", b"close"))
         waited = await self._wait_for_clients()
         if self.config.timeout_graceful_shutdown is not None:
@@ -31,7 +31,7 @@ class DrainingServer(uvicorn.Server):
         started = loop.time()
         patience = min(self.config.timeout_keep_alive, self.config.timeout_graceful_shutdown or math.inf)
         waited = 0.0
-        # The first turn is for a connection that was accepted just now, which is not among the open ones yet.
+        # Loop at least once: a connection that was just accepted is not in server_state.connections yet.
         while waited == 0 or (self.server_state.connections and waited < patience and not self.force_exit):
             if self.config.callback_notify is not None:
                 await self.config.callback_notify()

@@ -193,7 +193,7 @@ async def _send(settings: Settings, host: str, message: ComposedEmail) -> None:
         try:
             await server.sendmail(message.sender, message.recipient, message.content, mail_options=options)
         except SMTPNotSupported as error:
-            raise RefusedEmailError("the mail server takes addresses in ASCII only (no SMTPUTF8)") from error
+            raise RefusedEmailError("the mail server does not support SMTPUTF8, which this address needs") from error
         # It has the message: a farewell that fails must not make it be sent again.
         with suppress(SMTPException, OSError):
             await server.quit(timeout=FAREWELL_SECONDS)

@@ -146,7 +146,7 @@ async def handle_app_error(request: Request, error: Exception) -> Response:
 async def handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # see above
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The route that refuses knows its own methods alone.
+        # Collect the methods of every route at this path: the exception has only those of one route.
         allow = {"Allow": ", ".join(allowed_methods(request.scope, request.app.routes))}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)

@@ -1,4 +1,4 @@
-"""Hosts, origins, proxies and URLs of the configuration: checked, and written the way that clients send them."""
+"""Check hosts, origins, proxies and URLs of the configuration, and normalize them to the form that clients send."""
 
 import re
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ from urllib.parse import SplitResult, urlsplit
 
 import idna
 
-# Underscores are in no host name of the internet, and in those of container networks.
+# Underscores are invalid in DNS host names, but container networks use them.
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.|\Z))+(?<!\.)")
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# How a socket for both versions shows the addresses of IPv4.
+# IPv4 addresses as a dual-stack socket reports them.
 IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 
 
@@ -23,10 +23,12 @@ def normalize_host(text: str) -> str:
     try:
         name = text if text.isascii() else idna.encode(text, uts46=True).decode()
     except idna.IDNAError:
-        raise ValueError("is no valid international name: write it as its registrar does") from None
-    name = name.lower().removesuffix(".")
+        raise ValueError("is not a valid international domain name: check the spelling, or write Punycode") from None
+    name = name.lower()
+    # A dot at the end keeps resolvers from trying the name below other domains.
+    relative = name.removesuffix(".")
     # Clients read a name that ends with a number as an IPv4 address.
-    if not HOST_NAME.fullmatch(name) or name.rpartition(".")[2].isdecimal():
+    if not HOST_NAME.fullmatch(relative) or relative.rpartition(".")[2].isdecimal():
         raise ValueError("must be a host alone, such as example.com or 192.0.2.1: no scheme, port, path or space")
     return name
 
@@ -38,9 +40,9 @@ def normalize_host_header(pattern: str) -> str:
     suffix = pattern.removeprefix("*.")
     if "*" in suffix:
         raise ValueError("a wildcard can only stand for a whole first label, as in *.example.com")
-    host = normalize_host(suffix)
+    host = normalize_host(suffix).removesuffix(".")
     if suffix != pattern and is_address(host):
-        raise ValueError("a wildcard stands for names, and an address has none")
+        raise ValueError("a wildcard needs a domain name, not an IP address")
     return pattern[: -len(suffix)] + bracket(host)
 
 
@@ -49,16 +51,16 @@ def normalize_origin(text: str) -> str:
     if text == "*":
         return text
     if "*" in text:
-        raise ValueError("has no wildcards: name each origin, or * for all of them")
+        raise ValueError("must not contain wildcards: list each origin, or use * for all")
     url = _split(text)
     if url is None or url.geturl().lower().removesuffix("/") != f"{url.scheme}://{url.netloc}".lower():
         raise ValueError("must be a scheme and a host, perhaps with a port, such as https://example.com")
     suffix = "" if url.port in (None, DEFAULT_PORTS.get(url.scheme)) else f":{url.port}"
-    return f"{url.scheme}://{bracket(normalize_host(url.hostname or ''))}{suffix}"
+    return f"{url.scheme}://{bracket(normalize_host(url.hostname or '').removesuffix('.'))}{suffix}"
 
 
 def check_url(text: str) -> str:
-    """Raises ValueError for the address of a site that no client can ask."""
+    """Raise ValueError unless the text is an http(s) URL without query and fragment."""
     url = _split(text)
     if url is None or url.scheme not in DEFAULT_PORTS or url.query or url.fragment or re.search(r"[\s?#]", text):
         raise ValueError("must be http:// or https:// and a host, perhaps with a port and a path, and nothing else")
@@ -77,7 +79,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return addresses and networks; raises ValueError, also where they are everybody's."""
+    """Return addresses and networks; raise ValueError if one is invalid or they cover all addresses."""
     try:
         networks = [ip_network(text) for text in texts]
     except ValueError:
@@ -87,12 +89,12 @@ def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
     of_version_4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
     of_version_6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
     if any(network.prefixlen == 0 for network in of_version_4) or any(map(IPV4_MAPPED.subnet_of, of_version_6)):
-        raise ValueError("must name the proxies: with all addresses, as with *, anybody can forge one")
+        raise ValueError("must not cover all addresses: anybody could forge X-Forwarded-For")
     return tuple(str(network).removesuffix(f"/{network.max_prefixlen}") for network in networks)
 
 
 def map_proxies(proxies: Iterable[str]) -> tuple[str, ...]:
-    """Add how a socket for both versions shows those of IPv4."""
+    """Add the IPv4-mapped IPv6 form of IPv4 proxies, which dual-stack sockets report."""
     proxies = tuple(proxies)
     networks = [ip_network(proxy) for proxy in proxies]
     mapped = (

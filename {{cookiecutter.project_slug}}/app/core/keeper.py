@@ -87,7 +87,7 @@ class Keeper:
             self.settings.unix_socket.unlink(missing_ok=True)
 
     def _stop_workers(self) -> None:
-        """Stop them now: supervisor does it a second later, in which they would still say that they are ready."""
+        """Stop the workers at once: supervisor waits a second, in which they would report ready."""
         for pid in self._pids("heartbeat"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

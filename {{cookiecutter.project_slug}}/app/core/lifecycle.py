@@ -54,13 +54,13 @@ def started_at() -> float:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process has this number. Not for Windows, where the question would be a signal."""
+    """Tell whether a process with this pid exists. Not for Windows, where os.kill would end it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        # It is another user's.
+        # The process belongs to another user.
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""The files in which the workers count: one of each kind a process, and the totals of the processes that have ended.
+"""Metrics files: one per process and type of metric, and the totals of ended processes.
 
 prometheus_client only ever adds files; with workers that are replaced they would fill the file system.
 """
@@ -22,22 +22,22 @@ if sys.platform != "win32":
     import fcntl
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# Room for what a process writes: a histogram of one route and method takes 4 KiB. A file that outgrows it grows.
+# Initial size of each file: a histogram takes 4 KiB per route and method. Files grow when needed.
 RESERVED_BYTES = {
     "counter": 1 << 17,
     "gauge_livemostrecent": 1 << 16,
     "gauge_livesum": 1 << 16,
     "histogram": 1 << 19,
 }
-# The kinds that go on counting after a process has ended; a gauge tells of a process that lives.
+# Types that are summed over ended processes; gauges are about live processes only.
 ADDED_UP = ("counter", "histogram", "summary")
 
-# Not structlog's, which is set up together with the application.
+# The standard logger: structlog is configured later, with the application.
 logger = logging.getLogger(__name__)
 
 
 def open_files() -> None:
-    """Reserve this process's files. To be called before the first metric is made.
+    """Reserve this process's files. Call it before the first metric is created.
 
     Without room for them the process counts for itself: a write into a file that cannot grow would kill it (SIGBUS).
     """
@@ -46,7 +46,7 @@ def open_files() -> None:
     folder = Path(os.environ[FOLDER])
     try:
         with locked(folder):
-            # Also what an earlier process with the same number has left.
+            # Includes the files of an earlier process with the same pid.
             _add_up(folder, os.getpid())
             _reserve_all({folder / f"{kind}_{os.getpid()}.db": size for kind, size in RESERVED_BYTES.items()})
     except OSError as error:
@@ -55,7 +55,7 @@ def open_files() -> None:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the files that count, those of ended processes added up. To be called with the folder locked."""
+    """Return the files that count, those of ended processes added up. Call it with the folder locked."""
     if sys.platform != "win32":
         try:
             _add_up(folder)
@@ -86,7 +86,7 @@ def _add_up(folder: Path, own: int | None = None) -> None:
         total = folder / f"{kind}_total.db"
         _write_total(plan / total.name, [total, *(file for file in ended if file.name.startswith(f"{kind}_"))])
     (plan / "ended").write_text("\n".join(file.name for file in ended))
-    # From here on they are added up: a process that is killed meanwhile leaves it to the next one to finish.
+    # The rename commits the totals: if this process is killed now, the next one finishes.
     plan.rename(folder / "added-up")
     _finish(folder)
 
@@ -99,7 +99,7 @@ def _finish(folder: Path) -> None:
         total.replace(folder / total.name)
     for name in (added_up / "ended").read_text().splitlines():
         (folder / name).unlink(missing_ok=True)
-    # At once, while to remove a folder takes several steps.
+    # A rename is atomic; removing a folder is not.
     added_up.rename(folder / "plan")
 
 
@@ -115,7 +115,7 @@ def _write_total(target: Path, sources: Iterable[Path]) -> None:
             totals[key] += value
     if not totals:
         return
-    # Each with its length, its padding, and two numbers.
+    # Each entry has a length, the key, padding and two doubles.
     _reserve(target, 8 + sum(len(key.encode()) + 32 for key in totals))
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]  # no annotation in the library
     for key, value in totals.items():
@@ -145,7 +145,7 @@ def _reserve_all(files: dict[Path, int]) -> None:
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Make a file whose bytes the file system has; macOS can only give it a size."""
+    """Create the file with its space allocated; macOS can only set its size."""
     with file.open("wb") as made:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(made.fileno(), 0, size)

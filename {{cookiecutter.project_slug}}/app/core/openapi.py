@@ -40,7 +40,7 @@ def _document_bad_requests(schema: dict[str, Any]) -> None:
     problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         has_query = any(parameter["in"] == "query" for parameter in operation.get("parameters", ()))
-        # Responses that refer to problems are there with every route of a feature's API, and their schema with them.
+        # 413 marks a route of a feature's API: the schema of problems is in the document then.
         if "413" in operation["responses"] and (has_query or "requestBody" in operation):
             described = {"description": "Bad Request", "content": {"application/json": problem}}
             operation["responses"].setdefault("400", described)

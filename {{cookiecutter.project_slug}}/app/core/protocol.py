@@ -1,4 +1,4 @@
-"""HTTP rules that hold for every route, mount and file alike: HEAD, OPTIONS, Allow, UTF-8, slashes and body limits."""
+"""HTTP behaviour of all routes, mounts and static files: HEAD, OPTIONS, Allow, UTF-8, slashes and body limits."""
 
 import asyncio
 import re
@@ -47,10 +47,10 @@ class HeadMiddleware:
                 await send(message)
                 await send({"type": "http.response.body"})
                 is_answered.set()
-            # A chance for the stream to be cancelled.
+            # Yield, so that the stream can be cancelled.
             await asyncio.sleep(0)
 
-        # Starlette looks for disconnects while it streams where servers speak ASGI before 2.4.
+        # Starlette watches for disconnects while streaming only with an ASGI version below 2.4.
         asgi = {**scope.get("asgi", {}), "spec_version": "2.3"}
         # A copy: servers look at the method when they send the answer.
         get_scope = {**scope, "method": "GET", "asgi": asgi}
@@ -82,15 +82,15 @@ def _methods_at(scope: Scope, routes: Sequence[BaseRoute]) -> Iterable[str]:
 
 
 def redirect_slashes(router: Router) -> ASGIApp:
-    """Lead a path with a slash too many or too few to its route, by a Location without scheme, host and port.
+    """Redirect a missing or superfluous slash at the end, with a relative Location.
 
-    Starlette's own redirect has them from the Host header, in which a proxy may leave the port out.
+    Starlette builds an absolute one from the Host header, where a proxy may leave the port out.
     """
 
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        # A browser would take what follows two slashes for a host; patterns match before a line break at the end.
+        # Browsers read //x as a host, and patterns of routes also match before a line break at the end.
         is_local = other != "" and not other.startswith("//") and not other.endswith("\n")
         if scope["type"] != "http" or not is_local or not _is_routed({**scope, "path": other}, router.routes):
             await router.not_found(scope, receive, send)
@@ -107,9 +107,9 @@ def _is_routed(scope: Scope, routes: Sequence[BaseRoute]) -> bool:
 
 
 class Utf8Middleware:
-    """Read raw UTF-8 in queries and forms as what it is, and refuse forms in other encodings with 400.
+    """Percent-encode raw UTF-8 in queries and forms, and refuse forms in other encodings with 400.
 
-    Starlette takes bytes that are not percent-encoded for Latin-1, and replaces what is not UTF-8.
+    Starlette decodes raw bytes as Latin-1, and replaces invalid UTF-8.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -128,7 +128,7 @@ class Utf8Middleware:
 
 
 class _FormReader:
-    """Hands the whole form on at once: the bytes of a character may arrive apart."""
+    """Buffers the whole form: the bytes of a character may arrive in separate messages."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -168,7 +168,7 @@ def _is_form(scope: Scope) -> bool:
 
 
 def read_media_type(content_type: str) -> str:
-    """Return the media type in lower case and without parameters; `text/plain` for what is none."""
+    """Return the media type in lower case and without parameters; `text/plain` if the header is empty or invalid."""
     # Most requests have no body.
     if not content_type:
         return "text/plain"
@@ -178,7 +178,7 @@ def read_media_type(content_type: str) -> str:
 
 
 class BodyLimitMiddleware(RequestBodyLimitMiddleware):
-    """Refuse larger bodies with 413, guests with 401."""
+    """Refuse larger bodies with 413, unless the route answers 401."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

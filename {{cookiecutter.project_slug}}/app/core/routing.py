@@ -45,12 +45,12 @@ class FeatureRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         # FastAPI reads the body before it runs any dependency.
-        scheme = _find(Authenticator, self.dependant)  # type: ignore[type-abstract]  # the protocol is looked for
+        scheme = _find(Authenticator, self.dependant)  # type: ignore[type-abstract]  # mypy rejects a protocol as type[T]; only isinstance uses it
         takes_body = self.body_field is not None
         takes_form = self.body_field is not None and isinstance(self.body_field.field_info, Form)
 
         async def handle_in_order(request: Request) -> Response:
-            # Tests that override dependencies say themselves who calls.
+            # Skipped when a test overrides any dependency.
             if scheme is not None and not request.app.dependency_overrides:
                 await scheme.authenticate(request)
             require_utf8(request.scope["query_string"], "query")

@@ -21,7 +21,7 @@ from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normali
 MAX_FIELDS = 100
 # RFC 5321 allows 254 characters; one that is typed with others may be longer than it is stored.
 MAX_EMAIL_LENGTH = 1000
-# A longer text is no code. To normalise it would take up to the square of its length.
+# Longer input cannot be a code; NFKC normalization can take quadratic time.
 MAX_CODE_LENGTH = 100
 MINUS = "\N{MINUS SIGN}"
 # Control characters, and those that only format, such as a zero-width space.
@@ -128,7 +128,7 @@ def _refuse_display_name(value: object) -> object:
 
 
 def normalize_code(typed: str) -> str:
-    """Undo what keyboards, clipboards and line breaks do to a code; also digits of other scripts become ASCII."""
+    """Normalize a typed code: drop spaces and control characters, and map digits and dashes to ASCII."""
     if len(typed) > MAX_CODE_LENGTH:
         return typed
     return "".join(map(_normalize_code_character, unicodedata.normalize("NFKC", typed)))
@@ -145,7 +145,7 @@ def _normalize_code_character(character: str) -> str:
 
 def normalize_email(value: str) -> str:
     """Lower-case the whole address: no provider tells mailboxes apart by case, and people do not type alike."""
-    # Letter by letter: `İ` would become two characters, and `Σ` another one at the end of a word.
+    # Letter by letter: `İ` would become two characters, and the lower case of `Σ` depends on its position.
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
 
 

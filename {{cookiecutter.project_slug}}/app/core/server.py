@@ -63,7 +63,7 @@ def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
 
 @cache
 def usable_memory(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
-    """Bytes that this process may use; None where nobody says."""
+    """Memory in bytes that is available to this process; None if unknown."""
     # Windows has none.
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return min((limit for limit in (machine, memory_limit(root, own)) if limit is not None), default=None)

@@ -28,9 +28,11 @@ logger = structlog.get_logger(__name__)
 FIRST_DELAY_SECONDS = 1.0
 # What one customer of a provider has (RFC 6177).
 IPV6_NETWORK_BITS = 64
-# How long an attempt whose outcome is not known yet may keep others waiting, and how often those look.
+# How long other attempts wait for an undecided one, and the first and the longest pause between their tries.
 UNDECIDED_SECONDS = 10
-PAUSE_SECONDS = 0.1
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
+# How many attempts may wait in one process: each of them is a request that takes the place of another.
+MAX_WAITING = 20
 
 
 class ThrottleCount(Base):
@@ -58,8 +60,8 @@ class StateRecord(NamedTuple):
 
 
 # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
-# way that both databases understand. Where there is no delay, times are not compared: of two attempts at once, the one
-# that looked at the clock first may come second.
+# way that both databases understand. Without a delay, times are not compared: concurrent attempts may commit out
+# of the order of their clocks.
 COUNT = Query(
     text("""
     INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
@@ -104,7 +106,7 @@ class AttemptCounter:
     kind: str
     source: str
     free_attempts: int
-    # Whether the caller tells how each attempt has ended, with `forget`, `give_back` or `decide`.
+    # Whether the caller reports the outcome of each attempt, with `forget`, `give_back` or `decide`.
     is_decided: bool = False
 
     @property
@@ -113,7 +115,7 @@ class AttemptCounter:
 
 
 class UndecidedError(Exception):
-    """Attempts that are not decided yet have used up those that are free: they may still be taken back."""
+    """Undecided attempts hold all free ones, but may still be given back."""
 
 
 class GuessThrottle:
@@ -127,6 +129,7 @@ class GuessThrottle:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._waiting = 0
 
     async def count(
         self, *counters: AttemptCounter, tolerated: Sequence[AttemptCounter] = ()
@@ -134,19 +137,26 @@ class GuessThrottle:
         """Count an attempt before it is made, so that many at once are no way around.
 
         While attempts that are not decided yet use up the free ones, it waits for their outcome, UNDECIDED_SECONDS at
-        most. It takes a connection of its own: the caller must hold none. Raises TooManyRequestsError; what one of the
+        most. Uses a separate connection: the caller must hold none. Raises TooManyRequestsError; what one of the
         tolerated raises is returned, for attempts that are refused only if they fail.
         """
         if not self._settings.throttling:
             return None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + UNDECIDED_SECONDS
+        pause = FIRST_PAUSE_SECONDS
         while True:
+            waits = loop.time() < deadline and self._waiting < MAX_WAITING
             try:
-                return await self._count_all(counters, tolerated, waits=loop.time() < deadline)
+                return await self._count_all(counters, tolerated, waits=waits)
             except UndecidedError:
-                # What was counted is rolled back, and no connection is held.
-                await asyncio.sleep(PAUSE_SECONDS)
+                # The transaction is rolled back, and no connection is held.
+                self._waiting += 1
+                try:
+                    await asyncio.sleep(pause)
+                finally:
+                    self._waiting -= 1
+            pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
 
     async def _count_all(
         self, counters: Sequence[AttemptCounter], tolerated: Sequence[AttemptCounter], *, waits: bool
@@ -184,7 +194,7 @@ class GuessThrottle:
             raise TooManyRequestsError(max(1, math.ceil(next_at - now)))
 
     async def decide(self, session: Session, counter: AttemptCounter) -> None:
-        """Tell that an attempt has failed, and stays counted."""
+        """Record that an attempt failed; it stays counted."""
         if self._settings.throttling:
             await session.run(DECIDE, key=counter.key)
 

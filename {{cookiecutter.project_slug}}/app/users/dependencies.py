@@ -1,3 +1,4 @@
+import time
 from typing import Annotated
 from uuid import UUID
 
@@ -15,6 +16,9 @@ from app.users.callers import RecentCallers
 from app.users.models import Caller, UserRecord
 from app.users.scopes import SCOPES, Scope, parse_scope
 
+# A caller whose body took longer is looked up again.
+MAX_BODY_SECONDS = 1
+
 
 class AccessTokenBearer(OAuth2PasswordBearer):
     """Bearer access tokens; FeatureRoute authenticates with them before it reads a body."""
@@ -23,6 +27,7 @@ class AccessTokenBearer(OAuth2PasswordBearer):
         token = await self(request)
         # OAuth2PasswordBearer raises for a missing token and does not return None.
         request.state.caller = await _find_caller(request, await get_claims(request, token or ""))
+        request.state.caller_found_at = time.monotonic()
 
 
 # Relative URLs; app/core/openapi.py puts API_PREFIX before them.
@@ -50,12 +55,18 @@ async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsD
 
     With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
     """
-    # Found already in most routes, by oauth2_scheme.authenticate.
+    # In most routes oauth2_scheme.authenticate has found the caller, before the body was read.
     caller: Caller | None = getattr(request.state, "caller", None)
-    if caller is None:
+    if caller is None or (request.method not in SAFE_METHODS and _is_old(request)):
         caller = await _find_caller(request, claims)
     _require_scopes(claims, *required.scopes)
     return caller
+
+
+def _is_old(request: Request) -> bool:
+    """Whether the session may have ended since, while a slow body arrived."""
+    found_at: float = request.state.caller_found_at
+    return time.monotonic() - found_at > MAX_BODY_SECONDS
 
 
 async def _find_caller(request: Request, claims: AccessClaims) -> Caller:

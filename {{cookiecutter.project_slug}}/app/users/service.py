@@ -211,6 +211,8 @@ async def confirm_password(tools: Toolbox, user: UserRecord, password: SecretStr
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise UnprocessableError("The current password is not right.", keeps_changes=True)
     await tools.throttle.forget(tools.session, counter)
+    # Committed here: if the request fails for another reason, the right password does not count as an attempt.
+    await release_connection(tools.session)
     return password_hash
 
 
@@ -218,7 +220,6 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
     """End every other session; the caller's own stays."""
     user = caller.user
     password_hash = await confirm_password(tools, user, data.current_password)
-    await release_connection(tools.session)
     await refuse_weak_password(data.new_password.get_secret_value(), user.email, user.name)
     new_hash = await tools.security.hash_password(data.new_password.get_secret_value())
     replaced = await tools.session.fetch_value(
@@ -269,7 +270,6 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
 async def request_email_change(tools: Toolbox, user: UserRecord, data: EmailChange) -> None:
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
     password_hash = await confirm_password(tools, user, data.current_password)
-    await release_connection(tools.session)
     await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email)
     if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
         raise ConflictError("The password was changed at the same time.")

@@ -27,12 +27,12 @@ class Place(BaseModel):
 
     @property
     def query(self) -> str:
-        """The place as it was typed: letters change their meaning when they are folded (İ, ß)."""
+        """The place as it was typed: case folding changes letters such as İ and ß."""
         return ",".join(part for part in (self.city, self.state, self.country) if part)
 
     @property
     def key(self) -> tuple[str, Units]:
-        """The cache's key: nobody means another place by capitals."""
+        """The cache's key; the place is case-insensitive."""
         return self.query.lower(), self.units
 
 

@@ -10,7 +10,7 @@ ENGLISH = LOCALES / "en.toml"
 class Texts:
     """Every text of the pages, from one file for each language; what the services say is looked up by its sentence.
 
-    English stands in for a text that a language lacks, or that cannot be filled in; `gaps` names each of them.
+    Missing texts, and texts whose placeholders do not match, fall back to English; `gaps` names them.
     """
 
     def __init__(self, locale: Path) -> None:

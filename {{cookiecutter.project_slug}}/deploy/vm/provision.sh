@@ -9,7 +9,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
 RESTARTED+=(postgresql@)
-# Whoever runs this may have settings for another server.
+# The caller's PG* variables may name another server.
 unset "${!PG@}"
 #% endif
 PACKAGES=(
@@ -210,14 +210,14 @@ write_configuration() {
     [[ ! -e $CONFIG/env ]] || return 0
     local text
     text=$(<"$HERE/env")
-    # By the shell itself: the arguments of a program are for all to see.
+    # By the shell itself: every user can read a program's arguments.
     text=${text/@SECRET_KEY@/$(openssl rand -hex 32)}
     text=${text/@DATABASE_PASSWORD@/$(openssl rand -hex 24)}
     put 640 "$ACCOUNT" "$CONFIG/env" < <(say "$text")
 }
 #% if cookiecutter.database == "postgresql"
 
-# Read by systemd itself: no other program has its rules for quotes, escapes and comments.
+# systemd reads the file: its rules for quotes, escapes and comments are its own.
 setting() {
     systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
         -- /usr/bin/printenv "$1" </dev/null || true
@@ -272,7 +272,7 @@ count_connections() {
     say $((count > 100 ? count : 100))
 }
 
-# psql quotes the values. The password is in its environment: the arguments of a program are for all to see.
+# psql quotes the values. The password is in its environment: every user can read a program's arguments.
 make_role() {
     local password
     password=$(setting DATABASE_PASSWORD)
@@ -284,7 +284,7 @@ ALTER ROLE :"name" LOGIN PASSWORD :'password';
 END
 }
 
-# In UTF-8, whatever the locale was when the server was installed.
+# Create it in UTF-8, independent of the server's locale.
 make_database() {
     psql_as_postgres --set name="$SLUG" <<'END'
 CREATE DATABASE :"name" OWNER :"name" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C.UTF-8';
