@@ -114,8 +114,8 @@ def test_ctrl_c_in_the_terminal_lets_the_command_end_before_its_database(
     project: Path, environment: dict[str, str]
 ) -> None:
     # As a service does, it needs the database to end well.
-    slow = f'trap \'{sys.executable} -c "$0" "SELECT 42"; exit 7\' INT TERM; echo started; while :; do sleep 0.1; done'
-    with start_process([*EMBEDDED, "sh", "-c", slow, SQL], environment, cwd=project) as launcher:
+    slow = 'trap \'"$1" -c "$0" "SELECT 42"; exit 7\' INT TERM; echo started; while :; do sleep 0.1; done'
+    with start_process([*EMBEDDED, "sh", "-c", slow, SQL, sys.executable], environment, cwd=project) as launcher:
         launcher.wait_for_event("started")
 
         os.killpg(launcher.pid, signal.SIGINT)

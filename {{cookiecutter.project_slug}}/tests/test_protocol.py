@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
@@ -387,7 +388,8 @@ async def test_no_header_is_an_error_of_ours(
         migrated_url,
         allowed_hosts="*",
         cors_origins=ORIGIN,
-        worker_class="asgi",
+        # Under the class of gunicorn the application itself reads the forwarded headers.
+        worker_class="asgi" if find_spec("gunicorn") else "uvicorn_worker.UvicornWorker",
     )
     app = create_app(settings, database)
     requests = [("GET", path) for path in ("/", f"{USERS}/me", f"{USERS}/", "/docs/assets/swagger-ui.css")]
