@@ -988,6 +988,9 @@ def test_backup_brings_back_what_was_destroyed(stack: Stack, manual: dict[str, l
     form = {"grant_type": "password", "username": email, "password": PASSWORD}
     gone = stack.request_patiently("POST", "/api/v1/auth/token", data=form).status_code
     stack.execute("app", "sh", "-c", "rm -r /files/*")
+    # The periodic backup of the files fails now, and leaves the container to the restore.
+    stack.execute("backup", "sh", "-c", "rm /backups/.files-done")
+    find_in_log(stack, "backup", "has no files, but")
     stack.follow(restore.replace("FILE", name).replace("FOLDER", folder))
     stack.wait_until_it_answers()
 
