@@ -104,6 +104,12 @@ ROUNDS = 3
 GROUPS = [tuple(FIELDS)[start::12] for start in range(12)]
 
 
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative folders, such as that of the messages, are not the project's."""
+    monkeypatch.chdir(tmp_path)
+
+
 def kinds_of(field: FieldInfo) -> set[Any]:
     """Return the types, without None and without what annotates them."""
     options = [*get_args(field.annotation)] if NoneType in get_args(field.annotation) else [field.annotation]
