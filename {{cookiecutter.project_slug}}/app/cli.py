@@ -72,7 +72,7 @@ def serve(
         )
 
 
-def _serve_alone(app: str, **options: Any) -> None:  # noqa: ANN401  # uvicorn's own
+def _serve_alone(app: str, **options: Any) -> None:  # noqa: ANN401  # passed on to uvicorn.Config, which declares them
     """Do what `uvicorn.run` does, on a socket as its workers have it: one for all of IPv6 also takes IPv4."""
     config = uvicorn.Config(app, **options)
     server = uvicorn.Server(config)

@@ -75,7 +75,7 @@ class MailServer:
             envelope.rcpt_tos.append(address)
         return self.recipient_answer
 
-    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # see above
+    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # aiosmtpd calls it by this name
         assert isinstance(envelope.content, bytes)
         await self._answers.wait()
         self.senders.append(envelope.mail_from)

@@ -310,7 +310,7 @@ def _run_psql(url: URL, file: Path, listed: Path, start: str, end: str) -> list[
         with subprocess.Popen(  # noqa: S603  # fixed
             command, env=_environment(url), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log
         ) as psql:
-            assert psql.stdin is not None  # noqa: S101  # asked for
+            assert psql.stdin is not None  # noqa: S101  # stdin=PIPE is set
             is_read = _feed(psql.stdin, [f"--use-list={listed}", str(file)], start, end, log)
         log.seek(0)
         said = log.read().decode(errors="replace").strip()
@@ -323,7 +323,7 @@ def _feed(stdin: IO[bytes], arguments: Sequence[str], start: str, end: str, log:
     command = [_program("pg_restore"), "--no-owner", "--no-privileges", "--file=-", *arguments]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as restore:  # noqa: S603  # fixed
-            assert restore.stdout is not None  # noqa: S101  # asked for
+            assert restore.stdout is not None  # noqa: S101  # stdout=PIPE is set
             stdin.write(start.encode())
             for line in restore.stdout:
                 if line != UNKNOWN_SETTING:
