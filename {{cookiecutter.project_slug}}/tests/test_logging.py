@@ -27,8 +27,8 @@ try:
 except ZeroDivisionError:
     structlog.get_logger("app").exception("fourth")
 """
-WRITE_LINES = (sys.executable, "-c", LINES)
-HELP = (sys.executable, "-m", "app", "--help")
+WRITE_LINES = (sys.executable, "-B", "-c", LINES)
+HELP = (sys.executable, "-B", "-m", "app", "--help")
 painted = pytest.mark.parametrize("command", [WRITE_LINES, HELP], ids=["log", "command line"])
 
 
