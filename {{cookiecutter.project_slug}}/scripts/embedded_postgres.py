@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".postgres"
 START_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 60
+# Between Ctrl-C, which the terminal sends to the command too, and the launcher's own signal.
+CTRL_C_SECONDS = 1
 # Trusts whoever reaches the socket, which lies in a folder of the user's own.
 INITDB = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions")
 
@@ -176,10 +178,18 @@ def run(command: list[str]) -> int:
             nonlocal is_told
             is_told = True
             if child is not None:
-                # Also for Ctrl-C, which the terminal sends to the child too: a second SIGINT would cut requests off.
+                # Never SIGINT: after that of a terminal, a second one would cut requests off.
                 child.terminate()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        def stop_soon(number: int, frame: FrameType | None) -> None:
+            # Two signals within a moment make uvicorn's reloader wait for a lock that it holds, for ever.
+            if child is None:
+                stop(number, frame)
+            else:
+                signal.setitimer(signal.ITIMER_REAL, CTRL_C_SECONDS)
+
+        signal.signal(signal.SIGINT, stop_soon)
+        for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, stop)
         child = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": server.url})  # noqa: S603  # the user's own
         if is_told:

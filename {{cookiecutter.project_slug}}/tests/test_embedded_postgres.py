@@ -124,6 +124,27 @@ def test_ctrl_c_in_the_terminal_lets_the_command_end_before_its_database(
         assert "42" in launcher.log.splitlines()
 
 
+PATIENT = """
+import sys
+from scripts import embedded_postgres
+
+embedded_postgres.CTRL_C_SECONDS = 600
+sys.exit(embedded_postgres.run(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_is_one_signal_to_a_command_that_ends_at_it(project: Path, environment: dict[str, str]) -> None:
+    counts = 'trap "echo one" INT; trap "echo two" TERM; echo started; sleep 600; sleep 0.5; exit 7'
+    command = [sys.executable, "-c", PATIENT, "sh", "-c", counts]
+    with start_process(command, environment, cwd=project) as launcher:
+        launcher.wait_for_event("started")
+
+        os.killpg(launcher.pid, signal.SIGINT)
+
+        assert launcher.wait() == 7
+        assert launcher.log.split() == ["started", "one"]
+
+
 def test_a_second_terminal_shares_the_server_of_the_first(project: Path, environment: dict[str, str]) -> None:
     with start_process([*EMBEDDED, *WAIT], environment, cwd=project) as launcher:
         launcher.wait_for_event("started")
