@@ -84,6 +84,12 @@ class Server:
         main = self.main_pid()
         return main, set(map(int, self.machine.run(f"pgrep -P {main} || true").split()))
 
+    def wait_for_workers(self) -> tuple[int, set[int]]:
+        """The same once all are there: one a core, and two at least. The first one serves before the others exist."""
+        count = max(2, int(self.machine.run("nproc")))
+        wait_until(lambda: len(self.pids()[1]) == count, 60, lambda: f"{count} workers: {self.pids()}")
+        return self.pids()
+
     def worker_stop_seconds(self) -> int:
         """How long the process manager waits for a worker that it has told to stop."""
         if self.project.answers["process_manager"] == "gunicorn":
@@ -91,7 +97,7 @@ class Server:
             show = f"cd {release}; set -a; . {environment}; .venv/bin/gunicorn -c gunicorn_conf.py --print-config"
             found = re.search(r"(?m)^graceful_timeout +(?:= )?(\d+)", self.machine.run(show))
         else:
-            _, workers = self.pids()
+            _, workers = self.wait_for_workers()
             inherited = self.machine.run(f"tr '\\0' '\\n' < /proc/{min(workers)}/environ")
             found = re.search(r"(?m)^SERVICE_STOP_SECONDS=(\d+)$", inherited)
         assert found
@@ -502,7 +508,7 @@ class ProcessTests(ServerTests):
         assert min(map(int, proxy)) > int(unit[1]) > server.worker_stop_seconds()
 
     def test_reload_under_load_brings_new_code(self, server: Server, token: str) -> None:
-        main, workers = server.pids()
+        main, workers = server.wait_for_workers()
         code = f"/opt/{server.slug}/current/app/main.py"
         server.machine.run(f"cp -p {code} /root/main.py; echo {shlex.quote(TELL_OF_NEW_CODE)} >> {code}")
 
@@ -519,7 +525,7 @@ class ProcessTests(ServerTests):
         assert sum(failed.values()) <= 2 * len(workers), failed
 
     def test_killed_worker_is_replaced(self, server: Server, token: str) -> None:
-        main, workers = server.pids()
+        main, workers = server.wait_for_workers()
         victim = min(workers)
 
         server.machine.run(f"kill -9 {victim}")
@@ -539,7 +545,7 @@ class ProcessTests(ServerTests):
         assert server.main_pid() != main
 
     def test_hung_worker_is_replaced(self, server: Server) -> None:
-        _, workers = server.pids()
+        _, workers = server.wait_for_workers()
         victim = min(workers)
 
         server.machine.run(f"kill -STOP {victim}")
@@ -664,7 +670,7 @@ class TestOnPostgreSQL(DeploymentTests):
         granted, file = server.machine.run(f'cd /; runuser -u postgres -- psql -At -c "{query}"').split("|")
 
         assert file.endswith(f"/conf.d/{server.slug}.conf")
-        assert int(granted) > 2 * pool * len(server.pids()[1])
+        assert int(granted) > 2 * pool * len(server.wait_for_workers()[1])
 
     def test_database_is_in_utf_8(self, server: Server) -> None:
         shown = server.machine.run(f"cd /; runuser -u postgres -- psql -At -c 'SHOW server_encoding' {server.slug}")
@@ -872,7 +878,7 @@ class TestOnPostgreSQL(DeploymentTests):
         assert "restarting instance" in server.machine.run(f"journalctl -u {server.slug}-health -o cat --since=-5min")
 
     def test_restarted_database_is_found_again(self, server: Server, token: str) -> None:
-        before = server.pids()
+        before = server.wait_for_workers()
         created = create(server, token, "Before the restart")
 
         server.machine.run("systemctl restart postgresql")
