@@ -12,7 +12,7 @@ from app.core.config import load_settings
 from app.core.database import open_database
 from app.core.storage import create_store
 from app.files import service
-from app.users.models import User
+from app.accounts.models import User
 
 settings = load_settings(SETTINGS)
 store = create_store(settings)

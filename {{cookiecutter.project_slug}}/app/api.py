@@ -1,5 +1,5 @@
+from app.accounts.feature import feature as accounts
 from app.audit.feature import feature as audit
-from app.auth.feature import feature as auth
 from app.core.config import FeatureSettings
 from app.core.features import Feature, settings_of
 from app.files.feature import feature as files
@@ -7,7 +7,6 @@ from app.health.feature import feature as health
 from app.outbox.feature import feature as outbox
 from app.projects.feature import feature as projects
 from app.todos.feature import feature as todos
-from app.users.feature import feature as users
 from app.weather.feature import feature as weather  # only: weather_example
 from app.web.feature import feature as web  # only: web_pages
 
@@ -15,8 +14,7 @@ from app.web.feature import feature as web  # only: web_pages
 FEATURES: tuple[Feature, ...] = (
     health,
     outbox,
-    auth,
-    users,
+    accounts,
     files,
     audit,
     todos,

@@ -203,9 +203,9 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
 def _include_features(app: FastAPI, settings: Settings, features: Sequence[Feature]) -> None:
     # Each by itself: every router around another one looks for the route once more.
     for feature in features:
-        if feature.api is not None:
+        for router in feature.api_routers:
             app.include_router(
-                feature.api,
+                router,
                 prefix=settings.api_prefix,
                 responses=problem_responses(413, 415, 422, 503),
             )

@@ -4,8 +4,8 @@ from uuid import uuid4
 import httpx2
 from sqlalchemy import update
 
+from app.accounts.models import User
 from app.core.database import Database
-from app.users.models import User
 
 PASSWORD = "correct horse battery staple"
 TOKEN_PATH = "/api/v1/auth/token"

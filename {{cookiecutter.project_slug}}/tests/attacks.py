@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import httpx2
 
-from app.users.scopes import Scope
+from app.accounts.scopes import Scope
 from tests.accounts import Account
 from tests.bodies import Schema, UnmakeableError, fill_path, list_fields, make_request
 

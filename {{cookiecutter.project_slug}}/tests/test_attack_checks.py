@@ -9,8 +9,8 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, UploadFile
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from app.accounts.dependencies import oauth2_scheme
 from app.core.schemas import Input
-from app.users.dependencies import oauth2_scheme
 from tests.accounts import Account
 from tests.attacks import Operation, Target, check_guard, check_owner, list_owned
 from tests.clients import open_client

@@ -11,12 +11,12 @@ from uuid import uuid4
 import httpx2
 import pytest
 
+from app.accounts.scopes import Scope
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.project import read_project
 from app.core.security import Security
-from app.users.scopes import Scope
 from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
 from tests.attacks import TOKEN_SCHEME, Operation, Target, check_guard, check_owner, list_operations, list_owned
 from tests.bodies import make_request

@@ -11,16 +11,15 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.models import KnownNetwork, RefreshToken, UserSession
 from app.api import FEATURES
 from app.application import create_app
-from app.auth.models import KnownNetwork, RefreshToken
 from app.core.audit import AuditEvent
 from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now
 from app.core.throttling import ThrottleCount
-from app.users.models import UserSession
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings

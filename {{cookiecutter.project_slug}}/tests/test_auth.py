@@ -10,14 +10,13 @@ from fastapi import FastAPI
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.models import RefreshToken, User, UserSession
+from app.accounts.sessions import service as sessions
 from app.application import create_app
-from app.auth import sessions
-from app.auth.models import RefreshToken
 from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.models import utc_now
 from app.core.requests import Origin
-from app.users.models import User, UserSession
 from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
 from tests.clients import HangUpMiddleware, open_client
 from tests.databases import make_settings
@@ -206,7 +205,7 @@ async def test_a_session_that_is_ended_during_a_refresh_ends(
             await end_session()
         return extended
 
-    monkeypatch.setattr("app.auth.sessions.extend_session", extend_slowly)
+    monkeypatch.setattr("app.accounts.sessions.service.extend_session", extend_slowly)
     async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
         user = await create_account(client)
         refreshed = await refresh(client, user.refresh_token)
@@ -229,7 +228,7 @@ async def test_of_two_that_bring_one_refresh_token_at_once_one_wins(
         await asyncio.sleep(0.2)
         return await extend_session(session, settings, session_id, origin)
 
-    monkeypatch.setattr("app.auth.sessions.extend_session", extend_late)
+    monkeypatch.setattr("app.accounts.sessions.service.extend_session", extend_late)
     settings = make_settings(live_url, database_pool_size=5, refresh_reuse_grace_seconds=60)
     async with open_client(create_app(settings)) as client:
         user = await create_account(client)

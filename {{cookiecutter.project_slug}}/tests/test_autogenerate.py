@@ -52,6 +52,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from app.accounts.models import User, UserSession
 from app.core import autogenerate, migrations
 from app.core.autogenerate import next_revision
 from app.core.config import Settings
@@ -60,7 +61,6 @@ from app.core.models import Base, FixedPoint, Timestamps, UTCDateTime, utc_now
 from app.core.project import ROOT
 from app.core.query import Command, Query, columns
 from app.core.schema import MigrationsError, head_revision, read_revisions
-from app.users.models import User, UserSession
 from tests.databases import add_migration, make_settings
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, UTC)

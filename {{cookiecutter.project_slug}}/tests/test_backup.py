@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from app.accounts.commands import create_admin_user
+from app.accounts.users.schemas import UserCreate
 from app.core import migrations
 from app.core.backup import BackupError, restore_backup, write_backup
 from app.core.database import create_patient_engine
 from app.core.schema import head_revision
-from app.users.commands import create_admin_user
-from app.users.schemas import UserCreate
 from tests.databases import execute, make_settings, migrate
 from tests.test_cli import manage
 

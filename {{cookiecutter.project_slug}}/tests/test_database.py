@@ -12,12 +12,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
+from app.accounts.models import UserRecord
+from app.accounts.users import service as users_service
 from app.application import create_app
 from app.core.database import Database, open_database, release_connection
 from app.core.pool import FairPool
 from app.core.security import PasswordCheck, Security
-from app.users import service as users_service
-from app.users.models import UserRecord
 from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings

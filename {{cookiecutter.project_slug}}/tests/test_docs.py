@@ -8,12 +8,12 @@ from fastapi.security import APIKeyHeader, HTTPBearer, OAuth2AuthorizationCodeBe
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel, Field
 
+from app.accounts.dependencies import oauth2_scheme
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.openapi import customize_openapi
 from app.core.project import ROOT, Project, read_project
-from app.users.dependencies import oauth2_scheme
 from tests.clients import open_client
 from tests.databases import make_settings, unreachable_url
 

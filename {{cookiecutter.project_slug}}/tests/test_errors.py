@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 
+from app.accounts.models import User
 from app.application import create_app
 from app.core.database import Database, SessionDep
 from app.core.exceptions import ConflictError
-from app.users.models import User
 from tests.accounts import PASSWORD, Account
 from tests.clients import open_client
 from tests.databases import make_settings

@@ -17,6 +17,9 @@ from pydantic import JsonValue
 from sqlalchemy import Column, MetaData, String, Table, delete, insert, select, update
 from typer.testing import CliRunner
 
+from app.accounts import one_time_tokens
+from app.accounts.dependencies import CurrentUser
+from app.accounts.emails import LIFETIMES, Purpose
 from app.api import FEATURES
 from app.application import create_app
 from app.core.commands import add_commands, load_settings, open_toolbox, run
@@ -34,9 +37,6 @@ from app.core.security import Security
 from app.core.toolbox import Toolbox
 from app.outbox.service import enqueue
 from app.startup import reset
-from app.users import one_time_tokens
-from app.users.dependencies import CurrentUser
-from app.users.emails import LIFETIMES, Purpose
 from tests.accounts import create_account
 from tests.clients import open_client
 from tests.databases import SECRET_KEY, execute_async, make_settings

@@ -7,14 +7,14 @@ import httpx2
 import pytest
 from sqlalchemy import make_url, text
 
+from app.accounts import one_time_tokens
+from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database, open_database
 from app.core.security import PasswordCheck, Security
 from app.core.throttling import AttemptCounter
 from app.outbox import service as outbox_service
-from app.users import one_time_tokens
-from app.users.emails import LIFETIMES, EmailKind, Purpose
 from tests.accounts import PASSWORD, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings

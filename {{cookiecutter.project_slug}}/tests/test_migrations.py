@@ -2,12 +2,12 @@ import pytest
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect, make_url
 
+from app.accounts.feature import DEMO_EMAIL
 from app.application import create_app
 from app.core import migrations
 from app.core.database import create_patient_engine
 from app.core.models import Base
 from app.core.schema import MigrationsError
-from app.users.feature import DEMO_EMAIL
 from tests.accounts import create_account
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings

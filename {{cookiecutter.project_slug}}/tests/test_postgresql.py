@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from app.accounts.models import User
 from app.application import create_app
 from app.core.database import SESSION_SETTINGS, Database, open_database
 from app.core.housekeeping import purge
 from app.core.query import Query
 from app.core.throttling import ThrottleCount, purge_counts
 from app.startup import update_once
-from app.users.models import User
 from tests.accounts import create_account, request_token
 from tests.clients import open_client
 from tests.databases import create_test_database, execute_async, make_settings, server_url

@@ -24,12 +24,12 @@ from sqlalchemy.exc import (
 )
 
 import app
+from app.accounts.models import User, UserSession
 from app.core.database import Database, Session, open_database
 from app.core.driver import Answer, CompiledStatement
 from app.core.models import utc_now
 from app.core.pagination import PageRequest, paginate
 from app.core.query import Command, Query, columns, delete_batch
-from app.users.models import User, UserSession
 from tests.databases import make_settings, unreachable_url
 
 

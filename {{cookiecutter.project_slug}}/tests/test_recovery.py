@@ -12,6 +12,8 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app.accounts import one_time_tokens
+from app.accounts.emails import EmailKind, Purpose
 from app.application import create_app, email_renderers
 from app.core.config import Settings
 from app.core.database import Database, Session, open_database
@@ -19,8 +21,6 @@ from app.core.security import hash_opaque_token
 from app.core.toolbox import Toolbox
 from app.outbox.sender import Sender
 from app.outbox.service import EmailRecord
-from app.users import one_time_tokens
-from app.users.emails import EmailKind, Purpose
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings, migrate
@@ -326,7 +326,7 @@ async def test_a_code_that_is_being_made_is_withdrawn_too(
         await asyncio.wait(changes, timeout=1)
         return token
 
-    monkeypatch.setattr("app.users.one_time_tokens.create_token", create_slowly)
+    monkeypatch.setattr("app.accounts.one_time_tokens.create_token", create_slowly)
     async with open_client(create_app(make_settings(empty_url, **mail.settings, database_pool_size=5))) as client:
         user = await create_account(client)
         new_email = await ask_for_change(client, user)
@@ -356,7 +356,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
     async def is_sent() -> bool:
         return not await execute_async(empty_url, "SELECT 1 FROM outgoing_emails")
 
-    monkeypatch.setattr("app.users.one_time_tokens.revoke_tokens", revoke_late)
+    monkeypatch.setattr("app.accounts.one_time_tokens.revoke_tokens", revoke_late)
     async with open_client(create_app(settings)) as client, open_database(settings) as database:
         admin, user = await create_account(client, database, is_admin=True), await create_account(client)
         body = {"email": new_address()}
@@ -375,7 +375,7 @@ async def test_a_new_address_is_not_asked_for_with_a_password_that_was_changed_m
     async def limit_late(_tools: Toolbox, _kind: EmailKind, _address: str) -> None:
         await change_password(client, user)
 
-    monkeypatch.setattr("app.users.service.limit_messages", limit_late)
+    monkeypatch.setattr("app.accounts.recovery.service.limit_messages", limit_late)
     body = {"new_email": new_address(), "current_password": PASSWORD}
 
     refused = await client.post(f"{API}/users/me/email", json=body, headers=user.headers)

@@ -76,7 +76,10 @@ async def test_the_routes_of_a_prefix_with_parameters_are_skipped_by_its_beginni
     assert set(compared) == {"/projects/{project_id}/expenses/{number}"}
 
 
-@pytest.mark.parametrize("router", [feature.api for feature in FEATURES if feature.api], ids=lambda each: each.prefix)
+ROUTERS = [router for feature in FEATURES for router in feature.api_routers]
+
+
+@pytest.mark.parametrize("router", ROUTERS, ids=lambda each: each.prefix)
 def test_every_feature_of_the_api_has_a_prefix_to_be_skipped_by(router: APIRouter) -> None:
     assert isinstance(router, FeatureRouter), "make it of app.core.routing.FeatureRouter"
     assert router.prefix, "give its FeatureRouter a prefix"

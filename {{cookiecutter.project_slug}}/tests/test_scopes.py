@@ -3,8 +3,8 @@ import asyncio
 import httpx2
 import pytest
 
+from app.accounts.scopes import format_scope, list_allowed
 from app.application import create_app
-from app.users.scopes import format_scope, list_allowed
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings

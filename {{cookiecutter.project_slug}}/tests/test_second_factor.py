@@ -9,16 +9,16 @@ from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.events import AccountEvent
+from app.accounts.models import SecondFactor
+from app.accounts.second_factor import service as second_factor
+from app.accounts.second_factor.service import reencrypt
 from app.application import create_app
-from app.auth import second_factor
-from app.auth.models import SecondFactor
-from app.auth.second_factor import reencrypt
 from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.project import read_project
 from app.core.security import Security
 from app.core.toolbox import Toolbox, make_toolbox
-from app.users.events import AccountEvent
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import SECRET_KEY, make_settings
@@ -215,7 +215,7 @@ async def test_of_many_that_begin_at_once_one_secret_is_there(
 
     async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
         user = await create_account(client)
-        monkeypatch.setattr("app.auth.second_factor.find_factor", find_slowly)
+        monkeypatch.setattr("app.accounts.second_factor.service.find_factor", find_slowly)
         begun = await asyncio.gather(*(client.post(PATH, json=PROOF, headers=user.headers) for _ in range(3)))
         secrets = [each.json()["secret"] for each in begun if each.status_code == 200]
         codes = [{"code": show_code(secret)} for secret in secrets]
@@ -251,11 +251,11 @@ async def test_to_begin_anew_never_undoes_a_confirmation(
         code = {"code": show_code(begun.json()["secret"])}
         with monkeypatch.context() as patch:
             if moment == "begin":
-                patch.setattr("app.auth.second_factor.find_factor", find_slowly)
+                patch.setattr("app.accounts.second_factor.service.find_factor", find_slowly)
                 again = await client.post(PATH, json=PROOF, headers=user.headers)
                 (confirmed,) = await asyncio.gather(*others)
             else:
-                patch.setattr("app.auth.second_factor._use_totp", use_slowly)
+                patch.setattr("app.accounts.second_factor.service._use_totp", use_slowly)
                 confirmed = await client.post(f"{PATH}/confirm", json=code, headers=user.headers)
                 (again,) = await asyncio.gather(*others)
         asked = await sign_in(client, user)

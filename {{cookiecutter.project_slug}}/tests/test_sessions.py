@@ -9,12 +9,12 @@ from fastapi import FastAPI
 from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.dependencies import MAX_BODY_SECONDS
+from app.accounts.models import UserSession
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.models import utc_now
-from app.users.dependencies import MAX_BODY_SECONDS
-from app.users.models import UserSession
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import make_settings
@@ -98,7 +98,7 @@ async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(
             return now[0]
 
     # Not the function itself, which the event loop asks too.
-    monkeypatch.setattr("app.users.callers.time", Clock)
+    monkeypatch.setattr("app.accounts.callers.time", Clock)
     settings = make_settings(migrated_url, auth_cache_seconds=5)
     async with open_client(create_app(settings, database)) as client:
         user = await create_account(client)

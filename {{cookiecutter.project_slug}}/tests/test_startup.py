@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from app.accounts.feature import DEMO_EMAIL
 from app.core.schema import head_revision
-from app.users.feature import DEMO_EMAIL
 from tests.databases import execute, migrate, server_url
 from tests.servers import (
     MANAGERS,

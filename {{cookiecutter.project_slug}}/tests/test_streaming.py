@@ -12,10 +12,10 @@ from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select, text
 
+from app.accounts.models import User
 from app.application import create_app
 from app.core.database import DatabaseDep, SessionDep
 from app.core.query import Query, columns
-from app.users.models import User
 from tests.accounts import create_account
 from tests.clients import open_client
 from tests.databases import make_settings

@@ -7,11 +7,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from app.accounts.dependencies import get_current_user
 from app.api import FEATURES
 from app.core.security import Security
 from app.startup import reset
 from app.todos.feature import SAMPLES
-from app.users.dependencies import get_current_user
 from tests.accounts import Account, create_account
 from tests.databases import execute_async, make_settings
 

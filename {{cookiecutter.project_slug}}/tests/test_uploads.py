@@ -14,6 +14,7 @@ from fastapi import FastAPI, Form
 from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.accounts.dependencies import CurrentUser
 from app.application import create_app
 from app.core import uploads
 from app.core.config import Settings
@@ -21,7 +22,6 @@ from app.core.database import Database
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
 from app.core.uploads import FORM_DATA, MAX_OVERHEAD_BYTES, Upload
-from app.users.dependencies import CurrentUser
 from tests.accounts import TOKEN_PATH, Account
 from tests.clients import open_client
 from tests.databases import make_settings

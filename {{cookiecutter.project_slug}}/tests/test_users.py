@@ -5,9 +5,9 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.users.service import ACTIVE_ADMINS, _list_query
 from app.application import create_app
 from app.core.database import Database, open_database
-from app.users.service import ACTIVE_ADMINS, _list_query
 from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings

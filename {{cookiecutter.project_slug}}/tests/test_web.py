@@ -18,14 +18,14 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.models import UserSession
+from app.accounts.scopes import Scope, format_scope, list_allowed
 from app.api import FEATURES
 from app.application import create_app
 from app.core.audit import AuditEvent
 from app.core.config import Environment, Settings
 from app.core.database import Database
 from app.core.features import Feature
-from app.users.models import UserSession
-from app.users.scopes import Scope, format_scope, list_allowed
 from app.web.settings import WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer

@@ -10,15 +10,15 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts import one_time_tokens
+from app.accounts.emails import LIFETIMES, EmailKind, Purpose
+from app.accounts.models import User
 from app.application import create_app, email_renderers
 from app.core.audit import AuditEvent
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.email import QueuedEmail
 from app.outbox.models import OutgoingEmail
-from app.users import one_time_tokens
-from app.users.emails import LIFETIMES, EmailKind, Purpose
-from app.users.models import User
 from tests.accounts import PASSWORD, Account, request_token
 from tests.browsing import ORIGIN, Browser, open_browser
 from tests.databases import make_settings

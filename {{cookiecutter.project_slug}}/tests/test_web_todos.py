@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.users.models import UserSession
+from app.accounts.models import UserSession
 from tests.browsing import Browser, open_browser
 
 

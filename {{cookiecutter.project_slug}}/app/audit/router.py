@@ -3,6 +3,7 @@ from uuid import UUID
 
 from fastapi import Query
 
+from app.accounts.dependencies import AdminUser
 from app.audit import service
 from app.audit.schemas import AuditEventRead
 from app.audit.service import EventRecord
@@ -11,7 +12,6 @@ from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.core.schemas import Line
-from app.users.dependencies import AdminUser
 
 router = FeatureRouter(prefix="/audit-events", tags=["audit"])
 

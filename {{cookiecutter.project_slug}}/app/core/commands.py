@@ -39,7 +39,7 @@ def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
     if repeated:
         sys.exit(
             f"Several commands or groups have the same name: {', '.join(repeated)}."
-            " Rename one, or add to the group as app/auth/commands.py does."
+            " Rename one, or add to the group as app/accounts/commands.py does."
         )
 
 

@@ -20,8 +20,8 @@ Lifespan = Callable[[Settings, Database, LazyHttpClient], AbstractAsyncContextMa
 class Feature:
     """What a feature adds to the service; `app/api.py` lists all features."""
 
-    # Routes under API_PREFIX.
-    api: APIRouter | None = None
+    # Routes under API_PREFIX: a router, or several.
+    api: APIRouter | Sequence[APIRouter] = ()
     # Routes at the root.
     root: APIRouter | None = None
     # Settings that only this feature reads, from the same sources as all others.
@@ -50,10 +50,14 @@ class Feature:
     purge: Purge | None = None
     # A function for each kind of message that this feature enqueues; a later feature's replaces an earlier one's.
     emails: Mapping[str, Renderer] = field(default_factory=dict)
-    # Where its Typer app is, such as "app.users.commands:commands"; a string, as the server must not import Typer.
+    # Where its Typer app is, such as "app.accounts.commands:commands"; a string, as the server must not import Typer.
     commands: str | None = None
     # A function that adds sample data after a reset, in the order of `app/api.py`.
     load_sample_data: Callable[[Toolbox], Awaitable[None]] | None = None
+
+    @property
+    def api_routers(self) -> Sequence[APIRouter]:
+        return (self.api,) if isinstance(self.api, APIRouter) else self.api
 
 
 def settings_of(features: Iterable[Feature]) -> tuple[type[FeatureSettings], ...]:

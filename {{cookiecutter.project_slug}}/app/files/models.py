@@ -5,8 +5,8 @@ from uuid import UUID
 from sqlalchemy import BigInteger, ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.accounts.models import User
 from app.core.models import Base, Identity
-from app.users.models import User
 
 
 class StoredFile(Identity, Base):

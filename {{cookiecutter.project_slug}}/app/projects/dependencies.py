@@ -3,12 +3,12 @@ from uuid import UUID
 
 from fastapi import Depends
 
+from app.accounts.dependencies import CurrentUser
 from app.core import uploads
 from app.core.database import DatabaseDep, SessionDep
 from app.core.uploads import Upload
 from app.projects import service
 from app.projects.models import ExpenseRecord, ProjectRecord
-from app.users.dependencies import CurrentUser
 
 MAX_RECEIPT_BYTES = 10 * 1024 * 1024
 

@@ -1,14 +1,14 @@
 from datetime import date
 from decimal import Decimal
 
+from app.accounts.feature import DEMO_EMAIL
+from app.accounts.users import service as users_service
 from app.core.features import Feature
 from app.core.toolbox import Toolbox
 from app.projects import service
 from app.projects.models import ExpenseCategory
 from app.projects.router import router
 from app.projects.schemas import ExpenseCreate, ProjectCreate
-from app.users import service as users_service
-from app.users.feature import DEMO_EMAIL
 
 PROJECT = ProjectCreate(name="Office move", starts_on=date(2026, 1, 12), budget=Decimal("5000.00"))
 EXPENSES = (

@@ -7,9 +7,9 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from app.accounts.models import User
 from app.core.models import Base, Timestamps
 from app.files.models import StoredFile
-from app.users.models import User
 
 
 class ProjectStatus(StrEnum):

@@ -1,6 +1,7 @@
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.accounts.dependencies import CurrentUser
 from app.core.database import DatabaseDep, SessionDep
 from app.core.exceptions import NotFoundError, problem_responses
 from app.core.pagination import Page, PageDep, PageResult
@@ -21,7 +22,6 @@ from app.projects.schemas import (
     ProjectReport,
     ProjectUpdate,
 )
-from app.users.dependencies import CurrentUser
 
 router = FeatureRouter(prefix="/projects", tags=["projects"])
 # A child resource: the project in the path is loaded, and its owner checked, by ProjectDep.

@@ -3,10 +3,10 @@ from uuid import UUID
 
 from fastapi import Depends
 
+from app.accounts.dependencies import CurrentUser
 from app.core.database import SessionDep
 from app.todos import service
 from app.todos.models import TodoRecord
-from app.users.dependencies import CurrentUser
 
 
 async def get_own_todo(todo_id: UUID, user: CurrentUser, session: SessionDep) -> TodoRecord:

@@ -1,10 +1,10 @@
+from app.accounts.feature import DEMO_EMAIL
+from app.accounts.users import service as users_service
 from app.core.features import Feature
 from app.core.toolbox import Toolbox
 from app.todos import service
 from app.todos.router import router
 from app.todos.schemas import TodoCreate
-from app.users import service as users_service
-from app.users.feature import DEMO_EMAIL
 
 SAMPLES = (
     TodoCreate(title="Read the README", completed=True),

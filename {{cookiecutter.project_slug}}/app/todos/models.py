@@ -5,8 +5,8 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.accounts.models import User
 from app.core.models import Base, Timestamps
-from app.users.models import User
 
 
 class Todo(Timestamps, Base):

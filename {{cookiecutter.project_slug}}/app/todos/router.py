@@ -1,5 +1,6 @@
 from fastapi import Request, Response
 
+from app.accounts.dependencies import CurrentUser
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, PageResult
@@ -8,7 +9,6 @@ from app.todos import service
 from app.todos.dependencies import TodoDep
 from app.todos.models import TodoRecord
 from app.todos.schemas import TodoCreate, TodoRead, TodoSort, TodoUpdate
-from app.users.dependencies import CurrentUser
 
 router = FeatureRouter(prefix="/todos", tags=["todos"])
 

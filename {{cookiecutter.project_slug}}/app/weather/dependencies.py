@@ -2,8 +2,8 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from app.accounts.dependencies import CurrentUser
 from app.core.database import SessionDep, release_connection
-from app.users.dependencies import CurrentUser
 from app.weather import service
 from app.weather.schemas import Country, Part, Place, Units
 from app.weather.service import Weather

@@ -2,12 +2,12 @@ from typing import Annotated
 
 from fastapi import Query
 
+from app.accounts.dependencies import CurrentUser
 from app.core.database import SessionDep
 from app.core.exceptions import problem_responses
 from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.core.schemas import FilledLine
-from app.users.dependencies import CurrentUser
 from app.weather import service
 from app.weather.dependencies import PlaceDep, WeatherDep
 from app.weather.models import ReportRecord

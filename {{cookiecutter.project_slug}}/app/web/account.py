@@ -6,13 +6,17 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from app.auth import sessions
-from app.auth.sessions import SessionRecord
+from app.accounts.passwords import service as passwords_service
+from app.accounts.passwords.schemas import PasswordChange
+from app.accounts.recovery import service as recovery_service
+from app.accounts.recovery.schemas import EmailChange
+from app.accounts.sessions import service as sessions
+from app.accounts.sessions.service import SessionRecord
+from app.accounts.users import service as users_service
+from app.accounts.users.schemas import UserUpdate
 from app.core.database import SessionDep
 from app.core.email import MailDep
 from app.core.toolbox import ToolboxDep
-from app.users import service as users_service
-from app.users.schemas import EmailChange, PasswordChange, UserUpdate
 from app.web import second_factor
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
@@ -53,7 +57,7 @@ async def show_password_form(visit: VisitDep, _person: PersonDep) -> Response:
 @router.post("/password")
 async def change_own_password(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, PASSWORD, fields):
-        await users_service.change_password(tools, caller, read_fields(PasswordChange, fields))
+        await passwords_service.change_password(tools, caller, read_fields(PasswordChange, fields))
     return visit.go("/account", "flash.password_changed")
 
 
@@ -67,7 +71,7 @@ async def change_own_email(
     visit: VisitDep, person: PersonDep, _mail: MailDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
     with shown_again(visit, EMAIL, fields):
-        await users_service.request_email_change(tools, person, read_fields(EmailChange, fields))
+        await recovery_service.request_email_change(tools, person, read_fields(EmailChange, fields))
     return visit.go("/account", "flash.see_your_mail")
 
 

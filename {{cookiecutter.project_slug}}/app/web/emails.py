@@ -2,15 +2,15 @@
 
 from functools import partial
 
-from app.core.config import Settings
-from app.core.email import Renderer
-from app.users.emails import (
+from app.accounts.emails import (
     EmailKind,
     link_to_application,
     render_email_change,
     render_password_reset,
     render_verification,
 )
+from app.core.config import Settings
+from app.core.email import Renderer
 
 
 def link_to_pages(settings: Settings, page: str, token: str) -> str:

@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from app.auth.dependencies import take_code_attempt
-from app.auth.schemas import EmailAddress, EmailToken, PasswordReset
+from app.accounts.emails import EmailKind, limit_messages
+from app.accounts.recovery import service as recovery_service
+from app.accounts.recovery.dependencies import take_code_attempt
+from app.accounts.recovery.schemas import EmailAddress, EmailToken, PasswordReset
 from app.core.database import release_connection
 from app.core.email import require_mail
 from app.core.toolbox import Toolbox, ToolboxDep
 from app.outbox import service as outbox_service
-from app.users import service as users_service
-from app.users.emails import EmailKind, limit_messages
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
 from app.web.visits import VisitDep
@@ -36,7 +36,7 @@ async def verify_own_email(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep
     with shown_again(visit, VERIFY, fields):
         data = read_fields(EmailToken, fields)
         await _take_attempt(tools)
-        await users_service.verify_email(tools, data.token)
+        await recovery_service.verify_email(tools, data.token)
     return visit.go("/", "flash.email_verified")
 
 
@@ -66,7 +66,7 @@ async def reset_own_password(visit: VisitDep, fields: FieldsDep, tools: ToolboxD
     with shown_again(visit, RESET, fields):
         data = read_fields(PasswordReset, fields)
         await _take_attempt(tools)
-        await users_service.reset_password(tools, data.token, data.new_password.get_secret_value())
+        await recovery_service.reset_password(tools, data.token, data.new_password.get_secret_value())
     return visit.go("/log-in", "flash.password_changed")
 
 

@@ -3,8 +3,9 @@
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from app.auth import second_factor
-from app.auth.schemas import PasswordConfirmation, SecondFactorCode
+from app.accounts.passwords.schemas import PasswordConfirmation
+from app.accounts.second_factor import service as second_factor
+from app.accounts.second_factor.schemas import SecondFactorCode
 from app.core.database import SessionDep
 from app.core.toolbox import ToolboxDep
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again

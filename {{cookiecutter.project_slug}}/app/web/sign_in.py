@@ -6,15 +6,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
-from app.auth import service as auth_service
-from app.auth import sessions
-from app.auth.schemas import TokenForm
+from app.accounts.scopes import Scope
+from app.accounts.sessions import service as sessions
+from app.accounts.sign_in import service as sign_in_service
+from app.accounts.sign_in.schemas import TokenForm
+from app.accounts.sign_up import service as sign_up_service
+from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
+from app.accounts.users.schemas import UserCreate
 from app.core.database import release_connection
 from app.core.toolbox import Toolbox, ToolboxDep
-from app.users import service as users_service
-from app.users.dependencies import limit_sign_ups, require_open_registration
-from app.users.schemas import UserCreate
-from app.users.scopes import Scope
 from app.web.forms import Fields, FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
 from app.web.visits import Visit, VisitDep
@@ -43,7 +43,7 @@ async def sign_up(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Resp
         data = read_fields(UserCreate, fields)
         await release_connection(tools.session)
         await limit_sign_ups(tools.settings, tools.throttle, tools.origin)
-        user = await users_service.sign_up(tools, data)
+        user = await sign_up_service.sign_up(tools, data)
     if user is None:
         return visit.go("/log-in", "flash.see_your_mail")
     return visit.go("/log-in", "flash.signed_up")
@@ -60,7 +60,7 @@ async def show_log_in(visit: VisitDep, following: Annotated[str, Query(alias="ne
 async def log_in(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     following = own_path(fields.get("next", ""))
     with shown_again(visit, LOG_IN, fields, following=following, asks_code="otp" in fields):
-        opened = await auth_service.open_session(tools, _read_credentials(fields))
+        opened = await sign_in_service.open_session(tools, _read_credentials(fields))
     await _leave(visit, tools)
     visit.sign_in(opened.user_id, opened.session_id)
     return visit.go(following)

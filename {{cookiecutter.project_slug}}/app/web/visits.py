@@ -9,13 +9,13 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from app.auth import sessions
+from app.accounts import callers
+from app.accounts.models import Caller, UserRecord
+from app.accounts.sessions import service as sessions
 from app.core.config import Settings
 from app.core.database import SAFE_METHODS, Database, SessionDep, release_connection
 from app.core.exceptions import AppError
 from app.core.requests import OriginDep
-from app.users import service as users_service
-from app.users.models import Caller, UserRecord
 from app.web.pages import Web, page_headers
 from app.web.signing import Signed
 
@@ -144,7 +144,7 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
         visit.changes[VISITOR] = (visit.visitor, settings.refresh_token_lifetime_seconds)
     if signed is None or visit.cookie is None:
         return visit
-    visit.caller = await users_service.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
+    visit.caller = await callers.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
     is_due = signed.by_predecessor or time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
     if is_due and visit.user is not None and request.method in SAFE_METHODS:
         await release_connection(session)

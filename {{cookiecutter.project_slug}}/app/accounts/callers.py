@@ -1,0 +1,86 @@
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import bindparam, select
+
+from app.accounts.models import Caller, User, UserRecord, UserSession
+from app.core.config import Settings
+from app.core.database import Database, Session
+from app.core.http_client import LazyHttpClient
+from app.core.models import utc_now
+from app.core.query import Query, columns
+
+MAX_REMEMBERED = 10_000
+
+
+class CallerRecord(NamedTuple):
+    """A user's columns, and the session's id behind them."""
+
+    id: UUID
+    email: str
+    name: str
+    is_active: bool
+    is_admin: bool
+    email_verified_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    session_id: UUID
+
+
+# The tokens' session and its user in one query: neither works once the other is gone.
+CALLER = Query(
+    select(*columns(CallerRecord, User, session_id=UserSession.id))
+    .join(UserSession, UserSession.user_id == User.id)
+    .where(
+        UserSession.id == bindparam("session_id"),
+        UserSession.expires_at > bindparam("now"),
+        User.id == bindparam("user_id"),
+        User.is_active,
+    ),
+    CallerRecord,
+)
+
+
+async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Caller | None:
+    found = await session.fetch_one_or_none(CALLER, user_id=user_id, session_id=session_id, now=utc_now())
+    return None if found is None else Caller(UserRecord(*found[:-1]), found.session_id)
+
+
+class RecentCallers:
+    """Who was found to be signed in a moment ago, in this process (AUTH_CACHE_SECONDS)."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._found: dict[tuple[UUID, UUID], tuple[float, Caller]] = {}
+
+    async def find(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
+        until, caller = self._found.get((user_id, session_id), (0.0, None))
+        if caller is not None and until > time.monotonic():
+            return caller
+        caller = await self.find_again(database, user_id, session_id)
+        if caller is not None and self._seconds:
+            self._remember(caller)
+        return caller
+
+    async def find_again(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
+        """For what may change the caller: it is looked up now, and when it is asked for next."""
+        self._found.pop((user_id, session_id), None)
+        # Not in the request's own session: what is refused here has begun no transaction, nor waited for a writer.
+        async with database.read() as session:
+            return await find_caller(session, user_id, session_id)
+
+    def _remember(self, caller: Caller) -> None:
+        if len(self._found) >= MAX_REMEMBERED:
+            self._found.clear()
+        self._found[caller.user.id, caller.session_id] = (time.monotonic() + self._seconds, caller)
+
+
+@asynccontextmanager
+async def open_callers(
+    settings: Settings, _database: Database, _http: LazyHttpClient
+) -> AsyncIterator[Mapping[str, object]]:
+    yield {"callers": RecentCallers(settings.auth_cache_seconds)}

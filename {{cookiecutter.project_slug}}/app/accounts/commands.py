@@ -1,0 +1,92 @@
+"""The group of commands about accounts."""
+
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from app.accounts.passwords import service as passwords_service
+from app.accounts.second_factor import service as second_factor
+from app.accounts.users import service as users_service
+from app.accounts.users.schemas import UserAdminUpdate, UserCreate
+from app.core.commands import fail_validation, load_settings, open_toolbox, read_password, run
+from app.core.config import Settings
+from app.core.schemas import NewPassword, as_stored
+
+commands = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
+
+EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", help="The account's address.")]
+PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
+
+
+@commands.command("create-admin")
+def create_admin(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
+    """Create an administrator; asks for the password."""
+    settings = load_settings(context)
+    try:
+        data = UserCreate.model_validate({"email": email, "password": read_password(password_stdin)})
+    except ValidationError as error:
+        fail_validation(error)
+    run(create_admin_user(settings, data))
+    typer.echo(f"{data.email} is an administrator.")
+
+
+async def create_admin_user(settings: Settings, data: UserCreate) -> None:
+    async with open_toolbox(settings) as tools:
+        await users_service.create_user(tools, data, is_admin=True)
+
+
+@commands.command("set-password")
+def set_password(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
+    """Set a password, and end the account's sessions; asks for the password."""
+    settings = load_settings(context)
+    try:
+        password = TypeAdapter(NewPassword).validate_python(read_password(password_stdin))
+    except ValidationError as error:
+        fail_validation(error)
+    run(set_user_password(settings, email, password.get_secret_value()))
+    typer.echo(f"The password of {email} is set, and its sessions have ended.")
+
+
+async def set_user_password(settings: Settings, email: str, password: str) -> None:
+    async with open_toolbox(settings) as tools:
+        user = await users_service.get_user_by_email(tools.session, as_stored(email))
+        await passwords_service.set_password(tools, user, password)
+
+
+@commands.command()
+def deactivate(context: typer.Context, email: EmailArgument) -> None:
+    """Lock an account, and end its sessions."""
+    run(deactivate_user(load_settings(context), email))
+    typer.echo(f"{email} is deactivated, and its sessions have ended.")
+
+
+async def deactivate_user(settings: Settings, email: str) -> None:
+    async with open_toolbox(settings) as tools:
+        user = await users_service.get_user_by_email(tools.session, as_stored(email))
+        await users_service.update_user(tools, user, UserAdminUpdate(is_active=False))
+
+
+@commands.command()
+def reencrypt(context: typer.Context) -> None:
+    """Encrypt all secrets of second factors with SECRET_KEY, so that its predecessors can go."""
+    count = run(reencrypt_secrets(load_settings(context)))
+    typer.echo(f"Done: {count:,} secrets.")
+
+
+async def reencrypt_secrets(settings: Settings) -> int:
+    async with open_toolbox(settings) as tools:
+        return await second_factor.reencrypt(tools)
+
+
+@commands.command("disable-second-factor")
+def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
+    """Remove the second factor of a user who has lost the authenticator and the recovery codes."""
+    run(remove_second_factor(load_settings(context), email))
+    typer.echo(f"{email} signs in without a second factor.")
+
+
+async def remove_second_factor(settings: Settings, email: str) -> None:
+    async with open_toolbox(settings) as tools:
+        user = await users_service.get_user_by_email(tools.session, as_stored(email))
+        await second_factor.remove(tools, user.id)

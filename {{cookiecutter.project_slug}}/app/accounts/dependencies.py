@@ -1,0 +1,102 @@
+import time
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import OAuth2PasswordBearer, SecurityScopes
+
+from app.accounts.callers import RecentCallers
+from app.accounts.models import Caller, UserRecord
+from app.accounts.scopes import SCOPES, Scope, parse_scope
+from app.core.database import SAFE_METHODS
+from app.core.exceptions import ForbiddenError, InsufficientScopeError, UnauthorizedError
+from app.core.security import AccessClaims
+from app.core.security import Security as TokenSecurity
+
+# A caller whose body took longer is looked up again.
+MAX_BODY_SECONDS = 1
+
+
+class AccessTokenBearer(OAuth2PasswordBearer):
+    """Bearer access tokens; FeatureRoute authenticates with them before it reads a body."""
+
+    async def authenticate(self, request: Request) -> None:
+        token = await self(request)
+        # OAuth2PasswordBearer raises for a missing token and does not return None.
+        request.state.caller = await _find_caller(request, await get_claims(request, token or ""))
+        request.state.caller_found_at = time.monotonic()
+
+
+# Relative URLs; app/core/openapi.py puts API_PREFIX before them.
+oauth2_scheme = AccessTokenBearer(
+    tokenUrl="auth/token",
+    refreshUrl="auth/token",
+    scheme_name="OAuth2PasswordBearer",
+    scopes={scope.value: text for scope, text in SCOPES.items()},
+)
+
+TokenDep = Annotated[str, Depends(oauth2_scheme)]
+
+
+async def get_claims(request: Request, token: TokenDep) -> AccessClaims:
+    # Out of the state, here and below: a dependency costs as much as what it would bring.
+    security: TokenSecurity = request.state.security
+    return security.read_access_token(token)
+
+
+ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
+
+
+async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsDep) -> Caller:
+    """Check the token, its session and its user at each request: what was ended is out at the next call.
+
+    With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
+    """
+    # In most routes oauth2_scheme.authenticate has found the caller, before the body was read.
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None or (request.method not in SAFE_METHODS and _is_old(request)):
+        caller = await _find_caller(request, claims)
+    require_scopes(claims, *required.scopes)
+    return caller
+
+
+def _is_old(request: Request) -> bool:
+    """Whether the session may have ended since, while a slow body arrived."""
+    found_at: float = request.state.caller_found_at
+    return time.monotonic() - found_at > MAX_BODY_SECONDS
+
+
+async def _find_caller(request: Request, claims: AccessClaims) -> Caller:
+    callers: RecentCallers = request.state.callers
+    find = callers.find if request.method in SAFE_METHODS else callers.find_again
+    caller = await find(request.state.database, claims.sub, claims.sid)
+    if caller is None:
+        raise UnauthorizedError("The session has ended.")
+    return caller
+
+
+async def get_current_user(request: Request, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
+    # Called and not depended on: that would cost every request one dependency more.
+    return (await get_caller(request, required, claims)).user
+
+
+CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
+# For the few routes that also need the session.
+CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
+
+
+async def get_admin(user: Annotated[UserRecord, Security(get_current_user)]) -> UserRecord:
+    return require_admin(user)
+
+
+AdminUser = Annotated[UserRecord, Security(get_admin, scopes=[Scope.ADMIN])]
+
+
+def require_admin(user: UserRecord) -> UserRecord:
+    if not user.is_admin:
+        raise ForbiddenError("Only administrators may do this.")
+    return user
+
+
+def require_scopes(claims: AccessClaims, *scopes: str) -> None:
+    if not parse_scope(claims.scope).issuperset(scopes):
+        raise InsufficientScopeError(" ".join(scopes))

@@ -1,0 +1,42 @@
+from app.accounts import emails, one_time_tokens
+from app.accounts.callers import open_callers
+from app.accounts.passwords.router import router as passwords
+from app.accounts.recovery.router import address
+from app.accounts.recovery.router import router as recovery
+from app.accounts.second_factor.router import router as second_factor
+from app.accounts.sessions.router import router as sessions
+from app.accounts.sign_in import service as sign_in_service
+from app.accounts.sign_in.router import router as sign_in
+from app.accounts.sign_up.router import router as sign_up
+from app.accounts.users import service as users_service
+from app.accounts.users.router import router as users
+from app.accounts.users.schemas import UserCreate
+from app.core.config import Settings
+from app.core.database import Session
+from app.core.features import Feature
+from app.core.toolbox import Toolbox
+
+DEMO_EMAIL = "demo@example.com"
+DEMO_PASSWORD = "demo-password"  # noqa: S105  # in the README; only a reset makes this account, never in production
+
+
+async def load_sample_data(tools: Toolbox) -> None:
+    data = UserCreate.model_validate({"email": DEMO_EMAIL, "password": DEMO_PASSWORD, "name": "Demo"})
+    await users_service.create_user(tools, data, is_admin=True)
+
+
+async def purge(session: Session, settings: Settings) -> int:
+    """Delete what has expired, and return how many rows that were."""
+    deleted = await one_time_tokens.purge_tokens(session, settings)
+    return deleted + await sign_in_service.purge(session, settings)
+
+
+feature = Feature(
+    # The router that is asked most comes first.
+    api=(users, sign_in, sessions, recovery, second_factor, sign_up, passwords, address),
+    lifespan=open_callers,
+    purge=purge,
+    load_sample_data=load_sample_data,
+    emails=emails.RENDERERS,
+    commands="app.accounts.commands:commands",
+)

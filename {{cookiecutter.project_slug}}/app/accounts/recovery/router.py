@@ -1,0 +1,69 @@
+"""Accounts by mail: verify an address, set a forgotten password.
+
+Whoever asks for a message gets the same answer in the same time, for the address is looked up when the message is made.
+"""
+
+from fastapi import Response
+
+from app.accounts.dependencies import CurrentUser
+from app.accounts.emails import EmailKind, limit_messages
+from app.accounts.recovery import service
+from app.accounts.recovery.dependencies import limit_codes
+from app.accounts.recovery.schemas import EmailAddress, EmailChange, EmailToken, PasswordReset
+from app.core.email import MailDep, require_mail
+from app.core.exceptions import problem_responses
+from app.core.routing import FeatureRouter
+from app.core.toolbox import ToolboxDep
+from app.outbox import service as outbox_service
+
+router = FeatureRouter(prefix="/auth", tags=["auth"])
+address = FeatureRouter(prefix="/users", tags=["users"])
+
+
+@router.post(
+    "/email/verification",
+    status_code=202,
+    response_class=Response,
+    responses=problem_responses(429),
+    dependencies=[require_mail],
+)
+async def request_email_verification(data: EmailAddress, tools: ToolboxDep) -> None:
+    """Send the message again that verifies an address."""
+    await limit_messages(tools, EmailKind.VERIFICATION, data.email)
+    await outbox_service.enqueue(tools.session, EmailKind.VERIFICATION, data.email)
+
+
+@router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[limit_codes])
+async def verify_email(data: EmailToken, tools: ToolboxDep) -> None:
+    """Verify an address, or confirm a new one, with the code that was sent there."""
+    await service.verify_email(tools, data.token)
+
+
+@router.post(
+    "/password/forgot",
+    status_code=202,
+    response_class=Response,
+    responses=problem_responses(429),
+    dependencies=[require_mail],
+)
+async def forgot_password(data: EmailAddress, tools: ToolboxDep) -> None:
+    """Send a code that sets a new password, if there is an account with this address."""
+    await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
+    await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
+
+
+@router.post("/password/reset", status_code=204, responses=problem_responses(429), dependencies=[limit_codes])
+async def reset_password(data: PasswordReset, tools: ToolboxDep) -> None:
+    """Set a new password with the code that was sent, and end every session."""
+    await service.reset_password(tools, data.token, data.new_password.get_secret_value())
+
+
+@address.post(
+    "/me/email",
+    status_code=202,
+    response_class=Response,
+    responses=problem_responses(401, 403, 409, 429),
+)
+async def change_email(data: EmailChange, user: CurrentUser, _mail: MailDep, tools: ToolboxDep) -> None:
+    """Ask for another address; it is the account's once the code that is sent there has come back."""
+    await service.request_email_change(tools, user, data)

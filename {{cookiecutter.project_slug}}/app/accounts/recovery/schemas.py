@@ -1,0 +1,23 @@
+from typing import Annotated
+
+from pydantic import SecretStr, StringConstraints
+
+from app.core.schemas import MAX_CODE_LENGTH, Email, Input, NewPassword
+
+
+class EmailAddress(Input):
+    email: Email
+
+
+class EmailToken(Input):
+    # The code of a message.
+    token: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_CODE_LENGTH)]
+
+
+class PasswordReset(EmailToken):
+    new_password: NewPassword
+
+
+class EmailChange(Input):
+    new_email: Email
+    current_password: SecretStr

@@ -1,0 +1,63 @@
+"""Accounts by mail: verify an address, change it, set a forgotten password."""
+
+from sqlalchemy.exc import IntegrityError
+
+from app.accounts import one_time_tokens
+from app.accounts.emails import EmailKind, Purpose, limit_messages
+from app.accounts.events import AccountEvent
+from app.accounts.models import UserRecord
+from app.accounts.passwords.service import HOLD_PASSWORD, confirm_password, settle_password
+from app.accounts.recovery.schemas import EmailChange
+from app.accounts.users.service import END_SESSIONS, UPDATE_USER, get_user, withdraw_email_change
+from app.core.database import release_connection
+from app.core.exceptions import ConflictError
+from app.core.models import utc_now
+from app.core.passwords import refuse_weak_password
+from app.core.toolbox import Toolbox
+from app.outbox import service as outbox_service
+
+
+async def reset_password(tools: Toolbox, token: str, password: str) -> None:
+    """End every session. Who reads the mail of the address has thereby verified it."""
+    found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
+    user = await get_user(tools.session, found.user_id)
+    await release_connection(tools.session)
+    await refuse_weak_password(password, user.email, user.name)
+    new_hash = await tools.security.hash_password(password)
+    verified_at = user.email_verified_at or utc_now()
+    changes = {"password_hash": new_hash, "email_verified_at": verified_at}
+    await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
+    await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
+    await tools.session.run(END_SESSIONS, user_id=user.id)
+    await settle_password(tools, user)
+    await tools.audit.record(AccountEvent.PASSWORD_RESET, user.id)
+
+
+async def request_email_change(tools: Toolbox, user: UserRecord, data: EmailChange) -> None:
+    """Nothing changes before the new address is confirmed; the old one hears of it now."""
+    password_hash = await confirm_password(tools, user, data.current_password)
+    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email)
+    if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
+        raise ConflictError("The password was changed at the same time.")
+    await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
+    await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
+    await tools.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
+
+
+async def verify_email(tools: Toolbox, token: str) -> None:
+    """Verify the account's address, or make the new one that was asked for the account's."""
+    purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
+    found = await one_time_tokens.find_token(tools.session, token, *purposes)
+    assert found.user_id is not None  # noqa: S101  # see above
+    changes = {"email": found.address, "email_verified_at": utc_now()}
+    await withdraw_email_change(tools.session, found.user_id)
+    try:
+        await tools.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
+    except IntegrityError as error:
+        raise ConflictError("There is already an account with this e-mail address.") from error
+    await one_time_tokens.use_token(tools.session, token, *purposes)
+    await one_time_tokens.revoke_tokens(tools.session, found.user_id)
+    is_change = found.purpose == Purpose.CHANGE_EMAIL
+    event = AccountEvent.EMAIL_CHANGED if is_change else AccountEvent.EMAIL_VERIFIED
+    await tools.audit.record(event, found.user_id)

@@ -1,0 +1,38 @@
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from app.core.schemas import MAX_CODE_LENGTH, Input, normalize_code
+
+# The default of authenticator apps; many ignore any other value.
+DIGITS = 6
+TOTP_CODE = re.compile("[0-9]" * DIGITS)
+
+
+def _read_totp_code(typed: str) -> str:
+    code = normalize_code(typed).replace("-", "")
+    if not TOTP_CODE.fullmatch(code):
+        raise ValueError(f"must be the {DIGITS}-digit code from the authenticator app")
+    return code
+
+
+class SecondFactorSecret(BaseModel):
+    """For an authenticator app: the URI as a QR code, or the secret to type."""
+
+    secret: str
+    uri: str
+
+
+class SecondFactorCode(Input):
+    code: Annotated[
+        str,
+        Field(max_length=MAX_CODE_LENGTH, description=f"{DIGITS} digits; spaces between them are ignored."),
+        AfterValidator(_read_totp_code),
+    ]
+
+
+class RecoveryCodes(BaseModel):
+    """Each signs in once in place of the authenticator's code."""
+
+    recovery_codes: list[str]

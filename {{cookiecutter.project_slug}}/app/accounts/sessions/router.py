@@ -1,0 +1,23 @@
+from app.accounts.dependencies import CurrentCaller
+from app.accounts.sessions import service
+from app.accounts.sessions.dependencies import OwnSessionDep
+from app.accounts.sessions.schemas import SessionRead
+from app.accounts.sessions.service import SessionRecord
+from app.core.database import SessionDep
+from app.core.exceptions import problem_responses
+from app.core.routing import FeatureRouter
+from app.core.toolbox import ToolboxDep
+
+router = FeatureRouter(prefix="/auth/sessions", tags=["auth"])
+
+
+@router.get("", response_model=list[SessionRead], responses=problem_responses(401, 403))
+async def list_sessions(caller: CurrentCaller, session: SessionDep) -> list[SessionRecord]:
+    """List where the account is signed in, the most recently used first."""
+    return await service.list_sessions(session, caller)
+
+
+@router.delete("/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))
+async def end_session(own_session: OwnSessionDep, tools: ToolboxDep) -> None:
+    """Sign out somewhere else, or here."""
+    await service.end_session(tools.session, tools.audit, own_session.id)

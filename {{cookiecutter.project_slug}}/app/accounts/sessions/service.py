@@ -1,0 +1,150 @@
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from app.accounts.events import AccountEvent
+from app.accounts.models import Caller, User, UserSession
+from app.core.audit import Audit
+from app.core.config import Settings
+from app.core.database import Session
+from app.core.exceptions import NotFoundError
+from app.core.models import utc_now
+from app.core.query import Command, Query, columns, delete_batch
+from app.core.requests import Origin
+
+
+class SessionRecord(NamedTuple):
+    id: UUID
+    scope: str
+    device: str
+    address: str | None
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+    is_current: bool
+
+
+class ExtendedRecord(NamedTuple):
+    user_id: UUID
+    scope: str
+
+
+COLUMNS = columns(SessionRecord, UserSession, is_current=UserSession.id == bindparam("current_session_id"))
+_SESSIONS = (
+    select(*COLUMNS)
+    .where(UserSession.user_id == bindparam("owner_id"), UserSession.expires_at > bindparam("now"))
+    .order_by(UserSession.last_used_at.desc(), UserSession.id.desc())
+)
+SESSIONS = Query(_SESSIONS, SessionRecord)
+SESSION_BY_ID = Query(_SESSIONS.where(UserSession.id == bindparam("session_id")), SessionRecord)
+CREATE_SESSION = Query(insert(UserSession).returning(UserSession.id))
+EXTEND_SESSION = Query(
+    update(UserSession)
+    .where(
+        UserSession.id == bindparam("session_id"),
+        UserSession.expires_at > bindparam("now"),
+        User.id == UserSession.user_id,
+        User.is_active,
+    )
+    .values(
+        expires_at=bindparam("new_expires_at"),
+        last_used_at=bindparam("now"),
+        address=bindparam("new_address"),
+        device=bindparam("new_device"),
+    )
+    .returning(*columns(ExtendedRecord, UserSession)),
+    ExtendedRecord,
+)
+END_SESSION = Query(delete(UserSession).where(UserSession.id == bindparam("session_id")).returning(UserSession.user_id))
+PURGE_OWN_SESSIONS = Command(
+    delete(UserSession).where(UserSession.user_id == bindparam("owner_id"), UserSession.expires_at <= bindparam("now"))
+)
+PURGE_SESSIONS = delete_batch(UserSession, UserSession.expires_at <= bindparam("now"))
+# All but the most recently used.
+END_SURPLUS_SESSIONS = Command(
+    delete(UserSession).where(
+        UserSession.id.in_(
+            select(UserSession.id)
+            .where(UserSession.user_id == bindparam("owner_id"))
+            .order_by(UserSession.last_used_at.desc(), UserSession.id.desc())
+            .offset(bindparam("kept"))
+            # SQLite knows no OFFSET without it.
+            .limit(bindparam("at_most"))
+        )
+    )
+)
+# No account can have more: each sign-in leaves the number at the limit of its time.
+MANY = 1_000_000
+
+
+async def list_sessions(session: Session, caller: Caller) -> list[SessionRecord]:
+    return await session.fetch_all(
+        SESSIONS, owner_id=caller.user.id, current_session_id=caller.session_id, now=utc_now()
+    )
+
+
+async def get_session(session: Session, caller: Caller, session_id: UUID) -> SessionRecord:
+    """Return a session of the caller; someone else's is not found."""
+    found = await session.fetch_one_or_none(
+        SESSION_BY_ID,
+        owner_id=caller.user.id,
+        current_session_id=caller.session_id,
+        session_id=session_id,
+        now=utc_now(),
+    )
+    if found is None:
+        raise NotFoundError("There is no such session.")
+    return found
+
+
+async def create_session(session: Session, settings: Settings, user_id: UUID, scope: str, origin: Origin) -> UUID:
+    """End the least recently used ones beyond the account's limit, and those that have expired."""
+    now = utc_now()
+    await session.run(PURGE_OWN_SESSIONS, owner_id=user_id, now=now)
+    kept = settings.max_sessions_per_user - 1
+    await session.run(END_SURPLUS_SESSIONS, owner_id=user_id, kept=kept, at_most=MANY)
+    (session_id,) = await session.fetch_one(
+        CREATE_SESSION,
+        user_id=user_id,
+        scope=scope,
+        address=origin.address,
+        device=origin.device,
+        created_at=now,
+        last_used_at=now,
+        expires_at=_session_end(settings, now),
+    )
+    return session_id
+
+
+async def extend_session(
+    session: Session, settings: Settings, session_id: UUID, origin: Origin
+) -> ExtendedRecord | None:
+    """Return the session's user and scope, or None when it has ended or its user is deactivated."""
+    now = utc_now()
+    return await session.fetch_one_or_none(
+        EXTEND_SESSION,
+        session_id=session_id,
+        now=now,
+        new_expires_at=_session_end(settings, now),
+        new_address=origin.address,
+        new_device=origin.device,
+    )
+
+
+async def end_session(
+    session: Session, audit: Audit, session_id: UUID, event: AccountEvent = AccountEvent.SESSION_ENDED
+) -> None:
+    """Its tokens of both kinds stop to work; one that has ended already is no error."""
+    user_id = await session.fetch_value(END_SESSION, session_id=session_id)
+    if user_id is not None:
+        await audit.record(event, user_id, actor_id=user_id, session_id=str(session_id))
+
+
+async def purge_sessions(session: Session) -> int:
+    return await session.run(PURGE_SESSIONS, now=utc_now())
+
+
+def _session_end(settings: Settings, now: datetime) -> datetime:
+    return now + timedelta(seconds=settings.refresh_token_lifetime_seconds)

@@ -1,0 +1,26 @@
+from typing import Annotated, Any
+
+from fastapi import Form
+
+from app.accounts.sign_in import service
+from app.accounts.sign_in.oauth import OAuthRoute
+from app.accounts.sign_in.schemas import OAuthProblem, RevocationForm, TokenForm, TokenRead
+from app.core.exceptions import problem_responses
+from app.core.routing import FeatureRouter
+from app.core.toolbox import ToolboxDep
+
+router = FeatureRouter(prefix="/auth", tags=["auth"], route_class=OAuthRoute)
+
+OAUTH_ERROR: dict[int | str, dict[str, Any]] = {400: {"model": OAuthProblem, "description": "RFC 6749 §5.2"}}
+
+
+@router.post("/token", responses={**OAUTH_ERROR, **problem_responses(429)})
+async def create_token(form: Annotated[TokenForm, Form()], tools: ToolboxDep) -> TokenRead:
+    """Sign in, or exchange a refresh token for new tokens (OAuth 2.0, RFC 6749)."""
+    return await service.create_token(tools, form)
+
+
+@router.post("/revoke", responses=OAUTH_ERROR)
+async def revoke_token(form: Annotated[RevocationForm, Form()], tools: ToolboxDep) -> None:
+    """Sign out: end the session of an access or a refresh token (RFC 7009)."""
+    await service.revoke(tools, form.token)

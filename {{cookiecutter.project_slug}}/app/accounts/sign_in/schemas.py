@@ -1,0 +1,41 @@
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel
+
+from app.accounts.sign_in.exceptions import ErrorCode
+from app.core.schemas import normalize_code
+
+
+class TokenForm(BaseModel):
+    """RFC 6749 §4.3.2 and §6; parameters that are not known are ignored (§3.2)."""
+
+    grant_type: str = ""
+    username: str | None = None
+    password: str | None = None
+    refresh_token: str | None = None
+    scope: str = ""
+    # A code of the second factor, or a recovery code; an extension.
+    otp: Annotated[str, AfterValidator(normalize_code)] | None = None
+
+
+class RevocationForm(BaseModel):
+    """RFC 7009 §2.1; the hint is not needed to tell the two kinds of tokens apart."""
+
+    token: str = ""
+
+
+class TokenRead(BaseModel):
+    """RFC 6749 §5.1."""
+
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105  # RFC 6750
+    expires_in: int
+    refresh_token: str
+    scope: str
+
+
+class OAuthProblem(BaseModel):
+    """RFC 6749 §5.2."""
+
+    error: ErrorCode
+    error_description: str

@@ -1,0 +1,320 @@
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+import structlog
+from sqlalchemy import bindparam, delete, exists, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from app.accounts.events import AccountEvent
+from app.accounts.models import KnownNetwork, RefreshToken, User
+from app.accounts.passwords.service import PASSWORD_HASH
+from app.accounts.scopes import SCOPES, format_scope, list_allowed, parse_scope
+from app.accounts.second_factor import service as second_factor
+from app.accounts.sessions import service as sessions
+from app.accounts.sign_in.exceptions import OAuthError
+from app.accounts.sign_in.schemas import TokenForm, TokenRead
+from app.core.config import Settings
+from app.core.database import Session, release_connection
+from app.core.exceptions import AppError, TooManyRequestsError, UnauthorizedError
+from app.core.metrics import SIGN_INS
+from app.core.models import utc_now
+from app.core.query import Command, Query, columns, delete_batch
+from app.core.schemas import as_stored
+from app.core.security import create_opaque_token, hash_opaque_token
+from app.core.throttling import AttemptCounter, network_of, purge_counts
+from app.core.toolbox import Toolbox
+
+logger = structlog.get_logger(__name__)
+
+WRONG_CREDENTIALS = "The e-mail address or the password is not right."
+# One sentence for both: who signs up with a password and then tries it must not hear whether the address was taken.
+WRONG_OR_UNVERIFIED = "The e-mail address or the password is not right, or the address is not verified."
+INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
+KNOWN_NETWORK_LIFETIME = timedelta(days=90)
+
+
+class CredentialsRecord(NamedTuple):
+    id: UUID
+    password_hash: str
+    is_active: bool
+    is_admin: bool
+    email_verified_at: datetime | None
+    is_known_network: bool
+
+
+class RefreshTokenRecord(NamedTuple):
+    session_id: UUID
+    used_at: datetime | None
+
+
+_IS_KNOWN_NETWORK = exists().where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
+CREDENTIALS = Query(
+    select(*columns(CredentialsRecord, User, is_known_network=_IS_KNOWN_NETWORK)).where(
+        User.email == bindparam("user_email")
+    ),
+    CredentialsRecord,
+)
+# Locks the user against a change of the password, or a deactivation, between its verification and the new session.
+CONFIRM_CREDENTIALS = Query(
+    select(User.id)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
+    .with_for_update(read=True)
+)
+REHASH = Query(
+    update(User)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
+    .values(password_hash=bindparam("new_hash"))
+    .returning(User.id)
+)
+# Both databases understand it.
+REMEMBER_NETWORK = Command(
+    text("""
+    INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
+    ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
+    """).bindparams(
+        bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
+    )
+)
+PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
+CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
+# One statement decides between two that come with the same token.
+USE_REFRESH_TOKEN = Query(
+    update(RefreshToken)
+    .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
+    .values(used_at=bindparam("now"))
+    .returning(RefreshToken.session_id)
+)
+REFRESH_TOKEN = Query(
+    select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
+    RefreshTokenRecord,
+)
+# Once the session that it could have stolen would have expired, a used token tells nothing any more.
+PURGE_REFRESH_TOKENS = Command(
+    delete(RefreshToken).where(
+        RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
+    )
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A sign-in that was counted."""
+
+    account: AttemptCounter
+    # In the order in which they were taken, and are to be changed: two sign-ins that lock these rows in another order
+    # would wait for each other for ever.
+    taken: list[AttemptCounter]
+    # What it gets unless it succeeds.
+    refusal: TooManyRequestsError | None = None
+
+
+@dataclass(frozen=True)
+class OpenedSession:
+    user_id: UUID
+    session_id: UUID
+    scope: str
+
+
+async def create_token(tools: Toolbox, form: TokenForm) -> TokenRead:
+    """Serve the two grants; every refusal but too many attempts is an OAuthError."""
+    if not parse_scope(form.scope) <= set(SCOPES):
+        raise OAuthError("invalid_scope", f"The scopes are {' and '.join(sorted(SCOPES))}.")
+    match form.grant_type:
+        case "password":
+            return await sign_in(tools, form)
+        case "refresh_token":
+            return await refresh(tools, form)
+        case "":
+            raise OAuthError("invalid_request", "grant_type is missing.")
+        case _:
+            raise OAuthError("unsupported_grant_type", "grant_type must be password or refresh_token.")
+
+
+async def sign_in(tools: Toolbox, form: TokenForm) -> TokenRead:
+    opened = await open_session(tools, form)
+    return await _issue(tools, opened.user_id, opened.session_id, opened.scope)
+
+
+async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
+    """Check who signs in, and begin a session."""
+    if form.username is None or form.password is None:
+        raise OAuthError("invalid_request", "username and password are required.")
+    try:
+        user = await _authenticate(tools, form.username, form.password, form.otp)
+    except TooManyRequestsError:
+        SIGN_INS.labels("throttled").inc()
+        logger.warning("sign-in failed", client=tools.origin.address)
+        raise
+    try:
+        scope = _grant_scope(form.scope, list_allowed(is_admin=user.is_admin))
+    except OAuthError:
+        # The right password does not count as an attempt, whatever else is wrong.
+        await release_connection(tools.session)
+        raise
+    session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
+    await tools.audit.record(AccountEvent.SIGNED_IN, user.id, actor_id=user.id, session_id=str(session_id), scope=scope)
+    SIGN_INS.labels("success").inc()
+    return OpenedSession(user.id, session_id, scope)
+
+
+async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRecord:
+    """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
+    email = as_stored(username)
+    network = network_of(tools.origin.address)
+    user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
+    await release_connection(tools.session)
+    attempt = await _take_attempt(tools, email, user, network)
+    check = await tools.security.check_password(password, user.password_hash if user else None)
+    if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
+        raise await _refuse(tools, user, attempt, "password")
+    await _check_second_factor(tools, user, attempt, otp)
+    await tools.session.run(REMEMBER_NETWORK, owner_id=user.id, network=network, now=utc_now())
+    await _reward(tools, attempt)
+    return user
+
+
+async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
+    if tools.settings.email_verification_required and user.email_verified_at is None:
+        return False
+    verified: str | None = user.password_hash
+    if new_hash is not None:
+        rehashed = await tools.session.fetch_value(REHASH, user_id=user.id, verified_hash=verified, new_hash=new_hash)
+        if rehashed is not None:
+            return True
+        # Another sign-in has re-hashed it meanwhile, or it was changed.
+        verified = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
+        await release_connection(tools.session)
+        if not (await tools.security.check_password(password, verified)).is_correct:
+            return False
+    return await tools.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
+
+
+async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | None, network: str) -> Attempt:
+    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
+    free = tools.settings.throttle_account_attempts
+    # The address first: an attempt that it refuses must not count against the account.
+    address = AttemptCounter("sign-in from address", network, tools.settings.throttle_address_attempts, is_decided=True)
+    elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
+    if user is None or not user.is_known_network:
+        await tools.throttle.count(address, elsewhere)
+        return Attempt(elsewhere, [address, elsewhere])
+    known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free, is_decided=True)
+    # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
+    refusal = await tools.throttle.count(known, tolerated=[address, elsewhere])
+    return Attempt(known, [known] if refusal else [known, address, elsewhere], refusal)
+
+
+async def _reward(tools: Toolbox, attempt: Attempt) -> None:
+    """A success clears the account's count; the others only lose this attempt, as one's own account is no pass."""
+    for counter in attempt.taken:
+        settle = tools.throttle.forget if counter is attempt.account else tools.throttle.give_back
+        await settle(tools.session, counter)
+
+
+async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, otp: str | None) -> None:
+    factor = await second_factor.find_factor(tools.session, user.id)
+    if factor is None:
+        return
+    if not otp:
+        for counter in attempt.taken:
+            await tools.throttle.give_back(tools.session, counter)
+        raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
+    if not await second_factor.use_code(tools, user.id, factor, otp):
+        raise await _refuse(tools, user, attempt, "second factor")
+
+
+async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
+    for counter in attempt.taken:
+        await tools.throttle.decide(tools.session, counter)
+    if attempt.refusal is not None:
+        return attempt.refusal
+    SIGN_INS.labels("failure").inc()
+    # Counted by fail2ban. Without what was typed as the address: it may be the password.
+    logger.warning("sign-in failed", client=tools.origin.address)
+    await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
+    detail = _wrong_password(tools) if reason == "password" else second_factor.WRONG_CODE
+    return OAuthError("invalid_grant", detail, keeps_changes=True)
+
+
+def _wrong_password(tools: Toolbox) -> str:
+    return WRONG_OR_UNVERIFIED if tools.settings.email_verification_required else WRONG_CREDENTIALS
+
+
+def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
+    """All that is allowed, unless less is asked for."""
+    scopes = parse_scope(requested) or allowed
+    if not scopes <= allowed:
+        raise OAuthError("invalid_scope", "The account may not be given this scope.")
+    return format_scope(scopes)
+
+
+async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
+    """Exchange a refresh token for new ones; one that was used before is a stolen copy and ends its session."""
+    if not form.refresh_token:
+        raise OAuthError("invalid_request", "refresh_token is required.")
+    now = utc_now()
+    presented_hash = hash_opaque_token(form.refresh_token)
+    token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
+    if token is None or token.used_at is not None:
+        raise await _refuse_refresh_token(tools, token, now)
+    # The session first: what ends it locks it, and then its tokens.
+    extended = await sessions.extend_session(tools.session, tools.settings, token.session_id, tools.origin)
+    if extended is None:
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    if await tools.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
+        token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
+        raise await _refuse_refresh_token(tools, token, now)
+    used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
+    await tools.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
+    scope = _grant_scope(form.scope, parse_scope(extended.scope))
+    return await _issue(tools, extended.user_id, token.session_id, scope)
+
+
+async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
+    if token is None or token.used_at is None:
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    if now - token.used_at <= timedelta(seconds=tools.settings.refresh_reuse_grace_seconds):
+        # A client that lost the answer, or two of its requests at once.
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+    await sessions.end_session(tools.session, tools.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
+    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, keeps_changes=True)
+
+
+async def _issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
+    refresh_token = create_opaque_token()
+    token_hash = hash_opaque_token(refresh_token)
+    try:
+        await tools.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
+    except IntegrityError as error:
+        # The session was ended in this moment.
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN) from error
+    return TokenRead(
+        access_token=tools.security.create_access_token(user_id, session_id, scope),
+        expires_in=tools.settings.access_token_lifetime_seconds,
+        refresh_token=refresh_token,
+        scope=scope,
+    )
+
+
+async def revoke(tools: Toolbox, token: str) -> None:
+    """End the session of either kind of token; one that is not known is as good as revoked (RFC 7009 §2.2)."""
+    if not token:
+        raise OAuthError("invalid_request", "token is required.")
+    found = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
+    if found is not None:
+        session_id = found.session_id
+    else:
+        try:
+            session_id = tools.security.read_access_token(token).sid
+        except UnauthorizedError:
+            return
+    await sessions.end_session(tools.session, tools.audit, session_id)
+
+
+async def purge(session: Session, settings: Settings) -> int:
+    """Delete expired sessions, networks that were not used for long and counts that are forgotten; return how many."""
+    deleted = await sessions.purge_sessions(session)
+    deleted += await session.run(PURGE_NETWORKS, used_before=utc_now() - KNOWN_NETWORK_LIFETIME)
+    return deleted + await purge_counts(session, settings)

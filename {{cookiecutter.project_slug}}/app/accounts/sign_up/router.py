@@ -1,0 +1,29 @@
+from fastapi import Depends, Request, Response
+
+from app.accounts.models import UserRecord
+from app.accounts.sign_up import service
+from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
+from app.accounts.users.schemas import UserCreate, UserRead
+from app.core.exceptions import problem_responses
+from app.core.routing import FeatureRouter
+from app.core.toolbox import ToolboxDep
+
+router = FeatureRouter(prefix="/users", tags=["users"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=UserRead,
+    responses={**problem_responses(403, 409, 429), 202: {"description": "See your mail.", "model": None}},
+    dependencies=[Depends(require_open_registration), Depends(limit_sign_ups)],
+)
+async def create_user(
+    data: UserCreate, tools: ToolboxDep, request: Request, response: Response
+) -> UserRecord | Response:
+    """Sign up. Where addresses have to be verified the answer is 202, whether or not there was an account before."""
+    user = await service.sign_up(tools, data)
+    if user is None:
+        return Response(status_code=202)
+    response.headers["Location"] = request.app.url_path_for("read_user", user_id=user.id)
+    return user

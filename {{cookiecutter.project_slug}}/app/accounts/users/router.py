@@ -1,0 +1,52 @@
+from app.accounts.dependencies import AdminUser, CurrentUser
+from app.accounts.models import UserRecord
+from app.accounts.users import service
+from app.accounts.users.dependencies import AnyUserDep, VisibleUserDep
+from app.accounts.users.schemas import UserAdminUpdate, UserRead, UserUpdate
+from app.core.database import SessionDep
+from app.core.exceptions import problem_responses
+from app.core.pagination import Page, PageDep, PageResult
+from app.core.routing import FeatureRouter
+from app.core.toolbox import ToolboxDep
+
+router = FeatureRouter(prefix="/users", tags=["users"])
+
+
+@router.get("/me", response_model=UserRead, responses=problem_responses(401, 403))
+async def read_me(user: CurrentUser) -> UserRecord:
+    return user
+
+
+@router.patch("/me", response_model=UserRead, responses=problem_responses(401, 403))
+async def update_me(data: UserUpdate, user: CurrentUser, tools: ToolboxDep) -> UserRecord:
+    return await service.update_user(tools, user, data, actor_id=user.id)
+
+
+@router.delete("/me", status_code=204, responses=problem_responses(401, 403, 409))
+async def delete_me(user: CurrentUser, tools: ToolboxDep) -> None:
+    """Delete the account and everything that belongs to it; the last administrator's stays."""
+    await service.delete_user(tools, user, actor_id=user.id)
+
+
+@router.get("", response_model=Page[UserRead], responses=problem_responses(401, 403))
+async def list_users(_admin: AdminUser, session: SessionDep, page: PageDep) -> PageResult[UserRecord]:
+    """List all accounts, the newest first. For administrators."""
+    return await service.list_users(session, page)
+
+
+@router.get("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404))
+async def read_user(user: VisibleUserDep) -> UserRecord:
+    """Read one's own account or, for administrators, any."""
+    return user
+
+
+@router.patch("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404, 409))
+async def update_user(data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, tools: ToolboxDep) -> UserRecord:
+    """Change any account; deactivating one ends its sessions. For administrators."""
+    return await service.update_user(tools, user, data, actor_id=admin.id)
+
+
+@router.delete("/{user_id}", status_code=204, responses=problem_responses(401, 403, 404, 409))
+async def delete_user(user: AnyUserDep, admin: AdminUser, tools: ToolboxDep) -> None:
+    """For administrators; the last of them stays."""
+    await service.delete_user(tools, user, actor_id=admin.id)

@@ -1,0 +1,131 @@
+from functools import cache
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+
+from app.accounts import one_time_tokens
+from app.accounts.emails import EmailKind
+from app.accounts.events import AccountEvent
+from app.accounts.models import User, UserRecord, UserSession
+from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
+from app.core.database import Session
+from app.core.exceptions import ConflictError, NotFoundError
+from app.core.models import utc_now
+from app.core.pagination import PageRequest, PageResult, paginate
+from app.core.passwords import refuse_weak_password
+from app.core.query import Command, Query, columns
+from app.core.schemas import dump_changes
+from app.core.toolbox import Toolbox
+from app.outbox import service as outbox_service
+
+NEWEST = "-created_at"
+
+
+COLUMNS = columns(UserRecord, User)
+
+USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
+USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
+# The other database understands it, too. Nothing comes back where the address is taken, and no transaction is spoilt.
+CREATE_USER = Query(insert(User).on_conflict_do_nothing(index_elements=[User.email]).returning(*COLUMNS), UserRecord)
+UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
+# What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
+# those go on who make a message: they hold the message, and need the user for the code in it.
+LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
+ACTIVE_ADMINS = Query(
+    select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
+)
+DELETE_USER = Command(delete(User).where(User.id == bindparam("user_id")))
+END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
+
+
+async def get_user(session: Session, user_id: UUID) -> UserRecord:
+    user = await session.fetch_one_or_none(USER_BY_ID, user_id=user_id)
+    if user is None:
+        raise NotFoundError("There is no such user.")
+    return user
+
+
+async def get_user_by_email(session: Session, email: str) -> UserRecord:
+    user = await session.fetch_one_or_none(USER_BY_EMAIL, user_email=email)
+    if user is None:
+        raise NotFoundError("There is no such user.")
+    return user
+
+
+async def list_users(session: Session, page: PageRequest) -> PageResult[UserRecord]:
+    query = _list_query(after_cursor=page.cursor is not None)
+    return page.build(await session.fetch_all(query, **page.parameters(NEWEST)), NEWEST)
+
+
+@cache
+def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
+    return paginate(select(*COLUMNS), UserRecord, User, descending=True, after_cursor=after_cursor)
+
+
+async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
+    """An administrator is made by an operator, who answers for the address."""
+    await refuse_weak_password(data.password.get_secret_value(), data.email, data.name)
+    password_hash = await tools.security.hash_password(data.password.get_secret_value())
+    user = await tools.session.fetch_one_or_none(
+        CREATE_USER,
+        email=data.email,
+        name=data.name,
+        password_hash=password_hash,
+        is_admin=is_admin,
+        email_verified_at=utc_now() if is_admin else None,
+    )
+    if user is None:
+        raise ConflictError("There is already an account with this e-mail address.")
+    await tools.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
+    return user
+
+
+async def update_user(
+    tools: Toolbox, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
+) -> UserRecord:
+    """A deactivated user's sessions end at once. Without an actor it is an operator, who may lock anybody out."""
+    changes = dump_changes(data)
+    if not changes:
+        return user
+    if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
+        await _keep_an_admin(tools.session, user)
+    if changes.get("email", user.email) != user.email:
+        changes["email_verified_at"] = None
+        await withdraw_email_change(tools.session, user.id)
+    try:
+        updated = await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
+    except IntegrityError as error:
+        raise ConflictError("There is already an account with this e-mail address.") from error
+    if updated is None:
+        raise NotFoundError("There is no such user.")
+    if updated.email != user.email:
+        await one_time_tokens.revoke_tokens(tools.session, user.id)
+    if not updated.is_active:
+        await tools.session.run(END_SESSIONS, user_id=user.id)
+    await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
+    return updated
+
+
+async def lock_user(session: Session, user_id: UUID) -> None:
+    """Come before what else of the account is changed: two that lock in different orders would wait for each other."""
+    await session.fetch_value(LOCK_USER, user_id=user_id)
+
+
+async def withdraw_email_change(session: Session, user_id: UUID) -> None:
+    """Before the address changes, which locks the user against who makes a message, too."""
+    await lock_user(session, user_id)
+    await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+
+
+async def _keep_an_admin(session: Session, user: UserRecord) -> None:
+    """Refuse to take the last administrator away; the lock makes two who remove each other take turns."""
+    if await session.fetch_all(ACTIVE_ADMINS) == [(user.id,)]:
+        raise ConflictError("This is the last administrator: make another one first.")
+
+
+async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
+    await _keep_an_admin(tools.session, user)
+    await tools.session.run(DELETE_USER, user_id=user.id)
+    await tools.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)
