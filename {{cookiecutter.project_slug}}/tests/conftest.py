@@ -64,7 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def time() -> float:
             return now[0]
 
-    monkeypatch.setattr("app.accounts.second_factor.service.time", Clock)
+    monkeypatch.setattr("app.accounts.second_factor.codes.time", Clock)
     monkeypatch.setattr("app.core.throttling.time", Clock)
     return now
 

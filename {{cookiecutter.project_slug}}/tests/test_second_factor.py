@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import SecondFactor
-from app.accounts.second_factor import service as second_factor
+from app.accounts.second_factor import codes
 from app.accounts.second_factor.service import reencrypt
 from app.application import create_app
 from app.core.config import Settings
@@ -92,12 +92,12 @@ async def test_no_code_works_twice_nor_one_before_it(
 async def test_recovery_codes_are_many_different_and_kindly_read(
     client: httpx2.AsyncClient, user: Account, clock: list[int]
 ) -> None:
-    _, codes = await enable(client, user)
+    _, recovery_codes = await enable(client, user)
 
-    assert len(set(codes)) == 10
-    assert all(len(code.replace("-", "")) == 16 for code in codes)
-    assert await sign_in(client, user, otp=codes[0].lower()) == ""
-    assert await sign_in(client, user, otp=codes[1].replace("-", " ")) == ""
+    assert len(set(recovery_codes)) == 10
+    assert all(len(code.replace("-", "")) == 16 for code in recovery_codes)
+    assert await sign_in(client, user, otp=recovery_codes[0].lower()) == ""
+    assert await sign_in(client, user, otp=recovery_codes[1].replace("-", " ")) == ""
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ async def test_codes_of_one_account_are_nothing_for_another(
 ) -> None:
     other = await create_account(client)
     await enable(client, user)
-    secret, codes = await enable(client, other)
+    secret, recovery_codes = await enable(client, other)
     clock[0] += 30
 
-    assert await sign_in(client, user, otp=codes[0]) == "invalid_grant"
+    assert await sign_in(client, user, otp=recovery_codes[0]) == "invalid_grant"
     assert await sign_in(client, user, otp=show_code(secret, clock[0])) == "invalid_grant"
 
 
@@ -165,14 +165,18 @@ async def test_it_is_changed_with_the_password_alone(
 ) -> None:
     wrong = {"current_password": "not the password"}
     refused_to_begin = await client.post(PATH, json=wrong, headers=user.headers)
-    await enable(client, user)
+    _, recovery_codes = await enable(client, user)
 
     refused = await client.post(f"{PATH}/disable", json=wrong, headers=user.headers)
-    again = await client.post(PATH, json=PROOF, headers=user.headers)
+    without = await client.post(f"{PATH}/disable", json=PROOF, headers=user.headers)
+    wrongly = await client.post(f"{PATH}/disable", json={**PROOF, "otp": "000000"}, headers=user.headers)
+    again = await client.post(PATH, json={**PROOF, "otp": recovery_codes[0]}, headers=user.headers)
     asked = await sign_in(client, user)
-    disabled = await client.post(f"{PATH}/disable", json=PROOF, headers=user.headers)
+    disabled = await client.post(f"{PATH}/disable", json={**PROOF, "otp": recovery_codes[1]}, headers=user.headers)
 
-    assert (refused_to_begin.status_code, refused.status_code, again.status_code) == (422, 422, 409)
+    refusals = (refused_to_begin, refused, without, wrongly)
+    assert [each.status_code for each in refusals] == [422] * 4
+    assert again.status_code == 409
     assert asked == "mfa_required"
     assert disabled.status_code == 204
     assert await sign_in(client, user) == ""
@@ -206,9 +210,9 @@ async def test_what_is_not_on_cannot_be_switched_off(
 async def test_of_many_that_begin_at_once_one_secret_is_there(
     live_url: str, monkeypatch: pytest.MonkeyPatch, clock: list[int]
 ) -> None:
-    find_factor = second_factor.find_factor
+    find_factor = codes.find_factor
 
-    async def find_slowly(session: Session, user_id: UUID) -> second_factor.FactorRecord | None:
+    async def find_slowly(session: Session, user_id: UUID) -> codes.FactorRecord | None:
         factor = await find_factor(session, user_id)
         await asyncio.sleep(0.2)
         return factor
@@ -218,8 +222,8 @@ async def test_of_many_that_begin_at_once_one_secret_is_there(
         monkeypatch.setattr("app.accounts.second_factor.service.find_factor", find_slowly)
         begun = await asyncio.gather(*(client.post(PATH, json=PROOF, headers=user.headers) for _ in range(3)))
         secrets = [each.json()["secret"] for each in begun if each.status_code == 200]
-        codes = [{"code": show_code(secret)} for secret in secrets]
-        confirmed = [await client.post(f"{PATH}/confirm", json=code, headers=user.headers) for code in codes]
+        proofs = [{"code": show_code(secret)} for secret in secrets]
+        confirmed = [await client.post(f"{PATH}/confirm", json=proof, headers=user.headers) for proof in proofs]
 
     assert {each.status_code for each in begun} <= {200, 409}
     assert [each.status_code for each in confirmed].count(200) == 1
@@ -229,19 +233,19 @@ async def test_of_many_that_begin_at_once_one_secret_is_there(
 async def test_to_begin_anew_never_undoes_a_confirmation(
     live_url: str, monkeypatch: pytest.MonkeyPatch, clock: list[int], moment: str
 ) -> None:
-    find_factor, use_totp = second_factor.find_factor, second_factor._use_totp
+    find_factor, use_totp = codes.find_factor, codes.use_totp
     others: list[asyncio.Task[httpx2.Response]] = []
 
     async def meet(path: str, body: dict[str, str]) -> None:
         others.append(asyncio.create_task(client.post(path, json=body, headers=user.headers)))
         await asyncio.wait(others, timeout=1)
 
-    async def find_slowly(session: Session, user_id: UUID) -> second_factor.FactorRecord | None:
+    async def find_slowly(session: Session, user_id: UUID) -> codes.FactorRecord | None:
         factor = await find_factor(session, user_id)
         await meet(f"{PATH}/confirm", code)
         return factor
 
-    async def use_slowly(tools: Toolbox, user_id: UUID, factor: second_factor.FactorRecord, code: str) -> bool:
+    async def use_slowly(tools: Toolbox, user_id: UUID, factor: codes.FactorRecord, code: str) -> bool:
         await meet(PATH, PROOF)
         return await use_totp(tools, user_id, factor, code)
 
@@ -255,7 +259,7 @@ async def test_to_begin_anew_never_undoes_a_confirmation(
                 again = await client.post(PATH, json=PROOF, headers=user.headers)
                 (confirmed,) = await asyncio.gather(*others)
             else:
-                patch.setattr("app.accounts.second_factor.service._use_totp", use_slowly)
+                patch.setattr("app.accounts.second_factor.service.use_totp", use_slowly)
                 confirmed = await client.post(f"{PATH}/confirm", json=code, headers=user.headers)
                 (again,) = await asyncio.gather(*others)
         asked = await sign_in(client, user)
@@ -279,13 +283,13 @@ async def test_the_uri_is_what_authenticators_read(client: httpx2.AsyncClient, u
 async def test_a_copy_of_the_database_holds_no_secret(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, clock: list[int]
 ) -> None:
-    secret, codes = await enable(client, user)
+    secret, recovery_codes = await enable(client, user)
 
     stored = await connection.scalar(select(SecondFactor.secret))
     hashes = (await connection.scalars(text("SELECT code_hash FROM recovery_codes"))).all()
 
     assert secret not in str(stored)
-    assert not {code.replace("-", "") for code in codes} & set(hashes)
+    assert not {code.replace("-", "") for code in recovery_codes} & set(hashes)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from app.accounts.passwords import service as passwords_service
+from app.accounts.queries import get_user_by_email
 from app.accounts.second_factor import service as second_factor
 from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
@@ -50,7 +51,7 @@ def set_password(context: typer.Context, email: EmailArgument, password_stdin: P
 
 async def set_user_password(settings: Settings, email: str, password: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await users_service.get_user_by_email(tools.session, as_stored(email))
+        user = await get_user_by_email(tools.session, as_stored(email))
         await passwords_service.set_password(tools, user, password)
 
 
@@ -63,7 +64,7 @@ def deactivate(context: typer.Context, email: EmailArgument) -> None:
 
 async def deactivate_user(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await users_service.get_user_by_email(tools.session, as_stored(email))
+        user = await get_user_by_email(tools.session, as_stored(email))
         await users_service.update_user(tools, user, UserAdminUpdate(is_active=False))
 
 
@@ -88,5 +89,5 @@ def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
 
 async def remove_second_factor(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await users_service.get_user_by_email(tools.session, as_stored(email))
+        user = await get_user_by_email(tools.session, as_stored(email))
         await second_factor.remove(tools, user.id)

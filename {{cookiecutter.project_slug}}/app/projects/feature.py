@@ -2,7 +2,7 @@ from datetime import date
 from decimal import Decimal
 
 from app.accounts.feature import DEMO_EMAIL
-from app.accounts.users import service as users_service
+from app.accounts.queries import get_user_by_email
 from app.core.features import Feature
 from app.core.toolbox import Toolbox
 from app.projects import service
@@ -20,7 +20,7 @@ EXPENSES = (
 
 
 async def load_sample_data(tools: Toolbox) -> None:
-    owner = await users_service.get_user_by_email(tools.session, DEMO_EMAIL)
+    owner = await get_user_by_email(tools.session, DEMO_EMAIL)
     project = await service.create_project(tools.session, owner.id, PROJECT)
     for expense in EXPENSES:
         await service.create_expense(tools.session, project, expense)

@@ -1,5 +1,5 @@
 from app.accounts.feature import DEMO_EMAIL
-from app.accounts.users import service as users_service
+from app.accounts.queries import get_user_by_email
 from app.core.features import Feature
 from app.core.toolbox import Toolbox
 from app.todos import service
@@ -14,7 +14,7 @@ SAMPLES = (
 
 
 async def load_sample_data(tools: Toolbox) -> None:
-    owner = await users_service.get_user_by_email(tools.session, DEMO_EMAIL)
+    owner = await get_user_by_email(tools.session, DEMO_EMAIL)
     for sample in SAMPLES:
         await service.create_todo(tools.session, owner.id, sample)
 

@@ -68,10 +68,10 @@ async def show_email_form(visit: VisitDep, _person: PersonDep, _mail: MailDep) -
 
 @router.post("/email")
 async def change_own_email(
-    visit: VisitDep, person: PersonDep, _mail: MailDep, fields: FieldsDep, tools: ToolboxDep
+    visit: VisitDep, caller: CallerDep, _mail: MailDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
     with shown_again(visit, EMAIL, fields):
-        await recovery_service.request_email_change(tools, person, read_fields(EmailChange, fields))
+        await recovery_service.request_email_change(tools, caller, read_fields(EmailChange, fields))
     return visit.go("/account", "flash.see_your_mail")
 
 

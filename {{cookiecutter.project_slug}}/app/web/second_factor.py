@@ -3,13 +3,13 @@
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from app.accounts.passwords.schemas import PasswordConfirmation
 from app.accounts.second_factor import service as second_factor
-from app.accounts.second_factor.schemas import SecondFactorCode
+from app.accounts.second_factor.codes import find_factor
+from app.accounts.second_factor.schemas import PasswordConfirmation, SecondFactorCode
 from app.core.database import SessionDep
 from app.core.toolbox import ToolboxDep
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
-from app.web.visits import PersonDep, VisitDep
+from app.web.visits import CallerDep, PersonDep, VisitDep
 
 OVERVIEW, CONFIRM = "templates/second_factor.html", "templates/confirm_second_factor.html"
 CODES = "templates/recovery_codes.html"
@@ -19,14 +19,14 @@ router = APIRouter(prefix="/second-factor")
 
 @router.get("")
 async def show_second_factor(visit: VisitDep, person: PersonDep, session: SessionDep) -> Response:
-    is_on = await second_factor.find_factor(session, person.id) is not None
+    is_on = await find_factor(session, person.id) is not None
     return show_form(visit, OVERVIEW, is_on=is_on)
 
 
 @router.post("/begin")
-async def begin_own_second_factor(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def begin_own_second_factor(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, OVERVIEW, fields, is_on=False):
-        begun = await second_factor.begin(tools, person, read_fields(PasswordConfirmation, fields))
+        begun = await second_factor.begin(tools, caller, read_fields(PasswordConfirmation, fields))
     return show_form(visit, CONFIRM, secret=begun.secret)
 
 
@@ -43,8 +43,8 @@ async def confirm_own_second_factor(
 
 @router.post("/disable")
 async def disable_own_second_factor(
-    visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep
+    visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
     with shown_again(visit, OVERVIEW, fields, is_on=True):
-        await second_factor.disable(tools, person, read_fields(PasswordConfirmation, fields))
+        await second_factor.disable(tools, caller, read_fields(PasswordConfirmation, fields))
     return visit.go("/account", "flash.second_factor_off")

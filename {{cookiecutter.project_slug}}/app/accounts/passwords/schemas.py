@@ -1,12 +1,6 @@
-from pydantic import SecretStr
-
-from app.core.schemas import Input, NewPassword
-
-
-class PasswordConfirmation(Input):
-    current_password: SecretStr
+from app.accounts.second_factor.schemas import PasswordConfirmation
+from app.core.schemas import NewPassword
 
 
-class PasswordChange(Input):
-    current_password: SecretStr
+class PasswordChange(PasswordConfirmation):
     new_password: NewPassword

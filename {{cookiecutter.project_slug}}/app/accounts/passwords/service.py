@@ -1,4 +1,3 @@
-from pydantic import SecretStr
 from sqlalchemy import bindparam, delete, select, update
 
 from app.accounts import one_time_tokens
@@ -6,16 +5,14 @@ from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.accounts.passwords.schemas import PasswordChange
-from app.accounts.users.service import END_SESSIONS, UPDATE_USER
-from app.core.database import release_connection
-from app.core.exceptions import ConflictError, UnprocessableError
+from app.accounts.queries import END_SESSIONS, UPDATE_USER
+from app.accounts.second_factor.confirmation import confirm_identity
+from app.core.exceptions import ConflictError
 from app.core.passwords import refuse_weak_password
 from app.core.query import Command, Query
-from app.core.throttling import AttemptCounter
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
-PASSWORD_HASH = Query(select(User.password_hash).where(User.id == bindparam("user_id")))
 # Only while the password is still the one that was verified: two changes at once have one winner.
 REPLACE_PASSWORD = Query(
     update(User)
@@ -36,31 +33,10 @@ END_OTHER_SESSIONS = Command(
 )
 
 
-async def confirm_password(tools: Toolbox, user: UserRecord, password: SecretStr) -> str:
-    """Return the hash of the right password. A stolen token is no way to guess it: attempts are counted.
-
-    Raises UnprocessableError.
-    """
-    password_hash = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
-    await release_connection(tools.session)
-    free = tools.settings.throttle_account_attempts
-    counter = AttemptCounter("password of account", str(user.id), free, is_decided=True)
-    await tools.throttle.count(counter)
-    check = await tools.security.check_password(password.get_secret_value(), password_hash)
-    if password_hash is None or not check.is_correct:
-        await tools.throttle.decide(tools.session, counter)
-        await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
-        raise UnprocessableError("The current password is not right.", keeps_changes=True)
-    await tools.throttle.forget(tools.session, counter)
-    # Committed here: if the request fails for another reason, the right password does not count as an attempt.
-    await release_connection(tools.session)
-    return password_hash
-
-
 async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) -> None:
     """End every other session; the caller's own stays."""
     user = caller.user
-    password_hash = await confirm_password(tools, user, data.current_password)
+    password_hash = await confirm_identity(tools, caller, data)
     await refuse_weak_password(data.new_password.get_secret_value(), user.email, user.name)
     new_hash = await tools.security.hash_password(data.new_password.get_secret_value())
     replaced = await tools.session.fetch_value(

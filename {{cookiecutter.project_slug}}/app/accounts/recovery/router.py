@@ -5,7 +5,7 @@ Whoever asks for a message gets the same answer in the same time, for the addres
 
 from fastapi import Response
 
-from app.accounts.dependencies import CurrentUser
+from app.accounts.dependencies import CurrentCaller
 from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service
 from app.accounts.recovery.dependencies import limit_codes
@@ -64,6 +64,6 @@ async def reset_password(data: PasswordReset, tools: ToolboxDep) -> None:
     response_class=Response,
     responses=problem_responses(401, 403, 409, 429),
 )
-async def change_email(data: EmailChange, user: CurrentUser, _mail: MailDep, tools: ToolboxDep) -> None:
+async def change_email(data: EmailChange, caller: CurrentCaller, _mail: MailDep, tools: ToolboxDep) -> None:
     """Ask for another address; it is the account's once the code that is sent there has come back."""
-    await service.request_email_change(tools, user, data)
+    await service.request_email_change(tools, caller, data)

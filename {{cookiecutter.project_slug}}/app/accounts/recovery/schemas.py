@@ -1,7 +1,8 @@
 from typing import Annotated
 
-from pydantic import SecretStr, StringConstraints
+from pydantic import StringConstraints
 
+from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.schemas import MAX_CODE_LENGTH, Email, Input, NewPassword
 
 
@@ -18,6 +19,5 @@ class PasswordReset(EmailToken):
     new_password: NewPassword
 
 
-class EmailChange(Input):
+class EmailChange(PasswordConfirmation):
     new_email: Email
-    current_password: SecretStr

@@ -5,10 +5,11 @@ from sqlalchemy.exc import IntegrityError
 from app.accounts import one_time_tokens
 from app.accounts.emails import EmailKind, Purpose, limit_messages
 from app.accounts.events import AccountEvent
-from app.accounts.models import UserRecord
-from app.accounts.passwords.service import HOLD_PASSWORD, confirm_password, settle_password
+from app.accounts.models import Caller
+from app.accounts.passwords.service import HOLD_PASSWORD, settle_password
+from app.accounts.queries import END_SESSIONS, UPDATE_USER, get_user, withdraw_email_change
 from app.accounts.recovery.schemas import EmailChange
-from app.accounts.users.service import END_SESSIONS, UPDATE_USER, get_user, withdraw_email_change
+from app.accounts.second_factor.confirmation import confirm_identity
 from app.core.database import release_connection
 from app.core.exceptions import ConflictError
 from app.core.models import utc_now
@@ -34,9 +35,10 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     await tools.audit.record(AccountEvent.PASSWORD_RESET, user.id)
 
 
-async def request_email_change(tools: Toolbox, user: UserRecord, data: EmailChange) -> None:
+async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange) -> None:
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
-    password_hash = await confirm_password(tools, user, data.current_password)
+    user = caller.user
+    password_hash = await confirm_identity(tools, caller, data)
     await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email)
     if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
         raise ConflictError("The password was changed at the same time.")

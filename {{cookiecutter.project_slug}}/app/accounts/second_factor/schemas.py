@@ -1,7 +1,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from app.core.schemas import MAX_CODE_LENGTH, Input, normalize_code
 
@@ -15,6 +15,13 @@ def _read_totp_code(typed: str) -> str:
     if not TOTP_CODE.fullmatch(code):
         raise ValueError(f"must be the {DIGITS}-digit code from the authenticator app")
     return code
+
+
+class PasswordConfirmation(Input):
+    """That it is the owner: the password and, where the account has a second factor, a code of it."""
+
+    current_password: SecretStr
+    otp: Annotated[str, Field(max_length=MAX_CODE_LENGTH), AfterValidator(normalize_code)] | None = None
 
 
 class SecondFactorSecret(BaseModel):

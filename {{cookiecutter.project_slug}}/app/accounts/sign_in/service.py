@@ -9,9 +9,9 @@ from sqlalchemy.exc import IntegrityError
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import KnownNetwork, RefreshToken, User
-from app.accounts.passwords.service import PASSWORD_HASH
 from app.accounts.scopes import SCOPES, format_scope, list_allowed, parse_scope
-from app.accounts.second_factor import service as second_factor
+from app.accounts.second_factor import codes
+from app.accounts.second_factor.confirmation import PASSWORD_HASH
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
 from app.accounts.sign_in.schemas import TokenForm, TokenRead
@@ -214,14 +214,14 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
 
 
 async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, otp: str | None) -> None:
-    factor = await second_factor.find_factor(tools.session, user.id)
+    factor = await codes.find_factor(tools.session, user.id)
     if factor is None:
         return
     if not otp:
         for counter in attempt.taken:
             await tools.throttle.give_back(tools.session, counter)
         raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
-    if not await second_factor.use_code(tools, user.id, factor, otp):
+    if not await codes.use_code(tools, user.id, factor, otp):
         raise await _refuse(tools, user, attempt, "second factor")
 
 
@@ -234,7 +234,7 @@ async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attem
     # Counted by fail2ban. Without what was typed as the address: it may be the password.
     logger.warning("sign-in failed", client=tools.origin.address)
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
-    detail = _wrong_password(tools) if reason == "password" else second_factor.WRONG_CODE
+    detail = _wrong_password(tools) if reason == "password" else codes.WRONG_CODE
     return OAuthError("invalid_grant", detail, keeps_changes=True)
 
 

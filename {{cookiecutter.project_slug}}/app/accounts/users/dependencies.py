@@ -5,13 +5,13 @@ from fastapi import Depends
 
 from app.accounts.dependencies import AdminUser, ClaimsDep, CurrentUser, require_admin, require_scopes
 from app.accounts.models import UserRecord
+from app.accounts.queries import get_user
 from app.accounts.scopes import Scope
-from app.accounts.users import service
 from app.core.database import SessionDep
 
 
 async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) -> UserRecord:
-    return await service.get_user(session, user_id)
+    return await get_user(session, user_id)
 
 
 async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser, session: SessionDep) -> UserRecord:
@@ -20,7 +20,7 @@ async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser
         return caller
     require_admin(caller)
     require_scopes(claims, Scope.ADMIN)
-    return await service.get_user(session, user_id)
+    return await get_user(session, user_id)
 
 
 AnyUserDep = Annotated[UserRecord, Depends(get_any_user)]

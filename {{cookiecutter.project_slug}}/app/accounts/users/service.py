@@ -1,57 +1,33 @@
 from functools import cache
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
-from app.accounts.models import User, UserRecord, UserSession
+from app.accounts.models import User, UserRecord
+from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_email_change
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.database import Session
 from app.core.exceptions import ConflictError, NotFoundError
 from app.core.models import utc_now
 from app.core.pagination import PageRequest, PageResult, paginate
 from app.core.passwords import refuse_weak_password
-from app.core.query import Command, Query, columns
+from app.core.query import Command, Query
 from app.core.schemas import dump_changes
 from app.core.toolbox import Toolbox
-from app.outbox import service as outbox_service
 
 NEWEST = "-created_at"
 
 
-COLUMNS = columns(UserRecord, User)
-
-USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
-USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
 # The other database understands it, too. Nothing comes back where the address is taken, and no transaction is spoilt.
 CREATE_USER = Query(insert(User).on_conflict_do_nothing(index_elements=[User.email]).returning(*COLUMNS), UserRecord)
-UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
-# What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
-# those go on who make a message: they hold the message, and need the user for the code in it.
-LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
 ACTIVE_ADMINS = Query(
     select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
 )
 DELETE_USER = Command(delete(User).where(User.id == bindparam("user_id")))
-END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
-
-
-async def get_user(session: Session, user_id: UUID) -> UserRecord:
-    user = await session.fetch_one_or_none(USER_BY_ID, user_id=user_id)
-    if user is None:
-        raise NotFoundError("There is no such user.")
-    return user
-
-
-async def get_user_by_email(session: Session, email: str) -> UserRecord:
-    user = await session.fetch_one_or_none(USER_BY_EMAIL, user_email=email)
-    if user is None:
-        raise NotFoundError("There is no such user.")
-    return user
 
 
 async def list_users(session: Session, page: PageRequest) -> PageResult[UserRecord]:
@@ -106,17 +82,6 @@ async def update_user(
         await tools.session.run(END_SESSIONS, user_id=user.id)
     await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
     return updated
-
-
-async def lock_user(session: Session, user_id: UUID) -> None:
-    """Come before what else of the account is changed: two that lock in different orders would wait for each other."""
-    await session.fetch_value(LOCK_USER, user_id=user_id)
-
-
-async def withdraw_email_change(session: Session, user_id: UUID) -> None:
-    """Before the address changes, which locks the user against who makes a message, too."""
-    await lock_user(session, user_id)
-    await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
 
 
 async def _keep_an_admin(session: Session, user: UserRecord) -> None:

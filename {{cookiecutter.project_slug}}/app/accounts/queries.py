@@ -1,0 +1,47 @@
+"""What several subjects of accounts ask and change."""
+
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, select, update
+
+from app.accounts.emails import EmailKind
+from app.accounts.models import User, UserRecord, UserSession
+from app.core.database import Session
+from app.core.exceptions import NotFoundError
+from app.core.query import Command, Query, columns
+from app.outbox import service as outbox_service
+
+COLUMNS = columns(UserRecord, User)
+
+USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
+USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
+UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
+# What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
+# those go on who make a message: they hold the message, and need the user for the code in it.
+LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
+END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
+
+
+async def get_user(session: Session, user_id: UUID) -> UserRecord:
+    user = await session.fetch_one_or_none(USER_BY_ID, user_id=user_id)
+    if user is None:
+        raise NotFoundError("There is no such user.")
+    return user
+
+
+async def get_user_by_email(session: Session, email: str) -> UserRecord:
+    user = await session.fetch_one_or_none(USER_BY_EMAIL, user_email=email)
+    if user is None:
+        raise NotFoundError("There is no such user.")
+    return user
+
+
+async def lock_user(session: Session, user_id: UUID) -> None:
+    """Come before what else of the account is changed: two that lock in different orders would wait for each other."""
+    await session.fetch_value(LOCK_USER, user_id=user_id)
+
+
+async def withdraw_email_change(session: Session, user_id: UUID) -> None:
+    """Before the address changes, which locks the user against who makes a message, too."""
+    await lock_user(session, user_id)
+    await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
