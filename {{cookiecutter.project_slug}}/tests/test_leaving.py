@@ -55,7 +55,8 @@ def test_replaced_workers_reset_no_connection(empty_url: str, command: Sequence[
 
         outcomes = sum((submitted.result() for submitted in loads), Counter[object]())
         assert outcomes == {200: 2 * REQUESTS, 405: 2 * REQUESTS}
-        assert server.count_started() > 4
+        # Of two. Workers look at their limit ten times a second: a busy machine serves many requests between.
+        assert server.count_started() > 2
 
 
 def load(server: Server, *, is_kept: bool) -> Counter[object]:
