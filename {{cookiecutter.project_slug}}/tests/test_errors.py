@@ -212,7 +212,7 @@ async def test_an_unhandled_error_is_logged_with_the_requests_id(app: FastAPI, l
 
     assert_problem(response, 500)
     assert "the inside" not in response.text
-    assert response.json()["request_id"] == "request-0123"
+    assert response.json()["request_id"] == "client-request-0123"
     assert "the inside" in logs.getvalue()
 
 

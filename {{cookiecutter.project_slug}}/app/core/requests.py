@@ -11,7 +11,9 @@ from app.core.config import Settings
 
 # Asked every few seconds by machines.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
-REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,128}")
+CLIENT_PREFIX = "client-"
+# With the prefix it fits into the 128 characters of an audit event.
+REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,121}")
 MAX_DEVICE_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"
 
@@ -71,5 +73,6 @@ def is_request_id(value: str) -> bool:
     return REQUEST_ID.fullmatch(value) is not None
 
 
-def make_request_id() -> str:
-    return uuid4().hex
+def mark_request_id(chosen: str) -> str:
+    """Return a new id, or the client's with a prefix: no client can pass its own off as one of ours."""
+    return f"{CLIENT_PREFIX}{chosen}" if chosen else uuid4().hex
