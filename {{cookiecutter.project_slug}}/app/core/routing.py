@@ -5,12 +5,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
 from starlette.types import Scope
 
 from app.core.exceptions import UnsupportedMediaTypeError
+from app.core.forms import read_form
 from app.core.protocol import read_media_type, require_utf8
 from app.core.requests import FORM
 from app.core.uploads import UploadField
@@ -42,10 +44,17 @@ class FeatureRoute(APIRoute):
             self.max_body_size = upload.max_body_bytes
             self.app = RequestBodyLimitMiddleware(self.app, upload.max_body_bytes)
 
+    @property
+    def _scheme(self) -> Authenticator | None:
+        return _find(Authenticator, self.dependant)  # type: ignore[type-abstract]  # mypy rejects a protocol as type[T]; only isinstance uses it
+
+    def check_form(self, form: FormData) -> None:
+        """Raise an AppError to refuse a form before its fields are validated."""
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         # FastAPI reads the body before it runs any dependency.
-        scheme = _find(Authenticator, self.dependant)  # type: ignore[type-abstract]  # mypy rejects a protocol as type[T]; only isinstance uses it
+        scheme = self._scheme
         takes_body = self.body_field is not None
         takes_form = self.body_field is not None and isinstance(self.body_field.field_info, Form)
 
@@ -53,9 +62,11 @@ class FeatureRoute(APIRoute):
             # Skipped when a test overrides any dependency.
             if scheme is not None and not request.app.dependency_overrides:
                 await scheme.authenticate(request)
-            require_utf8(request.scope["query_string"], "query")
+            require_utf8(request.scope["query_string"])
             if takes_body:
                 require_media_type(request, takes_form=takes_form)
+            if takes_form:
+                self.check_form(await read_form(request))
             try:
                 return await handle(request)
             except HTTPException as error:

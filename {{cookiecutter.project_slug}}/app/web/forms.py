@@ -8,17 +8,16 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
 from app.core.database import SAFE_METHODS
 from app.core.exceptions import (
     AppError,
     ForbiddenError,
-    UnprocessableError,
     UnsupportedMediaTypeError,
     field_problems,
 )
-from app.core.protocol import read_media_type, require_utf8
+from app.core.forms import read_form
+from app.core.protocol import MAX_FORM_BYTES, read_media_type, require_utf8
 from app.core.requests import FORM
 from app.web.visits import Visit, VisitDep
 
@@ -54,16 +53,13 @@ class InvalidFormError(AppError):
 
 async def get_sent_fields(request: Request) -> Fields:
     """Read what was sent, from our own site as far as browsers tell."""
-    require_utf8(request.scope["query_string"], "query")
+    require_utf8(request.scope["query_string"])
     if request.method in SAFE_METHODS:
         return {}
     _refuse_other_sites(request)
     if read_media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
-    try:
-        form = await request.form()
-    except ClientDisconnect as error:
-        raise UnprocessableError("The form did not arrive as a whole.") from error
+    form = await read_form(request, MAX_FORM_BYTES)
     return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
 
 
