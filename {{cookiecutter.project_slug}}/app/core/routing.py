@@ -11,10 +11,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.core.exceptions import UnsupportedMediaTypeError
+from app.core.database import SAFE_METHODS
+from app.core.exceptions import ForbiddenError, UnsupportedMediaTypeError
 from app.core.forms import read_form
 from app.core.protocol import read_media_type, require_utf8
-from app.core.requests import FORM
+from app.core.requests import FORM, comes_from_other_site
 from app.core.uploads import UploadField
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -33,6 +34,8 @@ class FeatureRoute(APIRoute):
     """Authenticates first, and refuses a body of another kind than it takes.
 
     A guest is told 401 and nothing else. A form that a foreign page posts is never read as JSON.
+    A route without authentication changes nothing for pages of other sites but those of CORS_ORIGINS: a browser sends
+    their forms without asking, and the attempts would count against whoever looks at the page.
     A route with an upload gets its body limit and its place in the OpenAPI document.
     """
 
@@ -55,10 +58,13 @@ class FeatureRoute(APIRoute):
         handle = super().get_route_handler()
         # FastAPI reads the body before it runs any dependency.
         scheme = self._scheme
+        is_for_guests = scheme is None and not SAFE_METHODS.issuperset(self.methods or ())
         takes_body = self.body_field is not None
         takes_form = self.body_field is not None and isinstance(self.body_field.field_info, Form)
 
         async def handle_in_order(request: Request) -> Response:
+            if is_for_guests and comes_from_other_site(request, request.state.settings.cors_origins):
+                raise ForbiddenError("The request comes from a page of another site: list the site in CORS_ORIGINS.")
             # Skipped when a test overrides any dependency.
             if scheme is not None and not request.app.dependency_overrides:
                 await scheme.authenticate(request)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
@@ -18,12 +17,10 @@ from app.core.exceptions import (
 )
 from app.core.forms import read_form
 from app.core.protocol import MAX_FORM_BYTES, read_media_type, require_utf8
-from app.core.requests import FORM
+from app.core.requests import FORM, comes_from_other_site
 from app.web.visits import Visit, VisitDep
 
 CSRF_FIELD = "csrf_token"
-# "none" is a person who repeats the request by hand.
-OWN_SITES = frozenset({"same-origin", "none"})
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Fields = dict[str, str]
@@ -56,7 +53,8 @@ async def get_sent_fields(request: Request) -> Fields:
     require_utf8(request.scope["query_string"])
     if request.method in SAFE_METHODS:
         return {}
-    _refuse_other_sites(request)
+    if comes_from_other_site(request):
+        raise ForbiddenError("The form comes from another site.")
     if read_media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
     form = await read_form(request, MAX_FORM_BYTES)
@@ -78,24 +76,6 @@ async def get_fields(request: Request, sent: SentFieldsDep, visit: VisitDep) -> 
 
 
 FieldsDep = Annotated[Fields, Depends(get_fields)]
-
-
-def _refuse_other_sites(request: Request) -> None:
-    """Browsers say where a form comes from; the token decides where they do not."""
-    site = request.headers.get("sec-fetch-site")
-    origin = request.headers.get("origin")
-    # The host without the port, which a proxy may not hand on.
-    is_own_host = origin is None or _host_of(origin) == request.url.hostname
-    if not (is_own_host if site is None else site in OWN_SITES):
-        raise ForbiddenError("The form comes from another site.")
-
-
-def _host_of(origin: str) -> str:
-    """Return the host of an Origin header; of what is no origin, such as `null`, what equals no host."""
-    try:
-        return urlsplit(origin).hostname or ""
-    except ValueError:
-        return ""
 
 
 def read_fields(model: type[ModelT], fields: Fields) -> ModelT:
