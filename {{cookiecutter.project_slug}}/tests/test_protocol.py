@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import iter_route_contexts
 from prometheus_client import REGISTRY
@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.accounts.dependencies import CurrentCaller
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
@@ -324,6 +325,36 @@ async def test_authentication_comes_first_on_every_route(
                 assert answer.headers["www-authenticate"].startswith("Bearer")
                 checked += 1
     assert checked > 0
+
+
+async def test_no_cache_stores_what_is_for_a_caller(app: FastAPI, client: httpx2.AsyncClient, admin: Account) -> None:
+    router = FeatureRouter(prefix="/tested-public")
+    router.add_api_route("", lambda: "public")
+    app.include_router(router)
+    for method, path in list_protected(app):
+        for caller in ({}, admin.headers):
+            target = fill_path(path, defaultdict(lambda: str(uuid4())))
+            # It would end the session.
+            if (method, path, bool(caller)) == ("DELETE", f"{USERS}/me", True):
+                continue
+            answer = await client.request(method, target, headers=caller)
+            assert answer.headers.get("cache-control") == "no-store", f"{method} {path} {answer.status_code}"
+
+    assert "cache-control" not in (await client.get("/tested-public")).headers
+
+
+async def test_a_route_may_say_what_caches_do(app: FastAPI, client: httpx2.AsyncClient, user: Account) -> None:
+    router = FeatureRouter(prefix="/tested-own")
+
+    @router.get("")
+    async def read_own(_caller: CurrentCaller, response: Response) -> None:
+        response.headers["Cache-Control"] = "private, max-age=60"
+
+    app.include_router(router)
+
+    answer = await client.get("/tested-own", headers=user.headers)
+
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "private, max-age=60")
 
 
 NONSENSE = [

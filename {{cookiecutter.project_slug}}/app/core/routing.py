@@ -5,11 +5,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.database import SAFE_METHODS
 from app.core.exceptions import ForbiddenError, UnsupportedMediaTypeError
@@ -36,6 +36,7 @@ class FeatureRoute(APIRoute):
     A guest is told 401 and nothing else. A form that a foreign page posts is never read as JSON.
     A route without authentication changes nothing for pages of other sites but those of CORS_ORIGINS: a browser sends
     their forms without asking, and the attempts would count against whoever looks at the page.
+    No cache stores the answers of a route with authentication, unless the route says otherwise.
     A route with an upload gets its body limit and its place in the OpenAPI document.
     """
 
@@ -46,6 +47,8 @@ class FeatureRoute(APIRoute):
             self.openapi_extra = {"requestBody": upload.request_body, **(self.openapi_extra or {})}
             self.max_body_size = upload.max_body_bytes
             self.app = RequestBodyLimitMiddleware(self.app, upload.max_body_bytes)
+        if self._scheme is not None:
+            self.app = _forbid_storing(self.app)
 
     @property
     def _scheme(self) -> Authenticator | None:
@@ -91,6 +94,18 @@ def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
         return dependant.call
     found = (_find(kind, each) for each in dependant.dependencies)
     return next((each for each in found if each is not None), None)
+
+
+def _forbid_storing(app: ASGIApp) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_private(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await app(scope, receive, send_private)
+
+    return answer
 
 
 def require_media_type(request: Request, *, takes_form: bool) -> None:
