@@ -9,7 +9,7 @@ from starlette.datastructures import FormData, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.core.database import SAFE_METHODS
 from app.core.exceptions import ForbiddenError, UnsupportedMediaTypeError
@@ -47,12 +47,10 @@ class FeatureRoute(APIRoute):
             self.openapi_extra = {"requestBody": upload.request_body, **(self.openapi_extra or {})}
             self.max_body_size = upload.max_body_bytes
             self.app = RequestBodyLimitMiddleware(self.app, upload.max_body_bytes)
-        if self._scheme is not None:
-            self.app = _forbid_storing(self.app)
+        self._is_for_callers = _find_scheme(self.dependant) is not None
 
-    @property
-    def _scheme(self) -> Authenticator | None:
-        return _find(Authenticator, self.dependant)  # type: ignore[type-abstract]  # mypy rejects a protocol as type[T]; only isinstance uses it
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().handle(scope, receive, _forbid_storing(send) if self._is_for_callers else send)
 
     def check_form(self, form: FormData) -> None:
         """Raise an AppError to refuse a form before its fields are validated."""
@@ -60,7 +58,7 @@ class FeatureRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         # FastAPI reads the body before it runs any dependency.
-        scheme = self._scheme
+        scheme = _find_scheme(self.dependant)
         is_for_guests = scheme is None and not SAFE_METHODS.issuperset(self.methods or ())
         takes_body = self.body_field is not None
         takes_form = self.body_field is not None and isinstance(self.body_field.field_info, Form)
@@ -88,6 +86,10 @@ class FeatureRoute(APIRoute):
         return handle_in_order
 
 
+def _find_scheme(dependant: Dependant) -> Authenticator | None:
+    return _find(Authenticator, dependant)  # type: ignore[type-abstract]  # mypy rejects a protocol as type[T]; only isinstance uses it
+
+
 def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
     """Return the first dependency of this kind, however deep."""
     if isinstance(dependant.call, kind):
@@ -96,16 +98,13 @@ def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
     return next((each for each in found if each is not None), None)
 
 
-def _forbid_storing(app: ASGIApp) -> ASGIApp:
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_private(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
-            await send(message)
+def _forbid_storing(send: Send) -> Send:
+    async def send_private(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
+        await send(message)
 
-        await app(scope, receive, send_private)
-
-    return answer
+    return send_private
 
 
 def require_media_type(request: Request, *, takes_form: bool) -> None:
