@@ -30,8 +30,8 @@ from app.core.metrics import MetricsMiddleware
 from app.core.openapi import add_docs, customize_openapi
 from app.core.overload import OverloadMiddleware
 from app.core.project import read_project
-from app.core.protocol import BodyLimitMiddleware, HeadMiddleware, Utf8Middleware, redirect_slashes
-from app.core.requests import HostMiddleware, is_request_id, make_request_id
+from app.core.protocol import BodyLimitMiddleware, HeadMiddleware, RequestCheckMiddleware, redirect_slashes
+from app.core.requests import HostMiddleware, is_request_id, mark_request_id
 from app.core.security import Security
 from app.core.server import trusted_proxies
 from app.outbox.sender import run_sender
@@ -163,7 +163,9 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
         Middleware(
             CorrelationIdMiddleware,
             validator=is_request_id,
-            generator=make_request_id,
+            # What a client did not choose is left to the transformer, which sees both.
+            generator=str,
+            transformer=mark_request_id,
             # Nobody reads it there.
             update_request_header=False,
         ),
@@ -183,7 +185,7 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
         Middleware(HostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
         Middleware(UnhandledErrorMiddleware),
         Middleware(BodyLimitMiddleware, max_body_size=settings.max_body_bytes),
-        Middleware(Utf8Middleware),
+        Middleware(RequestCheckMiddleware),
     ]
 
 

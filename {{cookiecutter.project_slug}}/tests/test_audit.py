@@ -79,7 +79,7 @@ async def test_an_event_tells_from_where(client: httpx2.AsyncClient, admin: Acco
 
     assert event["address"] == "127.0.0.1"
     assert event["device"] == "Phone/1.0"
-    assert event["request_id"] == "request-1234"
+    assert event["request_id"] == "client-request-1234"
     assert event["details"] == {"fields": ["name"]}
 
 

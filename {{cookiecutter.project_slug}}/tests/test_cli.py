@@ -84,6 +84,25 @@ def test_check_tells_what_is_ignored_and_hides_the_password(empty_url: str) -> N
     assert "hunter2" not in result.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ("check",),
+            ("db", "check"),
+            ("db", "upgrade"),
+            ("db", "wait", "--timeout", "1"),
+            ("db", "backup", "/nowhere"),
+        ),
+        *(("db", "reset"), ("users", "deactivate", "ada@example.com"), ("purge",)),
+    ],
+)
+def test_no_command_shows_a_password_in_the_query_of_the_database_url(arguments: tuple[str, ...]) -> None:
+    result = manage("postgresql://127.0.0.1:1/name?user=ada&password=hunter2", *arguments, LOG_LEVEL="DEBUG")
+
+    assert "hunter2" not in result.stdout + result.stderr
+
+
 def test_the_schema_goes_up_is_checked_and_goes_down(empty_url: str) -> None:
     assert manage(empty_url, "db", "check").returncode == 1
     assert manage(empty_url, "db", "upgrade").returncode == 0

@@ -560,3 +560,30 @@ def test_a_feature_gets_its_settings_in_tests(monkeypatch: pytest.MonkeyPatch) -
     settings = make_settings(SQLITE, pet_shop_key="x", pet_limit=7, port=1)
 
     assert (settings.of(PetSettings).pet_limit, settings.port) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "user", "password"),
+    [
+        ("user=ada&password=hunter2", "ada", "hunter2"),
+        ("password=hunter2&sslmode=require", "u", "hunter2"),
+        ("password=first&password=h%40nter%25", "u", "h@nter%"),
+    ],
+)
+def test_a_password_in_the_query_of_the_database_url_is_hidden(
+    monkeypatch: pytest.MonkeyPatch, query: str, user: str, password: str
+) -> None:
+    url = load(monkeypatch, **PRODUCTION | {"DATABASE_URL": f"postgresql://u:old@host/name?{query}"}).url
+
+    assert (url.username, url.password) == (user, password)
+    assert url.query == ({"sslmode": "require"} if "sslmode" in query else {})
+    assert not {password, "old", "first"} & set(re.split(r"\W+", f"{url!r} {url.render_as_string()}"))
+
+
+@pytest.mark.parametrize("name", ["sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"])
+def test_other_secrets_in_the_query_of_the_database_url_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    url = f"postgresql://user:old@host/name?{name}=hunter2"
+
+    problems = refuse(monkeypatch, **PRODUCTION | {"DATABASE_URL": url})
+
+    assert problems == [f"DATABASE_URL: must not have {name} in the query: use a service file (PGSERVICEFILE)"]

@@ -73,7 +73,7 @@ async def test_a_call_carries_the_id_of_its_request(client: httpx2.AsyncClient, 
 
     await client.get("/rates", headers={"X-Request-ID": "request-0123"})
 
-    assert outgoing.requests[0].headers["x-request-id"] == "request-0123"
+    assert outgoing.requests[0].headers["x-request-id"] == "client-request-0123"
 
 
 async def test_a_call_is_logged_without_its_path_and_query(
@@ -85,7 +85,7 @@ async def test_a_call_is_logged_without_its_path_and_query(
 
     (line,) = [event for event in map(json.loads, logs.getvalue().splitlines()) if event["event"] == "outgoing request"]
     assert line.items() >= {"method": "GET", "host": "rates.example.com", "status": 200}.items()
-    assert line["request_id"] == "request-0123"
+    assert line["request_id"] == "client-request-0123"
     assert "latest" not in str(line)
     assert SECRET not in logs.getvalue()
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import iter_route_contexts
 from prometheus_client import REGISTRY
@@ -19,11 +19,13 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.accounts.dependencies import CurrentCaller
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.protocol import MAX_FIELDS, MAX_TARGET_BYTES, RequestCheckMiddleware
 from app.core.routing import FeatureRouter
 from tests.accounts import PASSWORD, TOKEN_PATH, Account, request_token, sign_in
 from tests.bodies import fill_path
@@ -241,6 +243,9 @@ class QueryMiddleware:
     [
         ("name=й".encode(), 200, '"й"'),
         (b"name=%D0%B9", 200, '"й"'),
+        (b"name=100%&other=%", 200, '"100%"'),
+        (b"name=%2&other=%zz", 200, '"%2"'),
+        (b"name=%%%41=+%25", 200, '"%%A= %"'),
         (b"name=\xff", 400, "UTF-8"),
         (b"name=%FF", 400, "UTF-8"),
         (b"other=%FF&name=a", 400, "UTF-8"),
@@ -320,6 +325,36 @@ async def test_authentication_comes_first_on_every_route(
                 assert answer.headers["www-authenticate"].startswith("Bearer")
                 checked += 1
     assert checked > 0
+
+
+async def test_no_cache_stores_what_is_for_a_caller(app: FastAPI, client: httpx2.AsyncClient, admin: Account) -> None:
+    router = FeatureRouter(prefix="/tested-public")
+    router.add_api_route("", lambda: "public")
+    app.include_router(router)
+    for method, path in list_protected(app):
+        for caller in ({}, admin.headers):
+            target = fill_path(path, defaultdict(lambda: str(uuid4())))
+            # It would end the session.
+            if (method, path, bool(caller)) == ("DELETE", f"{USERS}/me", True):
+                continue
+            answer = await client.request(method, target, headers=caller)
+            assert answer.headers.get("cache-control") == "no-store", f"{method} {path} {answer.status_code}"
+
+    assert "cache-control" not in (await client.get("/tested-public")).headers
+
+
+async def test_a_route_may_say_what_caches_do(app: FastAPI, client: httpx2.AsyncClient, user: Account) -> None:
+    router = FeatureRouter(prefix="/tested-own")
+
+    @router.get("")
+    async def read_own(_caller: CurrentCaller, response: Response) -> None:
+        response.headers["Cache-Control"] = "private, max-age=60"
+
+    app.include_router(router)
+
+    answer = await client.get("/tested-own", headers=user.headers)
+
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "private, max-age=60")
 
 
 NONSENSE = [
@@ -408,14 +443,63 @@ async def test_no_header_is_an_error_of_ours(
     assert "unhandled error" not in logs.getvalue()
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
 @pytest.mark.parametrize(
-    "path", ["/health%0a", "/metrics%0a", "/openapi.json%0a", "/api/v1/users/me%0a", "/metrics%0a/"]
+    "path",
+    [
+        *("/health%0a", "/metrics%0a", "/openapi.json%0a", "/api/v1/users/me%0a", "/metrics%0a/", "/nowhere%0a"),
+        *("/%00", "/log-in%0d", "/log-in%0d/", "/a%1fb/", "/static/%7f", f"{TOKEN_PATH}%09"),
+    ],
 )
-async def test_a_line_break_at_the_end_is_another_path(client: httpx2.AsyncClient, path: str) -> None:
-    answer = await client.get(path)
+async def test_a_control_character_in_a_path_is_refused(client: httpx2.AsyncClient, method: str, path: str) -> None:
+    answer = await client.request(method, path)
 
-    assert answer.status_code == 404
+    assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_control_character_in_the_path_of_a_websocket_is_refused() -> None:
+    accepted: list[str] = []
+
+    async def accept(scope: Scope, _receive: Receive, _send: Send) -> None:
+        accepted.append(scope["path"])
+
+    async def ignore(message: Message) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    sent: list[str] = []
+    app = RequestCheckMiddleware(accept)
+    for path in ("/events\n", "/events"):
+        await app({"type": "websocket", "path": path, "query_string": b"", "headers": []}, receive, ignore)
+
+    assert (accepted, sent) == (["/events"], ["websocket.close"])
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (f"/health?{'x' * MAX_TARGET_BYTES}", 414),
+        (f"/{'x' * MAX_TARGET_BYTES}", 414),
+        (f"/health?{'&' * MAX_FIELDS}", 400),
+        (f"/health?{'a&' * MAX_FIELDS}", 400),
+        (f"/health?{'&a' * (MAX_FIELDS - 1)}", 200),
+        (f"/health?{'x' * (MAX_TARGET_BYTES - 100)}", 200),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+async def test_long_targets_are_refused(client: httpx2.AsyncClient, target: str, status: int) -> None:
+    assert (await client.get(target)).status_code == status
+
+
+@pytest.mark.parametrize("headers", [{"Cookie": "a=b;" * 10_000}, {f"X-{number}": "a" * 100 for number in range(400)}])
+async def test_large_headers_are_refused(client: httpx2.AsyncClient, headers: dict[str, str]) -> None:
+    refused = await client.get("/health", headers=headers)
+
+    assert refused.status_code == 431
+    assert refused.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("host", ["localhost:8443", "localhost"])

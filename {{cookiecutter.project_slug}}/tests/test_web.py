@@ -26,6 +26,7 @@ from app.core.audit import AuditEvent
 from app.core.config import Environment, Settings
 from app.core.database import Database
 from app.core.features import Feature
+from app.core.protocol import MAX_FORM_BYTES
 from app.web.settings import WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer
@@ -216,7 +217,7 @@ async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAP
         await browser.open("/log-in")
         await browser.send("/log-in", email=EMAIL, password=PASSWORD)
 
-    assert browser.page.status_code == 422
+    assert browser.page.status_code == 400
     assert '"level": "error"' not in logs.getvalue()
 
 
@@ -316,6 +317,16 @@ async def test_raw_utf8_in_a_form_is_what_was_typed(browser: Browser) -> None:
     assert refused.status_code == 400
     assert "UTF-8" in refused.text
     assert (entered.status_code, entered.url.path) == (200, "/")
+
+
+async def test_a_page_takes_its_longest_form_and_no_longer_one(browser: Browser) -> None:
+    longest = {"csrf_token": "x" * 200, "title": "😀" * 200, "description": "😀" * 10_000}
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+
+    taken = await browser.client.post("/log-out", data=longest)
+    refused = await browser.client.post("/log-out", content=b"%" * (MAX_FORM_BYTES + 1), headers=headers)
+
+    assert (taken.status_code, refused.status_code) == (403, 413)
 
 
 async def test_body_that_is_no_form_is_refused(logged_in: Browser) -> None:

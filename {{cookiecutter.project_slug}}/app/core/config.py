@@ -52,6 +52,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 EXIT_CANNOT_START = 3
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
+# Of libpq, beside the password: parameters of a connection that are secrets themselves, and not the path of one.
+SECRET_PARAMETERS = frozenset({"oauth_client_secret", "scram_client_key", "scram_server_key", "sslpassword"})
 LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
 # Clients remove the path segments . and .. from a URL.
 PATH_PREFIX = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._~-]+)+")
@@ -251,6 +253,8 @@ class Settings(ServerSettings):
     password_hash_memory_cost: int = Field(default=19 * 1024, ge=MIN_LANE_MEMORY, le=4 * 1024**2)
     password_hash_parallelism: int = Field(default=1, ge=1, le=64)
     password_hash_concurrency: int = Field(default=1, ge=1, le=1000)
+    # Unset: a quarter of max_concurrent_requests.
+    password_hash_queue: Count | None = None
     auth_cache_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
     max_sessions_per_user: Count = 20
     throttling: bool = True
@@ -659,7 +663,17 @@ def _parse_url(text: str) -> URL:
         raise ValueError("must start with postgresql:// or sqlite:///")
     if backend == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("must name a file: a database in memory is gone with each connection")
-    return url.set(drivername=f"{backend}+{DRIVERS[backend]}")
+    return _hide_password(url.set(drivername=f"{backend}+{DRIVERS[backend]}"))
+
+
+def _hide_password(url: URL) -> URL:
+    """Move user and password from the query to where SQLAlchemy hides the password in texts."""
+    if secret := SECRET_PARAMETERS & url.query.keys():
+        raise ValueError(f"must not have {', '.join(sorted(secret))} in the query: use a service file (PGSERVICEFILE)")
+    # The driver would prefer those of the query, and the last of several.
+    sent = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
+    user, password = sent.get("user", url.username), sent.get("password", url.password)
+    return url.difference_update_query(["user", "password"]).set(username=user, password=password)
 
 
 def _check_driver(url: URL) -> None:

@@ -1,6 +1,8 @@
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fastapi import Depends, Request
@@ -11,9 +13,13 @@ from app.core.config import Settings
 
 # Asked every few seconds by machines.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
-REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,128}")
+CLIENT_PREFIX = "client-"
+# With the prefix it fits into the 128 characters of an audit event.
+REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,121}")
 MAX_DEVICE_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"
+# Values of Sec-Fetch-Site; "none" is a person who repeats the request by hand.
+OWN_SITES = frozenset({"same-origin", "none"})
 
 
 async def get_settings(request: Request) -> Settings:
@@ -40,6 +46,23 @@ async def get_origin(request: Request) -> Origin:
 
 
 OriginDep = Annotated[Origin, Depends(get_origin)]
+
+
+def comes_from_other_site(request: Request, allowed_origins: Collection[str] = ()) -> bool:
+    """Tell whether a browser sends this for a page of another site; other clients send neither header."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
+    if origin in allowed_origins or "*" in allowed_origins:
+        return False
+    return site not in OWN_SITES or (origin is not None and not _is_own_host(request, origin))
+
+
+def _is_own_host(request: Request, origin: str) -> bool:
+    """Compare hosts without their ports, which a proxy may not hand on; `null` is no host."""
+    try:
+        host = urlsplit(origin).hostname
+        return host is not None and host == urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return False
 
 
 class AnswerWatch:
@@ -71,5 +94,6 @@ def is_request_id(value: str) -> bool:
     return REQUEST_ID.fullmatch(value) is not None
 
 
-def make_request_id() -> str:
-    return uuid4().hex
+def mark_request_id(chosen: str) -> str:
+    """Return a new id, or the client's with a prefix: no client can pass its own off as one of ours."""
+    return f"{CLIENT_PREFIX}{chosen}" if chosen else uuid4().hex

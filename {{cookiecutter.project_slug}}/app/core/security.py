@@ -4,6 +4,8 @@ import base64
 import hashlib
 import secrets
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -21,7 +23,7 @@ from passlib.context import CryptContext
 from pydantic import BaseModel, ConfigDict
 
 from app.core.config import Settings
-from app.core.exceptions import UnauthorizedError
+from app.core.exceptions import UnauthorizedError, UnavailableError
 from app.core.passwords import normalize_password
 
 ALGORITHM = "HS256"
@@ -74,6 +76,22 @@ class Security:
         self._read = lru_cache(maxsize=REMEMBERED_TOKENS)(self._decode)
         # Of its own: hashing never takes the threads that others wait for, and its memory is bounded.
         self._limiter = anyio.CapacityLimiter(settings.password_hash_concurrency)
+        queue = settings.password_hash_queue or settings.max_concurrent_requests // 4
+        self._free_places = settings.password_hash_concurrency + queue
+
+    @contextmanager
+    def reserve_hash(self) -> Iterator[None]:
+        """Reserve a place in the queue for hashing, before an attempt is counted; raises UnavailableError.
+
+        Without a bound, requests that wait for a hash would take the places of all other requests.
+        """
+        if self._free_places == 0:
+            raise UnavailableError("Too many requests check or set a password at the same time: try again.")
+        self._free_places -= 1
+        try:
+            yield
+        finally:
+            self._free_places += 1
 
     async def hash_password(self, password: str) -> str:
         return await anyio.to_thread.run_sync(self._hash_password, password, limiter=self._limiter)
@@ -175,3 +193,12 @@ async def get_security(request: Request) -> Security:
 
 
 SecurityDep = Annotated[Security, Depends(get_security)]
+
+
+async def hold_reserved_hash(security: SecurityDep) -> AsyncIterator[None]:
+    with security.reserve_hash():
+        yield
+
+
+# For routes that hash a password after they have counted the attempt: name it before the dependency that counts.
+reserve_hash = Depends(hold_reserved_hash, scope="function")

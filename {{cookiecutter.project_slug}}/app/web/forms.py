@@ -3,28 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
 from app.core.database import SAFE_METHODS
 from app.core.exceptions import (
     AppError,
     ForbiddenError,
-    UnprocessableError,
     UnsupportedMediaTypeError,
     field_problems,
 )
-from app.core.protocol import read_media_type, require_utf8
-from app.core.requests import FORM
+from app.core.forms import read_form
+from app.core.protocol import MAX_FORM_BYTES, read_media_type, require_utf8
+from app.core.requests import FORM, comes_from_other_site
 from app.web.visits import Visit, VisitDep
 
 CSRF_FIELD = "csrf_token"
-# "none" is a person who repeats the request by hand.
-OWN_SITES = frozenset({"same-origin", "none"})
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Fields = dict[str, str]
@@ -54,16 +50,14 @@ class InvalidFormError(AppError):
 
 async def get_sent_fields(request: Request) -> Fields:
     """Read what was sent, from our own site as far as browsers tell."""
-    require_utf8(request.scope["query_string"], "query")
+    require_utf8(request.scope["query_string"])
     if request.method in SAFE_METHODS:
         return {}
-    _refuse_other_sites(request)
+    if comes_from_other_site(request):
+        raise ForbiddenError("The form comes from another site.")
     if read_media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
-    try:
-        form = await request.form()
-    except ClientDisconnect as error:
-        raise UnprocessableError("The form did not arrive as a whole.") from error
+    form = await read_form(request, MAX_FORM_BYTES)
     return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
 
 
@@ -82,24 +76,6 @@ async def get_fields(request: Request, sent: SentFieldsDep, visit: VisitDep) -> 
 
 
 FieldsDep = Annotated[Fields, Depends(get_fields)]
-
-
-def _refuse_other_sites(request: Request) -> None:
-    """Browsers say where a form comes from; the token decides where they do not."""
-    site = request.headers.get("sec-fetch-site")
-    origin = request.headers.get("origin")
-    # The host without the port, which a proxy may not hand on.
-    is_own_host = origin is None or _host_of(origin) == request.url.hostname
-    if not (is_own_host if site is None else site in OWN_SITES):
-        raise ForbiddenError("The form comes from another site.")
-
-
-def _host_of(origin: str) -> str:
-    """Return the host of an Origin header; of what is no origin, such as `null`, what equals no host."""
-    try:
-        return urlsplit(origin).hostname or ""
-    except ValueError:
-        return ""
 
 
 def read_fields(model: type[ModelT], fields: Fields) -> ModelT:

@@ -11,6 +11,7 @@ from app.accounts.recovery.dependencies import take_code_attempt
 from app.accounts.recovery.schemas import EmailAddress, EmailToken, PasswordReset
 from app.core.database import release_connection
 from app.core.email import require_mail
+from app.core.security import reserve_hash
 from app.core.toolbox import Toolbox, ToolboxDep
 from app.outbox import service as outbox_service
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
@@ -61,7 +62,7 @@ async def show_reset(visit: VisitDep, token: LinkedToken = "") -> Response:
     return show_form(visit, RESET, {"token": token})
 
 
-@router.post("/reset-password")
+@router.post("/reset-password", dependencies=[reserve_hash])
 async def reset_own_password(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, RESET, fields):
         data = read_fields(PasswordReset, fields)

@@ -14,6 +14,7 @@ from app.accounts.sign_up import service as sign_up_service
 from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
 from app.accounts.users.schemas import UserCreate
 from app.core.database import release_connection
+from app.core.security import reserve_hash
 from app.core.toolbox import Toolbox, ToolboxDep
 from app.web.forms import Fields, FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
@@ -37,7 +38,7 @@ async def show_sign_up(visit: VisitDep) -> Response:
     return show_form(visit, SIGN_UP)
 
 
-@router.post("/sign-up", dependencies=[Depends(require_open_registration)])
+@router.post("/sign-up", dependencies=[Depends(require_open_registration), reserve_hash])
 async def sign_up(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, SIGN_UP, fields):
         data = read_fields(UserCreate, fields)

@@ -13,6 +13,7 @@ from app.accounts.recovery.schemas import EmailAddress, EmailChange, EmailToken,
 from app.core.email import MailDep, require_mail
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
+from app.core.security import reserve_hash
 from app.core.toolbox import ToolboxDep
 from app.outbox import service as outbox_service
 
@@ -52,7 +53,9 @@ async def forgot_password(data: EmailAddress, tools: ToolboxDep) -> None:
     await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
 
 
-@router.post("/password/reset", status_code=204, responses=problem_responses(429), dependencies=[limit_codes])
+@router.post(
+    "/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash, limit_codes]
+)
 async def reset_password(data: PasswordReset, tools: ToolboxDep) -> None:
     """Set a new password with the code that was sent, and end every session."""
     await service.reset_password(tools, data.token, data.new_password.get_secret_value())

@@ -26,8 +26,9 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
     await release_connection(tools.session)
     free = tools.settings.throttle_account_attempts
     counter = AttemptCounter("password in session", str(caller.session_id), free, is_decided=True)
-    await tools.throttle.count(counter)
-    check = await tools.security.check_password(confirmation.current_password.get_secret_value(), password_hash)
+    with tools.security.reserve_hash():
+        await tools.throttle.count(counter)
+        check = await tools.security.check_password(confirmation.current_password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
         raise await _refuse(tools, caller, counter, "The current password is not right.")
     factor = await find_factor(tools.session, user.id)

@@ -142,7 +142,8 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
     if form.username is None or form.password is None:
         raise OAuthError("invalid_request", "username and password are required.")
     try:
-        user = await _authenticate(tools, form.username, form.password, form.otp)
+        with tools.security.reserve_hash():
+            user = await _authenticate(tools, form.username, form.password, form.otp)
     except TooManyRequestsError:
         SIGN_INS.labels("throttled").inc()
         logger.warning("sign-in failed", client=tools.origin.address)

@@ -6,6 +6,7 @@ from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_regis
 from app.accounts.users.schemas import UserCreate, UserRead
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
+from app.core.security import reserve_hash
 from app.core.toolbox import ToolboxDep
 
 router = FeatureRouter(prefix="/users", tags=["users"])
@@ -16,7 +17,7 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     status_code=201,
     response_model=UserRead,
     responses={**problem_responses(403, 409, 429), 202: {"description": "See your mail.", "model": None}},
-    dependencies=[Depends(require_open_registration), Depends(limit_sign_ups)],
+    dependencies=[Depends(require_open_registration), reserve_hash, Depends(limit_sign_ups)],
 )
 async def create_user(
     data: UserCreate, tools: ToolboxDep, request: Request, response: Response
