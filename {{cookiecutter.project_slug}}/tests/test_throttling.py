@@ -13,10 +13,11 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.exceptions import TooManyRequestsError
-from app.core.throttling import AttemptCounter, GuessThrottle, network_of
+from app.core.throttling import AttemptCounter, GuessThrottle, network_of, purge_counts
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import make_settings
+from tests.throttle_clock import ThrottleClock
 
 FREE = 3
 FREE_OF_ADDRESS = 8
@@ -36,21 +37,9 @@ def settings(migrated_url: str) -> Settings:
     )
 
 
-class Clock:
-    """The seconds since the epoch, as far as the throttle can tell: they pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def time(self) -> float:
-        return self.now
-
-
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("app.core.throttling.time", clock)
-    return clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> ThrottleClock:
+    return ThrottleClock(monkeypatch)
 
 
 @pytest.fixture
@@ -85,7 +74,9 @@ async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient,
     assert refused.headers["retry-after"] == "1"
 
 
-async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_the_wait_doubles_up_to_the_longest(
+    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock
+) -> None:
     await guess(home, user.email, FREE)
     waits = []
     for _ in range(9):
@@ -98,7 +89,7 @@ async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user
 
 
 async def test_who_was_quiet_starts_afresh(
-    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock, settings: Settings
+    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
 ) -> None:
     await guess(elsewhere, user.email, FREE + 1)
 
@@ -209,7 +200,7 @@ async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: S
 
 
 async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_second(
-    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock
+    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock
 ) -> None:
     await guess(elsewhere, user.email)
 
@@ -220,10 +211,10 @@ async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_s
 
 @pytest.mark.parametrize("at_once", [FREE, 4 * FREE])
 async def test_many_who_sign_in_to_one_account_at_once_keep_nobody_out(
-    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, at_once: int
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock, at_once: int
 ) -> None:
     """Two processes, first from a network that is new to the account, and then from one that it knows."""
-    monkeypatch.setattr("app.core.throttling.time", time)
+    clock.run()
     # However slow this machine is.
     monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
@@ -284,7 +275,7 @@ async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
 
 
 async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
-    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
 ) -> None:
     monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 0.3)
     throttle = GuessThrottle(database, settings)
@@ -296,6 +287,29 @@ async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and
     clock.now += 1
 
     assert await throttle.count(counter) is None
+
+
+async def test_hosts_whose_clocks_differ_count_alike(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
+) -> None:
+    clock.run()
+    waiting = settings.model_copy(update={"throttle_max_delay_seconds": 600, "throttle_memory_seconds": 3600})
+    monkeypatch.setattr("app.core.throttling.FIRST_DELAY_SECONDS", 600.0)
+    throttle = GuessThrottle(database, waiting)
+    counter = AttemptCounter("test", "clocks", 1)
+    now = time.time
+    waits = []
+    for hours in (5, 0, -5, 5):
+        monkeypatch.setattr("time.time", lambda hours=hours: now() + hours * 3600)
+        try:
+            await throttle.count(counter)
+        except TooManyRequestsError as error:
+            waits.append(int(error.headers["Retry-After"]))
+        async with database.write() as session:
+            assert await purge_counts(session, waiting) == 0
+
+    assert len(waits) == 3
+    assert all(0 < wait <= 600 for wait in waits)
 
 
 async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
