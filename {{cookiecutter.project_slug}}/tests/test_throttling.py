@@ -367,6 +367,33 @@ async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient
     assert statuses == [422] * FREE_OF_ADDRESS + [429]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/auth/token", {"data": {"grant_type": "password", "username": "{}@example.com", "password": WRONG}}, 400),
+        ("/users", {"json": {"email": "{}@example.com", "password": PASSWORD}}, 201),
+        ("/auth/password/forgot", {"json": {"email": "{}@example.com"}}, 202),
+        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43}}, 422),
+    ],
+)
+async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, dict[str, str]], status: int
+) -> None:
+    monkeypatch.setattr("app.core.throttling.SITE_ALLOWANCE", 2)
+    allowed = 2 * FREE_OF_ADDRESS
+
+    async def attempt(number: int, site: str = "2001:db8:77") -> int:
+        ((kind, values),) = body.items()
+        filled = {name: value.replace("{}", f"person-{site[-2:]}-{number}") for name, value in values.items()}
+        async with open_client(app, address=f"{site}:{number:x}::1") as client:
+            return (await client.request("POST", f"/api/v1{path}", **{kind: filled})).status_code  # type: ignore[arg-type]  # the name is one of `data` and `json`
+
+    statuses = [await attempt(number) for number in range(allowed + 1)]
+
+    assert statuses == [status] * allowed + [429]
+    assert await attempt(0, "2001:db8:78") == status
+
+
 async def test_nobody_is_flooded_through_a_change_of_address(home: httpx2.AsyncClient, user: Account) -> None:
     change = {"current_password": PASSWORD, "new_email": "victim@example.com"}
 

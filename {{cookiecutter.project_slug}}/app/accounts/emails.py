@@ -15,7 +15,7 @@ from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
 from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, network_of
+from app.core.throttling import AttemptCounter, count_origin
 from app.core.toolbox import Toolbox
 
 
@@ -68,9 +68,8 @@ async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
 
     Each kind by itself: some lead to no message, and must not keep somebody from those that do.
     """
-    network = network_of(tools.origin.address)
     await tools.throttle.count(
-        AttemptCounter("message asked for from address", network, tools.settings.throttle_address_attempts),
+        *count_origin("message asked for from address", tools.origin.address, tools.settings),
         AttemptCounter(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
     )
 

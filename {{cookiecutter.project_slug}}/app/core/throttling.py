@@ -25,8 +25,10 @@ from app.core.query import Command, Query, columns, delete_batch
 logger = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 1.0
-# What one customer of a provider has (RFC 6177).
-IPV6_NETWORK_BITS = 64
+# What one customer of a provider has at least, and what others get for the asking: 65,536 of these networks (RFC 6177).
+IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
+# A site may have many customers behind it, and is allowed so many times what one network is.
+SITE_ALLOWANCE = 10
 # How long other attempts wait for an undecided one, and the first and the longest pause between their tries.
 UNDECIDED_SECONDS = 10
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
@@ -238,7 +240,22 @@ def _clocked(session: Session) -> ClockedStatements:
     return CLOCKED[session.get_bind().dialect.name]
 
 
-def network_of(address: str | None) -> str:
+def count_origin(
+    kind: str, address: str | None, settings: Settings, *, is_decided: bool = False
+) -> list[AttemptCounter]:
+    """Return the counters of where an attempt comes from, in the order in which they are to be counted.
+
+    The site comes last: what its network refuses does not count against the neighbours.
+    """
+    network, site = network_of(address), network_of(address, IPV6_SITE_BITS)
+    free = settings.throttle_address_attempts
+    counters = [AttemptCounter(kind, network, free, is_decided)]
+    if site != network:
+        counters.append(AttemptCounter(kind, site, free * SITE_ALLOWANCE, is_decided))
+    return counters
+
+
+def network_of(address: str | None, ipv6_bits: int = IPV6_NETWORK_BITS) -> str:
     """Return the address, or the network of an IPv6 address, whose owner has more addresses than can be counted."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
@@ -248,7 +265,7 @@ def network_of(address: str | None) -> str:
         return str(parsed)
     if parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))
+    return str(ipaddress.ip_network((parsed, ipv6_bits), strict=False))
 
 
 async def get_throttle(request: Request) -> GuessThrottle:

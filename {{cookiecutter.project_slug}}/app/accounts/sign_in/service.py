@@ -23,7 +23,7 @@ from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.throttling import AttemptCounter, network_of, purge_counts
+from app.core.throttling import AttemptCounter, count_origin, network_of, purge_counts
 from app.core.toolbox import Toolbox
 
 logger = structlog.get_logger(__name__)
@@ -195,15 +195,15 @@ async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | No
     """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
-    address = AttemptCounter("sign-in from address", network, tools.settings.throttle_address_attempts, is_decided=True)
+    origin = count_origin("sign-in from address", tools.origin.address, tools.settings, is_decided=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
     if user is None or not user.is_known_network:
-        await tools.throttle.count(address, elsewhere)
-        return Attempt(elsewhere, [address, elsewhere])
+        await tools.throttle.count(*origin, elsewhere)
+        return Attempt(elsewhere, [*origin, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free, is_decided=True)
     # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
-    refusal = await tools.throttle.count(known, tolerated=[address, elsewhere])
-    return Attempt(known, [known] if refusal else [known, address, elsewhere], refusal)
+    refusal = await tools.throttle.count(known, tolerated=[*origin, elsewhere])
+    return Attempt(known, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
 async def _reward(tools: Toolbox, attempt: Attempt) -> None:
