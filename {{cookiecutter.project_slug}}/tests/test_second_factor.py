@@ -264,8 +264,8 @@ async def test_to_begin_anew_never_undoes_a_confirmation(
                 (again,) = await asyncio.gather(*others)
         asked = await sign_in(client, user)
 
-    # Whichever was first; a code may come while its secret is no longer there, and the new one not yet. Who begins after
-    # the confirmation is asked for a code.
+    # Whichever was first; a code may come while its secret is no longer there, and the new one not yet. To begin after
+    # the confirmation takes a code.
     assert (again.status_code, confirmed.status_code) in {(409, 200), (422, 200), (200, 422), (200, 409)}
     assert asked == ("mfa_required" if confirmed.status_code == 200 else "")
 
