@@ -1,6 +1,7 @@
 """Who guesses is slowed down, and nobody else."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -13,10 +14,12 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.exceptions import TooManyRequestsError
+from app.core.security import PasswordCheck, Security
 from app.core.throttling import AttemptCounter, GuessThrottle, network_of, purge_counts
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import make_settings
+from tests.mail import Mailbox
 from tests.throttle_clock import ThrottleClock
 
 FREE = 3
@@ -140,6 +143,62 @@ async def test_neighbours_do_not_hear_who_has_an_account(
     known, unknown = await guess_at_both(user.email), await guess_at_both("nobody@example.com")
 
     assert known == unknown == [400] * FREE + [429]
+
+
+async def test_neighbours_cannot_tell_by_the_work_of_a_refusal_who_has_an_account(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str | None] = []
+    check = Security._check_password
+
+    def count_and_check(security: Security, password: str, password_hash: str | None) -> PasswordCheck:
+        verified.append(password_hash)
+        return check(security, password, password_hash)
+
+    monkeypatch.setattr(Security, "_check_password", count_and_check)
+
+    async def count_work(client: httpx2.AsyncClient, email: str) -> tuple[list[int], int]:
+        before = len(verified)
+        return await guess(client, email, FREE + 2), len(verified) - before
+
+    for number in range(FREE_OF_ADDRESS):
+        await guess(home, f"person-{number}@example.com")
+        await guess(elsewhere, f"person-{number}@example.com")
+    known, unknown = await count_work(home, user.email), await count_work(home, "nobody@example.com")
+    abroad = await count_work(elsewhere, user.email)
+
+    assert known == unknown == ([429] * (FREE + 2), FREE)
+    assert abroad == ([429] * (FREE + 2), 0)
+
+
+async def test_the_right_password_is_refused_on_a_network_that_only_others_know(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, app: FastAPI, user: Account
+) -> None:
+    async with open_client(app, address="203.0.113.9") as client:
+        other = await create_account(client)
+    await guess(elsewhere, other.email, FREE)
+
+    refused = await request_token(home, username=other.email, password=PASSWORD)
+
+    assert refused.status_code == 429
+
+
+async def test_a_reset_of_the_password_lets_its_owner_in_whatever_strangers_do(
+    app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account, mailbox: Mailbox
+) -> None:
+    await guess(elsewhere, user.email, FREE + 1)
+    async with open_client(app, address="203.0.113.9") as away:
+        before = await request_token(away, username=user.email, password=PASSWORD)
+        await away.post("/api/v1/auth/password/forgot", json={"email": user.email})
+        (message,) = await mailbox.read(user.email)
+        body = message.get_body(("plain",))
+        assert body is not None
+        (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())
+        reset = {"token": token, "new_password": "another long password"}
+        assert (await away.post("/api/v1/auth/password/reset", json=reset)).status_code == 204
+        after = await request_token(away, username=user.email, password="another long password")
+
+    assert (before.status_code, after.status_code) == (429, 200)
 
 
 async def test_a_known_account_is_no_way_around_the_limit_of_an_address(home: httpx2.AsyncClient) -> None:

@@ -64,6 +64,8 @@ class KnownNetwork(Base):
     """Where an account has signed in from: attempts from elsewhere never keep it out there."""
 
     __tablename__ = "known_networks"
+    # Found by itself, too: whether any account is known there.
+    __table_args__ = (Index(None, "network"),)
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     network: Mapped[str] = mapped_column(String(64), primary_key=True)

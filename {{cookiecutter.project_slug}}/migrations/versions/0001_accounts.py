@@ -95,6 +95,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("user_id", "network", name=op.f("pk_known_networks")),
     )
+    op.create_index(op.f("ix_known_networks_network"), "known_networks", ["network"])
     op.create_table(
         "second_factors",
         sa.Column("user_id", sa.Uuid(), nullable=False),

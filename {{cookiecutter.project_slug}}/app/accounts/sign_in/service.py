@@ -4,11 +4,12 @@ from typing import NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy import bindparam, delete, exists, insert, select, text, update
+from sqlalchemy import bindparam, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import KnownNetwork, RefreshToken, User
+from app.accounts.queries import remember_network
 from app.accounts.scopes import SCOPES, format_scope, list_allowed, parse_scope
 from app.accounts.second_factor import codes
 from app.accounts.second_factor.confirmation import PASSWORD_HASH
@@ -49,6 +50,7 @@ class RefreshTokenRecord(NamedTuple):
     used_at: datetime | None
 
 
+IS_ANYBODYS_NETWORK = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
 _IS_KNOWN_NETWORK = exists().where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
 CREDENTIALS = Query(
     select(*columns(CredentialsRecord, User, is_known_network=_IS_KNOWN_NETWORK)).where(
@@ -67,15 +69,6 @@ REHASH = Query(
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .values(password_hash=bindparam("new_hash"))
     .returning(User.id)
-)
-# Both databases understand it.
-REMEMBER_NETWORK = Command(
-    text("""
-    INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
-    ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
-    """).bindparams(
-        bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
-    )
 )
 PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
 CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
@@ -163,14 +156,17 @@ async def _authenticate(tools: Toolbox, username: str, password: str, otp: str |
     """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
     email = as_stored(username)
     network = network_of(tools.origin.address)
+    # Before the user: one who is just getting known here beside this is then known, too.
+    is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     await release_connection(tools.session)
-    attempt = await _take_attempt(tools, email, user, network)
-    check = await tools.security.check_password(password, user.password_hash if user else None)
+    attempt = await _take_attempt(tools, email, user, network, is_anybodys=bool(is_anybodys))
+    is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
+    check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
     if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
     await _check_second_factor(tools, user, attempt, otp)
-    await tools.session.run(REMEMBER_NETWORK, owner_id=user.id, network=network, now=utc_now())
+    await remember_network(tools, user.id)
     await _reward(tools, attempt)
     return user
 
@@ -191,19 +187,26 @@ async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_h
     return await tools.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
 
 
-async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | None, network: str) -> Attempt:
-    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
+async def _take_attempt(
+    tools: Toolbox, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
+) -> Attempt:
+    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers.
+
+    On a network from where any account has signed in, attempts at all others are counted and take as long as at that
+    one, or neighbours would hear by the time of a refusal who has an account. Others are refused at little cost.
+    """
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
     origin = count_origin("sign-in from address", tools.origin.address, tools.settings, is_decided=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
-    if user is None or not user.is_known_network:
+    if not is_anybodys:
         await tools.throttle.count(*origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
-    known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free, is_decided=True)
-    # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
+    known = AttemptCounter("sign-in from known network", f"{email} {network}", free, is_decided=True)
+    # Where the account is known, this refuses wrong passwords alone.
     refusal = await tools.throttle.count(known, tolerated=[*origin, elsewhere])
-    return Attempt(known, [known] if refusal else [known, *origin, elsewhere], refusal)
+    account = known if user is not None and user.is_known_network else elsewhere
+    return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
 async def _reward(tools: Toolbox, attempt: Attempt) -> None:
