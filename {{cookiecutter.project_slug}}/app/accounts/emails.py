@@ -46,6 +46,7 @@ class EmailKind(StrEnum):
     PASSWORD_CHANGED = "password changed"  # noqa: S105  # a name
     EMAIL_CHANGE = "email change"
     EMAIL_CHANGE_NOTICE = "email change notice"
+    SECOND_FACTOR_FAILURES = "second factor failures"
 
 
 class Purpose(StrEnum):
@@ -129,6 +130,10 @@ async def render_password_changed(_session: Session, settings: Settings, email: 
     return _render(settings, email, "password_changed", "Your password was changed")
 
 
+async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+    return _render(settings, email, "second_factor_failures", "Somebody signs in with your password")
+
+
 async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
@@ -166,4 +171,5 @@ RENDERERS: dict[str, Renderer] = {
     EmailKind.PASSWORD_CHANGED: render_password_changed,
     EmailKind.EMAIL_CHANGE: render_email_change,
     EmailKind.EMAIL_CHANGE_NOTICE: render_email_change_notice,
+    EmailKind.SECOND_FACTOR_FAILURES: render_second_factor_failures,
 }

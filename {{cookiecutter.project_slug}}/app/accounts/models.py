@@ -83,6 +83,8 @@ class SecondFactor(Base):
     confirmed_at: Mapped[datetime | None]
     # The time step of the last code that was taken: none is taken twice.
     last_step: Mapped[int] = mapped_column(Integer, default=0)
+    # In a row: how often the password was right, and a code was wrong or missing.
+    failures: Mapped[int] = mapped_column(default=0)
 
 
 class RecoveryCode(Base):
