@@ -63,8 +63,8 @@ class RefreshToken(Identity, Base):
 class KnownNetwork(Base):
     """Where an account has signed in from, or was reset: attempts from elsewhere never keep it out there.
 
-    There is no cookie for known devices beside it: a browser keeps its session while it is used, and such a cookie would
-    need an end, and a revocation with the password, to be no supply of further guesses.
+    There is no cookie for known devices beside it: a browser keeps its session while it is used, and such a cookie
+    would need an end, and a revocation with the password, to be no supply of further guesses.
     """
 
     __tablename__ = "known_networks"
