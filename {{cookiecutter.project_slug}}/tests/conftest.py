@@ -26,6 +26,7 @@ from tests.databases import create_test_database, make_settings, migrate
 from tests.mail import Mailbox
 from tests.outgoing import Outgoing
 from tests.second_factor import NOW
+from tests.throttle_clock import ThrottleClock
 
 THREAD_PATIENCE_SECONDS = 30
 
@@ -65,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             return now[0]
 
     monkeypatch.setattr("app.accounts.second_factor.codes.time", Clock)
-    monkeypatch.setattr("app.core.throttling.time", Clock)
+    ThrottleClock(monkeypatch)
     return now
 
 

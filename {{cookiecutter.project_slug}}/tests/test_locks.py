@@ -47,7 +47,7 @@ async def test_sign_ins_change_their_counts_in_the_order_in_which_they_take_them
     check_password, is_locked = Security.check_password, asyncio.Event()
     async with open_client(create_app(settings)) as client, open_database(settings) as other:
         user = await create_account(client)
-        own = AttemptCounter("sign-in from known network", f"{user.id} {ADDRESS}", 1)
+        own = AttemptCounter("sign-in from known network", f"{user.email} {ADDRESS}", 1)
         shared = AttemptCounter("sign-in from address", ADDRESS, 1)
         async with other.write() as another:
 

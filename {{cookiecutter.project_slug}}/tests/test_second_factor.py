@@ -1,10 +1,13 @@
 import asyncio
+import io
+import re
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,6 +25,7 @@ from app.core.toolbox import Toolbox, make_toolbox
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import SECRET_KEY, make_settings
+from tests.mail import Mailbox
 from tests.second_factor import PATH, PROOF, TYPED, enable, show_code
 
 NEW_KEY = SecretStr("a new key with enough bytes 0123456")
@@ -264,8 +268,9 @@ async def test_to_begin_anew_never_undoes_a_confirmation(
                 (again,) = await asyncio.gather(*others)
         asked = await sign_in(client, user)
 
-    # Whichever was first; a code may come while its secret is no longer there, and the new one not yet.
-    assert (again.status_code, confirmed.status_code) in {(409, 200), (200, 422), (200, 409)}
+    # Whichever was first; a code may come while its secret is no longer there, and the new one not yet. To begin after
+    # the confirmation takes a code.
+    assert (again.status_code, confirmed.status_code) in {(409, 200), (422, 200), (200, 422), (200, 409)}
     assert asked == ("mfa_required" if confirmed.status_code == 200 else "")
 
 
@@ -345,3 +350,165 @@ async def test_guesses_at_codes_have_to_wait(settings: Settings, database: Datab
         ]
 
     assert answers == [400, 400, 400, 429]
+
+
+async def list_events(client: httpx2.AsyncClient, admin: Account, user: Account) -> list[str]:
+    query = {"user_id": user.id, "limit": "100"}
+    events = await client.get("/api/v1/audit-events", params=query, headers=admin.headers)
+    return [event["event"] for event in events.json()["items"]]
+
+
+async def test_the_right_password_without_a_right_code_leaves_traces(
+    client: httpx2.AsyncClient, user: Account, admin: Account, clock: list[int], logs: io.StringIO
+) -> None:
+    def count(outcome: str) -> float:
+        return REGISTRY.get_sample_value("sign_ins_total", {"outcome": outcome}) or 0
+
+    await enable(client, user)
+    missing, refused = count("second_factor_missing"), count("second_factor_refused")
+
+    await sign_in(client, user)
+    await sign_in(client, user, otp="000000")
+    wrongly = {**PROOF, "otp": "000000"}
+    await client.post(f"{PATH}/disable", json=wrongly, headers=user.headers)
+
+    events = await list_events(client, admin, user)
+    assert (events.count("second-factor.missing"), events.count("second-factor.refused")) == (1, 2)
+    assert count("second_factor_missing") - missing == 1
+    assert count("second_factor_refused") - refused == 1
+    assert [logs.getvalue().count(f"second-factor.{each}") for each in ("missing", "refused")] == [1, 2]
+
+
+@pytest.mark.parametrize("form", [{}, {"otp": "000000"}, {"otp": "ABCD-EFGH-IJKL-MNOP"}, {"scope": "admin"}])
+async def test_the_owner_hears_once_of_many_failures_in_a_row(
+    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: list[int], form: dict[str, str]
+) -> None:
+    secret, _ = await enable(client, user)
+
+    async def count_messages() -> int:
+        messages = await mailbox.read(user.email)
+        return sum("signs in with your password" in message["Subject"] for message in messages)
+
+    told = []
+    for again in range(2):
+        clock[0] += 60
+        for _ in range(4):
+            await sign_in(client, user, **form)
+        told.append(await count_messages())
+        if again:
+            continue
+        # Of one who has forgotten the code at home, and then signs in.
+        assert await sign_in(client, user, otp=show_code(secret, clock[0])) == ""
+    for _ in range(4):
+        await sign_in(client, user, **form)
+    told.append(await count_messages())
+
+    assert told == [0, 0, 1]
+
+
+async def test_codes_cannot_be_guessed_for_ever(
+    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
+    secret, recovery_codes = await enable(client, user)
+    wrongly = {**PROOF, "otp": "000000"}
+    for _ in range(4):
+        await sign_in(client, user, otp="000000")
+        await client.post(f"{PATH}/disable", json=wrongly, headers=user.headers)
+    clock[0] += 60
+
+    blocked = [await sign_in(client, user, otp=otp) for otp in (show_code(secret, clock[0]), recovery_codes[0])]
+    disabled = await client.post(f"{PATH}/disable", json={**PROOF, "otp": recovery_codes[0]}, headers=user.headers)
+    asked = await sign_in(client, user)
+    await client.post("/api/v1/auth/password/forgot", json={"email": user.email})
+    body = (await mailbox.read(user.email))[-1].get_body(("plain",))
+    assert body is not None
+    (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())
+    user.password = "another long password"
+    await client.post("/api/v1/auth/password/reset", json={"token": token, "new_password": user.password})
+    after = [await sign_in(client, user, otp=otp) for otp in (show_code(secret, clock[0]), recovery_codes[0])]
+
+    assert blocked == ["invalid_grant", "invalid_grant"]
+    assert disabled.status_code == 422
+    assert asked == "mfa_required"
+    assert after == ["", ""]
+
+
+async def test_an_honest_sign_in_of_two_steps_never_blocks(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
+    secret, _ = await enable(client, user)
+    for _ in range(12):
+        assert await sign_in(client, user) == "mfa_required"
+    clock[0] += 60
+
+    assert await sign_in(client, user, otp=show_code(secret, clock[0])) == ""
+
+
+async def test_many_guesses_at_codes_at_once_are_no_way_around(
+    live_url: str, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
+    use_code = codes.use_code
+    looked_at: list[str] = []
+
+    async def use_and_count(tools: Toolbox, user_id: UUID, factor: codes.FactorRecord, code: str) -> bool:
+        looked_at.append(code)
+        await asyncio.sleep(0.01)
+        return await use_code(tools, user_id, factor, code)
+
+    # A machine may be slow: nobody gives up waiting for a connection.
+    patient = make_settings(live_url, database_pool_size=6, database_pool_timeout_seconds=60)
+    async with open_client(create_app(patient)) as one, open_client(create_app(patient)) as other:
+        user = await create_account(one)
+        await enable(one, user)
+        monkeypatch.setattr(codes, "use_code", use_and_count)
+        guesses = [sign_in(client, user, otp="000000") for client in [one, other] * 10]
+        answers = await asyncio.gather(*guesses)
+
+    assert answers == ["invalid_grant"] * 20
+    assert len(looked_at) == 8
+
+
+def test_codes_are_refused_well_before_a_hundred_failures() -> None:
+    assert codes.NOTICE_FAILURES < codes.MAX_FAILURES <= 50
+
+
+async def test_a_refused_scope_uses_up_no_recovery_code(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    _, recovery_codes = await enable(client, user)
+
+    refused = await sign_in(client, user, otp=recovery_codes[0], scope="admin")
+
+    assert refused == "invalid_scope"
+    assert await sign_in(client, user, otp=recovery_codes[0]) == ""
+
+
+async def test_administrators_need_a_second_factor_where_it_is_required(
+    settings: Settings, database: Database, clock: list[int]
+) -> None:
+    strict = settings.model_copy(update={"admin_second_factor_required": True})
+    async with open_client(create_app(strict, database)) as client:
+
+        async def list_users(token: str) -> int:
+            return (await client.get("/api/v1/users", headers={"Authorization": f"Bearer {token}"})).status_code
+
+        admin = await create_account(client, database, is_admin=True)
+        asked = await request_token(client, username=admin.email, password=PASSWORD, scope="admin")
+        without = await list_users(admin.access_token)
+        secret, recovery_codes = await enable(client, admin)
+        clock[0] += 60
+        code = show_code(secret, clock[0])
+        signed_in = (await request_token(client, username=admin.email, password=PASSWORD, otp=code)).json()
+        with_factor = await list_users(signed_in["access_token"])
+        disable = {**PROOF, "otp": recovery_codes[0]}
+        await client.post(f"{PATH}/disable", json=disable, headers=admin.headers)
+        refreshed = (await request_token(client, "refresh_token", refresh_token=signed_in["refresh_token"])).json()
+
+    assert asked.json()["error"] == "invalid_scope"
+    assert "second factor" in asked.json()["error_description"]
+    assert (without, with_factor) == (403, 200)
+    assert signed_in["scope"] == "account admin"
+    assert refreshed["scope"] == "account"

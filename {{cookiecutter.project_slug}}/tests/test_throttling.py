@@ -1,6 +1,7 @@
 """Who guesses is slowed down, and nobody else."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -13,10 +14,13 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.exceptions import TooManyRequestsError
-from app.core.throttling import AttemptCounter, GuessThrottle, network_of
+from app.core.security import PasswordCheck, Security
+from app.core.throttling import AttemptCounter, GuessThrottle, network_of, purge_counts
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import make_settings
+from tests.mail import Mailbox
+from tests.throttle_clock import ThrottleClock
 
 FREE = 3
 FREE_OF_ADDRESS = 8
@@ -36,21 +40,9 @@ def settings(migrated_url: str) -> Settings:
     )
 
 
-class Clock:
-    """The seconds since the epoch, as far as the throttle can tell: they pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def time(self) -> float:
-        return self.now
-
-
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("app.core.throttling.time", clock)
-    return clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> ThrottleClock:
+    return ThrottleClock(monkeypatch)
 
 
 @pytest.fixture
@@ -85,7 +77,9 @@ async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient,
     assert refused.headers["retry-after"] == "1"
 
 
-async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_the_wait_doubles_up_to_the_longest(
+    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock
+) -> None:
     await guess(home, user.email, FREE)
     waits = []
     for _ in range(9):
@@ -98,7 +92,7 @@ async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user
 
 
 async def test_who_was_quiet_starts_afresh(
-    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock, settings: Settings
+    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
 ) -> None:
     await guess(elsewhere, user.email, FREE + 1)
 
@@ -149,6 +143,62 @@ async def test_neighbours_do_not_hear_who_has_an_account(
     known, unknown = await guess_at_both(user.email), await guess_at_both("nobody@example.com")
 
     assert known == unknown == [400] * FREE + [429]
+
+
+async def test_neighbours_cannot_tell_by_the_work_of_a_refusal_who_has_an_account(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str | None] = []
+    check = Security._check_password
+
+    def count_and_check(security: Security, password: str, password_hash: str | None) -> PasswordCheck:
+        verified.append(password_hash)
+        return check(security, password, password_hash)
+
+    monkeypatch.setattr(Security, "_check_password", count_and_check)
+
+    async def count_work(client: httpx2.AsyncClient, email: str) -> tuple[list[int], int]:
+        before = len(verified)
+        return await guess(client, email, FREE + 2), len(verified) - before
+
+    for number in range(FREE_OF_ADDRESS):
+        await guess(home, f"person-{number}@example.com")
+        await guess(elsewhere, f"person-{number}@example.com")
+    known, unknown = await count_work(home, user.email), await count_work(home, "nobody@example.com")
+    abroad = await count_work(elsewhere, user.email)
+
+    assert known == unknown == ([429] * (FREE + 2), FREE)
+    assert abroad == ([429] * (FREE + 2), 0)
+
+
+async def test_the_right_password_is_refused_on_a_network_that_only_others_know(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, app: FastAPI, user: Account
+) -> None:
+    async with open_client(app, address="203.0.113.9") as client:
+        other = await create_account(client)
+    await guess(elsewhere, other.email, FREE)
+
+    refused = await request_token(home, username=other.email, password=PASSWORD)
+
+    assert refused.status_code == 429
+
+
+async def test_a_reset_of_the_password_lets_its_owner_in_whatever_strangers_do(
+    app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account, mailbox: Mailbox
+) -> None:
+    await guess(elsewhere, user.email, FREE + 1)
+    async with open_client(app, address="203.0.113.9") as away:
+        before = await request_token(away, username=user.email, password=PASSWORD)
+        await away.post("/api/v1/auth/password/forgot", json={"email": user.email})
+        (message,) = await mailbox.read(user.email)
+        body = message.get_body(("plain",))
+        assert body is not None
+        (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())
+        reset = {"token": token, "new_password": "another long password"}
+        assert (await away.post("/api/v1/auth/password/reset", json=reset)).status_code == 204
+        after = await request_token(away, username=user.email, password="another long password")
+
+    assert (before.status_code, after.status_code) == (429, 200)
 
 
 async def test_a_known_account_is_no_way_around_the_limit_of_an_address(home: httpx2.AsyncClient) -> None:
@@ -209,7 +259,7 @@ async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: S
 
 
 async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_second(
-    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock
+    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock
 ) -> None:
     await guess(elsewhere, user.email)
 
@@ -220,10 +270,10 @@ async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_s
 
 @pytest.mark.parametrize("at_once", [FREE, 4 * FREE])
 async def test_many_who_sign_in_to_one_account_at_once_keep_nobody_out(
-    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, at_once: int
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock, at_once: int
 ) -> None:
     """Two processes, first from a network that is new to the account, and then from one that it knows."""
-    monkeypatch.setattr("app.core.throttling.time", time)
+    clock.run()
     # However slow this machine is.
     monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
@@ -284,7 +334,7 @@ async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
 
 
 async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
-    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
 ) -> None:
     monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 0.3)
     throttle = GuessThrottle(database, settings)
@@ -296,6 +346,29 @@ async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and
     clock.now += 1
 
     assert await throttle.count(counter) is None
+
+
+async def test_hosts_whose_clocks_differ_count_alike(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
+) -> None:
+    clock.run()
+    waiting = settings.model_copy(update={"throttle_max_delay_seconds": 600, "throttle_memory_seconds": 3600})
+    monkeypatch.setattr("app.core.throttling.FIRST_DELAY_SECONDS", 600.0)
+    throttle = GuessThrottle(database, waiting)
+    counter = AttemptCounter("test", "clocks", 1)
+    now = time.time
+    waits = []
+    for hours in (5, 0, -5, 5):
+        monkeypatch.setattr("time.time", lambda hours=hours: now() + hours * 3600)
+        try:
+            await throttle.count(counter)
+        except TooManyRequestsError as error:
+            waits.append(int(error.headers["Retry-After"]))
+        async with database.write() as session:
+            assert await purge_counts(session, waiting) == 0
+
+    assert len(waits) == 3
+    assert all(0 < wait <= 600 for wait in waits)
 
 
 async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
@@ -351,6 +424,33 @@ async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient
     statuses = [(await elsewhere.post(path, json=guess)).status_code for _ in range(FREE_OF_ADDRESS + 1)]
 
     assert statuses == [422] * FREE_OF_ADDRESS + [429]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/auth/token", {"data": {"grant_type": "password", "username": "{}@example.com", "password": WRONG}}, 400),
+        ("/users", {"json": {"email": "{}@example.com", "password": PASSWORD}}, 201),
+        ("/auth/password/forgot", {"json": {"email": "{}@example.com"}}, 202),
+        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43}}, 422),
+    ],
+)
+async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, dict[str, str]], status: int
+) -> None:
+    monkeypatch.setattr("app.core.throttling.SITE_ALLOWANCE", 2)
+    allowed = 2 * FREE_OF_ADDRESS
+
+    async def attempt(number: int, site: str = "2001:db8:77") -> int:
+        ((kind, values),) = body.items()
+        filled = {name: value.replace("{}", f"person-{site[-2:]}-{number}") for name, value in values.items()}
+        async with open_client(app, address=f"{site}:{number:x}::1") as client:
+            return (await client.request("POST", f"/api/v1{path}", **{kind: filled})).status_code  # type: ignore[arg-type]  # the name is one of `data` and `json`
+
+    statuses = [await attempt(number) for number in range(allowed + 1)]
+
+    assert statuses == [status] * allowed + [429]
+    assert await attempt(0, "2001:db8:78") == status
 
 
 async def test_nobody_is_flooded_through_a_change_of_address(home: httpx2.AsyncClient, user: Account) -> None:

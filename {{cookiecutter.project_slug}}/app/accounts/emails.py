@@ -15,7 +15,7 @@ from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
 from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, network_of
+from app.core.throttling import AttemptCounter, count_origin
 from app.core.toolbox import Toolbox
 
 
@@ -46,6 +46,7 @@ class EmailKind(StrEnum):
     PASSWORD_CHANGED = "password changed"  # noqa: S105  # a name
     EMAIL_CHANGE = "email change"
     EMAIL_CHANGE_NOTICE = "email change notice"
+    SECOND_FACTOR_FAILURES = "second factor failures"
 
 
 class Purpose(StrEnum):
@@ -68,9 +69,8 @@ async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
 
     Each kind by itself: some lead to no message, and must not keep somebody from those that do.
     """
-    network = network_of(tools.origin.address)
     await tools.throttle.count(
-        AttemptCounter("message asked for from address", network, tools.settings.throttle_address_attempts),
+        *count_origin("message asked for from address", tools.origin.address, tools.settings),
         AttemptCounter(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
     )
 
@@ -130,6 +130,10 @@ async def render_password_changed(_session: Session, settings: Settings, email: 
     return _render(settings, email, "password_changed", "Your password was changed")
 
 
+async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+    return _render(settings, email, "second_factor_failures", "Somebody signs in with your password")
+
+
 async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
@@ -167,4 +171,5 @@ RENDERERS: dict[str, Renderer] = {
     EmailKind.PASSWORD_CHANGED: render_password_changed,
     EmailKind.EMAIL_CHANGE: render_email_change,
     EmailKind.EMAIL_CHANGE_NOTICE: render_email_change_notice,
+    EmailKind.SECOND_FACTOR_FAILURES: render_second_factor_failures,
 }

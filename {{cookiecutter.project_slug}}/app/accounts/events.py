@@ -20,4 +20,6 @@ class AccountEvent(StrEnum):
     REFRESH_TOKEN_REUSED = "refresh-token.reused"  # noqa: S105  # a name
     SECOND_FACTOR_ENABLED = "second-factor.enabled"
     SECOND_FACTOR_DISABLED = "second-factor.disabled"
+    SECOND_FACTOR_MISSING = "second-factor.missing"
+    SECOND_FACTOR_REFUSED = "second-factor.refused"
     RECOVERY_CODE_USED = "recovery-code.used"

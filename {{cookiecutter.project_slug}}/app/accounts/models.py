@@ -61,9 +61,15 @@ class RefreshToken(Identity, Base):
 
 
 class KnownNetwork(Base):
-    """Where an account has signed in from: attempts from elsewhere never keep it out there."""
+    """Where an account has signed in from, or was reset: attempts from elsewhere never keep it out there.
+
+    There is no cookie for known devices beside it: a browser keeps its session while it is used, and such a cookie
+    would need an end, and a revocation with the password, to be no supply of further guesses.
+    """
 
     __tablename__ = "known_networks"
+    # Found by itself, too: whether any account is known there.
+    __table_args__ = (Index(None, "network"),)
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     network: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -81,6 +87,8 @@ class SecondFactor(Base):
     confirmed_at: Mapped[datetime | None]
     # The time step of the last code that was taken: none is taken twice.
     last_step: Mapped[int] = mapped_column(Integer, default=0)
+    # In a row: how often the password was right, and a code was wrong or missing.
+    failures: Mapped[int] = mapped_column(default=0)
 
 
 class RecoveryCode(Base):

@@ -2,13 +2,16 @@
 
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, select, text, update
 
 from app.accounts.emails import EmailKind
-from app.accounts.models import User, UserRecord, UserSession
+from app.accounts.models import KnownNetwork, User, UserRecord, UserSession
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
+from app.core.models import utc_now
 from app.core.query import Command, Query, columns
+from app.core.throttling import network_of
+from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
 COLUMNS = columns(UserRecord, User)
@@ -20,6 +23,15 @@ UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returnin
 # those go on who make a message: they hold the message, and need the user for the code in it.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
+# Both databases understand it.
+REMEMBER_NETWORK = Command(
+    text("""
+    INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
+    ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
+    """).bindparams(
+        bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
+    )
+)
 
 
 async def get_user(session: Session, user_id: UUID) -> UserRecord:
@@ -45,3 +57,9 @@ async def withdraw_email_change(session: Session, user_id: UUID) -> None:
     """Before the address changes, which locks the user against who makes a message, too."""
     await lock_user(session, user_id)
     await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+
+
+async def remember_network(tools: Toolbox, user_id: UUID) -> None:
+    """From where the owner has acted, the attempts of strangers elsewhere no longer keep them out."""
+    network = network_of(tools.origin.address)
+    await tools.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())

@@ -257,6 +257,7 @@ class Settings(ServerSettings):
     password_hash_queue: Count | None = None
     auth_cache_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
     max_sessions_per_user: Count = 20
+    admin_second_factor_required: bool = False
     throttling: bool = True
     throttle_account_attempts: Count = 5
     throttle_address_attempts: Count = 50

@@ -7,14 +7,13 @@ import asyncio
 import hashlib
 import ipaddress
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import structlog
 from fastapi import Depends, Request
-from sqlalchemy import String, bindparam, delete, select, text
+from sqlalchemy import Double, String, bindparam, delete, literal_column, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.config import Settings
@@ -26,8 +25,10 @@ from app.core.query import Command, Query, columns, delete_batch
 logger = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 1.0
-# What one customer of a provider has (RFC 6177).
-IPV6_NETWORK_BITS = 64
+# What one customer of a provider has at least, and what others get for the asking: 65,536 of these networks (RFC 6177).
+IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
+# A site may have many customers behind it, and is allowed so many times what one network is.
+SITE_ALLOWANCE = 10
 # How long other attempts wait for an undecided one, and the first and the longest pause between their tries.
 UNDECIDED_SECONDS = 10
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
@@ -55,33 +56,59 @@ class CountRecord(NamedTuple):
 
 class StateRecord(NamedTuple):
     undecided: int
-    last_at: float
+    seconds_since: float
     delay_seconds: float
 
 
-# One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is written the
-# way that both databases understand. Without a delay, times are not compared: concurrent attempts may commit out
-# of the order of their clocks.
-COUNT = Query(
-    text("""
-    INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
-    VALUES (:key, 1, :undecided, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, :now)
-    ON CONFLICT (key) DO UPDATE SET
-        attempts = CASE WHEN throttle_counts.last_at <= :forgotten_before THEN 1 ELSE throttle_counts.attempts + 1 END,
-        undecided = :undecided
-            + CASE WHEN throttle_counts.last_at <= :decided_before THEN 0 ELSE throttle_counts.undecided END,
-        delay_seconds = CASE
-            WHEN throttle_counts.last_at <= :forgotten_before OR throttle_counts.attempts + 1 < :free_attempts THEN 0
-            WHEN throttle_counts.delay_seconds = 0 THEN :first_delay
-            WHEN throttle_counts.delay_seconds * 2 > :max_delay THEN :max_delay
-            ELSE throttle_counts.delay_seconds * 2
-        END,
-        last_at = :now
-    WHERE throttle_counts.delay_seconds = 0 OR throttle_counts.last_at + throttle_counts.delay_seconds <= :now
-    RETURNING attempts
-    """).columns(ThrottleCount.attempts),
-    CountRecord,
-)
+class ClockedStatements:
+    """The statements that read a clock: that of the database, since the clocks of several hosts may differ."""
+
+    def __init__(self, now: str) -> None:
+        # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is
+        # written the way that both databases understand; `excluded.last_at` is now. Without a delay, times are not
+        # compared: concurrent attempts may commit out of the order in which they read the clock.
+        self.count = Query(
+            text(f"""
+            INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
+            VALUES (:key, 1, :undecided, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, {now})
+            ON CONFLICT (key) DO UPDATE SET
+                attempts = CASE
+                    WHEN throttle_counts.last_at <= excluded.last_at - :memory_seconds THEN 1
+                    ELSE throttle_counts.attempts + 1
+                END,
+                undecided = :undecided + CASE
+                    WHEN throttle_counts.last_at <= excluded.last_at - :undecided_seconds THEN 0
+                    ELSE throttle_counts.undecided
+                END,
+                delay_seconds = CASE
+                    WHEN throttle_counts.last_at <= excluded.last_at - :memory_seconds THEN 0
+                    WHEN throttle_counts.attempts + 1 < :free_attempts THEN 0
+                    WHEN throttle_counts.delay_seconds = 0 THEN :first_delay
+                    WHEN throttle_counts.delay_seconds * 2 > :max_delay THEN :max_delay
+                    ELSE throttle_counts.delay_seconds * 2
+                END,
+                last_at = excluded.last_at
+            WHERE throttle_counts.delay_seconds = 0
+                OR throttle_counts.last_at + throttle_counts.delay_seconds <= excluded.last_at
+            RETURNING attempts
+            """).columns(ThrottleCount.attempts),  # noqa: S608  # `now` is written below
+            CountRecord,
+        )
+        seconds_since = literal_column(f"({now})", Double) - ThrottleCount.last_at
+        self.state = Query(
+            select(*columns(StateRecord, ThrottleCount, seconds_since=seconds_since)).where(
+                ThrottleCount.key == bindparam("count_key")
+            ),
+            StateRecord,
+        )
+        self.purge = delete_batch(ThrottleCount, seconds_since >= bindparam("memory_seconds"))
+
+
+CLOCKED = {
+    "postgresql": ClockedStatements("CAST(extract(epoch FROM clock_timestamp()) AS double precision)"),
+    # To the millisecond; `unixepoch` knows no fractions before SQLite 3.42.
+    "sqlite": ClockedStatements("(julianday('now') - 2440587.5) * 86400"),
+}
 GIVE_BACK = Command(
     text("""
     UPDATE throttle_counts
@@ -92,11 +119,7 @@ GIVE_BACK = Command(
     """)
 )
 DECIDE = Command(text("UPDATE throttle_counts SET undecided = undecided - 1 WHERE key = :key AND undecided > 0"))
-STATE = Query(
-    select(*columns(StateRecord, ThrottleCount)).where(ThrottleCount.key == bindparam("count_key")), StateRecord
-)
 FORGET = Command(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
-PURGE = delete_batch(ThrottleCount, ThrottleCount.last_at <= bindparam("forgotten_before"))
 
 
 @dataclass(frozen=True)
@@ -172,26 +195,25 @@ class GuessThrottle:
         return None
 
     async def _count(self, session: Session, counter: AttemptCounter, *, waits: bool) -> None:
-        now = time.time()
+        clocked = _clocked(session)
         counted = await session.fetch_one_or_none(
-            COUNT,
+            clocked.count,
             key=counter.key,
-            now=now,
             free_attempts=counter.free_attempts,
             undecided=int(counter.is_decided),
-            decided_before=now - UNDECIDED_SECONDS,
+            undecided_seconds=float(UNDECIDED_SECONDS),
             first_delay=min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
             max_delay=float(self._settings.throttle_max_delay_seconds),
-            forgotten_before=now - self._settings.throttle_memory_seconds,
+            memory_seconds=float(self._settings.throttle_memory_seconds),
         )
         if counted is None:
-            state = await session.fetch_one_or_none(STATE, count_key=counter.key)
-            is_undecided = state is None or (state.undecided > 0 and state.last_at > now - UNDECIDED_SECONDS)
+            state = await session.fetch_one_or_none(clocked.state, count_key=counter.key)
+            is_undecided = state is None or (state.undecided > 0 and state.seconds_since < UNDECIDED_SECONDS)
             if waits and is_undecided:
                 raise UndecidedError
             logger.warning("throttled", counter=counter.kind)
-            next_at = state.last_at + state.delay_seconds if state else now
-            raise TooManyRequestsError(max(1, math.ceil(next_at - now)))
+            wait = state.delay_seconds - state.seconds_since if state else 0
+            raise TooManyRequestsError(max(1, math.ceil(wait)))
 
     async def decide(self, session: Session, counter: AttemptCounter) -> None:
         """Record that an attempt failed; it stays counted."""
@@ -211,11 +233,29 @@ class GuessThrottle:
 
 async def purge_counts(session: Session, settings: Settings) -> int:
     """Delete what is forgotten, and return how many counts that were."""
-    forgotten_before = time.time() - settings.throttle_memory_seconds
-    return await session.run(PURGE, forgotten_before=forgotten_before)
+    return await session.run(_clocked(session).purge, memory_seconds=float(settings.throttle_memory_seconds))
 
 
-def network_of(address: str | None) -> str:
+def _clocked(session: Session) -> ClockedStatements:
+    return CLOCKED[session.get_bind().dialect.name]
+
+
+def count_origin(
+    kind: str, address: str | None, settings: Settings, *, is_decided: bool = False
+) -> list[AttemptCounter]:
+    """Return the counters of where an attempt comes from, in the order in which they are to be counted.
+
+    The site comes last: what its network refuses does not count against the neighbours.
+    """
+    network, site = network_of(address), network_of(address, IPV6_SITE_BITS)
+    free = settings.throttle_address_attempts
+    counters = [AttemptCounter(kind, network, free, is_decided)]
+    if site != network:
+        counters.append(AttemptCounter(kind, site, free * SITE_ALLOWANCE, is_decided))
+    return counters
+
+
+def network_of(address: str | None, ipv6_bits: int = IPV6_NETWORK_BITS) -> str:
     """Return the address, or the network of an IPv6 address, whose owner has more addresses than can be counted."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
@@ -225,7 +265,7 @@ def network_of(address: str | None) -> str:
         return str(parsed)
     if parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))
+    return str(ipaddress.ip_network((parsed, ipv6_bits), strict=False))
 
 
 async def get_throttle(request: Request) -> GuessThrottle:

@@ -95,12 +95,14 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("user_id", "network", name=op.f("pk_known_networks")),
     )
+    op.create_index(op.f("ix_known_networks_network"), "known_networks", ["network"])
     op.create_table(
         "second_factors",
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("secret", sa.String(255), nullable=False),
         sa.Column("confirmed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_step", sa.Integer(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(
             ["user_id"], ["users.id"], name=op.f("fk_second_factors_user_id_users"), ondelete="CASCADE"
         ),

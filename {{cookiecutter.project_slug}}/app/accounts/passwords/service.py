@@ -6,6 +6,7 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.accounts.passwords.schemas import PasswordChange
 from app.accounts.queries import END_SESSIONS, UPDATE_USER
+from app.accounts.second_factor.codes import FORGET_FAILURES
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.core.exceptions import ConflictError
 from app.core.passwords import refuse_weak_password
@@ -63,5 +64,7 @@ async def settle_password(tools: Toolbox, user: UserRecord) -> None:
     # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
     await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
     await one_time_tokens.revoke_tokens(tools.session, user.id)
+    # Who knew the former password does not know this one.
+    await tools.session.run(FORGET_FAILURES, owner_id=user.id)
     if tools.settings.sends_mail:
         await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_CHANGED, user.email, user.id)

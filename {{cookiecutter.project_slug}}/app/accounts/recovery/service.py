@@ -7,7 +7,7 @@ from app.accounts.emails import EmailKind, Purpose, limit_messages
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
 from app.accounts.passwords.service import HOLD_PASSWORD, settle_password
-from app.accounts.queries import END_SESSIONS, UPDATE_USER, get_user, withdraw_email_change
+from app.accounts.queries import END_SESSIONS, UPDATE_USER, get_user, remember_network, withdraw_email_change
 from app.accounts.recovery.schemas import EmailChange
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.core.database import release_connection
@@ -31,6 +31,7 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
     await tools.session.run(END_SESSIONS, user_id=user.id)
+    await remember_network(tools, user.id)
     await settle_password(tools, user)
     await tools.audit.record(AccountEvent.PASSWORD_RESET, user.id)
 

@@ -4,7 +4,7 @@ from sqlalchemy import bindparam, select
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User
-from app.accounts.second_factor.codes import WRONG_CODE, find_factor, use_code
+from app.accounts.second_factor.codes import WRONG_CODE, CodeCheck, check_code, find_factor
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.database import release_connection
 from app.core.exceptions import UnprocessableError
@@ -30,20 +30,21 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
         await tools.throttle.count(counter)
         check = await tools.security.check_password(confirmation.current_password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
-        raise await _refuse(tools, caller, counter, "The current password is not right.")
+        await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
+        raise await _refuse(tools, counter, "The current password is not right.")
     factor = await find_factor(tools.session, user.id)
     if factor is not None:
-        if not confirmation.otp:
-            raise await _refuse(tools, caller, counter, "The account has a second factor: send a code of it as otp.")
-        if not await use_code(tools, user.id, factor, confirmation.otp):
-            raise await _refuse(tools, caller, counter, WRONG_CODE)
+        found = await check_code(tools, user.id, user.email, factor, confirmation.otp)
+        if found is CodeCheck.WRONG:
+            raise await _refuse(tools, counter, WRONG_CODE)
+        if found is not CodeCheck.RIGHT:
+            raise await _refuse(tools, counter, "The account has a second factor: send a code of it as otp.")
     await tools.throttle.forget(tools.session, counter)
     # Committed here: if the request fails for another reason, the right password does not count as an attempt.
     await release_connection(tools.session)
     return password_hash
 
 
-async def _refuse(tools: Toolbox, caller: Caller, counter: AttemptCounter, detail: str) -> UnprocessableError:
+async def _refuse(tools: Toolbox, counter: AttemptCounter, detail: str) -> UnprocessableError:
     await tools.throttle.decide(tools.session, counter)
-    await tools.audit.record(AccountEvent.PASSWORD_REFUSED, caller.user.id, actor_id=caller.user.id)
     return UnprocessableError(detail, keeps_changes=True)

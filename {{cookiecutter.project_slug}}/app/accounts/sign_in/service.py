@@ -4,13 +4,15 @@ from typing import NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy import bindparam, delete, exists, insert, select, text, update
+from sqlalchemy import bindparam, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import KnownNetwork, RefreshToken, User
-from app.accounts.scopes import SCOPES, format_scope, list_allowed, parse_scope
+from app.accounts.queries import remember_network
+from app.accounts.scopes import SCOPES, Scope, format_scope, list_allowed, parse_scope
 from app.accounts.second_factor import codes
+from app.accounts.second_factor.codes import CodeCheck, FactorRecord
 from app.accounts.second_factor.confirmation import PASSWORD_HASH
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
@@ -23,7 +25,7 @@ from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.throttling import AttemptCounter, network_of, purge_counts
+from app.core.throttling import AttemptCounter, count_origin, network_of, purge_counts
 from app.core.toolbox import Toolbox
 
 logger = structlog.get_logger(__name__)
@@ -49,6 +51,7 @@ class RefreshTokenRecord(NamedTuple):
     used_at: datetime | None
 
 
+IS_ANYBODYS_NETWORK = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
 _IS_KNOWN_NETWORK = exists().where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
 CREDENTIALS = Query(
     select(*columns(CredentialsRecord, User, is_known_network=_IS_KNOWN_NETWORK)).where(
@@ -67,15 +70,6 @@ REHASH = Query(
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .values(password_hash=bindparam("new_hash"))
     .returning(User.id)
-)
-# Both databases understand it.
-REMEMBER_NETWORK = Command(
-    text("""
-    INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
-    ON CONFLICT (user_id, network) DO UPDATE SET last_used_at = :now
-    """).bindparams(
-        bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
-    )
 )
 PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
 CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
@@ -143,37 +137,38 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
         raise OAuthError("invalid_request", "username and password are required.")
     try:
         with tools.security.reserve_hash():
-            user = await _authenticate(tools, form.username, form.password, form.otp)
+            user_id, scope = await _authenticate(tools, form, form.username, form.password)
     except TooManyRequestsError:
         SIGN_INS.labels("throttled").inc()
         logger.warning("sign-in failed", client=tools.origin.address)
         raise
-    try:
-        scope = _grant_scope(form.scope, list_allowed(is_admin=user.is_admin))
-    except OAuthError:
-        # The right password does not count as an attempt, whatever else is wrong.
-        await release_connection(tools.session)
-        raise
-    session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
-    await tools.audit.record(AccountEvent.SIGNED_IN, user.id, actor_id=user.id, session_id=str(session_id), scope=scope)
+    session_id = await sessions.create_session(tools.session, tools.settings, user_id, scope, tools.origin)
+    await tools.audit.record(AccountEvent.SIGNED_IN, user_id, actor_id=user_id, session_id=str(session_id), scope=scope)
     SIGN_INS.labels("success").inc()
-    return OpenedSession(user.id, session_id, scope)
+    return OpenedSession(user_id, session_id, scope)
 
 
-async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRecord:
-    """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
+async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password: str) -> tuple[UUID, str]:
+    """Return the user and the scope; time and error are the same for a wrong password and an unknown user."""
     email = as_stored(username)
     network = network_of(tools.origin.address)
+    # Before the user: one who is just getting known here beside this is then known, too.
+    is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     await release_connection(tools.session)
-    attempt = await _take_attempt(tools, email, user, network)
-    check = await tools.security.check_password(password, user.password_hash if user else None)
+    attempt = await _take_attempt(tools, email, user, network, is_anybodys=bool(is_anybodys))
+    is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
+    check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
     if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
-    await _check_second_factor(tools, user, attempt, otp)
-    await tools.session.run(REMEMBER_NETWORK, owner_id=user.id, network=network, now=utc_now())
+    factor = await codes.find_factor(tools.session, user.id)
+    # Before the code, which is used up by its check.
+    scope = await _choose_scope(tools, user, email, factor, attempt, form.scope)
+    if factor is not None:
+        await _check_second_factor(tools, user, email, factor, attempt, form.otp)
+    await remember_network(tools, user.id)
     await _reward(tools, attempt)
-    return user
+    return user.id, scope
 
 
 async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
@@ -192,19 +187,26 @@ async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_h
     return await tools.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
 
 
-async def _take_attempt(tools: Toolbox, email: str, user: CredentialsRecord | None, network: str) -> Attempt:
-    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers."""
+async def _take_attempt(
+    tools: Toolbox, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
+) -> Attempt:
+    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers.
+
+    On a network from where any account has signed in, attempts at all others are counted and take as long as at that
+    one, or neighbours would hear by the time of a refusal who has an account. Others are refused at little cost.
+    """
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
-    address = AttemptCounter("sign-in from address", network, tools.settings.throttle_address_attempts, is_decided=True)
+    origin = count_origin("sign-in from address", tools.origin.address, tools.settings, is_decided=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
-    if user is None or not user.is_known_network:
-        await tools.throttle.count(address, elsewhere)
-        return Attempt(elsewhere, [address, elsewhere])
-    known = AttemptCounter("sign-in from known network", f"{user.id} {network}", free, is_decided=True)
-    # A guess counts and fails like a stranger's all the same, or neighbours would hear who has an account.
-    refusal = await tools.throttle.count(known, tolerated=[address, elsewhere])
-    return Attempt(known, [known] if refusal else [known, address, elsewhere], refusal)
+    if not is_anybodys:
+        await tools.throttle.count(*origin, elsewhere)
+        return Attempt(elsewhere, [*origin, elsewhere])
+    known = AttemptCounter("sign-in from known network", f"{email} {network}", free, is_decided=True)
+    # Where the account is known, this refuses wrong passwords alone.
+    refusal = await tools.throttle.count(known, tolerated=[*origin, elsewhere])
+    account = known if user is not None and user.is_known_network else elsewhere
+    return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
 async def _reward(tools: Toolbox, attempt: Attempt) -> None:
@@ -214,16 +216,49 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
         await settle(tools.session, counter)
 
 
-async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, otp: str | None) -> None:
-    factor = await codes.find_factor(tools.session, user.id)
-    if factor is None:
+async def _settle_missing(tools: Toolbox, attempt: Attempt, found: CodeCheck) -> None:
+    """The first step of an honest sign-in is no attempt; many that go no further are."""
+    settle = tools.throttle.give_back if found is CodeCheck.MISSING else tools.throttle.decide
+    for counter in attempt.taken:
+        await settle(tools.session, counter)
+
+
+async def _choose_scope(
+    tools: Toolbox,
+    user: CredentialsRecord,
+    email: str,
+    factor: FactorRecord | None,
+    attempt: Attempt,
+    requested: str,
+) -> str:
+    """The right password does not count as an attempt when the scope is refused."""
+    try:
+        return _grant_scope(requested, _list_allowed(tools.settings, factor, is_admin=user.is_admin))
+    except OAuthError as error:
+        # The answer tells that the password was right, as that to a missing code does.
+        found = await codes.check_code(tools, user.id, email, factor, None) if factor else CodeCheck.MISSING
+        await _settle_missing(tools, attempt, found)
+        refusal, detail = error.error, error.detail
+        if user.is_admin:
+            detail = "Administrators need a second factor for this scope: set one up, and sign in again."
+        raise OAuthError(refusal, detail, keeps_changes=True) from error
+
+
+def _list_allowed(settings: Settings, factor: FactorRecord | None, *, is_admin: bool) -> frozenset[str]:
+    return list_allowed(is_admin=is_admin and (factor is not None or not settings.admin_second_factor_required))
+
+
+async def _check_second_factor(
+    tools: Toolbox, user: CredentialsRecord, email: str, factor: FactorRecord, attempt: Attempt, otp: str | None
+) -> None:
+    found = await codes.check_code(tools, user.id, email, factor, otp)
+    if found is CodeCheck.RIGHT:
         return
-    if not otp:
-        for counter in attempt.taken:
-            await tools.throttle.give_back(tools.session, counter)
-        raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
-    if not await codes.use_code(tools, user.id, factor, otp):
+    if found is CodeCheck.WRONG:
         raise await _refuse(tools, user, attempt, "second factor")
+    SIGN_INS.labels("second_factor_missing").inc()
+    await _settle_missing(tools, attempt, found)
+    raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
 
 
 async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
@@ -231,7 +266,7 @@ async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attem
         await tools.throttle.decide(tools.session, counter)
     if attempt.refusal is not None:
         return attempt.refusal
-    SIGN_INS.labels("failure").inc()
+    SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
     # Counted by fail2ban. Without what was typed as the address: it may be the password.
     logger.warning("sign-in failed", client=tools.origin.address)
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
@@ -269,7 +304,12 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
         raise await _refuse_refresh_token(tools, token, now)
     used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
     await tools.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
-    scope = _grant_scope(form.scope, parse_scope(extended.scope))
+    allowed = parse_scope(extended.scope)
+    if tools.settings.admin_second_factor_required and Scope.ADMIN in allowed:
+        # Sessions that began before it was required, or when there was one.
+        factor = await codes.find_factor(tools.session, extended.user_id)
+        allowed &= _list_allowed(tools.settings, factor, is_admin=True)
+    scope = _grant_scope(form.scope, allowed)
     return await _issue(tools, extended.user_id, token.session_id, scope)
 
 

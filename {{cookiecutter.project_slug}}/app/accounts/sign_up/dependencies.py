@@ -1,6 +1,6 @@
 from app.core.exceptions import ForbiddenError
 from app.core.requests import OriginDep, SettingsDep
-from app.core.throttling import AttemptCounter, GuessThrottleDep, network_of
+from app.core.throttling import GuessThrottleDep, count_origin
 
 
 async def require_open_registration(settings: SettingsDep) -> None:
@@ -9,5 +9,4 @@ async def require_open_registration(settings: SettingsDep) -> None:
 
 
 async def limit_sign_ups(settings: SettingsDep, throttle: GuessThrottleDep, origin: OriginDep) -> None:
-    counter = AttemptCounter("sign-up from address", network_of(origin.address), settings.throttle_address_attempts)
-    await throttle.count(counter)
+    await throttle.count(*count_origin("sign-up from address", origin.address, settings))
