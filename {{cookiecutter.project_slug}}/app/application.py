@@ -195,7 +195,15 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
         allow_origins=settings.cors_origins,
         allow_credentials=settings.cors_allow_credentials,
         allow_methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID", *allowed],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "If-Match",
+            "If-None-Match",
+            "X-Confirmation",
+            "X-Request-ID",
+            *allowed,
+        ],
         expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID", *exposed],
     )
 

@@ -20,7 +20,7 @@ from app.core.database import Database, Session
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now
 from app.core.throttling import ThrottleCount
-from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 
@@ -50,8 +50,8 @@ async def test_what_happens_to_an_account_is_recorded(
     await request_token(client, "refresh_token", refresh_token=again.refresh_token)
     await connection.execute(update(RefreshToken).values(used_at=utc_now() - timedelta(minutes=1)))
     await request_token(client, "refresh_token", refresh_token=again.refresh_token)
-    await client.patch(f"/api/v1/users/{user.id}", json={"is_active": False}, headers=admin.headers)
-    await client.delete(f"/api/v1/users/{user.id}", headers=admin.headers)
+    await client.patch(f"/api/v1/users/{user.id}", json={"is_active": False}, headers=await confirmed(client, admin))
+    await client.delete(f"/api/v1/users/{user.id}", headers=await confirmed(client, admin))
 
     events = await list_events(client, admin, user_id=user.id)
 
@@ -96,7 +96,9 @@ async def test_no_event_holds_what_was_typed(client: httpx2.AsyncClient, admin: 
 async def test_a_refused_change_is_not_recorded(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
     other = await create_account(client)
 
-    taken = await client.patch(f"/api/v1/users/{user.id}", json={"email": other.email}, headers=admin.headers)
+    taken = await client.patch(
+        f"/api/v1/users/{user.id}", json={"email": other.email}, headers=await confirmed(client, admin)
+    )
 
     assert taken.status_code == 409
     assert await list_events(client, admin, user_id=user.id, event="user.changed") == []

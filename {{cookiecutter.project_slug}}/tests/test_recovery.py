@@ -21,7 +21,7 @@ from app.core.security import hash_opaque_token
 from app.core.toolbox import Toolbox
 from app.outbox.sender import Sender
 from app.outbox.service import EmailRecord
-from tests.accounts import PASSWORD, Account, create_account, request_token
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings, migrate
 from tests.mail import MailServer, run_mail_server, wait_for
@@ -360,7 +360,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
     async with open_client(create_app(settings)) as client, open_database(settings) as database:
         admin, user = await create_account(client, database, is_admin=True), await create_account(client)
         body = {"email": new_address()}
-        changed = await client.patch(f"{API}/users/{user.id}", json=body, headers=admin.headers)
+        changed = await client.patch(f"{API}/users/{user.id}", json=body, headers=await confirmed(client, admin))
         answers = await asyncio.gather(*asked)
         await wait_for(is_sent)
 
@@ -391,7 +391,7 @@ async def test_another_address_by_an_administrator_withdraws_the_new_one(
     new_email = await ask_for_change(client, user)
     body = {"email": new_address()}
 
-    changed = await client.patch(f"{API}/users/{user.id}", json=body, headers=admin.headers)
+    changed = await client.patch(f"{API}/users/{user.id}", json=body, headers=await confirmed(client, admin))
     await postman.deliver()
 
     assert changed.status_code == 200
@@ -418,7 +418,7 @@ async def test_a_new_address_of_an_account_that_is_gone_is_not_asked_about(
     new_email = new_address()
     body = {"new_email": new_email, "current_password": PASSWORD}
     await client.post(f"{API}/users/me/email", json=body, headers=user.headers)
-    await client.delete(f"{API}/users/me", headers=user.headers)
+    await client.delete(f"{API}/users/me", headers=await confirmed(client, user))
 
     await postman.deliver()
 

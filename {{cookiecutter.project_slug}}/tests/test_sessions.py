@@ -15,7 +15,7 @@ from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.models import utc_now
-from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import make_settings
 
@@ -58,7 +58,7 @@ async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient
     other = await sign_in(client, user.id, user.email)
     (ended,) = [session["id"] for session in await list_sessions(client, user) if not session["is_current"]]
 
-    response = await client.delete(f"{SESSIONS}/{ended}", headers=user.headers)
+    response = await client.delete(f"{SESSIONS}/{ended}", headers=await confirmed(client, user))
 
     assert response.status_code == 204
     assert (await client.get(ME, headers=other.headers)).status_code == 401
@@ -76,7 +76,7 @@ async def test_a_session_that_ends_while_a_body_arrives_changes_nothing(
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"name": '
-        await client.delete(f"{SESSIONS}/{ended}", headers=user.headers)
+        await client.delete(f"{SESSIONS}/{ended}", headers=await confirmed(client, user))
         await asyncio.sleep(MAX_BODY_SECONDS + 0.1)
         yield b'"Changed"}'
 

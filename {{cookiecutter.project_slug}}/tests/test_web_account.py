@@ -104,16 +104,17 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
     async with open_browser(app) as other:
         await other.log_in(EMAIL)
         await browser.open("/account/sessions")
-        ids = browser.list_ids('action="/account/sessions/{}/end')
-        assert len(ids) == 2
+        (session_id,) = browser.list_ids('href="/account/sessions/{}/end')
         assert browser.text.count("(here)") == 1
+        end = f"/account/sessions/{session_id}/end"
+        await browser.open(end)
+        await browser.send(end, current_password="wrong")
+        assert browser.page.status_code == 422
 
-        for session_id in ids:
-            if "(here)" not in browser.text.partition(f'id="session-{session_id}"')[2].partition("</p>")[0]:
-                await browser.send(f"/account/sessions/{session_id}/end")
+        await browser.send(end, current_password=PASSWORD)
 
         assert "You are logged out there." in browser.text
-        assert len(browser.list_ids('action="/account/sessions/{}/end')) == 1
+        assert browser.list_ids('href="/account/sessions/{}/end') == []
         await other.open("/account")
         assert other.path == "/log-in"
 
@@ -173,6 +174,8 @@ async def test_second_factor_is_switched_on_and_off(
 async def test_account_is_deleted(browser: Browser) -> None:
     await browser.open("/account/delete")
     await browser.send("/account/delete")
+    assert browser.page.status_code == 422
+    await browser.send("/account/delete", current_password=PASSWORD)
 
     assert "Your account is deleted." in browser.text
     assert (await request_token(browser.client, username=EMAIL, password=PASSWORD)).status_code == 400
@@ -182,7 +185,7 @@ async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
     async with open_browser(app) as browser:
         await browser.log_in(admin.email)
         await browser.open("/account/delete")
-        await browser.send("/account/delete")
+        await browser.send("/account/delete", current_password=PASSWORD)
 
         assert browser.page.status_code == 409
         assert "last administrator" in browser.text

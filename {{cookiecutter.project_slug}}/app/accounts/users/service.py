@@ -84,6 +84,11 @@ async def update_user(
     return updated
 
 
+def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
+    """Whether the change lets somebody in or keeps somebody out."""
+    return any(value != getattr(user, name) for name, value in dump_changes(data).items() if name != "name")
+
+
 async def _keep_an_admin(session: Session, user: UserRecord) -> None:
     """Refuse to take the last administrator away; the lock makes two who remove each other take turns."""
     if await session.fetch_all(ACTIVE_ADMINS) == [(user.id,)]:
