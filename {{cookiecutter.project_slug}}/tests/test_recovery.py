@@ -372,7 +372,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
 async def test_a_new_address_is_not_asked_for_with_a_password_that_was_changed_meanwhile(
     client: httpx2.AsyncClient, user: Account, mail: MailServer, postman: Postman, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def limit_late(_tools: Toolbox, _kind: EmailKind, _address: str) -> None:
+    async def limit_late(_tools: Toolbox, _kind: EmailKind, _address: str, _account_id: UUID) -> None:
         await change_password(client, user)
 
     monkeypatch.setattr("app.accounts.recovery.service.limit_messages", limit_late)

@@ -193,6 +193,17 @@ class GuessThrottle:
             next_at = state.last_at + state.delay_seconds if state else now
             raise TooManyRequestsError(max(1, math.ceil(next_at - now)))
 
+    async def admits(self, session: Session, *counters: AttemptCounter) -> bool:
+        """Count in the caller's transaction, for what is left out and not refused when there is too much of it."""
+        if not self._settings.throttling:
+            return True
+        try:
+            for counter in counters:
+                await self._count(session, counter, waits=False)
+        except TooManyRequestsError:
+            return False
+        return True
+
     async def decide(self, session: Session, counter: AttemptCounter) -> None:
         """Record that an attempt failed; it stays counted."""
         if self._settings.throttling:

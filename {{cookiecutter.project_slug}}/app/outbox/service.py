@@ -6,15 +6,21 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+import structlog
 from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, event, insert, select, update
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
 from app.core.database import Session
+from app.core.metrics import EMAILS
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
+from app.core.throttling import AttemptCounter
+from app.core.toolbox import Toolbox
 from app.outbox.models import OutgoingEmail
+
+logger = structlog.get_logger(__name__)
 
 # Where the sessions of a database carry the event that wakes this process's sender.
 WAKE = "outbox.wake"
@@ -113,6 +119,7 @@ async def enqueue(
 ) -> None:
     """Send a message once this transaction commits, and not at all otherwise.
 
+    Nothing bounds how many: for what users cause, count before it, as `limit_messages` does, or call `notify`.
     The payload is stored as plain text, which backups contain: put no secret in it.
     """
     await session.run(
@@ -121,6 +128,30 @@ async def enqueue(
     wake: asyncio.Event | None = session.info.get(WAKE)
     if wake is not None:
         event.listen(session.sync_session, "after_commit", lambda _session: wake.set(), once=True)
+
+
+async def notify(
+    tools: Toolbox,
+    kind: str,
+    address: str,
+    account_id: UUID | None = None,
+    payload: Mapping[str, JsonValue] | None = None,
+    *,
+    topic: str = "",
+) -> None:
+    """Enqueue what nobody has asked for, and drop it where the address or the account gets too many of its kind.
+
+    Notices of different topics are counted by themselves: a flood of one hides no other.
+    """
+    free = tools.settings.throttle_account_attempts
+    counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
+    if account_id is not None:
+        counters.append(AttemptCounter(f"notice to account: {kind} {topic}", str(account_id), free))
+    if await tools.throttle.admits(tools.session, *counters):
+        await enqueue(tools.session, kind, address, account_id, payload)
+    else:
+        EMAILS.labels("dropped").inc()
+        logger.warning("a notice was dropped, as there were too many", kind=kind, topic=topic)
 
 
 async def withdraw(session: Session, kind: str, account_id: UUID) -> None:

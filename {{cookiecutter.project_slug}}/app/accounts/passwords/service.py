@@ -1,7 +1,7 @@
 from sqlalchemy import bindparam, delete, select, update
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import EmailKind
+from app.accounts.emails import AccountChange, EmailKind, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.accounts.passwords.schemas import PasswordChange
@@ -63,5 +63,4 @@ async def settle_password(tools: Toolbox, user: UserRecord) -> None:
     # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
     await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
     await one_time_tokens.revoke_tokens(tools.session, user.id)
-    if tools.settings.sends_mail:
-        await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_CHANGED, user.email, user.id)
+    await notify_owner(tools, user.id, AccountChange.PASSWORD)

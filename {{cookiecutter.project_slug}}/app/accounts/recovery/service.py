@@ -3,7 +3,7 @@
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import EmailKind, Purpose, limit_messages
+from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_messages, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
 from app.accounts.passwords.service import HOLD_PASSWORD, settle_password
@@ -39,11 +39,11 @@ async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
     user = caller.user
     password_hash = await confirm_identity(tools, caller, data)
-    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email)
+    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
         raise ConflictError("The password was changed at the same time.")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
-    await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
+    await outbox_service.notify(tools, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
     await tools.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
 
 
@@ -54,6 +54,7 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     assert found.user_id is not None  # noqa: S101  # see above
     changes = {"email": found.address, "email_verified_at": utc_now()}
     await withdraw_email_change(tools.session, found.user_id)
+    before = await get_user(tools.session, found.user_id)
     try:
         await tools.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
     except IntegrityError as error:
@@ -62,4 +63,6 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     await one_time_tokens.revoke_tokens(tools.session, found.user_id)
     is_change = found.purpose == Purpose.CHANGE_EMAIL
     event = AccountEvent.EMAIL_CHANGED if is_change else AccountEvent.EMAIL_VERIFIED
+    if is_change:
+        await notify_owner(tools, found.user_id, AccountChange.EMAIL, address=before.email)
     await tools.audit.record(event, found.user_id)

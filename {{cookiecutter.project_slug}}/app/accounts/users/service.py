@@ -6,6 +6,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
+from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
 from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_email_change
@@ -80,8 +81,22 @@ async def update_user(
         await one_time_tokens.revoke_tokens(tools.session, user.id)
     if not updated.is_active:
         await tools.session.run(END_SESSIONS, user_id=user.id)
+    for change in _list_changes(user, updated):
+        await notify_owner(tools, user.id, change, address=user.email)
     await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
     return updated
+
+
+def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
+    """List what the owner is told of."""
+    changes = []
+    if after.email != before.email:
+        changes.append(AccountChange.EMAIL)
+    if after.is_admin != before.is_admin:
+        changes.append(AccountChange.ADMIN_GRANTED if after.is_admin else AccountChange.ADMIN_REVOKED)
+    if after.is_active != before.is_active:
+        changes.append(AccountChange.REACTIVATED if after.is_active else AccountChange.DEACTIVATED)
+    return changes
 
 
 def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
@@ -98,4 +113,5 @@ async def _keep_an_admin(session: Session, user: UserRecord) -> None:
 async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
     await _keep_an_admin(tools.session, user)
     await tools.session.run(DELETE_USER, user_id=user.id)
+    await notify_owner(tools, user.id, AccountChange.DELETED, address=user.email)
     await tools.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)
