@@ -44,8 +44,9 @@ async def test_what_happens_to_an_account_is_recorded(
     await request_token(client, username=user.email, password=WRONG)
     change = {"current_password": WRONG, "new_password": "another long password"}
     await client.post(f"{ME}/password", json=change, headers=user.headers)
-    await client.post(f"{ME}/password", json={**change, "current_password": PASSWORD}, headers=user.headers)
-    await client.post("/api/v1/auth/revoke", data={"token": user.access_token})
+    proof = {**change, "current_password": PASSWORD}
+    changed = await client.post(f"{ME}/password", json=proof, headers=user.headers)
+    await client.post("/api/v1/auth/revoke", data={"token": changed.json()["access_token"]})
     again = await sign_in(client, user.id, user.email, "another long password")
     await request_token(client, "refresh_token", refresh_token=again.refresh_token)
     await connection.execute(update(RefreshToken).values(used_at=utc_now() - timedelta(minutes=1)))

@@ -118,17 +118,24 @@ async def test_a_deleted_account_is_gone_at_once(client: httpx2.AsyncClient, use
     assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 400
 
 
-async def test_a_new_password_ends_every_other_session(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_a_new_password_ends_every_session_and_begins_a_new_one(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     other = await sign_in(client, user.id, user.email)
 
     response = await client.post(
         f"{ME}/password", json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}, headers=user.headers
     )
 
-    assert response.status_code == 204
-    assert (await client.get(ME, headers=user.headers)).status_code == 200
-    assert (await client.get(ME, headers=other.headers)).status_code == 401
-    assert (await request_token(client, "refresh_token", refresh_token=other.refresh_token)).status_code == 400
+    assert response.status_code == 200
+    assert response.headers["cache-control"] == "no-store"
+    for ended in (user, other):
+        assert (await client.get(ME, headers=ended.headers)).status_code == 401
+        assert (await request_token(client, "refresh_token", refresh_token=ended.refresh_token)).status_code == 400
+    begun = {"Authorization": f"Bearer {response.json()['access_token']}"}
+    assert (await client.get(ME, headers=begun)).json()["id"] == user.id
+    refreshed = await request_token(client, "refresh_token", refresh_token=response.json()["refresh_token"])
+    assert refreshed.json()["scope"] == response.json()["scope"] == "account"
     assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 400
     assert (await request_token(client, username=user.email, password=NEW_PASSWORD)).status_code == 200
 

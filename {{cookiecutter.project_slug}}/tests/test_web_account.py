@@ -70,12 +70,20 @@ async def test_password_is_changed_and_other_sessions_end(
 ) -> None:
     async with open_browser(app) as other:
         await other.log_in(EMAIL)
+        copied = dict(browser.client.cookies)
         await browser.open("/account/password")
         await browser.send("/account/password", current_password=PASSWORD, new_password=NEW_PASSWORD)
         await other.open("/account")
 
         assert "Your password is changed." in browser.text
         assert other.path == "/log-in"
+        # A copy of the browser's own cookies is worth nothing either.
+        other.client.cookies.clear()
+        other.client.cookies.update(copied)
+        await other.open("/account")
+        assert other.path == "/log-in"
+        await browser.open("/account/sessions")
+        assert browser.text.count("(here)") == 1
     events = (await connection.scalars(select(AuditEvent.event))).all()
     assert "password.changed" in events
     assert (await request_token(browser.client, username=EMAIL, password=NEW_PASSWORD)).status_code == 200

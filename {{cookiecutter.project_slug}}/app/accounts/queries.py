@@ -4,11 +4,13 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, delete, select, update
 
-from app.accounts.emails import EmailKind
+from app.accounts import one_time_tokens
+from app.accounts.emails import AccountChange, EmailKind, notify_owner
 from app.accounts.models import User, UserRecord, UserSession
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.query import Command, Query, columns
+from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
 COLUMNS = columns(UserRecord, User)
@@ -19,6 +21,12 @@ UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returnin
 # What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
 # those go on who make a message: they hold the message, and need the user for the code in it.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
+# Locks the user against a change of the password that was verified.
+HOLD_PASSWORD = Query(
+    select(User.id)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
+    .with_for_update(read=True)
+)
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
 
 
@@ -45,3 +53,11 @@ async def withdraw_email_change(session: Session, user_id: UUID) -> None:
     """Before the address changes, which locks the user against who makes a message, too."""
     await lock_user(session, user_id)
     await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+
+
+async def settle_password(tools: Toolbox, user: UserRecord) -> None:
+    """End what was begun with the old password, and tell the owner of the new one."""
+    # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
+    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
+    await one_time_tokens.revoke_tokens(tools.session, user.id)
+    await notify_owner(tools, user.id, AccountChange.PASSWORD)

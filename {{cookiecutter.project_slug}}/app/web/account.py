@@ -60,7 +60,8 @@ async def show_password_form(visit: VisitDep, _person: PersonDep) -> Response:
 @router.post("/password")
 async def change_own_password(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, PASSWORD, fields):
-        await passwords_service.change_password(tools, caller, read_fields(PasswordChange, fields))
+        opened = await passwords_service.change_password(tools, caller, read_fields(PasswordChange, fields))
+    visit.sign_in(opened.user_id, opened.session_id)
     return visit.go("/account", "flash.password_changed")
 
 

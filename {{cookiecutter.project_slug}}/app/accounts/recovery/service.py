@@ -6,8 +6,14 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_messages, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
-from app.accounts.passwords.service import HOLD_PASSWORD, settle_password
-from app.accounts.queries import END_SESSIONS, UPDATE_USER, get_user, withdraw_email_change
+from app.accounts.queries import (
+    END_SESSIONS,
+    HOLD_PASSWORD,
+    UPDATE_USER,
+    get_user,
+    settle_password,
+    withdraw_email_change,
+)
 from app.accounts.recovery.schemas import EmailChange
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.core.database import release_connection
