@@ -1,11 +1,12 @@
 """The messages about accounts. Whether there is an account is found out here, after the answer to the request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import bindparam, select
 
 from app.accounts import one_time_tokens
@@ -43,7 +44,6 @@ ACTIVE_USER = Query(select(User.id).where(User.id == bindparam("user_id"), User.
 
 class EmailKind(StrEnum):
     VERIFICATION = "verification"
-    ALREADY_REGISTERED = "already registered"
     PASSWORD_RESET = "password reset"  # noqa: S105  # a name
     ACCOUNT_CHANGED = "account changed"
     EMAIL_CHANGE = "email change"
@@ -151,6 +151,19 @@ async def limit_messages(tools: Toolbox, kind: EmailKind, address: str, account_
     await tools.throttle.count(*counters)
 
 
+async def admit_sign_up(tools: Toolbox, address: str) -> bool:
+    """Return whether a sign-up may lead to a message; the caller must hold no connection.
+
+    It is never refused because of what others asked for this address, and one network uses up only a part of what the
+    address may get. Raises TooManyRequestsError for a network that asks for too many messages.
+    """
+    network, settings = network_of(tools.origin.address), tools.settings
+    asked = AttemptCounter("message asked for from address", network, settings.throttle_address_attempts)
+    own = AttemptCounter("sign-up of address from network", f"{network} {address}", settings.throttle_account_attempts)
+    all_ = AttemptCounter("sign-up of address", address, settings.throttle_address_attempts)
+    return await tools.throttle.count(asked, tolerated=[own, all_]) is None
+
+
 async def notify_owner(tools: Toolbox, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:
     """Tell the owner of a change, at the address that the account has unless another one is given."""
     if not tools.settings.sends_mail:
@@ -171,9 +184,12 @@ async def render_verification(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> Email | None:
     user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
-    if user is None or not user.is_active or user.email_verified_at is not None:
+    if user is None or not user.is_active:
         return None
-    token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
+    if user.email_verified_at is not None:
+        # Somebody has signed up, or has merely asked for the message again.
+        return await render_already_registered(session, settings, email) if email.payload else None
+    token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)
     return _render_with_token(settings, email, "verification", "Verify your e-mail address", token, link)
 
@@ -222,8 +238,11 @@ async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
 
-async def _create_token(session: Session, purpose: Purpose, user_id: UUID, address: str) -> str:
-    return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
+async def _create_token(
+    session: Session, purpose: Purpose, user_id: UUID, address: str, payload: Mapping[str, JsonValue] | None = None
+) -> str:
+    lifetime = LIFETIMES[purpose]
+    return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=lifetime, payload=payload)
 
 
 def _render_with_token(
@@ -250,7 +269,6 @@ TEMPLATE_PURPOSES = {
 }
 RENDERERS: dict[str, Renderer] = {
     EmailKind.VERIFICATION: render_verification,
-    EmailKind.ALREADY_REGISTERED: render_already_registered,
     EmailKind.PASSWORD_RESET: render_password_reset,
     EmailKind.ACCOUNT_CHANGED: render_account_changed,
     EmailKind.EMAIL_CHANGE: render_email_change,

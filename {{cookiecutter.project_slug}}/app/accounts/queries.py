@@ -6,7 +6,7 @@ from sqlalchemy import bindparam, delete, select, update
 
 from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, EmailKind, notify_owner
-from app.accounts.models import User, UserRecord, UserSession
+from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, User, UserRecord, UserSession
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.query import Command, Query, columns
@@ -28,6 +28,11 @@ HOLD_PASSWORD = Query(
     .with_for_update(read=True)
 )
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
+
+WAYS_IN = [
+    Command(delete(model).where(model.user_id == bindparam("owner_id")))
+    for model in (UserSession, SecondFactor, RecoveryCode, KnownNetwork)
+]
 
 
 async def get_user(session: Session, user_id: UUID) -> UserRecord:
@@ -53,6 +58,12 @@ async def withdraw_email_change(session: Session, user_id: UUID) -> None:
     """Before the address changes, which locks the user against who makes a message, too."""
     await lock_user(session, user_id)
     await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+
+
+async def forget_access(session: Session, user_id: UUID) -> None:
+    """Take away every way in but the password, from an account that passes to the person who reads its mail."""
+    for command in WAYS_IN:
+        await session.run(command, owner_id=user_id)
 
 
 async def settle_password(tools: Toolbox, user: UserRecord) -> None:

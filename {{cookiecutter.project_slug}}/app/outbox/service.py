@@ -150,8 +150,13 @@ async def notify(
     if await tools.throttle.admits(tools.session, *counters):
         await enqueue(tools.session, kind, address, account_id, payload)
     else:
-        EMAILS.labels("dropped").inc()
-        logger.warning("a notice was dropped, as there were too many", kind=kind, topic=topic)
+        note_dropped(kind, topic)
+
+
+def note_dropped(kind: str, topic: str = "") -> None:
+    """Tell operators of a message that was not sent, as there were too many."""
+    EMAILS.labels("dropped").inc()
+    logger.warning("a message was dropped, as there were too many", kind=kind, topic=topic)
 
 
 async def withdraw(session: Session, kind: str, account_id: UUID) -> None:

@@ -1,27 +1,47 @@
 """Accounts by mail: verify an address, change it, set a forgotten password."""
 
+from typing import cast
+from uuid import UUID
+
+from pydantic import SecretStr
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_messages, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
+from app.accounts.one_time_tokens import TokenRecord
 from app.accounts.queries import (
     END_SESSIONS,
     HOLD_PASSWORD,
     UPDATE_USER,
+    forget_access,
     get_user,
     settle_password,
     withdraw_email_change,
 )
-from app.accounts.recovery.schemas import EmailChange
-from app.accounts.second_factor.confirmation import confirm_identity
+from app.accounts.recovery.schemas import EmailChange, EmailVerification
+from app.accounts.second_factor.confirmation import PASSWORD_HASH, confirm_identity
 from app.core.database import release_connection
-from app.core.exceptions import ConflictError
+from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
 from app.core.passwords import refuse_weak_password
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
+
+
+async def _read_hash(tools: Toolbox, user_id: UUID) -> str | None:
+    return await tools.session.fetch_value(PASSWORD_HASH, user_id=user_id)
+
+
+async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr | None) -> None:
+    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later."""
+    assert found.user_id is not None  # noqa: S101  # see below: codes of these purposes have a user
+    expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
+    await release_connection(tools.session)
+    presented = password.get_secret_value() if password else ""
+    if not (await tools.security.check_password(presented, cast(str | None, expected))).is_correct:
+        raise UnprocessableError("Send the code together with the password of the sign-up that the message answers.")
 
 
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
@@ -36,6 +56,9 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     changes = {"password_hash": new_hash, "email_verified_at": verified_at}
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
+    if user.email_verified_at is None:
+        # Whoever signed up with the address need not be the person who reads its mail.
+        await forget_access(tools.session, user.id)
     await tools.session.run(END_SESSIONS, user_id=user.id)
     await settle_password(tools, user)
     await tools.audit.record(AccountEvent.PASSWORD_RESET, user.id)
@@ -53,14 +76,21 @@ async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange
     await tools.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
 
 
-async def verify_email(tools: Toolbox, token: str) -> None:
+async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
+    token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
     assert found.user_id is not None  # noqa: S101  # see above
-    changes = {"email": found.address, "email_verified_at": utc_now()}
+    changes: dict[str, object] = {"email": found.address, "email_verified_at": utc_now()}
+    if found.purpose == Purpose.VERIFY_EMAIL:
+        await _check_password(tools, found, data.password)
     await withdraw_email_change(tools.session, found.user_id)
     before = await get_user(tools.session, found.user_id)
+    if found.payload and found.payload["password_hash"] != await _read_hash(tools, found.user_id):
+        # Another sign-up came first. What counts is the one that is confirmed, and nothing that the other one has left.
+        changes |= found.payload
+        await forget_access(tools.session, found.user_id)
     try:
         await tools.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
     except IntegrityError as error:

@@ -42,9 +42,23 @@ def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
 
 
 async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
-    """An administrator is made by an operator, who answers for the address."""
+    """An administrator is made by an operator, who answers for the address. Raises ConflictError."""
+    user = await add_user(tools, data, await hash_password(tools, data), is_admin=is_admin)
+    if user is None:
+        raise ConflictError("There is already an account with this e-mail address.")
+    return user
+
+
+async def hash_password(tools: Toolbox, data: UserCreate) -> str:
+    """Raises UnprocessableError for a weak one."""
     await refuse_weak_password(data.password.get_secret_value(), data.email, data.name)
-    password_hash = await tools.security.hash_password(data.password.get_secret_value())
+    return await tools.security.hash_password(data.password.get_secret_value())
+
+
+async def add_user(
+    tools: Toolbox, data: UserCreate, password_hash: str, *, is_admin: bool = False
+) -> UserRecord | None:
+    """Return None where the address has an account."""
     user = await tools.session.fetch_one_or_none(
         CREATE_USER,
         email=data.email,
@@ -53,9 +67,8 @@ async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = Fals
         is_admin=is_admin,
         email_verified_at=utc_now() if is_admin else None,
     )
-    if user is None:
-        raise ConflictError("There is already an account with this e-mail address.")
-    await tools.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
+    if user is not None:
+        await tools.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
     return user
 
 
