@@ -233,6 +233,44 @@ async def test_a_deactivated_account_gets_no_mail(
     assert mail.attempts == []
 
 
+async def test_no_code_survives_a_deactivation(
+    client: httpx2.AsyncClient, user: Account, admin: Account, postman: Postman, mail: MailServer
+) -> None:
+    await post(client, "/auth/password/forgot", email=user.email)
+    sent = await postman.read_token(user.email)
+    # These wait while the mail server is away.
+    await post(client, "/auth/password/forgot", email=user.email)
+    await post(client, "/auth/email/verification", email=user.email)
+    new_email = await ask_for_change(client, user)
+
+    for is_active in (False, True):
+        body = {"is_active": is_active}
+        await client.patch(f"{API}/users/{user.id}", json=body, headers=await confirmed(client, admin))
+    reset = await post(client, "/auth/password/reset", token=sent, new_password=NEW_PASSWORD)
+    await postman.deliver()
+
+    assert reset.status_code == 422
+    assert mail.to(new_email) == []
+    subjects = [message["Subject"].partition(": ")[2] for message in mail.to(user.email)]
+    assert subjects[0] == "set a new password"
+    assert sorted(subjects[1:]) == [
+        "your account was activated again",
+        "your account was deactivated",
+        "your address is about to change",
+    ]
+
+
+async def test_no_waiting_message_survives_the_account(
+    client: httpx2.AsyncClient, user: Account, postman: Postman, database: Database
+) -> None:
+    await post(client, "/auth/password/forgot", email=user.email)
+    await client.delete(f"{API}/users/me", headers=await confirmed(client, user))
+
+    async with database.read() as session:
+        waiting = (await session.execute(text("SELECT kind FROM outgoing_emails"))).all()
+    assert waiting == [("account changed",)]
+
+
 async def test_a_new_address_is_confirmed_there_and_announced_at_the_old_one(
     client: httpx2.AsyncClient, user: Account, postman: Postman
 ) -> None:

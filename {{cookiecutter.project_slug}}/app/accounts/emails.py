@@ -50,6 +50,10 @@ class EmailKind(StrEnum):
     EMAIL_CHANGE_NOTICE = "email change notice"
 
 
+# Messages with a code.
+CODE_KINDS = (EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_CHANGE)
+
+
 class AccountChange(StrEnum):
     """What the owner is told of, whoever has made the change."""
 

@@ -5,7 +5,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, select, update
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import AccountChange, EmailKind, notify_owner
+from app.accounts.emails import CODE_KINDS, AccountChange, EmailKind, notify_owner
 from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, User, UserRecord, UserSession
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
@@ -58,6 +58,12 @@ async def withdraw_email_change(session: Session, user_id: UUID) -> None:
     """Before the address changes, which locks the user against who makes a message, too."""
     await lock_user(session, user_id)
     await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+
+
+async def withdraw_codes(session: Session, user: UserRecord) -> None:
+    """Before an account is deactivated or deleted: no message that waits makes a code afterwards."""
+    await lock_user(session, user.id)
+    await outbox_service.withdraw_all(session, CODE_KINDS, user.id, user.email)
 
 
 async def forget_access(session: Session, user_id: UUID) -> None:

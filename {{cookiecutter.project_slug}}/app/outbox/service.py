@@ -1,14 +1,14 @@
 """The queue of messages, in the database: a message is sent exactly if the change that it tells of is committed."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import bindparam, delete, event, insert, select, update
+from sqlalchemy import bindparam, delete, event, insert, or_, select, update
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
@@ -84,6 +84,12 @@ CLAIM = Query(
 WITHDRAW = Command(
     delete(OutgoingEmail).where(
         OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
+    )
+)
+WITHDRAW_ALL = Command(
+    delete(OutgoingEmail).where(
+        OutgoingEmail.kind.in_(bindparam("kinds", expanding=True)),
+        or_(OutgoingEmail.account_id == bindparam("of_account_id"), OutgoingEmail.address == bindparam("to_address")),
     )
 )
 HOLD = Query(
@@ -162,6 +168,11 @@ def note_dropped(kind: str, topic: str = "") -> None:
 async def withdraw(session: Session, kind: str, account_id: UUID) -> None:
     """Do not send what is still waiting. What is being made, with a code or without, is there when this returns."""
     await session.run(WITHDRAW, email_kind=kind, of_account_id=account_id)
+
+
+async def withdraw_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
+    """Withdraw what waits for an account or its address, whoever has asked for it."""
+    await session.run(WITHDRAW_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
 
 
 async def read_state(session: Session) -> QueueState:

@@ -9,7 +9,7 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
-from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_email_change
+from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.database import Session
 from app.core.exceptions import ConflictError, NotFoundError
@@ -75,7 +75,10 @@ async def add_user(
 async def update_user(
     tools: Toolbox, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
 ) -> UserRecord:
-    """A deactivated user's sessions end at once. Without an actor it is an operator, who may lock anybody out."""
+    """A deactivated user's sessions and codes end at once, and none comes back.
+
+    Without an actor it is an operator, who may lock anybody out.
+    """
     changes = dump_changes(data)
     if not changes:
         return user
@@ -84,16 +87,18 @@ async def update_user(
     if changes.get("email", user.email) != user.email:
         changes["email_verified_at"] = None
         await withdraw_email_change(tools.session, user.id)
+    if not changes.get("is_active", True):
+        await withdraw_codes(tools.session, user)
     try:
         updated = await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     except IntegrityError as error:
         raise ConflictError("There is already an account with this e-mail address.") from error
     if updated is None:
         raise NotFoundError("There is no such user.")
-    if updated.email != user.email:
-        await one_time_tokens.revoke_tokens(tools.session, user.id)
     if not updated.is_active:
         await tools.session.run(END_SESSIONS, user_id=user.id)
+    if updated.email != user.email or not updated.is_active:
+        await one_time_tokens.revoke_tokens(tools.session, user.id)
     for change in _list_changes(user, updated):
         await notify_owner(tools, user.id, change, address=user.email)
     await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
@@ -125,6 +130,7 @@ async def _keep_an_admin(session: Session, user: UserRecord) -> None:
 
 async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
     await _keep_an_admin(tools.session, user)
+    await withdraw_codes(tools.session, user)
     await tools.session.run(DELETE_USER, user_id=user.id)
     await notify_owner(tools, user.id, AccountChange.DELETED, address=user.email)
     await tools.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)
