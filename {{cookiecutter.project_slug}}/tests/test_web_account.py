@@ -151,6 +151,15 @@ async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Brows
     assert browser.path == "/account"
 
 
+async def test_form_that_is_refused_is_recorded_with_who_sent_it(browser: Browser, connection: AsyncConnection) -> None:
+    answer = await browser.client.post("/account/delete", data={"csrf_token": "of another site"})
+
+    assert answer.status_code == 403
+    person = (await connection.scalars(select(User.id).where(User.email == EMAIL))).one()
+    refused = select(AuditEvent.actor_id).where(AuditEvent.event == "request.forbidden")
+    assert (await connection.scalars(refused)).all() == [person]
+
+
 async def test_second_factor_is_switched_on_and_off(
     browser: Browser,
     clock: list[int],

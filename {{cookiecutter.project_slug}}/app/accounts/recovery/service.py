@@ -101,4 +101,4 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     event = AccountEvent.EMAIL_CHANGED if is_change else AccountEvent.EMAIL_VERIFIED
     if is_change:
         await notify_owner(tools, found.user_id, AccountChange.EMAIL, address=before.email)
-    await tools.audit.record(event, found.user_id)
+    await tools.audit.record(event, found.user_id, changes={"email": [before.email, found.address]})

@@ -101,7 +101,8 @@ async def update_user(
         await one_time_tokens.revoke_tokens(tools.session, user.id)
     for change in _list_changes(user, updated):
         await notify_owner(tools, user.id, change, address=user.email)
-    await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
+    sent = {name: [getattr(user, name), getattr(updated, name)] for name in sorted(dump_changes(data))}
+    await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, changes=sent)
     return updated
 
 
