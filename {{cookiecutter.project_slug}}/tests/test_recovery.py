@@ -351,8 +351,10 @@ async def test_a_code_that_is_being_made_is_withdrawn_too(
     create_token = one_time_tokens.create_token
     changes: list[asyncio.Task[None]] = []
 
-    async def create_slowly(session: Session, purpose: str, user_id: UUID, address: str, *, lifetime: timedelta) -> str:
-        token = await create_token(session, purpose, user_id, address, lifetime=lifetime)
+    async def create_slowly(
+        session: Session, purpose: str, user_id: UUID, address: str, *, lifetime: timedelta, payload: None
+    ) -> str:
+        token = await create_token(session, purpose, user_id, address, lifetime=lifetime, payload=payload)
         changes.append(asyncio.create_task(change_password(client, user)))
         await asyncio.wait(changes, timeout=1)
         return token
