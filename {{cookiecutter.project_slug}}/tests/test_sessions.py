@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 import httpx2
@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.commands import end_sessions
 from app.accounts.dependencies import MAX_BODY_SECONDS
 from app.accounts.models import UserSession
 from app.application import create_app
@@ -161,6 +162,43 @@ async def test_beyond_the_limit_the_least_recently_used_ends(settings: Settings,
         answers = [await client.get(ME, headers=each.headers) for each in (first, second, third, fourth)]
         assert [answer.status_code for answer in answers] == [200, 401, 200, 200]
         assert len(await list_sessions(client, fourth)) == 3
+
+
+async def test_a_session_ends_at_its_greatest_age_however_often_it_is_refreshed(
+    settings: Settings, database: Database, connection: AsyncConnection
+) -> None:
+    app = create_app(settings.model_copy(update={"session_max_lifetime_seconds": 3600}), database)
+    async with open_client(app) as client:
+        user = await create_account(client)
+        (begun,) = await list_sessions(client, user)
+        # From before there was the setting.
+        earlier = utc_now() - timedelta(seconds=3000)
+        await connection.execute(
+            update(UserSession).values(created_at=earlier, expires_at=utc_now() + timedelta(days=30))
+        )
+        refreshed = await request_token(client, "refresh_token", refresh_token=user.refresh_token)
+        (kept,) = await list_sessions(client, user)
+        await connection.execute(update(UserSession).values(created_at=utc_now() - timedelta(seconds=3601)))
+        late = await request_token(client, "refresh_token", refresh_token=refreshed.json()["refresh_token"])
+
+    def age_at_end(session: dict[str, object]) -> timedelta:
+        return datetime.fromisoformat(str(session["expires_at"])) - datetime.fromisoformat(str(session["created_at"]))
+
+    assert age_at_end(begun) == age_at_end(kept) == timedelta(hours=1)
+    assert (refreshed.status_code, late.status_code) == (200, 400)
+
+
+async def test_an_operator_ends_the_sessions_of_one_account_or_of_all(live_url: str) -> None:
+    settings = make_settings(live_url)
+    async with open_client(create_app(settings)) as client:
+        one, other = await create_account(client), await create_account(client)
+        for email, expected in ((one.email.upper(), [401, 200]), (None, [401, 401])):
+            count = await end_sessions(settings, email)
+
+            answers = [await client.get(ME, headers=each.headers) for each in (one, other)]
+            refreshed = await request_token(client, "refresh_token", refresh_token=one.refresh_token)
+            assert (count, [answer.status_code for answer in answers]) == (1, expected)
+            assert refreshed.status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,7 @@ class Settings(ServerSettings):
     secret_key_fallbacks: SecretList = ()
     access_token_lifetime_seconds: Lifetime = 15 * 60
     refresh_token_lifetime_seconds: Lifetime = 30 * DAY_SECONDS
+    session_max_lifetime_seconds: Lifetime | None = None
     refresh_reuse_grace_seconds: int = Field(default=5, ge=0, le=MAX_WAIT_SECONDS)
     # OWASP's first recommendation for Argon2id; memory in KiB.
     password_hash_time_cost: int = Field(default=2, ge=1, le=100)
