@@ -252,6 +252,7 @@ class Settings(ServerSettings):
     password_hash_memory_cost: int = Field(default=19 * 1024, ge=MIN_LANE_MEMORY, le=4 * 1024**2)
     password_hash_parallelism: int = Field(default=1, ge=1, le=64)
     password_hash_concurrency: int = Field(default=1, ge=1, le=1000)
+    breached_passwords_url: WebUrl | None = None
     auth_cache_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
     max_sessions_per_user: Count = 20
     throttling: bool = True

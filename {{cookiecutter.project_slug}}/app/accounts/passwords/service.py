@@ -7,8 +7,8 @@ from app.accounts.queries import END_SESSIONS, UPDATE_USER, settle_password
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.service import OpenedSession
+from app.core.breached_passwords import refuse_unfit_password
 from app.core.exceptions import ConflictError
-from app.core.passwords import refuse_weak_password
 from app.core.query import Query
 from app.core.toolbox import Toolbox
 
@@ -26,7 +26,7 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
     user = caller.user
     scope = (await sessions.get_session(tools.session, caller, caller.session_id)).scope
     password_hash = await confirm_identity(tools, caller, data)
-    await refuse_weak_password(data.new_password.get_secret_value(), user.email, user.name)
+    await refuse_unfit_password(tools, data.new_password.get_secret_value(), user.email, user.name)
     new_hash = await tools.security.hash_password(data.new_password.get_secret_value())
     replaced = await tools.session.fetch_value(
         REPLACE_PASSWORD, user_id=user.id, verified_hash=password_hash, new_hash=new_hash
@@ -42,7 +42,7 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
 
 async def set_password(tools: Toolbox, user: UserRecord, password: str) -> None:
     """For operators: end every session, whoever holds them."""
-    await refuse_weak_password(password, user.email, user.name)
+    await refuse_unfit_password(tools, password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)
     await tools.session.run(END_SESSIONS, user_id=user.id)

@@ -22,10 +22,10 @@ from app.accounts.queries import (
 )
 from app.accounts.recovery.schemas import EmailChange, EmailVerification
 from app.accounts.second_factor.confirmation import PASSWORD_HASH, confirm_identity
+from app.core.breached_passwords import refuse_unfit_password
 from app.core.database import release_connection
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
-from app.core.passwords import refuse_weak_password
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
@@ -50,7 +50,7 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
     await release_connection(tools.session)
-    await refuse_weak_password(password, user.email, user.name)
+    await refuse_unfit_password(tools, password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
     verified_at = user.email_verified_at or utc_now()
     changes = {"password_hash": new_hash, "email_verified_at": verified_at}

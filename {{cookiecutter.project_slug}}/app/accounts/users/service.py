@@ -11,11 +11,11 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
 from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
+from app.core.breached_passwords import refuse_unfit_password
 from app.core.database import Session
 from app.core.exceptions import ConflictError, NotFoundError
 from app.core.models import utc_now
 from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.passwords import refuse_weak_password
 from app.core.query import Command, Query
 from app.core.schemas import dump_changes
 from app.core.toolbox import Toolbox
@@ -51,7 +51,7 @@ async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = Fals
 
 async def hash_password(tools: Toolbox, data: UserCreate) -> str:
     """Raises UnprocessableError for a weak one."""
-    await refuse_weak_password(data.password.get_secret_value(), data.email, data.name)
+    await refuse_unfit_password(tools, data.password.get_secret_value(), data.email, data.name)
     return await tools.security.hash_password(data.password.get_secret_value())
 
 
