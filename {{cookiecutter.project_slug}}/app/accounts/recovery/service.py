@@ -30,20 +30,6 @@ from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
 
-async def _read_hash(tools: Toolbox, user_id: UUID) -> str | None:
-    return await tools.session.fetch_value(PASSWORD_HASH, user_id=user_id)
-
-
-async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr | None) -> None:
-    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later."""
-    assert found.user_id is not None  # noqa: S101  # see below: codes of these purposes have a user
-    expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
-    await release_connection(tools.session)
-    presented = password.get_secret_value() if password else ""
-    if not (await tools.security.check_password(presented, cast(str | None, expected))).is_correct:
-        raise UnprocessableError("Send the code together with the password of the sign-up that the message answers.")
-
-
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     """End every session. Who reads the mail of the address has thereby verified it."""
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
@@ -102,3 +88,17 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     if is_change:
         await notify_owner(tools, found.user_id, AccountChange.EMAIL, address=before.email)
     await tools.audit.record(event, found.user_id, changes={"email": [before.email, found.address]})
+
+
+async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr | None) -> None:
+    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later."""
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
+    expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
+    await release_connection(tools.session)
+    presented = password.get_secret_value() if password else ""
+    if not (await tools.security.check_password(presented, cast(str | None, expected))).is_correct:
+        raise UnprocessableError("Send the code together with the password of the sign-up that the message answers.")
+
+
+async def _read_hash(tools: Toolbox, user_id: UUID) -> str | None:
+    return await tools.session.fetch_value(PASSWORD_HASH, user_id=user_id)
