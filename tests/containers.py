@@ -177,6 +177,13 @@ class Stack:
             time.sleep(0.5)
         return response
 
+    def delete_account(self, headers: dict[str, str]) -> None:
+        proof = {"current_password": PASSWORD}
+        confirmed = self.request_patiently("POST", "/api/v1/auth/confirmation", json=proof, headers=headers)
+        confirmation = {"X-Confirmation": confirmed.json()["confirmation"]}
+        deleted = self.request("DELETE", "/api/v1/users/me", headers=headers | confirmation)
+        assert deleted.status_code == 204, deleted.text
+
     def sign_up(self) -> dict[str, str]:
         """Return the headers of a new account."""
         return self.log_in(self.create_account())

@@ -11,11 +11,13 @@ from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.api import FEATURES
+from app.core.audit import handle_refusal
 from app.core.config import Settings, load_settings_or_exit
 from app.core.database import Database, open_database
 from app.core.email import Renderer
 from app.core.exceptions import (
     EXCEPTION_HANDLERS,
+    AppError,
     PlainErrorMiddleware,
     PlainStartupMiddleware,
     UnhandledErrorMiddleware,
@@ -75,7 +77,7 @@ def create_app(
         redoc_url=None,
         openapi_url="/openapi.json" if settings.serves_docs else None,
         generate_unique_id_function=_operation_id,
-        exception_handlers=dict(EXCEPTION_HANDLERS),
+        exception_handlers={**EXCEPTION_HANDLERS, AppError: handle_refusal},
         middleware=_middleware(settings, features),
         lifespan=_create_lifespan(settings, database, http_transport, features),
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -197,7 +199,15 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
         allow_origins=settings.cors_origins,
         allow_credentials=settings.cors_allow_credentials,
         allow_methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID", *allowed],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "If-Match",
+            "If-None-Match",
+            "X-Confirmation",
+            "X-Request-ID",
+            *allowed,
+        ],
         expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID", *exposed],
     )
 

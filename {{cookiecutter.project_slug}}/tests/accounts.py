@@ -9,6 +9,7 @@ from app.core.database import Database
 
 PASSWORD = "correct horse battery staple"
 TOKEN_PATH = "/api/v1/auth/token"
+CONFIRMATION_PATH = "/api/v1/auth/confirmation"
 
 
 @dataclass
@@ -43,6 +44,14 @@ async def sign_in(client: httpx2.AsyncClient, user_id: str, email: str, password
     assert response.status_code == 200, response.text
     tokens = response.json()
     return Account(user_id, email, tokens["access_token"], tokens["refresh_token"], password)
+
+
+async def confirmed(client: httpx2.AsyncClient, account: Account, otp: str | None = None) -> dict[str, str]:
+    """Return headers of a request that changes what matters: the account's token, and a confirmation."""
+    body = {"current_password": account.password, "otp": otp}
+    response = await client.post(CONFIRMATION_PATH, json=body, headers=account.headers)
+    assert response.status_code == 201, response.text
+    return {**account.headers, "X-Confirmation": response.json()["confirmation"]}
 
 
 async def request_token(client: httpx2.AsyncClient, grant_type: str = "password", **form: str) -> httpx2.Response:

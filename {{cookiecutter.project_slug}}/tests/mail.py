@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -158,6 +159,14 @@ class Mailbox:
         files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)
         messages = [message_from_bytes(file.read_bytes(), policy=default) for file in files]
         return [message for message in messages if message["To"] == address]
+
+
+def find_token(message: EmailMessage) -> str:
+    """Return the code that a message tells, or its link ends with."""
+    body = message.get_body(("plain",))
+    assert body is not None
+    (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())
+    return str(token)
 
 
 async def wait_for(condition: Callable[[], Awaitable[object] | object]) -> None:

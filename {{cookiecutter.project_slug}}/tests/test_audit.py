@@ -20,7 +20,7 @@ from app.core.database import Database, Session
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now
 from app.core.throttling import ThrottleCount
-from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 
@@ -44,14 +44,15 @@ async def test_what_happens_to_an_account_is_recorded(
     await request_token(client, username=user.email, password=WRONG)
     change = {"current_password": WRONG, "new_password": "another long password"}
     await client.post(f"{ME}/password", json=change, headers=user.headers)
-    await client.post(f"{ME}/password", json={**change, "current_password": PASSWORD}, headers=user.headers)
-    await client.post("/api/v1/auth/revoke", data={"token": user.access_token})
+    proof = {**change, "current_password": PASSWORD}
+    changed = await client.post(f"{ME}/password", json=proof, headers=user.headers)
+    await client.post("/api/v1/auth/revoke", data={"token": changed.json()["access_token"]})
     again = await sign_in(client, user.id, user.email, "another long password")
     await request_token(client, "refresh_token", refresh_token=again.refresh_token)
     await connection.execute(update(RefreshToken).values(used_at=utc_now() - timedelta(minutes=1)))
     await request_token(client, "refresh_token", refresh_token=again.refresh_token)
-    await client.patch(f"/api/v1/users/{user.id}", json={"is_active": False}, headers=admin.headers)
-    await client.delete(f"/api/v1/users/{user.id}", headers=admin.headers)
+    await client.patch(f"/api/v1/users/{user.id}", json={"is_active": False}, headers=await confirmed(client, admin))
+    await client.delete(f"/api/v1/users/{user.id}", headers=await confirmed(client, admin))
 
     events = await list_events(client, admin, user_id=user.id)
 
@@ -80,7 +81,76 @@ async def test_an_event_tells_from_where(client: httpx2.AsyncClient, admin: Acco
     assert event["address"] == "127.0.0.1"
     assert event["device"] == "Phone/1.0"
     assert event["request_id"] == "client-request-1234"
-    assert event["details"] == {"fields": ["name"]}
+    assert event["details"] == {"changes": {"name": ["", "Ada"]}}
+
+
+async def test_a_change_tells_old_and_new_values(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
+    change = {"email": "new@example.com", "is_admin": True}
+    await client.patch(f"/api/v1/users/{user.id}", json=change, headers=await confirmed(client, admin))
+
+    (event,) = await list_events(client, admin, user_id=user.id, event="user.changed")
+
+    expected = {"email": [user.email, "new@example.com"], "is_admin": [False, True]}
+    assert event["details"] == {"changes": expected}
+
+
+async def test_what_was_forbidden_is_recorded_with_who_asked(
+    client: httpx2.AsyncClient, admin: Account, user: Account
+) -> None:
+    await client.get("/api/v1/users", headers=user.headers)
+    await client.delete(f"{ME}?x=y", headers=user.headers)
+
+    events = await list_events(client, admin, event="request.forbidden")
+
+    assert [(event["actor_id"], event["user_id"], event["address"]) for event in events] == [
+        (user.id, user.id, "127.0.0.1")
+    ] * 2
+    details = [event["details"] for event in events]
+    assert [(each["method"], each["path"]) for each in details] == [("DELETE", ME), ("GET", "/api/v1/users")]  # type: ignore[index]  # JSON
+    assert "confirmation" in str(details[0])
+
+
+@pytest.mark.usefixtures("clock")
+async def test_a_flood_of_refusals_writes_few_events_and_hides_nobody_elses(
+    migrated_url: str, database: Database, admin: Account
+) -> None:
+    settings = make_settings(migrated_url, throttling=True, throttle_address_attempts=3)
+    async with open_client(create_app(settings, database)) as client:
+        flooding, other = await create_account(client), await create_account(client)
+        for _ in range(10):
+            await client.get(EVENTS, headers=flooding.headers)
+        await client.get(EVENTS, headers=other.headers)
+
+        events = await list_events(client, admin, event="request.forbidden")
+
+    assert [event["actor_id"] for event in events] == [other.id, *[flooding.id] * 3]
+
+
+@pytest.mark.usefixtures("clock")
+async def test_who_is_throttled_is_recorded(migrated_url: str, database: Database, admin: Account) -> None:
+    settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=1)
+    async with open_client(create_app(settings, database)) as client:
+        user = await create_account(client)
+        proof = {"current_password": WRONG}
+        for _ in range(2):
+            await client.post("/api/v1/auth/confirmation", json=proof, headers=user.headers)
+        for _ in range(2):
+            await request_token(client, username="nobody@example.com", password=WRONG)
+
+        events = await list_events(client, admin, event="request.throttled")
+
+    assert [(event["actor_id"], event["address"]) for event in events] == [(None, "127.0.0.1"), (user.id, "127.0.0.1")]
+
+
+async def test_a_refusal_is_answered_also_where_it_cannot_be_recorded(
+    client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, logs: io.StringIO
+) -> None:
+    await connection.execute(text("ALTER TABLE audit_events RENAME TO lost_events"))
+
+    answer = await client.get(EVENTS, headers=user.headers)
+
+    assert answer.status_code == 403
+    assert "a refusal was not recorded" in logs.getvalue()
 
 
 async def test_no_event_holds_what_was_typed(client: httpx2.AsyncClient, admin: Account) -> None:
@@ -96,7 +166,9 @@ async def test_no_event_holds_what_was_typed(client: httpx2.AsyncClient, admin: 
 async def test_a_refused_change_is_not_recorded(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
     other = await create_account(client)
 
-    taken = await client.patch(f"/api/v1/users/{user.id}", json={"email": other.email}, headers=admin.headers)
+    taken = await client.patch(
+        f"/api/v1/users/{user.id}", json={"email": other.email}, headers=await confirmed(client, admin)
+    )
 
     assert taken.status_code == 409
     assert await list_events(client, admin, user_id=user.id, event="user.changed") == []

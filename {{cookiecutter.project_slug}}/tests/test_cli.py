@@ -50,7 +50,8 @@ def test_the_module_is_the_command(empty_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("db",), ("users",), ("--help",), ("db", "--help"), ("users", "create-admin", "--help")]
+    "arguments",
+    [(), ("db",), ("users",), ("sessions",), ("--help",), ("db", "--help"), ("users", "create-admin", "--help")],
 )
 def test_help_says_what_there_is(arguments: tuple[str, ...]) -> None:
     result = manage(unreachable_url(), *arguments)
@@ -273,3 +274,16 @@ def test_openapi_is_printed_as_json(empty_url: str) -> None:
     result = manage(empty_url, "openapi")
 
     assert json.loads(result.stdout)["openapi"].startswith("3.")
+
+
+def test_all_sessions_end_after_a_question_alone(empty_url: str) -> None:
+    migrate(empty_url)
+
+    refused = manage(empty_url, "sessions", "end-all", stdin="n\n")
+    confirmed = manage(empty_url, "sessions", "end-all", stdin="y\n")
+    unasked = manage(empty_url, "sessions", "end-all", "--yes")
+    unknown = manage(empty_url, "sessions", "end-all", "nobody@example.com", "--yes")
+
+    assert "all accounts" in refused.stdout
+    assert [each.returncode for each in (refused, confirmed, unasked, unknown)] == [1, 0, 0, 1]
+    assert "Sessions that have ended: 0" in unasked.stdout

@@ -18,7 +18,7 @@ from app.application import create_app
 from app.core.database import Database, open_database, release_connection
 from app.core.pool import FairPool
 from app.core.security import PasswordCheck, Security
-from tests.accounts import PASSWORD, create_account, request_token
+from tests.accounts import PASSWORD, confirmed, create_account, request_token
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 from tests.mail import wait_for
@@ -294,7 +294,7 @@ async def test_reading_takes_no_lock(live_url: str) -> None:
 async def test_foreign_keys_hold(live_client: httpx2.AsyncClient, live_url: str) -> None:
     user = await create_account(live_client)
 
-    await live_client.delete(ME, headers=user.headers)
+    await live_client.delete(ME, headers=await confirmed(live_client, user))
 
     for table in ("users", "sessions", "refresh_tokens"):
         assert await execute_async(live_url, f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608  # fixed names

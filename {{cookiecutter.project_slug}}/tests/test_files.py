@@ -23,7 +23,7 @@ from app.core.storage import FolderStore, ObjectStore, StoreDep, object_path
 from app.files import service
 from app.files.downloads import download
 from app.files.models import FileRecord, StoredFile
-from tests.accounts import Account
+from tests.accounts import Account, confirmed
 from tests.clients import open_client
 from tests.databases import make_settings
 from tests.test_storage import collect, list_files
@@ -193,7 +193,7 @@ async def test_the_files_of_a_deleted_account_are_purged(
     )
     other = await add_file(database, store, UUID(admin.id))
 
-    gone = await client.delete("/api/v1/users/me", headers=user.headers)
+    gone = await client.delete("/api/v1/users/me", headers=await confirmed(client, user))
     early = await purge(database, settings)
     await let_a_day_pass(database)
     late = await purge(database, settings)

@@ -26,7 +26,7 @@ BLOCKED = """
 LOCK_COUNT = text("UPDATE throttle_counts SET attempts = attempts WHERE key = :key")
 REQUESTS = {
     Purpose.RESET_PASSWORD: ("/api/v1/auth/password/reset", {"new_password": "another horse and another staple"}),
-    Purpose.VERIFY_EMAIL: ("/api/v1/auth/email/verify", {}),
+    Purpose.VERIFY_EMAIL: ("/api/v1/auth/email/verify", {"password": PASSWORD}),
 }
 
 

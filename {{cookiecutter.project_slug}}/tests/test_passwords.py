@@ -1,17 +1,30 @@
 """What may be a password, over HTTP and by rule."""
 
+import asyncio
+import hashlib
+import io
 import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from uuid import UUID
 
 import httpx2
 import pytest
 
+from app.accounts import one_time_tokens
+from app.accounts.emails import Purpose
+from app.application import create_app
+from app.core.breached_passwords import MAX_ANSWER_BYTES
+from app.core.config import Settings
+from app.core.database import Database
 from app.core.passwords import find_weakness
 from app.core.project import ROOT, Project
-from tests.accounts import PASSWORD, Account, request_token
+from tests.accounts import PASSWORD, Account, create_account, request_token
+from tests.clients import open_client
+from tests.outgoing import Outgoing
 from tests.test_cli import manage
 from tests.test_recovery import new_address
 
@@ -173,3 +186,109 @@ def test_the_list_is_loaded_when_it_is_needed_and_stays_small() -> None:
     ]
 
     assert int(run_python(code)) < 16 * 1024 * 1024
+
+
+class TestBreachedPasswords:
+    URL = "https://breached.example.com/range"
+    BREACHED = "correct horse battery staple 1"
+    DIGEST = hashlib.sha1(BREACHED.encode(), usedforsecurity=False).hexdigest().upper()
+    RANGE = f"{URL}/{DIGEST[:5]}"
+
+    @pytest.fixture
+    async def asking(
+        self, settings: Settings, database: Database, outgoing: Outgoing
+    ) -> AsyncIterator[httpx2.AsyncClient]:
+        """Where breached passwords are looked up."""
+        asking = settings.model_copy(update={"breached_passwords_url": f"{self.URL}/"})
+        async with open_client(create_app(asking, database, outgoing.transport)) as client:
+            yield client
+
+    def answer(self, outgoing: Outgoing, url: str, text: str) -> None:
+        # A body that has not been read yet, as from a network.
+        outgoing.answer("GET", url, stream=httpx2.ByteStream(text.encode()))
+
+    async def sign_up(self, client: httpx2.AsyncClient) -> httpx2.Response:
+        return await client.post(USERS, json={"email": new_address(), "password": self.BREACHED})
+
+    async def test_what_is_known_from_a_breach_is_refused_and_not_told_to_anybody(
+        self, asking: httpx2.AsyncClient, outgoing: Outgoing
+    ) -> None:
+        self.answer(outgoing, self.RANGE, f"{'0' * 35}:2\r\n{self.DIGEST[5:]}:3\r\n{'F' * 35}:0")
+
+        refused = await self.sign_up(asking)
+
+        assert refused.status_code == 422
+        assert "breach" in refused.json()["detail"]
+        (request,) = outgoing.requests
+        assert (str(request.url), request.headers["add-padding"]) == (self.RANGE, "true")
+        assert not request.content
+
+    async def test_every_way_to_set_a_password_asks(
+        self, asking: httpx2.AsyncClient, outgoing: Outgoing, database: Database
+    ) -> None:
+        digest = hashlib.sha1(PASSWORD.encode(), usedforsecurity=False).hexdigest().upper()
+        self.answer(outgoing, f"{self.URL}/{digest[:5]}", "")
+        self.answer(outgoing, self.RANGE, f"{self.DIGEST[5:]}:1")
+        user = await create_account(asking)
+        async with database.write() as session:
+            code = await one_time_tokens.create_token(
+                session, Purpose.RESET_PASSWORD, UUID(user.id), user.email, lifetime=timedelta(hours=1)
+            )
+        change = {"current_password": PASSWORD, "new_password": self.BREACHED}
+
+        changed = await asking.post(f"{USERS}/me/password", json=change, headers=user.headers)
+        body = {"token": code, "new_password": self.BREACHED}
+        reset = await asking.post("/api/v1/auth/password/reset", json=body)
+
+        assert (changed.status_code, reset.status_code) == (422, 422)
+        assert len(outgoing.requests) == 3
+
+    @pytest.mark.parametrize(
+        "text", [f"{DIGEST[5:]}:0", f"{'0' * 35}:9", "", "no such format", "x:y:z", f"{DIGEST[5:]}"]
+    )
+    async def test_what_pads_an_answer_or_makes_no_sense_forbids_nothing(
+        self, asking: httpx2.AsyncClient, outgoing: Outgoing, logs: io.StringIO, text: str
+    ) -> None:
+        self.answer(outgoing, self.RANGE, text)
+
+        assert (await self.sign_up(asking)).status_code == 201
+        assert "cannot be looked up" not in logs.getvalue()
+
+    @pytest.mark.parametrize("failure", ["status", "redirect", "connection", "too much"])
+    async def test_what_cannot_be_looked_up_is_taken_and_logged(
+        self, asking: httpx2.AsyncClient, outgoing: Outgoing, logs: io.StringIO, failure: str
+    ) -> None:
+        match failure:
+            case "status":
+                outgoing.answer("GET", self.RANGE, 503)
+            case "redirect":
+                outgoing.answer("GET", self.RANGE, 302, headers={"Location": "https://elsewhere.example.com"})
+            case "connection":
+                outgoing.fail("GET", self.RANGE, httpx2.ConnectError("refused"))
+            case _:
+                self.answer(outgoing, self.RANGE, "x" * (MAX_ANSWER_BYTES + 1))
+
+        assert (await self.sign_up(asking)).status_code == 201
+        assert "breached passwords cannot be looked up" in logs.getvalue()
+        assert self.BREACHED not in logs.getvalue()
+
+    async def test_a_slow_answer_is_not_waited_for(
+        self, settings: Settings, database: Database, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def hang(_request: httpx2.Request) -> httpx2.Response:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr("app.core.breached_passwords.TIMEOUT_SECONDS", 0.1)
+        asking = settings.model_copy(update={"breached_passwords_url": self.URL})
+        async with open_client(create_app(asking, database, httpx2.MockTransport(hang))) as client:
+            answer = await self.sign_up(client)
+
+        assert answer.status_code == 201
+        assert "breached passwords cannot be looked up" in logs.getvalue()
+
+    async def test_nobody_is_asked_unless_an_operator_says_so(
+        self, client: httpx2.AsyncClient, outgoing: Outgoing
+    ) -> None:
+        assert (await self.sign_up(client)).status_code == 201
+        assert outgoing.requests == []

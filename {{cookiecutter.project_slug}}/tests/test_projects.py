@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from app.application import create_app
-from tests.accounts import Account, create_account
+from tests.accounts import Account, confirmed, create_account
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 
@@ -245,7 +245,7 @@ async def test_receipt_that_is_no_longer_needed_is_purged(live_url: str, what: s
             await upload(client, expense, user, b"another")
         else:
             target = {"expense": expense, "project": path, "account": "/api/v1/users/me"}[what]
-            assert (await client.delete(target, headers=user.headers)).status_code == 204
+            assert (await client.delete(target, headers=await confirmed(client, user))).status_code == 204
 
     # The purge deletes files that have expired, or have no owner.
     kept = await execute_async(

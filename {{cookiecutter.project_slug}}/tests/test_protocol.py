@@ -27,7 +27,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.protocol import MAX_FIELDS, MAX_TARGET_BYTES, RequestCheckMiddleware
 from app.core.routing import FeatureRouter
-from tests.accounts import PASSWORD, TOKEN_PATH, Account, request_token, sign_in
+from tests.accounts import PASSWORD, TOKEN_PATH, Account, confirmed, request_token, sign_in
 from tests.bodies import fill_path
 from tests.clients import open_client
 from tests.databases import make_settings
@@ -301,7 +301,7 @@ async def test_authentication_comes_first_on_every_route(
     caller: str | None,
 ) -> None:
     if caller == "ended":
-        await client.delete(f"{USERS}/me", headers=user.headers)
+        await client.delete(f"{USERS}/me", headers=await confirmed(client, user))
     authorization = user.headers if caller == "ended" else {"Authorization": caller} if caller else {}
     app = create_app(make_settings(migrated_url, max_body_bytes=1000, **changes), database)
     contents: list[tuple[bytes, dict[str, str]]] = [

@@ -5,7 +5,7 @@ import pytest
 
 from app.accounts.scopes import format_scope, list_allowed
 from app.application import create_app
-from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 
@@ -80,10 +80,12 @@ async def test_who_is_no_administrator_any_more_keeps_no_right(
     client: httpx2.AsyncClient, admin: Account, user: Account
 ) -> None:
     headers = admin.headers
-    await client.patch(f"{USERS}/{user.id}", json={"is_admin": True}, headers=headers)
+    await client.patch(f"{USERS}/{user.id}", json={"is_admin": True}, headers=await confirmed(client, admin))
     promoted = await sign_in(client, user.id, user.email)
 
-    demoted = await client.patch(f"{USERS}/{admin.id}", json={"is_admin": False}, headers=promoted.headers)
+    demoted = await client.patch(
+        f"{USERS}/{admin.id}", json={"is_admin": False}, headers=await confirmed(client, promoted)
+    )
     refreshed = await request_token(client, "refresh_token", refresh_token=admin.refresh_token)
 
     assert demoted.status_code == 200
@@ -97,9 +99,9 @@ async def test_the_last_administrator_cannot_be_removed(
 ) -> None:
     target = f"{USERS}/{admin.id}"
     if change is None:
-        answers = [await client.delete(path, headers=admin.headers) for path in (target, ME)]
+        answers = [await client.delete(path, headers=await confirmed(client, admin)) for path in (target, ME)]
     else:
-        answers = [await client.patch(target, json=change, headers=admin.headers)]
+        answers = [await client.patch(target, json=change, headers=await confirmed(client, admin))]
 
     assert {answer.status_code for answer in answers} == {409}
     assert (await client.get(USERS, headers=admin.headers)).status_code == 200
@@ -111,9 +113,11 @@ async def test_two_administrators_who_remove_each_other_leave_one(live_url: str)
         await execute_async(live_url, "UPDATE users SET is_admin = TRUE")
         one, other = await sign_in(client, one.id, one.email), await sign_in(client, other.id, other.email)
 
+        headers = [await confirmed(client, each) for each in (one, other)]
+
         answers = await asyncio.gather(
-            client.delete(f"{USERS}/{other.id}", headers=one.headers),
-            client.patch(f"{USERS}/{one.id}", json={"is_active": False}, headers=other.headers),
+            client.delete(f"{USERS}/{other.id}", headers=headers[0]),
+            client.patch(f"{USERS}/{one.id}", json={"is_active": False}, headers=headers[1]),
         )
         left = await execute_async(live_url, "SELECT email FROM users WHERE is_admin AND is_active")
 

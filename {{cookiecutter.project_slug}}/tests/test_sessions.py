@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 import httpx2
@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.commands import end_sessions
 from app.accounts.dependencies import MAX_BODY_SECONDS
 from app.accounts.models import UserSession
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.models import utc_now
-from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import make_settings
 
@@ -58,7 +59,7 @@ async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient
     other = await sign_in(client, user.id, user.email)
     (ended,) = [session["id"] for session in await list_sessions(client, user) if not session["is_current"]]
 
-    response = await client.delete(f"{SESSIONS}/{ended}", headers=user.headers)
+    response = await client.delete(f"{SESSIONS}/{ended}", headers=await confirmed(client, user))
 
     assert response.status_code == 204
     assert (await client.get(ME, headers=other.headers)).status_code == 401
@@ -76,7 +77,7 @@ async def test_a_session_that_ends_while_a_body_arrives_changes_nothing(
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"name": '
-        await client.delete(f"{SESSIONS}/{ended}", headers=user.headers)
+        await client.delete(f"{SESSIONS}/{ended}", headers=await confirmed(client, user))
         await asyncio.sleep(MAX_BODY_SECONDS + 0.1)
         yield b'"Changed"}'
 
@@ -161,6 +162,43 @@ async def test_beyond_the_limit_the_least_recently_used_ends(settings: Settings,
         answers = [await client.get(ME, headers=each.headers) for each in (first, second, third, fourth)]
         assert [answer.status_code for answer in answers] == [200, 401, 200, 200]
         assert len(await list_sessions(client, fourth)) == 3
+
+
+async def test_a_session_ends_at_its_greatest_age_however_often_it_is_refreshed(
+    settings: Settings, database: Database, connection: AsyncConnection
+) -> None:
+    app = create_app(settings.model_copy(update={"session_max_lifetime_seconds": 3600}), database)
+    async with open_client(app) as client:
+        user = await create_account(client)
+        (begun,) = await list_sessions(client, user)
+        # From before there was the setting.
+        earlier = utc_now() - timedelta(seconds=3000)
+        await connection.execute(
+            update(UserSession).values(created_at=earlier, expires_at=utc_now() + timedelta(days=30))
+        )
+        refreshed = await request_token(client, "refresh_token", refresh_token=user.refresh_token)
+        (kept,) = await list_sessions(client, user)
+        await connection.execute(update(UserSession).values(created_at=utc_now() - timedelta(seconds=3601)))
+        late = await request_token(client, "refresh_token", refresh_token=refreshed.json()["refresh_token"])
+
+    def age_at_end(session: dict[str, object]) -> timedelta:
+        return datetime.fromisoformat(str(session["expires_at"])) - datetime.fromisoformat(str(session["created_at"]))
+
+    assert age_at_end(begun) == age_at_end(kept) == timedelta(hours=1)
+    assert (refreshed.status_code, late.status_code) == (200, 400)
+
+
+async def test_an_operator_ends_the_sessions_of_one_account_or_of_all(live_url: str) -> None:
+    settings = make_settings(live_url)
+    async with open_client(create_app(settings)) as client:
+        one, other = await create_account(client), await create_account(client)
+        for email, expected in ((one.email.upper(), [401, 200]), (None, [401, 401])):
+            count = await end_sessions(settings, email)
+
+            answers = [await client.get(ME, headers=each.headers) for each in (one, other)]
+            refreshed = await request_token(client, "refresh_token", refresh_token=one.refresh_token)
+            assert (count, [answer.status_code for answer in answers]) == (1, expected)
+            assert refreshed.status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from app.api import FEATURES
 from app.core.security import Security
 from app.startup import reset
 from app.todos.feature import SAMPLES
-from tests.accounts import Account, create_account
+from tests.accounts import Account, confirmed, create_account
 from tests.databases import execute_async, make_settings
 
 TODOS = "/api/v1/todos"
@@ -44,7 +44,7 @@ async def test_a_created_todo_is_found_at_its_location(client: httpx2.AsyncClien
 async def test_an_account_that_is_deleted_meanwhile_gets_no_todo(
     app: FastAPI, client: httpx2.AsyncClient, user: Account
 ) -> None:
-    await client.delete("/api/v1/users/me", headers=user.headers)
+    await client.delete("/api/v1/users/me", headers=await confirmed(client, user))
     # What the check of a request that came before the deletion has found.
     app.dependency_overrides[get_current_user] = lambda: SimpleNamespace(id=UUID(user.id))
 

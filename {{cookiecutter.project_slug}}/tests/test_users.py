@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts.users.service import ACTIVE_ADMINS, _list_query
 from app.application import create_app
 from app.core.database import Database, open_database
-from tests.accounts import PASSWORD, Account, create_account, request_token, sign_in
+from tests.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import execute_async, make_settings
 from tests.mail import ENCODED_ADDRESSES
@@ -111,24 +111,31 @@ async def test_one_changes_ones_name_and_nothing_else(client: httpx2.AsyncClient
 
 
 async def test_a_deleted_account_is_gone_at_once(client: httpx2.AsyncClient, user: Account) -> None:
-    response = await client.delete(ME, headers=user.headers)
+    response = await client.delete(ME, headers=await confirmed(client, user))
 
     assert response.status_code == 204
     assert (await client.get(ME, headers=user.headers)).status_code == 401
     assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 400
 
 
-async def test_a_new_password_ends_every_other_session(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_a_new_password_ends_every_session_and_begins_a_new_one(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     other = await sign_in(client, user.id, user.email)
 
     response = await client.post(
         f"{ME}/password", json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}, headers=user.headers
     )
 
-    assert response.status_code == 204
-    assert (await client.get(ME, headers=user.headers)).status_code == 200
-    assert (await client.get(ME, headers=other.headers)).status_code == 401
-    assert (await request_token(client, "refresh_token", refresh_token=other.refresh_token)).status_code == 400
+    assert response.status_code == 200
+    assert response.headers["cache-control"] == "no-store"
+    for ended in (user, other):
+        assert (await client.get(ME, headers=ended.headers)).status_code == 401
+        assert (await request_token(client, "refresh_token", refresh_token=ended.refresh_token)).status_code == 400
+    begun = {"Authorization": f"Bearer {response.json()['access_token']}"}
+    assert (await client.get(ME, headers=begun)).json()["id"] == user.id
+    refreshed = await request_token(client, "refresh_token", refresh_token=response.json()["refresh_token"])
+    assert refreshed.json()["scope"] == response.json()["scope"] == "account"
     assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 400
     assert (await request_token(client, username=user.email, password=NEW_PASSWORD)).status_code == 200
 
@@ -201,8 +208,10 @@ async def test_an_administrator_lists_reads_changes_and_deletes(
     listed = await client.get(USERS, params={"limit": 1}, headers=admin.headers)
     rest = await client.get(USERS, params={"cursor": listed.json()["next_cursor"]}, headers=admin.headers)
     read = await client.get(f"{USERS}/{user.id}", headers=admin.headers)
-    changed = await client.patch(f"{USERS}/{user.id}", json={"email": "NEW@example.com"}, headers=admin.headers)
-    deleted = await client.delete(f"{USERS}/{user.id}", headers=admin.headers)
+    changed = await client.patch(
+        f"{USERS}/{user.id}", json={"email": "NEW@example.com"}, headers=await confirmed(client, admin)
+    )
+    deleted = await client.delete(f"{USERS}/{user.id}", headers=await confirmed(client, admin))
 
     assert [row["id"] for row in listed.json()["items"] + rest.json()["items"]] == [admin.id, user.id]
     assert read.json()["email"] == user.email
@@ -227,11 +236,11 @@ async def test_a_page_of_accounts_is_read_from_an_index(connection: AsyncConnect
 async def test_an_administrators_deactivation_is_effective_at_once(
     client: httpx2.AsyncClient, user: Account, admin: Account
 ) -> None:
-    await client.patch(f"{USERS}/{user.id}", json={"is_active": False}, headers=admin.headers)
+    await client.patch(f"{USERS}/{user.id}", json={"is_active": False}, headers=await confirmed(client, admin))
 
     assert (await client.get(ME, headers=user.headers)).status_code == 401
     assert (await request_token(client, "refresh_token", refresh_token=user.refresh_token)).status_code == 400
-    await client.patch(f"{USERS}/{user.id}", json={"is_active": True}, headers=admin.headers)
+    await client.patch(f"{USERS}/{user.id}", json={"is_active": True}, headers=await confirmed(client, admin))
     assert (await client.get(ME, headers=user.headers)).status_code == 401
 
 
@@ -253,9 +262,9 @@ async def test_the_last_active_administrator_stays(
     body: dict[str, object] | None,
 ) -> None:
     other = await create_account(client, database, is_admin=True)
-    await client.patch(f"{USERS}/{other.id}", json={"is_active": False}, headers=admin.headers)
+    await client.patch(f"{USERS}/{other.id}", json={"is_active": False}, headers=await confirmed(client, admin))
 
-    response = await client.request(method, path.format(id=admin.id), json=body, headers=admin.headers)
+    response = await client.request(method, path.format(id=admin.id), json=body, headers=await confirmed(client, admin))
 
     assert response.status_code == 409
     assert response.json()["detail"] == "This is the last administrator: make another one first."
@@ -266,9 +275,12 @@ async def test_of_two_administrators_who_remove_each_other_at_once_one_stays(liv
     settings = make_settings(live_url, database_pool_size=3)
     async with open_database(settings) as database, open_client(create_app(settings, database)) as client:
         one, other = [await create_account(client, database, is_admin=True) for _ in range(2)]
+        paths = {
+            f"{USERS}/{other.id}": await confirmed(client, one),
+            f"{USERS}/{one.id}": await confirmed(client, other),
+        }
         async with database.write() as session:
             await session.fetch_all(ACTIVE_ADMINS)
-            paths = {f"{USERS}/{other.id}": one.headers, f"{USERS}/{one.id}": other.headers}
             removals = [asyncio.create_task(client.delete(path, headers=headers)) for path, headers in paths.items()]
             await wait_for_both(live_url)
         statuses = sorted([(await removal).status_code for removal in removals])
@@ -292,7 +304,9 @@ async def wait_for_both(url: str) -> None:
 async def test_an_administrator_cannot_give_a_taken_address(
     client: httpx2.AsyncClient, user: Account, admin: Account
 ) -> None:
-    response = await client.patch(f"{USERS}/{user.id}", json={"email": admin.email}, headers=admin.headers)
+    response = await client.patch(
+        f"{USERS}/{user.id}", json={"email": admin.email}, headers=await confirmed(client, admin)
+    )
 
     assert response.status_code == 409
     assert (await client.get(f"{USERS}/{user.id}", headers=admin.headers)).json()["email"] == user.email

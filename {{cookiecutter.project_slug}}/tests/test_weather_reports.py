@@ -3,7 +3,7 @@ import json
 import httpx2
 import pytest
 
-from tests.accounts import PASSWORD, Account, create_account
+from tests.accounts import Account, confirmed, create_account
 
 REPORTS = "/api/v1/weather/reports"
 REPORT = {"city": "London", "country": "GB", "temperature": 7.5}
@@ -107,7 +107,7 @@ async def test_the_reports_of_a_deleted_account_are_gone(client: httpx2.AsyncCli
     reader = await create_account(client)
     await create_report(client, user)
 
-    deleted = await client.request("DELETE", "/api/v1/users/me", json={"password": PASSWORD}, headers=user.headers)
+    deleted = await client.delete("/api/v1/users/me", headers=await confirmed(client, user))
 
     assert deleted.status_code == 204, deleted.text
     assert (await client.get(REPORTS, headers=reader.headers)).json()["items"] == []

@@ -155,6 +155,10 @@ async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(logged_i
     listed = (await logged_in.client.get("/api/v1/auth/sessions", headers=headers)).json()
     (own,) = (each["id"] for each in listed if each["device"] == "a browser" and not each["is_current"])
 
+    proof = await logged_in.client.post(
+        "/api/v1/auth/confirmation", json={"current_password": PASSWORD}, headers=headers
+    )
+    headers["X-Confirmation"] = proof.json()["confirmation"]
     await logged_in.client.delete(f"/api/v1/auth/sessions/{own}", headers=headers)
 
     await logged_in.open("/")

@@ -70,12 +70,20 @@ async def test_password_is_changed_and_other_sessions_end(
 ) -> None:
     async with open_browser(app) as other:
         await other.log_in(EMAIL)
+        copied = dict(browser.client.cookies)
         await browser.open("/account/password")
         await browser.send("/account/password", current_password=PASSWORD, new_password=NEW_PASSWORD)
         await other.open("/account")
 
         assert "Your password is changed." in browser.text
         assert other.path == "/log-in"
+        # A copy of the browser's own cookies is worth nothing either.
+        other.client.cookies.clear()
+        other.client.cookies.update(copied)
+        await other.open("/account")
+        assert other.path == "/log-in"
+        await browser.open("/account/sessions")
+        assert browser.text.count("(here)") == 1
     events = (await connection.scalars(select(AuditEvent.event))).all()
     assert "password.changed" in events
     assert (await request_token(browser.client, username=EMAIL, password=NEW_PASSWORD)).status_code == 200
@@ -104,16 +112,17 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
     async with open_browser(app) as other:
         await other.log_in(EMAIL)
         await browser.open("/account/sessions")
-        ids = browser.list_ids('action="/account/sessions/{}/end')
-        assert len(ids) == 2
+        (session_id,) = browser.list_ids('href="/account/sessions/{}/end')
         assert browser.text.count("(here)") == 1
+        end = f"/account/sessions/{session_id}/end"
+        await browser.open(end)
+        await browser.send(end, current_password="wrong")
+        assert browser.page.status_code == 422
 
-        for session_id in ids:
-            if "(here)" not in browser.text.partition(f'id="session-{session_id}"')[2].partition("</p>")[0]:
-                await browser.send(f"/account/sessions/{session_id}/end")
+        await browser.send(end, current_password=PASSWORD)
 
         assert "You are logged out there." in browser.text
-        assert len(browser.list_ids('action="/account/sessions/{}/end')) == 1
+        assert browser.list_ids('href="/account/sessions/{}/end') == []
         await other.open("/account")
         assert other.path == "/log-in"
 
@@ -140,6 +149,15 @@ async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Brows
     assert answer.status_code == 404
     await browser.open("/account")
     assert browser.path == "/account"
+
+
+async def test_form_that_is_refused_is_recorded_with_who_sent_it(browser: Browser, connection: AsyncConnection) -> None:
+    answer = await browser.client.post("/account/delete", data={"csrf_token": "of another site"})
+
+    assert answer.status_code == 403
+    person = (await connection.scalars(select(User.id).where(User.email == EMAIL))).one()
+    refused = select(AuditEvent.actor_id).where(AuditEvent.event == "request.forbidden")
+    assert (await connection.scalars(refused)).all() == [person]
 
 
 async def test_second_factor_is_switched_on_and_off(
@@ -173,6 +191,8 @@ async def test_second_factor_is_switched_on_and_off(
 async def test_account_is_deleted(browser: Browser) -> None:
     await browser.open("/account/delete")
     await browser.send("/account/delete")
+    assert browser.page.status_code == 422
+    await browser.send("/account/delete", current_password=PASSWORD)
 
     assert "Your account is deleted." in browser.text
     assert (await request_token(browser.client, username=EMAIL, password=PASSWORD)).status_code == 400
@@ -182,7 +202,7 @@ async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
     async with open_browser(app) as browser:
         await browser.log_in(admin.email)
         await browser.open("/account/delete")
-        await browser.send("/account/delete")
+        await browser.send("/account/delete", current_password=PASSWORD)
 
         assert browser.page.status_code == 409
         assert "last administrator" in browser.text
@@ -248,7 +268,7 @@ async def test_sign_up_with_verified_addresses_tells_nothing_either(migrated_url
             await browser.send("/sign-up", email=EMAIL, password=PASSWORD)
             pages.append((browser.path, re.sub(r'(name="csrf_token" value=")[^"]+', r"\1", browser.text)))
         await browser.open("/verify-email")
-        await browser.send("/verify-email", token=await make_token(database, Purpose.VERIFY_EMAIL))
+        await browser.send("/verify-email", token=await make_token(database, Purpose.VERIFY_EMAIL), password=PASSWORD)
         await browser.log_in(EMAIL)
 
     assert pages[0] == pages[1]
@@ -264,8 +284,9 @@ async def test_link_of_a_message_opens_a_page_that_needs_no_code(
     await browser.open(link)
     assert 'type="hidden" name="token"' in browser.text
 
-    wanted = {name for name in browser.find_form(browser.path) if name == "new_password"}
-    await browser.send(browser.path, **dict.fromkeys(wanted, NEW_PASSWORD))
+    typed = {"new_password": NEW_PASSWORD, "password": PASSWORD}
+    wanted = typed.keys() & browser.find_form(browser.path).keys()
+    await browser.send(browser.path, **{name: typed[name] for name in wanted})
 
     assert re.search("Your password is changed|Your e-mail address is confirmed", browser.text)
 
@@ -276,10 +297,11 @@ async def test_link_that_was_used_is_refused_and_the_code_asked_for(
     text = await render_message(database, settings.model_copy(update={"public_url": ORIGIN}), EmailKind.VERIFICATION)
     (link,) = re.findall(rf"(?m)^{ORIGIN}(/\S+)$", text)
     await browser.open(link)
-    await browser.send("/verify-email")
+    await browser.send("/verify-email", password=PASSWORD)
+    assert "Your e-mail address is confirmed." in browser.text
 
     await browser.open(link)
-    await browser.send("/verify-email")
+    await browser.send("/verify-email", password=PASSWORD)
 
     assert browser.page.status_code == 422
     assert '<label for="token">' in browser.text

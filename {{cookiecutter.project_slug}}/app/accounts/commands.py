@@ -1,4 +1,4 @@
-"""The group of commands about accounts."""
+"""The groups of commands about accounts and their sessions."""
 
 from typing import Annotated
 
@@ -8,19 +8,25 @@ from pydantic import TypeAdapter, ValidationError
 from app.accounts.passwords import service as passwords_service
 from app.accounts.queries import get_user_by_email
 from app.accounts.second_factor import service as second_factor
+from app.accounts.sessions import service as sessions_service
 from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
 from app.core.commands import fail_validation, load_settings, open_toolbox, read_password, run
 from app.core.config import Settings
 from app.core.schemas import NewPassword, as_stored
 
-commands = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
+users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
+sessions = typer.Typer(name="sessions", help="Manage where accounts are signed in.", no_args_is_help=True)
+# Without a name: its groups stand beside those of other features.
+commands = typer.Typer()
+commands.add_typer(users)
+commands.add_typer(sessions)
 
 EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", help="The account's address.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
 
 
-@commands.command("create-admin")
+@users.command("create-admin")
 def create_admin(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
     """Create an administrator; asks for the password."""
     settings = load_settings(context)
@@ -37,7 +43,7 @@ async def create_admin_user(settings: Settings, data: UserCreate) -> None:
         await users_service.create_user(tools, data, is_admin=True)
 
 
-@commands.command("set-password")
+@users.command("set-password")
 def set_password(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
     """Set a password, and end the account's sessions; asks for the password."""
     settings = load_settings(context)
@@ -55,7 +61,7 @@ async def set_user_password(settings: Settings, email: str, password: str) -> No
         await passwords_service.set_password(tools, user, password)
 
 
-@commands.command()
+@users.command()
 def deactivate(context: typer.Context, email: EmailArgument) -> None:
     """Lock an account, and end its sessions."""
     run(deactivate_user(load_settings(context), email))
@@ -68,7 +74,7 @@ async def deactivate_user(settings: Settings, email: str) -> None:
         await users_service.update_user(tools, user, UserAdminUpdate(is_active=False))
 
 
-@commands.command()
+@users.command()
 def reencrypt(context: typer.Context) -> None:
     """Encrypt all secrets of second factors with SECRET_KEY, so that its predecessors can go."""
     count = run(reencrypt_secrets(load_settings(context)))
@@ -80,7 +86,7 @@ async def reencrypt_secrets(settings: Settings) -> int:
         return await second_factor.reencrypt(tools)
 
 
-@commands.command("disable-second-factor")
+@users.command("disable-second-factor")
 def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
     """Remove the second factor of a user who has lost the authenticator and the recovery codes."""
     run(remove_second_factor(load_settings(context), email))
@@ -91,3 +97,22 @@ async def remove_second_factor(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
         user = await get_user_by_email(tools.session, as_stored(email))
         await second_factor.remove(tools, user.id)
+
+
+@sessions.command("end-all")
+def end_all(
+    context: typer.Context,
+    email: Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Of this account alone.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Sign an account, or all of them, out everywhere."""
+    settings = load_settings(context)
+    if not yes:
+        typer.confirm(f"End the sessions of {email or 'all accounts'}?", abort=True)
+    typer.echo(f"Sessions that have ended: {run(end_sessions(settings, email)):,}")
+
+
+async def end_sessions(settings: Settings, email: str | None) -> int:
+    async with open_toolbox(settings) as tools:
+        user = None if email is None else await get_user_by_email(tools.session, as_stored(email))
+        return await sessions_service.end_all(tools.session, tools.audit, user)

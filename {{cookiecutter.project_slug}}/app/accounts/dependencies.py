@@ -71,6 +71,8 @@ async def _find_caller(request: Request, claims: AccessClaims) -> Caller:
     caller = await find(request.state.database, claims.sub, claims.sid)
     if caller is None:
         raise UnauthorizedError("The session has ended.")
+    # The audit log tells who was refused what.
+    request.state.actor_id = caller.user.id
     return caller
 
 

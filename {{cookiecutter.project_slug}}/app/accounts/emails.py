@@ -1,11 +1,12 @@
 """The messages about accounts. Whether there is an account is found out here, after the answer to the request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import bindparam, select
 
 from app.accounts import one_time_tokens
@@ -15,8 +16,9 @@ from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
 from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, count_origin
+from app.core.throttling import AttemptCounter, count_origin, network_of
 from app.core.toolbox import Toolbox
+from app.outbox import service as outbox_service
 
 
 class AddresseeRecord(NamedTuple):
@@ -36,17 +38,87 @@ ADDRESSEE = Query(
 # What leads to a page with a token; None when there is no such page, and the token is to be entered by hand.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]
 
+ADDRESS = Query(select(User.email).where(User.id == bindparam("user_id")))
 ACTIVE_USER = Query(select(User.id).where(User.id == bindparam("user_id"), User.is_active))
 
 
 class EmailKind(StrEnum):
     VERIFICATION = "verification"
-    ALREADY_REGISTERED = "already registered"
     PASSWORD_RESET = "password reset"  # noqa: S105  # a name
-    PASSWORD_CHANGED = "password changed"  # noqa: S105  # a name
+    ACCOUNT_CHANGED = "account changed"
     EMAIL_CHANGE = "email change"
     EMAIL_CHANGE_NOTICE = "email change notice"
     SECOND_FACTOR_FAILURES = "second factor failures"
+
+
+# Messages with a code.
+CODE_KINDS = (EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_CHANGE)
+
+
+class AccountChange(StrEnum):
+    """What the owner is told of, whoever has made the change."""
+
+    PASSWORD = "password"  # noqa: S105  # a name
+    EMAIL = "email"
+    SECOND_FACTOR_ENABLED = "second factor enabled"
+    SECOND_FACTOR_DISABLED = "second factor disabled"
+    ADMIN_GRANTED = "admin granted"
+    ADMIN_REVOKED = "admin revoked"
+    DEACTIVATED = "deactivated"
+    REACTIVATED = "reactivated"
+    DELETED = "deleted"
+
+
+_TAKE_BACK = 'If it was not you, set a new password with "forgot password" at once.'
+_ASK_FOR_HELP = "If you did not expect it, ask the people who run this service for help at once."
+# Of each change: the subject, what has happened, and what to do about it.
+CHANGES = {
+    AccountChange.PASSWORD: (
+        "Your password was changed",
+        "The password of your account was changed, and it was signed out everywhere.",
+        _TAKE_BACK,
+    ),
+    AccountChange.EMAIL: (
+        "Your address was changed",
+        "Your account has another e-mail address now. Messages about it no longer come here.",
+        _ASK_FOR_HELP,
+    ),
+    AccountChange.SECOND_FACTOR_ENABLED: (
+        "Your second factor was switched on",
+        "From now on your account asks for a code of an authenticator app when you sign in.",
+        _ASK_FOR_HELP,
+    ),
+    AccountChange.SECOND_FACTOR_DISABLED: (
+        "Your second factor was switched off",
+        "Your account no longer asks for a code of an authenticator app when you sign in.",
+        _TAKE_BACK,
+    ),
+    AccountChange.ADMIN_GRANTED: (
+        "You are an administrator now",
+        "Your account was given the rights of an administrator.",
+        _ASK_FOR_HELP,
+    ),
+    AccountChange.ADMIN_REVOKED: (
+        "You are no administrator any more",
+        "The rights of an administrator were taken from your account.",
+        _ASK_FOR_HELP,
+    ),
+    AccountChange.DEACTIVATED: (
+        "Your account was deactivated",
+        "Your account was deactivated, and it was signed out everywhere.",
+        _ASK_FOR_HELP,
+    ),
+    AccountChange.REACTIVATED: (
+        "Your account was activated again",
+        "Your account was activated again: you can sign in with your password.",
+        _ASK_FOR_HELP,
+    ),
+    AccountChange.DELETED: (
+        "Your account was deleted",
+        "Your account was deleted, with everything that belongs to it.",
+        _ASK_FOR_HELP,
+    ),
+}
 
 
 class Purpose(StrEnum):
@@ -64,15 +136,44 @@ LIFETIMES = {
 }
 
 
-async def limit_messages(tools: Toolbox, kind: EmailKind, address: str) -> None:
+async def limit_messages(tools: Toolbox, kind: EmailKind, address: str, account_id: UUID | None = None) -> None:
     """Nobody is flooded through this service; the caller must hold no connection. Raises TooManyRequestsError.
 
-    Each kind by itself: some lead to no message, and must not keep somebody from those that do.
+    Each kind by itself: some lead to no message, and must not keep somebody from those that do. With an account, its
+    messages to whatever address are bounded as well.
     """
-    await tools.throttle.count(
+    free = tools.settings.throttle_account_attempts
+    counters = [
         *count_origin("message asked for from address", tools.origin.address, tools.settings),
-        AttemptCounter(f"message to address: {kind}", address, tools.settings.throttle_account_attempts),
-    )
+        AttemptCounter(f"message to address: {kind}", address, free),
+    ]
+    if account_id is not None:
+        counters.append(AttemptCounter(f"message of account: {kind}", str(account_id), free))
+    await tools.throttle.count(*counters)
+
+
+async def admit_sign_up(tools: Toolbox, address: str) -> bool:
+    """Return whether a sign-up may lead to a message; the caller must hold no connection.
+
+    It is never refused because of what others asked for this address, and one network uses up only a part of what the
+    address may get. Raises TooManyRequestsError for a network that asks for too many messages.
+    """
+    network, settings = network_of(tools.origin.address), tools.settings
+    asked = count_origin("message asked for from address", tools.origin.address, settings)
+    own = AttemptCounter("sign-up of address from network", f"{network} {address}", settings.throttle_account_attempts)
+    all_ = AttemptCounter("sign-up of address", address, settings.throttle_address_attempts)
+    return await tools.throttle.count(*asked, tolerated=[own, all_]) is None
+
+
+async def notify_owner(tools: Toolbox, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:
+    """Tell the owner of a change, at the address that the account has unless another one is given."""
+    if not tools.settings.sends_mail:
+        return
+    if address is None:
+        address = await tools.session.fetch_value(ADDRESS, user_id=user_id)
+    if address is not None:
+        payload = {"change": change.value}
+        await outbox_service.notify(tools, EmailKind.ACCOUNT_CHANGED, address, user_id, payload, topic=change)
 
 
 def link_to_application(settings: Settings, page: str, token: str) -> str | None:
@@ -84,9 +185,12 @@ async def render_verification(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> Email | None:
     user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
-    if user is None or not user.is_active or user.email_verified_at is not None:
+    if user is None or not user.is_active:
         return None
-    token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address)
+    if user.email_verified_at is not None:
+        # Somebody has signed up, or has merely asked for the message again.
+        return await render_already_registered(session, settings, email) if email.payload else None
+    token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)
     return _render_with_token(settings, email, "verification", "Verify your e-mail address", token, link)
 
@@ -126,8 +230,9 @@ async def render_email_change_notice(_session: Session, settings: Settings, emai
     return _render(settings, email, "email_change_notice", "Your address is about to change")
 
 
-async def render_password_changed(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
-    return _render(settings, email, "password_changed", "Your password was changed")
+async def render_account_changed(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+    subject, what, advice = CHANGES[AccountChange(str(email.payload["change"]))]
+    return _render(settings, email, "account_changed", subject, what=what, advice=advice)
 
 
 async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
@@ -138,8 +243,11 @@ async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
 
-async def _create_token(session: Session, purpose: Purpose, user_id: UUID, address: str) -> str:
-    return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
+async def _create_token(
+    session: Session, purpose: Purpose, user_id: UUID, address: str, payload: Mapping[str, JsonValue] | None = None
+) -> str:
+    lifetime = LIFETIMES[purpose]
+    return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=lifetime, payload=payload)
 
 
 def _render_with_token(
@@ -166,9 +274,8 @@ TEMPLATE_PURPOSES = {
 }
 RENDERERS: dict[str, Renderer] = {
     EmailKind.VERIFICATION: render_verification,
-    EmailKind.ALREADY_REGISTERED: render_already_registered,
     EmailKind.PASSWORD_RESET: render_password_reset,
-    EmailKind.PASSWORD_CHANGED: render_password_changed,
+    EmailKind.ACCOUNT_CHANGED: render_account_changed,
     EmailKind.EMAIL_CHANGE: render_email_change,
     EmailKind.EMAIL_CHANGE_NOTICE: render_email_change_notice,
     EmailKind.SECOND_FACTOR_FAILURES: render_second_factor_failures,

@@ -17,6 +17,7 @@ class AccountEvent(StrEnum):
     SIGNED_IN = "sign-in.succeeded"
     SIGN_IN_FAILED = "sign-in.failed"
     SESSION_ENDED = "session.ended"
+    SESSIONS_ENDED = "sessions.ended"
     REFRESH_TOKEN_REUSED = "refresh-token.reused"  # noqa: S105  # a name
     SECOND_FACTOR_ENABLED = "second-factor.enabled"
     SECOND_FACTOR_DISABLED = "second-factor.disabled"

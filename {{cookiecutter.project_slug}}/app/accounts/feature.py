@@ -1,5 +1,6 @@
 from app.accounts import emails, one_time_tokens
 from app.accounts.callers import open_callers
+from app.accounts.passwords.router import confirmation
 from app.accounts.passwords.router import router as passwords
 from app.accounts.recovery.router import address
 from app.accounts.recovery.router import router as recovery
@@ -33,7 +34,7 @@ async def purge(session: Session, settings: Settings) -> int:
 
 feature = Feature(
     # The router that is asked most comes first.
-    api=(users, sign_in, sessions, recovery, second_factor, sign_up, passwords, address),
+    api=(users, sign_in, sessions, recovery, second_factor, sign_up, passwords, confirmation, address),
     lifespan=open_callers,
     purge=purge,
     load_sample_data=load_sample_data,

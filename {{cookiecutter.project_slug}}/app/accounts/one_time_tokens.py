@@ -1,4 +1,6 @@
-"""Codes that are sent by mail: hashed at rest, short-lived, for one purpose and one use.
+"""Codes that are sent by mail, or answered to somebody who has shown the password.
+
+They are hashed at rest, short-lived, for one purpose and one use.
 
 A purpose is a text of at most 50 characters, which begins with the feature's name where it is not of accounts.
 """

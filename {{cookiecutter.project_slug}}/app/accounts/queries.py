@@ -4,8 +4,9 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, delete, select, text, update
 
-from app.accounts.emails import EmailKind
-from app.accounts.models import KnownNetwork, User, UserRecord, UserSession
+from app.accounts import one_time_tokens
+from app.accounts.emails import CODE_KINDS, AccountChange, EmailKind, notify_owner
+from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, User, UserRecord, UserSession
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.models import utc_now
@@ -22,6 +23,13 @@ UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returnin
 # What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
 # those go on who make a message: they hold the message, and need the user for the code in it.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
+# Locks the user against a change of the password that was verified.
+HOLD_PASSWORD = Query(
+    select(User.id)
+    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
+    .with_for_update(read=True)
+)
+FORGET_FAILURES = Command(update(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).values(failures=0))
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
 # Both databases understand it.
 REMEMBER_NETWORK = Command(
@@ -32,6 +40,11 @@ REMEMBER_NETWORK = Command(
         bindparam("owner_id", type_=KnownNetwork.user_id.type), bindparam("now", type_=KnownNetwork.last_used_at.type)
     )
 )
+
+WAYS_IN = [
+    Command(delete(model).where(model.user_id == bindparam("owner_id")))
+    for model in (UserSession, SecondFactor, RecoveryCode, KnownNetwork)
+]
 
 
 async def get_user(session: Session, user_id: UUID) -> UserRecord:
@@ -63,3 +76,25 @@ async def remember_network(tools: Toolbox, user_id: UUID) -> None:
     """From where the owner has acted, the attempts of strangers elsewhere no longer keep them out."""
     network = network_of(tools.origin.address)
     await tools.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
+
+
+async def withdraw_codes(session: Session, user: UserRecord) -> None:
+    """Before an account is deactivated or deleted: no message that waits makes a code afterwards."""
+    await lock_user(session, user.id)
+    await outbox_service.withdraw_all(session, CODE_KINDS, user.id, user.email)
+
+
+async def forget_access(session: Session, user_id: UUID) -> None:
+    """Take away every way in but the password, from an account that passes to the person who reads its mail."""
+    for command in WAYS_IN:
+        await session.run(command, owner_id=user_id)
+
+
+async def settle_password(tools: Toolbox, user: UserRecord) -> None:
+    """End what was begun with the old password, and tell the owner of the new one."""
+    # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
+    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
+    await one_time_tokens.revoke_tokens(tools.session, user.id)
+    # Whoever knew the former password does not know this one.
+    await tools.session.run(FORGET_FAILURES, owner_id=user.id)
+    await notify_owner(tools, user.id, AccountChange.PASSWORD)

@@ -1,20 +1,39 @@
-"""The record of what happened to accounts: who, what, when, from where."""
+"""The record of what happened to accounts, and of what was refused: who, what, when, from where."""
 
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
+import structlog
 from asgi_correlation_id import correlation_id
-from fastapi import Depends
+from fastapi import Depends, Request
+from fastapi.responses import Response
 from sqlalchemy import JSON, Index, String, bindparam, insert
 from sqlalchemy.orm import Mapped, mapped_column
+from starlette.background import BackgroundTask
 
 from app.core.config import Settings
-from app.core.database import Session, SessionDep
+from app.core.database import Database, Session, SessionDep
+from app.core.exceptions import first_line, handle_app_error
 from app.core.models import Base, Identity, utc_now
 from app.core.query import Command, delete_batch
-from app.core.requests import Origin, OriginDep
+from app.core.requests import Origin, OriginDep, get_origin
+from app.core.throttling import AttemptCounter, get_throttle, network_of
+
+logger = structlog.get_logger(__name__)
+
+MAX_PATH_LENGTH = 200
+
+
+class RefusalEvent(StrEnum):
+    """What the audit log tells of requests."""
+
+    FORBIDDEN = "request.forbidden"
+    THROTTLED = "request.throttled"
+
+
+REFUSALS = {403: RefusalEvent.FORBIDDEN, 429: RefusalEvent.THROTTLED}
 
 
 class AuditEvent(Identity, Base):
@@ -71,3 +90,33 @@ async def get_audit(session: SessionDep, origin: OriginDep) -> Audit:
 
 
 AuditDep = Annotated[Audit, Depends(get_audit)]
+
+
+async def handle_refusal(request: Request, error: Exception) -> Response:
+    """Answer as `handle_app_error` does, and record afterwards what was forbidden or throttled."""
+    response = await handle_app_error(request, error)
+    event = REFUSALS.get(response.status_code)
+    if event is not None:
+        # After the answer, which it neither delays nor fails.
+        response.background = BackgroundTask(_record_refusal, request, event, str(error))
+    return response
+
+
+async def _record_refusal(request: Request, event: RefusalEvent, reason: str) -> None:
+    """In its own transaction: the request's was rolled back. A flood writes few events, and then one at times."""
+    database: Database = request.state.database
+    settings: Settings = request.state.settings
+    # Set where a route has found out who calls.
+    actor_id: UUID | None = getattr(request.state, "actor_id", None)
+    origin = await get_origin(request)
+    source = str(actor_id or network_of(origin.address))
+    counter = AttemptCounter(f"event: {event}", source, settings.throttle_address_attempts)
+    throttle = await get_throttle(request)
+    details = {"method": request.method, "path": request.url.path[:MAX_PATH_LENGTH], "reason": reason}
+    try:
+        async with database.write() as session:
+            if await throttle.admits(session, counter):
+                await Audit(session, origin).record(event, actor_id, actor_id=actor_id, **details)
+    except Exception as failure:
+        # The answer is out; whatever keeps the event from being written is for the log.
+        logger.warning("a refusal was not recorded", reason=first_line(failure))

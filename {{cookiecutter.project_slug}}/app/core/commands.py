@@ -18,6 +18,7 @@ from app.core.config import Settings, load_settings_or_exit
 from app.core.database import open_database
 from app.core.exceptions import AppError, first_line
 from app.core.features import Feature
+from app.core.http_client import open_http_client
 from app.core.project import read_project
 from app.core.security import Security
 from app.core.toolbox import Toolbox, make_toolbox
@@ -101,5 +102,5 @@ def make_security(settings: Settings) -> Security:
 
 @asynccontextmanager
 async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
-    async with open_database(settings) as database, database.write() as session:
-        yield make_toolbox(session, database, settings, make_security(settings))
+    async with open_http_client(1) as http, open_database(settings) as database, database.write() as session:
+        yield make_toolbox(session, database, settings, make_security(settings), http)

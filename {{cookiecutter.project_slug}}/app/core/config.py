@@ -247,6 +247,7 @@ class Settings(ServerSettings):
     secret_key_fallbacks: SecretList = ()
     access_token_lifetime_seconds: Lifetime = 15 * 60
     refresh_token_lifetime_seconds: Lifetime = 30 * DAY_SECONDS
+    session_max_lifetime_seconds: Lifetime | None = None
     refresh_reuse_grace_seconds: int = Field(default=5, ge=0, le=MAX_WAIT_SECONDS)
     # OWASP's first recommendation for Argon2id; memory in KiB.
     password_hash_time_cost: int = Field(default=2, ge=1, le=100)
@@ -255,6 +256,7 @@ class Settings(ServerSettings):
     password_hash_concurrency: int = Field(default=1, ge=1, le=1000)
     # Unset: a quarter of max_concurrent_requests.
     password_hash_queue: Count | None = None
+    breached_passwords_url: WebUrl | None = None
     auth_cache_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
     max_sessions_per_user: Count = 20
     admin_second_factor_required: bool = False

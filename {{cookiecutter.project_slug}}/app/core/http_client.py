@@ -117,6 +117,15 @@ def _cause_of(error: BaseException) -> BaseException | None:
     return error.__cause__ or error.__context__
 
 
+async def get_lazy_http(request: Request) -> LazyHttpClient:
+    http: LazyHttpClient = request.state.http
+    return http
+
+
+# For what may do without a client: none is opened before it is used.
+LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
+
+
 async def get_http_client(request: Request) -> "AsyncClient":
     http: LazyHttpClient = request.state.http
     return await http.get()

@@ -215,6 +215,17 @@ class GuessThrottle:
             wait = state.delay_seconds - state.seconds_since if state else 0
             raise TooManyRequestsError(max(1, math.ceil(wait)))
 
+    async def admits(self, session: Session, *counters: AttemptCounter) -> bool:
+        """Count in the caller's transaction, for what is left out and not refused when there is too much of it."""
+        if not self._settings.throttling:
+            return True
+        try:
+            for counter in counters:
+                await self._count(session, counter, waits=False)
+        except TooManyRequestsError:
+            return False
+        return True
+
     async def decide(self, session: Session, counter: AttemptCounter) -> None:
         """Record that an attempt failed; it stays counted."""
         if self._settings.throttling:

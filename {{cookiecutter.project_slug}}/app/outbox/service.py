@@ -1,20 +1,26 @@
 """The queue of messages, in the database: a message is sent exactly if the change that it tells of is committed."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+import structlog
 from pydantic import JsonValue
-from sqlalchemy import bindparam, delete, event, insert, select, update
+from sqlalchemy import bindparam, delete, event, insert, or_, select, update
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
 from app.core.database import Session
+from app.core.metrics import EMAILS
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
+from app.core.throttling import AttemptCounter
+from app.core.toolbox import Toolbox
 from app.outbox.models import OutgoingEmail
+
+logger = structlog.get_logger(__name__)
 
 # Where the sessions of a database carry the event that wakes this process's sender.
 WAKE = "outbox.wake"
@@ -80,6 +86,12 @@ WITHDRAW = Command(
         OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
     )
 )
+WITHDRAW_ALL = Command(
+    delete(OutgoingEmail).where(
+        OutgoingEmail.kind.in_(bindparam("kinds", expanding=True)),
+        or_(OutgoingEmail.account_id == bindparam("of_account_id"), OutgoingEmail.address == bindparam("to_address")),
+    )
+)
 HOLD = Query(
     select(OutgoingEmail.id)
     .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
@@ -113,6 +125,7 @@ async def enqueue(
 ) -> None:
     """Send a message once this transaction commits, and not at all otherwise.
 
+    Nothing bounds how many: for what users cause, count before it, as `limit_messages` does, or call `notify`.
     The payload is stored as plain text, which backups contain: put no secret in it.
     """
     await session.run(
@@ -123,9 +136,43 @@ async def enqueue(
         event.listen(session.sync_session, "after_commit", lambda _session: wake.set(), once=True)
 
 
+async def notify(
+    tools: Toolbox,
+    kind: str,
+    address: str,
+    account_id: UUID | None = None,
+    payload: Mapping[str, JsonValue] | None = None,
+    *,
+    topic: str = "",
+) -> None:
+    """Enqueue what nobody has asked for, and drop it where the address or the account gets too many of its kind.
+
+    Notices of different topics are counted by themselves: a flood of one hides no other.
+    """
+    free = tools.settings.throttle_account_attempts
+    counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
+    if account_id is not None:
+        counters.append(AttemptCounter(f"notice to account: {kind} {topic}", str(account_id), free))
+    if await tools.throttle.admits(tools.session, *counters):
+        await enqueue(tools.session, kind, address, account_id, payload)
+    else:
+        note_dropped(kind, topic)
+
+
+def note_dropped(kind: str, topic: str = "") -> None:
+    """Tell operators of a message that was not sent, as there were too many."""
+    EMAILS.labels("dropped").inc()
+    logger.warning("a message was dropped, as there were too many", kind=kind, topic=topic)
+
+
 async def withdraw(session: Session, kind: str, account_id: UUID) -> None:
     """Do not send what is still waiting. What is being made, with a code or without, is there when this returns."""
     await session.run(WITHDRAW, email_kind=kind, of_account_id=account_id)
+
+
+async def withdraw_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
+    """Withdraw what waits for an account or its address, whoever has asked for it."""
+    await session.run(WITHDRAW_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
 
 
 async def read_state(session: Session) -> QueueState:

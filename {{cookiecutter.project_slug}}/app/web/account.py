@@ -10,6 +10,8 @@ from app.accounts.passwords import service as passwords_service
 from app.accounts.passwords.schemas import PasswordChange
 from app.accounts.recovery import service as recovery_service
 from app.accounts.recovery.schemas import EmailChange
+from app.accounts.second_factor.confirmation import confirm_identity
+from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.accounts.sessions import service as sessions
 from app.accounts.sessions.service import SessionRecord
 from app.accounts.users import service as users_service
@@ -23,7 +25,8 @@ from app.web.sections import Section
 from app.web.visits import CallerDep, PersonDep, VisitDep
 
 ACCOUNT, PASSWORD, EMAIL = "templates/account.html", "templates/password.html", "templates/email.html"
-SESSIONS, DELETE = "templates/sessions.html", "templates/delete_account.html"
+SESSIONS, END_SESSION = "templates/sessions.html", "templates/end_session.html"
+DELETE = "templates/delete_account.html"
 
 router = APIRouter(prefix="/account")
 router.include_router(second_factor.router)
@@ -57,7 +60,8 @@ async def show_password_form(visit: VisitDep, _person: PersonDep) -> Response:
 @router.post("/password")
 async def change_own_password(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, PASSWORD, fields):
-        await passwords_service.change_password(tools, caller, read_fields(PasswordChange, fields))
+        opened = await passwords_service.change_password(tools, caller, read_fields(PasswordChange, fields))
+    visit.sign_in(opened.user_id, opened.session_id)
     return visit.go("/account", "flash.password_changed")
 
 
@@ -80,9 +84,19 @@ async def show_sessions(visit: VisitDep, caller: CallerDep, session: SessionDep)
     return visit.page(SESSIONS, sessions=await sessions.list_sessions(session, caller))
 
 
+@router.get("/sessions/{session_id}/end")
+async def show_end_of_session(visit: VisitDep, own_session: OwnSessionDep) -> Response:
+    return show_form(visit, END_SESSION, session=own_session)
+
+
 @router.post("/sessions/{session_id}/end")
-async def end_own_session(visit: VisitDep, own_session: OwnSessionDep, tools: ToolboxDep) -> Response:
-    await sessions.end_session(tools.session, tools.audit, own_session.id)
+async def end_own_session(
+    visit: VisitDep, caller: CallerDep, own_session: OwnSessionDep, fields: FieldsDep, tools: ToolboxDep
+) -> Response:
+    with shown_again(visit, END_SESSION, fields, session=own_session):
+        if not own_session.is_current:
+            await confirm_identity(tools, caller, read_fields(PasswordConfirmation, fields))
+        await sessions.end_session(tools.session, tools.audit, own_session.id)
     if own_session.is_current:
         visit.sign_out()
         return visit.go("/", "flash.logged_out")
@@ -95,8 +109,9 @@ async def show_delete_form(visit: VisitDep, _person: PersonDep) -> Response:
 
 
 @router.post("/delete")
-async def delete_account(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def delete_account(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, DELETE, fields):
-        await users_service.delete_user(tools, person, actor_id=person.id)
+        await confirm_identity(tools, caller, read_fields(PasswordConfirmation, fields))
+        await users_service.delete_user(tools, caller.user, actor_id=caller.user.id)
     visit.sign_out()
     return visit.go("/", "flash.account_deleted")

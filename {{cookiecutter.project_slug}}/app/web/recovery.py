@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service as recovery_service
 from app.accounts.recovery.dependencies import take_code_attempt
-from app.accounts.recovery.schemas import EmailAddress, EmailToken, PasswordReset
+from app.accounts.recovery.schemas import EmailAddress, EmailVerification, PasswordReset
 from app.core.database import release_connection
 from app.core.email import require_mail
 from app.core.security import reserve_hash
@@ -35,9 +35,9 @@ async def show_verification(visit: VisitDep, token: LinkedToken = "") -> Respons
 @router.post("/verify-email")
 async def verify_own_email(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, VERIFY, fields):
-        data = read_fields(EmailToken, fields)
+        data = read_fields(EmailVerification, fields)
         await _take_attempt(tools)
-        await recovery_service.verify_email(tools, data.token)
+        await recovery_service.verify_email(tools, data)
     return visit.go("/", "flash.email_verified")
 
 

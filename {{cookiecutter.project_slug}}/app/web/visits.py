@@ -145,6 +145,7 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
     if signed is None or visit.cookie is None:
         return visit
     visit.caller = await callers.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
+    request.state.actor_id = visit.caller.user.id if visit.caller else None
     is_due = signed.by_predecessor or time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
     if is_due and visit.user is not None and request.method in SAFE_METHODS:
         await release_connection(session)

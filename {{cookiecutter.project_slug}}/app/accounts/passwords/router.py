@@ -1,14 +1,38 @@
+from fastapi import Response
+
+from app.accounts.confirmations import LIFETIME, create_confirmation
 from app.accounts.dependencies import CurrentCaller
 from app.accounts.passwords import service
-from app.accounts.passwords.schemas import PasswordChange
+from app.accounts.passwords.schemas import ConfirmationRead, PasswordChange
+from app.accounts.second_factor.confirmation import confirm_identity
+from app.accounts.second_factor.schemas import PasswordConfirmation
+from app.accounts.sign_in.exceptions import NO_STORE
+from app.accounts.sign_in.schemas import TokenRead
+from app.accounts.sign_in.service import issue
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
 from app.core.toolbox import ToolboxDep
 
 router = FeatureRouter(prefix="/users", tags=["users"])
+confirmation = FeatureRouter(prefix="/auth/confirmation", tags=["auth"])
 
 
-@router.post("/me/password", status_code=204, responses=problem_responses(401, 403, 409, 429))
-async def change_password(data: PasswordChange, caller: CurrentCaller, tools: ToolboxDep) -> None:
-    """Change the password and end every other session."""
-    await service.change_password(tools, caller, data)
+@router.post("/me/password", responses=problem_responses(401, 403, 409, 429))
+async def change_password(
+    data: PasswordChange, caller: CurrentCaller, tools: ToolboxDep, response: Response
+) -> TokenRead:
+    """Change the password, end every session, the caller's included, and begin a new one with the same scope."""
+    opened = await service.change_password(tools, caller, data)
+    response.headers.update(NO_STORE)
+    return await issue(tools, opened.user_id, opened.session_id, opened.scope)
+
+
+@confirmation.post("", status_code=201, responses=problem_responses(401, 403, 429))
+async def confirm(
+    data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep, response: Response
+) -> ConfirmationRead:
+    """Show that it is the owner: the code goes into the header `X-Confirmation` of one request that asks for it."""
+    await confirm_identity(tools, caller, data)
+    response.headers.update(NO_STORE)
+    code = await create_confirmation(tools.session, caller)
+    return ConfirmationRead(confirmation=code, expires_in=int(LIFETIME.total_seconds()))

@@ -1,18 +1,16 @@
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, update
 
-from app.accounts import one_time_tokens
-from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
-from app.accounts.models import Caller, User, UserRecord, UserSession
+from app.accounts.models import Caller, User, UserRecord
 from app.accounts.passwords.schemas import PasswordChange
-from app.accounts.queries import END_SESSIONS, UPDATE_USER
-from app.accounts.second_factor.codes import FORGET_FAILURES
+from app.accounts.queries import END_SESSIONS, UPDATE_USER, settle_password
 from app.accounts.second_factor.confirmation import confirm_identity
+from app.accounts.sessions import service as sessions
+from app.accounts.sign_in.service import OpenedSession
+from app.core.breached_passwords import refuse_unfit_password
 from app.core.exceptions import ConflictError
-from app.core.passwords import refuse_weak_password
-from app.core.query import Command, Query
+from app.core.query import Query
 from app.core.toolbox import Toolbox
-from app.outbox import service as outbox_service
 
 # Only while the password is still the one that was verified: two changes at once have one winner.
 REPLACE_PASSWORD = Query(
@@ -21,50 +19,32 @@ REPLACE_PASSWORD = Query(
     .values(password_hash=bindparam("new_hash"))
     .returning(User.id)
 )
-# Locks the user against a change of the password that was verified.
-HOLD_PASSWORD = Query(
-    select(User.id)
-    .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
-    .with_for_update(read=True)
-)
-END_OTHER_SESSIONS = Command(
-    delete(UserSession).where(
-        UserSession.user_id == bindparam("user_id"), UserSession.id != bindparam("kept_session_id")
-    )
-)
 
 
-async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) -> None:
-    """End every other session; the caller's own stays."""
+async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) -> OpenedSession:
+    """End every session and begin a new one: a copied token of the caller's own session does not outlive it."""
     user = caller.user
+    scope = (await sessions.get_session(tools.session, caller, caller.session_id)).scope
     password_hash = await confirm_identity(tools, caller, data)
-    await refuse_weak_password(data.new_password.get_secret_value(), user.email, user.name)
+    await refuse_unfit_password(tools, data.new_password.get_secret_value(), user.email, user.name)
     new_hash = await tools.security.hash_password(data.new_password.get_secret_value())
     replaced = await tools.session.fetch_value(
         REPLACE_PASSWORD, user_id=user.id, verified_hash=password_hash, new_hash=new_hash
     )
     if replaced is None:
         raise ConflictError("The password was changed at the same time.")
-    await tools.session.run(END_OTHER_SESSIONS, user_id=user.id, kept_session_id=caller.session_id)
+    await tools.session.run(END_SESSIONS, user_id=user.id)
     await settle_password(tools, user)
-    await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id, actor_id=user.id)
+    session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
+    await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id, actor_id=user.id, session_id=str(session_id))
+    return OpenedSession(user.id, session_id, scope)
 
 
 async def set_password(tools: Toolbox, user: UserRecord, password: str) -> None:
     """For operators: end every session, whoever holds them."""
-    await refuse_weak_password(password, user.email, user.name)
+    await refuse_unfit_password(tools, password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)
     await tools.session.run(END_SESSIONS, user_id=user.id)
     await settle_password(tools, user)
     await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id)
-
-
-async def settle_password(tools: Toolbox, user: UserRecord) -> None:
-    # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
-    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
-    await one_time_tokens.revoke_tokens(tools.session, user.id)
-    # Who knew the former password does not know this one.
-    await tools.session.run(FORGET_FAILURES, owner_id=user.id)
-    if tools.settings.sends_mail:
-        await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_CHANGED, user.email, user.id)

@@ -9,7 +9,7 @@ from app.accounts.dependencies import CurrentCaller
 from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service
 from app.accounts.recovery.dependencies import limit_codes
-from app.accounts.recovery.schemas import EmailAddress, EmailChange, EmailToken, PasswordReset
+from app.accounts.recovery.schemas import EmailAddress, EmailChange, EmailVerification, PasswordReset
 from app.core.email import MailDep, require_mail
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
@@ -35,9 +35,13 @@ async def request_email_verification(data: EmailAddress, tools: ToolboxDep) -> N
 
 
 @router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[limit_codes])
-async def verify_email(data: EmailToken, tools: ToolboxDep) -> None:
-    """Verify an address, or confirm a new one, with the code that was sent there."""
-    await service.verify_email(tools, data.token)
+async def verify_email(data: EmailVerification, tools: ToolboxDep) -> None:
+    """Verify an address, or confirm a new one, with the code that was sent there.
+
+    A verification also takes the password of the sign-up: without it, the mere click of somebody whose address a
+    stranger has signed up with would verify the stranger's account.
+    """
+    await service.verify_email(tools, data)
 
 
 @router.post(

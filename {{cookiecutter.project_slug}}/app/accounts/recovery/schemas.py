@@ -1,6 +1,6 @@
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import SecretStr, StringConstraints
 
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.schemas import MAX_CODE_LENGTH, Email, Input, NewPassword
@@ -13,6 +13,11 @@ class EmailAddress(Input):
 class EmailToken(Input):
     # The code of a message.
     token: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_CODE_LENGTH)]
+
+
+class EmailVerification(EmailToken):
+    # Of the sign-up that the message answers; not asked for where an account gets another address.
+    password: SecretStr | None = None
 
 
 class PasswordReset(EmailToken):

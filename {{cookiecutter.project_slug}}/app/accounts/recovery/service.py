@@ -1,19 +1,32 @@
 """Accounts by mail: verify an address, change it, set a forgotten password."""
 
+from typing import cast
+from uuid import UUID
+
+from pydantic import SecretStr
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import EmailKind, Purpose, limit_messages
+from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_messages, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
-from app.accounts.passwords.service import HOLD_PASSWORD, settle_password
-from app.accounts.queries import END_SESSIONS, UPDATE_USER, get_user, remember_network, withdraw_email_change
-from app.accounts.recovery.schemas import EmailChange
-from app.accounts.second_factor.confirmation import confirm_identity
+from app.accounts.one_time_tokens import TokenRecord
+from app.accounts.queries import (
+    END_SESSIONS,
+    HOLD_PASSWORD,
+    UPDATE_USER,
+    forget_access,
+    get_user,
+    remember_network,
+    settle_password,
+    withdraw_email_change,
+)
+from app.accounts.recovery.schemas import EmailChange, EmailVerification
+from app.accounts.second_factor.confirmation import PASSWORD_HASH, confirm_identity
+from app.core.breached_passwords import refuse_unfit_password
 from app.core.database import release_connection
-from app.core.exceptions import ConflictError
+from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
-from app.core.passwords import refuse_weak_password
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
@@ -24,12 +37,15 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
     await release_connection(tools.session)
-    await refuse_weak_password(password, user.email, user.name)
+    await refuse_unfit_password(tools, password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
     verified_at = user.email_verified_at or utc_now()
     changes = {"password_hash": new_hash, "email_verified_at": verified_at}
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
+    if user.email_verified_at is None:
+        # Whoever signed up with the address need not be the person who reads its mail.
+        await forget_access(tools.session, user.id)
     await tools.session.run(END_SESSIONS, user_id=user.id)
     await remember_network(tools, user.id)
     await settle_password(tools, user)
@@ -40,21 +56,29 @@ async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
     user = caller.user
     password_hash = await confirm_identity(tools, caller, data)
-    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email)
+    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
         raise ConflictError("The password was changed at the same time.")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
-    await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
+    await outbox_service.notify(tools, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
     await tools.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
 
 
-async def verify_email(tools: Toolbox, token: str) -> None:
+async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
+    token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
     assert found.user_id is not None  # noqa: S101  # see above
-    changes = {"email": found.address, "email_verified_at": utc_now()}
+    changes: dict[str, object] = {"email": found.address, "email_verified_at": utc_now()}
+    if found.purpose == Purpose.VERIFY_EMAIL:
+        await _check_password(tools, found, data.password)
     await withdraw_email_change(tools.session, found.user_id)
+    before = await get_user(tools.session, found.user_id)
+    if found.payload and found.payload["password_hash"] != await _read_hash(tools, found.user_id):
+        # Another sign-up came first. What counts is the one that is confirmed, and nothing that the other one has left.
+        changes |= found.payload
+        await forget_access(tools.session, found.user_id)
     try:
         await tools.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
     except IntegrityError as error:
@@ -63,4 +87,20 @@ async def verify_email(tools: Toolbox, token: str) -> None:
     await one_time_tokens.revoke_tokens(tools.session, found.user_id)
     is_change = found.purpose == Purpose.CHANGE_EMAIL
     event = AccountEvent.EMAIL_CHANGED if is_change else AccountEvent.EMAIL_VERIFIED
-    await tools.audit.record(event, found.user_id)
+    if is_change:
+        await notify_owner(tools, found.user_id, AccountChange.EMAIL, address=before.email)
+    await tools.audit.record(event, found.user_id, changes={"email": [before.email, found.address]})
+
+
+async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr | None) -> None:
+    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later."""
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
+    expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
+    await release_connection(tools.session)
+    presented = password.get_secret_value() if password else ""
+    if not (await tools.security.check_password(presented, cast(str | None, expected))).is_correct:
+        raise UnprocessableError("Send the code together with the password of the sign-up that the message answers.")
+
+
+async def _read_hash(tools: Toolbox, user_id: UUID) -> str | None:
+    return await tools.session.fetch_value(PASSWORD_HASH, user_id=user_id)

@@ -16,9 +16,10 @@ from sqlalchemy import bindparam, delete, select, update
 from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
 from app.accounts.models import RecoveryCode, SecondFactor
+from app.accounts.queries import FORGET_FAILURES
 from app.accounts.second_factor.schemas import DIGITS, TOTP_CODE
 from app.core.database import Session
-from app.core.query import Command, Query, columns
+from app.core.query import Query, columns
 from app.core.security import hash_opaque_token
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
@@ -68,7 +69,6 @@ COUNT_FAILURE = Query(
     .values(failures=SecondFactor.failures + 1)
     .returning(SecondFactor.failures)
 )
-FORGET_FAILURES = Command(update(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).values(failures=0))
 USE_CODE = Query(
     delete(RecoveryCode)
     .where(RecoveryCode.user_id == bindparam("owner_id"), RecoveryCode.code_hash == bindparam("used_hash"))

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, RecoveryCode, SecondFactor, UserRecord
 from app.accounts.queries import lock_user
@@ -85,6 +86,7 @@ async def confirm(tools: Toolbox, user: UserRecord, data: SecondFactorCode) -> R
     for code in codes:
         await tools.session.run(CREATE_CODE, user_id=user.id, code_hash=hash_opaque_token(code))
     await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
+    await notify_owner(tools, user.id, AccountChange.SECOND_FACTOR_ENABLED)
     await tools.throttle.forget(tools.session, _confirmation_counter(tools, user))
     return RecoveryCodes(recovery_codes=["-".join(re.findall("....", code)) for code in codes])
 
@@ -105,6 +107,7 @@ async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None)
     await tools.session.run(DELETE_CODES, owner_id=user_id)
     if was_confirmed:
         await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=actor_id)
+        await notify_owner(tools, user_id, AccountChange.SECOND_FACTOR_DISABLED)
     return was_confirmed
 
 

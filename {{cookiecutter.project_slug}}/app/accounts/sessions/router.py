@@ -1,3 +1,4 @@
+from app.accounts.confirmations import ConfirmationDep
 from app.accounts.dependencies import CurrentCaller
 from app.accounts.sessions import service
 from app.accounts.sessions.dependencies import OwnSessionDep
@@ -18,6 +19,8 @@ async def list_sessions(caller: CurrentCaller, session: SessionDep) -> list[Sess
 
 
 @router.delete("/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))
-async def end_session(own_session: OwnSessionDep, tools: ToolboxDep) -> None:
-    """Sign out somewhere else, or here."""
+async def end_session(own_session: OwnSessionDep, confirmation: ConfirmationDep, tools: ToolboxDep) -> None:
+    """Sign out here or, with a confirmation, somewhere else."""
+    if not own_session.is_current:
+        await confirmation.require()
     await service.end_session(tools.session, tools.audit, own_session.id)

@@ -5,7 +5,8 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from app.accounts.events import AccountEvent
-from app.accounts.models import Caller, User, UserSession
+from app.accounts.models import Caller, User, UserRecord, UserSession
+from app.accounts.queries import END_SESSIONS
 from app.core.audit import Audit
 from app.core.config import Settings
 from app.core.database import Session
@@ -40,6 +41,7 @@ _SESSIONS = (
 SESSIONS = Query(_SESSIONS, SessionRecord)
 SESSION_BY_ID = Query(_SESSIONS.where(UserSession.id == bindparam("session_id")), SessionRecord)
 CREATE_SESSION = Query(insert(UserSession).returning(UserSession.id))
+CREATED_AT = Query(select(UserSession.created_at).where(UserSession.id == bindparam("session_id")))
 EXTEND_SESSION = Query(
     update(UserSession)
     .where(
@@ -58,6 +60,7 @@ EXTEND_SESSION = Query(
     ExtendedRecord,
 )
 END_SESSION = Query(delete(UserSession).where(UserSession.id == bindparam("session_id")).returning(UserSession.user_id))
+END_ALL_SESSIONS = Command(delete(UserSession))
 PURGE_OWN_SESSIONS = Command(
     delete(UserSession).where(UserSession.user_id == bindparam("owner_id"), UserSession.expires_at <= bindparam("now"))
 )
@@ -113,7 +116,7 @@ async def create_session(session: Session, settings: Settings, user_id: UUID, sc
         device=origin.device,
         created_at=now,
         last_used_at=now,
-        expires_at=_session_end(settings, now),
+        expires_at=_session_end(settings, now, created_at=now),
     )
     return session_id
 
@@ -121,16 +124,23 @@ async def create_session(session: Session, settings: Settings, user_id: UUID, sc
 async def extend_session(
     session: Session, settings: Settings, session_id: UUID, origin: Origin
 ) -> ExtendedRecord | None:
-    """Return the session's user and scope, or None when it has ended or its user is deactivated."""
-    now = utc_now()
-    return await session.fetch_one_or_none(
+    """Return the session's user and scope, or None when it has ended or its user is deactivated.
+
+    One that is older than SESSION_MAX_LIFETIME_SECONDS ends here.
+    """
+    now = created_at = utc_now()
+    if settings.session_max_lifetime_seconds is not None:
+        created_at = await session.fetch_value(CREATED_AT, session_id=session_id) or now
+    end = _session_end(settings, now, created_at)
+    extended = await session.fetch_one_or_none(
         EXTEND_SESSION,
         session_id=session_id,
         now=now,
-        new_expires_at=_session_end(settings, now),
+        new_expires_at=end,
         new_address=origin.address,
         new_device=origin.device,
     )
+    return extended if end > now else None
 
 
 async def end_session(
@@ -142,9 +152,22 @@ async def end_session(
         await audit.record(event, user_id, actor_id=user_id, session_id=str(session_id))
 
 
+async def end_all(session: Session, audit: Audit, user: UserRecord | None) -> int:
+    """For operators: end the sessions of an account, or of everybody, and return how many there were."""
+    if user is None:
+        count = await session.run(END_ALL_SESSIONS)
+    else:
+        count = await session.run(END_SESSIONS, user_id=user.id)
+    await audit.record(AccountEvent.SESSIONS_ENDED, user.id if user else None, count=count)
+    return count
+
+
 async def purge_sessions(session: Session) -> int:
     return await session.run(PURGE_SESSIONS, now=utc_now())
 
 
-def _session_end(settings: Settings, now: datetime) -> datetime:
-    return now + timedelta(seconds=settings.refresh_token_lifetime_seconds)
+def _session_end(settings: Settings, now: datetime, created_at: datetime) -> datetime:
+    end = now + timedelta(seconds=settings.refresh_token_lifetime_seconds)
+    if settings.session_max_lifetime_seconds is None:
+        return end
+    return min(end, created_at + timedelta(seconds=settings.session_max_lifetime_seconds))

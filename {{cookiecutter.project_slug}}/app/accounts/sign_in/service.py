@@ -128,7 +128,7 @@ async def create_token(tools: Toolbox, form: TokenForm) -> TokenRead:
 
 async def sign_in(tools: Toolbox, form: TokenForm) -> TokenRead:
     opened = await open_session(tools, form)
-    return await _issue(tools, opened.user_id, opened.session_id, opened.scope)
+    return await issue(tools, opened.user_id, opened.session_id, opened.scope)
 
 
 async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
@@ -310,7 +310,7 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
         factor = await codes.find_factor(tools.session, extended.user_id)
         allowed &= _list_allowed(tools.settings, factor, is_admin=True)
     scope = _grant_scope(form.scope, allowed)
-    return await _issue(tools, extended.user_id, token.session_id, scope)
+    return await issue(tools, extended.user_id, token.session_id, scope)
 
 
 async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
@@ -323,7 +323,7 @@ async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None
     return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, keeps_changes=True)
 
 
-async def _issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
+async def issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
     refresh_token = create_opaque_token()
     token_hash = hash_opaque_token(refresh_token)
     try:

@@ -1,3 +1,4 @@
+from app.accounts.confirmations import ConfirmationDep, ConfirmedCaller
 from app.accounts.dependencies import AdminUser, CurrentUser
 from app.accounts.models import UserRecord
 from app.accounts.users import service
@@ -23,9 +24,9 @@ async def update_me(data: UserUpdate, user: CurrentUser, tools: ToolboxDep) -> U
 
 
 @router.delete("/me", status_code=204, responses=problem_responses(401, 403, 409))
-async def delete_me(user: CurrentUser, tools: ToolboxDep) -> None:
+async def delete_me(caller: ConfirmedCaller, tools: ToolboxDep) -> None:
     """Delete the account and everything that belongs to it; the last administrator's stays."""
-    await service.delete_user(tools, user, actor_id=user.id)
+    await service.delete_user(tools, caller.user, actor_id=caller.user.id)
 
 
 @router.get("", response_model=Page[UserRead], responses=problem_responses(401, 403))
@@ -41,12 +42,19 @@ async def read_user(user: VisibleUserDep) -> UserRecord:
 
 
 @router.patch("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404, 409))
-async def update_user(data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, tools: ToolboxDep) -> UserRecord:
-    """Change any account; deactivating one ends its sessions. For administrators."""
+async def update_user(
+    data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, confirmation: ConfirmationDep, tools: ToolboxDep
+) -> UserRecord:
+    """Change any account; deactivating one ends its sessions. For administrators.
+
+    All but the name needs a confirmation.
+    """
+    if service.is_sensitive(user, data):
+        await confirmation.require()
     return await service.update_user(tools, user, data, actor_id=admin.id)
 
 
 @router.delete("/{user_id}", status_code=204, responses=problem_responses(401, 403, 404, 409))
-async def delete_user(user: AnyUserDep, admin: AdminUser, tools: ToolboxDep) -> None:
-    """For administrators; the last of them stays."""
+async def delete_user(user: AnyUserDep, admin: AdminUser, _confirmed: ConfirmedCaller, tools: ToolboxDep) -> None:
+    """For administrators, with a confirmation; the last of them stays."""
     await service.delete_user(tools, user, actor_id=admin.id)

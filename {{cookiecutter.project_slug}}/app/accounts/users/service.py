@@ -6,15 +6,16 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
+from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
-from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_email_change
+from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
+from app.core.breached_passwords import refuse_unfit_password
 from app.core.database import Session
 from app.core.exceptions import ConflictError, NotFoundError
 from app.core.models import utc_now
 from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.passwords import refuse_weak_password
 from app.core.query import Command, Query
 from app.core.schemas import dump_changes
 from app.core.toolbox import Toolbox
@@ -41,9 +42,23 @@ def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
 
 
 async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
-    """An administrator is made by an operator, who answers for the address."""
-    await refuse_weak_password(data.password.get_secret_value(), data.email, data.name)
-    password_hash = await tools.security.hash_password(data.password.get_secret_value())
+    """An administrator is made by an operator, who answers for the address. Raises ConflictError."""
+    user = await add_user(tools, data, await hash_password(tools, data), is_admin=is_admin)
+    if user is None:
+        raise ConflictError("There is already an account with this e-mail address.")
+    return user
+
+
+async def hash_password(tools: Toolbox, data: UserCreate) -> str:
+    """Raises UnprocessableError for a weak one."""
+    await refuse_unfit_password(tools, data.password.get_secret_value(), data.email, data.name)
+    return await tools.security.hash_password(data.password.get_secret_value())
+
+
+async def add_user(
+    tools: Toolbox, data: UserCreate, password_hash: str, *, is_admin: bool = False
+) -> UserRecord | None:
+    """Return None where the address has an account."""
     user = await tools.session.fetch_one_or_none(
         CREATE_USER,
         email=data.email,
@@ -52,16 +67,18 @@ async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = Fals
         is_admin=is_admin,
         email_verified_at=utc_now() if is_admin else None,
     )
-    if user is None:
-        raise ConflictError("There is already an account with this e-mail address.")
-    await tools.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
+    if user is not None:
+        await tools.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
     return user
 
 
 async def update_user(
     tools: Toolbox, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
 ) -> UserRecord:
-    """A deactivated user's sessions end at once. Without an actor it is an operator, who may lock anybody out."""
+    """A deactivated user's sessions and codes end at once, and none comes back.
+
+    Without an actor it is an operator, who may lock anybody out.
+    """
     changes = dump_changes(data)
     if not changes:
         return user
@@ -70,18 +87,40 @@ async def update_user(
     if changes.get("email", user.email) != user.email:
         changes["email_verified_at"] = None
         await withdraw_email_change(tools.session, user.id)
+    if not changes.get("is_active", True):
+        await withdraw_codes(tools.session, user)
     try:
         updated = await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     except IntegrityError as error:
         raise ConflictError("There is already an account with this e-mail address.") from error
     if updated is None:
         raise NotFoundError("There is no such user.")
-    if updated.email != user.email:
-        await one_time_tokens.revoke_tokens(tools.session, user.id)
     if not updated.is_active:
         await tools.session.run(END_SESSIONS, user_id=user.id)
-    await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, fields=sorted(changes))
+    if updated.email != user.email or not updated.is_active:
+        await one_time_tokens.revoke_tokens(tools.session, user.id)
+    for change in _list_changes(user, updated):
+        await notify_owner(tools, user.id, change, address=user.email)
+    sent = {name: [getattr(user, name), getattr(updated, name)] for name in sorted(dump_changes(data))}
+    await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, changes=sent)
     return updated
+
+
+def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
+    """List what the owner is told of."""
+    changes = []
+    if after.email != before.email:
+        changes.append(AccountChange.EMAIL)
+    if after.is_admin != before.is_admin:
+        changes.append(AccountChange.ADMIN_GRANTED if after.is_admin else AccountChange.ADMIN_REVOKED)
+    if after.is_active != before.is_active:
+        changes.append(AccountChange.REACTIVATED if after.is_active else AccountChange.DEACTIVATED)
+    return changes
+
+
+def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
+    """Whether the change lets somebody in or keeps somebody out."""
+    return any(value != getattr(user, name) for name, value in dump_changes(data).items() if name != "name")
 
 
 async def _keep_an_admin(session: Session, user: UserRecord) -> None:
@@ -92,5 +131,7 @@ async def _keep_an_admin(session: Session, user: UserRecord) -> None:
 
 async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
     await _keep_an_admin(tools.session, user)
+    await withdraw_codes(tools.session, user)
     await tools.session.run(DELETE_USER, user_id=user.id)
+    await notify_owner(tools, user.id, AccountChange.DELETED, address=user.email)
     await tools.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)
