@@ -25,8 +25,9 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
     """End every session and begin a new one: a copied token of the caller's own session does not outlive it."""
     user = caller.user
     scope = (await sessions.get_session(tools.session, caller, caller.session_id)).scope
-    password_hash = await confirm_identity(tools, caller, data)
+    # First: a refused password uses up no recovery code.
     await refuse_unfit_password(tools, data.new_password.get_secret_value(), user.email, user.name)
+    password_hash = await confirm_identity(tools, caller, data)
     new_hash = await tools.security.hash_password(data.new_password.get_secret_value())
     replaced = await tools.session.fetch_value(
         REPLACE_PASSWORD, user_id=user.id, verified_hash=password_hash, new_hash=new_hash
