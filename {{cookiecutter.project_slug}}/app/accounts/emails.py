@@ -44,6 +44,8 @@ class EmailKind(StrEnum):
     ALREADY_REGISTERED = "already registered"
     PASSWORD_RESET = "password reset"  # noqa: S105  # a name
     PASSWORD_CHANGED = "password changed"  # noqa: S105  # a name
+    PASSKEY_ADDED = "passkey added"
+    PASSKEY_COPIED = "passkey copied"
     EMAIL_CHANGE = "email change"
     EMAIL_CHANGE_NOTICE = "email change notice"
 
@@ -130,6 +132,14 @@ async def render_password_changed(_session: Session, settings: Settings, email: 
     return _render(settings, email, "password_changed", "Your password was changed")
 
 
+async def render_passkey_added(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+    return _render(settings, email, "passkey_added", "A passkey was added to your account")
+
+
+async def render_passkey_copied(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+    return _render(settings, email, "passkey_copied", "A passkey of yours was refused")
+
+
 async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
@@ -165,6 +175,8 @@ RENDERERS: dict[str, Renderer] = {
     EmailKind.ALREADY_REGISTERED: render_already_registered,
     EmailKind.PASSWORD_RESET: render_password_reset,
     EmailKind.PASSWORD_CHANGED: render_password_changed,
+    EmailKind.PASSKEY_ADDED: render_passkey_added,
+    EmailKind.PASSKEY_COPIED: render_passkey_copied,
     EmailKind.EMAIL_CHANGE: render_email_change,
     EmailKind.EMAIL_CHANGE_NOTICE: render_email_change_notice,
 }

@@ -21,3 +21,6 @@ class AccountEvent(StrEnum):
     SECOND_FACTOR_ENABLED = "second-factor.enabled"
     SECOND_FACTOR_DISABLED = "second-factor.disabled"
     RECOVERY_CODE_USED = "recovery-code.used"
+    PASSKEY_ADDED = "passkey.added"
+    PASSKEY_REMOVED = "passkey.removed"
+    PASSKEY_COPIED = "passkey.copied"

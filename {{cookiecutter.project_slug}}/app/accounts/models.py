@@ -3,7 +3,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import JSON, ForeignKey, Index, Integer, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.models import Base, Identity, Timestamps
@@ -90,6 +90,23 @@ class RecoveryCode(Base):
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+class Passkey(Identity, Base):
+    """A key pair of WebAuthn: its owner signs in with it alone, or beside the password."""
+
+    __tablename__ = "passkeys"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    # Both in base64url; WebAuthn allows ids of 1023 bytes.
+    credential_id: Mapped[str] = mapped_column(String(1364), unique=True)
+    public_key: Mapped[str] = mapped_column(String(1400))
+    # 32 bits without a sign; 0 where the authenticator does not count.
+    sign_count: Mapped[int] = mapped_column(BigInteger)
+    # How browsers reach the authenticator, such as `usb` and `internal`.
+    transports: Mapped[list[str]] = mapped_column(JSON)
+    last_used_at: Mapped[datetime | None]
 
 
 class UserRecord(NamedTuple):

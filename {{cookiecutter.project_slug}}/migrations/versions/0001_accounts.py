@@ -167,6 +167,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outgoing_emails")),
     )
     op.create_index(op.f("ix_outgoing_emails_due_at"), "outgoing_emails", ["due_at"])
+    op.create_table(
+        "passkeys",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("credential_id", sa.String(1364), nullable=False),
+        sa.Column("public_key", sa.String(1400), nullable=False),
+        sa.Column("sign_count", sa.BigInteger(), nullable=False),
+        sa.Column("transports", sa.JSON(), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_passkeys_user_id_users"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_passkeys")),
+        sa.UniqueConstraint("credential_id", name=op.f("uq_passkeys_credential_id")),
+    )
+    op.create_index(op.f("ix_passkeys_user_id"), "passkeys", ["user_id"])
     guard_audit_events()
 
 
@@ -177,6 +193,7 @@ def guard_audit_events() -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("passkeys")
     op.drop_table("outgoing_emails")
     op.drop_table("one_time_tokens")
     op.drop_table("audit_events")

@@ -1,6 +1,8 @@
 """The codes that a second factor takes: of an authenticator (TOTP, RFC 6238), and recovery codes."""
 
 import base64
+import re
+import secrets
 import time
 from datetime import datetime
 from typing import NamedTuple
@@ -9,19 +11,23 @@ from uuid import UUID
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor import InvalidToken
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import RecoveryCode, SecondFactor
+from app.accounts.second_factor.passkeys import has_passkey
 from app.accounts.second_factor.schemas import DIGITS, TOTP_CODE
 from app.core.database import Session
-from app.core.query import Query, columns
+from app.core.query import Command, Query, columns
 from app.core.security import hash_opaque_token
 from app.core.toolbox import Toolbox
 
 STEP_SECONDS = 30
 # One step to either side, for clocks that differ and people who type (RFC 6238 §5.2).
 TOLERATED_STEPS = 1
+RECOVERY_CODES = 10
+# 80 bits, in four groups of four: cannot be guessed, and can be typed.
+RECOVERY_CODE_BYTES = 10
 
 WRONG_CODE = "The code is not right."
 
@@ -47,6 +53,8 @@ USE_CODE = Query(
     .where(RecoveryCode.user_id == bindparam("owner_id"), RecoveryCode.code_hash == bindparam("used_hash"))
     .returning(RecoveryCode.user_id)
 )
+CREATE_CODE = Command(insert(RecoveryCode))
+DELETE_CODES = Command(delete(RecoveryCode).where(RecoveryCode.user_id == bindparam("owner_id")))
 
 
 async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
@@ -55,11 +63,16 @@ async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
     return factor if factor is not None and factor.confirmed_at is not None else None
 
 
-async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord, code: str) -> bool:
+async def has_second_factor(session: Session, user_id: UUID) -> bool:
+    """Whether the password alone opens nothing: there is an authenticator or a passkey."""
+    return await find_factor(session, user_id) is not None or await has_passkey(session, user_id)
+
+
+async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord | None, code: str) -> bool:
     """Take a normalized code of the authenticator or a recovery code; neither works a second time."""
     code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
-        return await use_totp(tools, user_id, factor, code)
+        return factor is not None and await use_totp(tools, user_id, factor, code)
     presented = hash_opaque_token(code)
     if await tools.session.fetch_value(USE_CODE, owner_id=user_id, used_hash=presented) is None:
         return False
@@ -95,3 +108,15 @@ def _find_step(totp: TOTP, code: str) -> int | None:
 def make_totp(secret: str) -> TOTP:
     # SHA-1 as a MAC is sound, and what authenticator apps know.
     return TOTP(base64.b32decode(secret), DIGITS, SHA1(), STEP_SECONDS)  # noqa: S303  # see above
+
+
+async def make_recovery_codes(session: Session, user_id: UUID) -> list[str]:
+    """With the first second factor of an account; the others share them."""
+    codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
+    for code in codes:
+        await session.run(CREATE_CODE, user_id=user_id, code_hash=hash_opaque_token(code))
+    return ["-".join(re.findall("....", code)) for code in codes]
+
+
+def _make_recovery_code() -> str:
+    return base64.b32encode(secrets.token_bytes(RECOVERY_CODE_BYTES)).decode()

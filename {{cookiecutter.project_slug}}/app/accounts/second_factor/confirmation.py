@@ -5,6 +5,7 @@ from sqlalchemy import bindparam, select
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User
 from app.accounts.second_factor.codes import WRONG_CODE, find_factor, use_code
+from app.accounts.second_factor.passkeys import PasskeyRefusedError, has_passkey, use_passkey
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.database import release_connection
 from app.core.exceptions import UnprocessableError
@@ -30,16 +31,29 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
     check = await tools.security.check_password(confirmation.current_password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
         raise await _refuse(tools, caller, counter, "The current password is not right.")
-    factor = await find_factor(tools.session, user.id)
-    if factor is not None:
-        if not confirmation.otp:
-            raise await _refuse(tools, caller, counter, "The account has a second factor: send a code of it as otp.")
-        if not await use_code(tools, user.id, factor, confirmation.otp):
-            raise await _refuse(tools, caller, counter, WRONG_CODE)
+    refusal = await _check_second_factor(tools, caller, confirmation)
+    if refusal is not None:
+        raise await _refuse(tools, caller, counter, refusal)
     await tools.throttle.forget(tools.session, counter)
     # Committed here: if the request fails for another reason, the right password does not count as an attempt.
     await release_connection(tools.session)
     return password_hash
+
+
+async def _check_second_factor(tools: Toolbox, caller: Caller, confirmation: PasswordConfirmation) -> str | None:
+    """Return what was wrong."""
+    factor = await find_factor(tools.session, caller.user.id)
+    if factor is None and not await has_passkey(tools.session, caller.user.id):
+        return None
+    if confirmation.passkey is not None:
+        try:
+            used = await use_passkey(tools, confirmation.passkey, "", str(caller.session_id))
+        except PasskeyRefusedError as error:
+            return error.detail
+        return None if used.user_id == caller.user.id else "The passkey is of another account."
+    if not confirmation.otp:
+        return "The account has a second factor: send a code of it as otp."
+    return None if await use_code(tools, caller.user.id, factor, confirmation.otp) else WRONG_CODE
 
 
 async def _refuse(tools: Toolbox, caller: Caller, counter: AttemptCounter, detail: str) -> UnprocessableError:

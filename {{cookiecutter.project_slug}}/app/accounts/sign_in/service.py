@@ -10,14 +10,15 @@ from sqlalchemy.exc import IntegrityError
 from app.accounts.events import AccountEvent
 from app.accounts.models import KnownNetwork, RefreshToken, User
 from app.accounts.scopes import SCOPES, format_scope, list_allowed, parse_scope
-from app.accounts.second_factor import codes
+from app.accounts.second_factor import codes, passkeys
 from app.accounts.second_factor.confirmation import PASSWORD_HASH
+from app.accounts.second_factor.passkeys import INACTIVE_ACCOUNT, PasskeyAssertion, PasskeyRefusedError
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
-from app.accounts.sign_in.schemas import TokenForm, TokenRead
+from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
 from app.core.config import Settings
 from app.core.database import Session, release_connection
-from app.core.exceptions import AppError, TooManyRequestsError, UnauthorizedError
+from app.core.exceptions import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
@@ -44,6 +45,12 @@ class CredentialsRecord(NamedTuple):
     is_known_network: bool
 
 
+class HeldRecord(NamedTuple):
+    id: UUID
+    is_admin: bool
+    email_verified_at: datetime | None
+
+
 class RefreshTokenRecord(NamedTuple):
     session_id: UUID
     used_at: datetime | None
@@ -61,6 +68,13 @@ CONFIRM_CREDENTIALS = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
+)
+# As above, for who needs no password.
+HOLD_USER = Query(
+    select(*columns(HeldRecord, User))
+    .where(User.id == bindparam("user_id"), User.is_active)
+    .with_for_update(read=True),
+    HeldRecord,
 )
 REHASH = Query(
     update(User)
@@ -142,7 +156,7 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
     if form.username is None or form.password is None:
         raise OAuthError("invalid_request", "username and password are required.")
     try:
-        user = await _authenticate(tools, form.username, form.password, form.otp)
+        user = await _authenticate(tools, form.username, form.password, form)
     except TooManyRequestsError:
         SIGN_INS.labels("throttled").inc()
         logger.warning("sign-in failed", client=tools.origin.address)
@@ -153,13 +167,17 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
         # The right password does not count as an attempt, whatever else is wrong.
         await release_connection(tools.session)
         raise
-    session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
-    await tools.audit.record(AccountEvent.SIGNED_IN, user.id, actor_id=user.id, session_id=str(session_id), scope=scope)
+    return await _begin_session(tools, user.id, scope)
+
+
+async def _begin_session(tools: Toolbox, user_id: UUID, scope: str) -> OpenedSession:
+    session_id = await sessions.create_session(tools.session, tools.settings, user_id, scope, tools.origin)
+    await tools.audit.record(AccountEvent.SIGNED_IN, user_id, actor_id=user_id, session_id=str(session_id), scope=scope)
     SIGN_INS.labels("success").inc()
-    return OpenedSession(user.id, session_id, scope)
+    return OpenedSession(user_id, session_id, scope)
 
 
-async def _authenticate(tools: Toolbox, username: str, password: str, otp: str | None) -> CredentialsRecord:
+async def _authenticate(tools: Toolbox, username: str, password: str, form: TokenForm) -> CredentialsRecord:
     """Return the user's row; the time and the error are the same for a wrong password and an unknown user."""
     email = as_stored(username)
     network = network_of(tools.origin.address)
@@ -169,7 +187,7 @@ async def _authenticate(tools: Toolbox, username: str, password: str, otp: str |
     check = await tools.security.check_password(password, user.password_hash if user else None)
     if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
-    await _check_second_factor(tools, user, attempt, otp)
+    await _check_second_factor(tools, user, attempt, form)
     await tools.session.run(REMEMBER_NETWORK, owner_id=user.id, network=network, now=utc_now())
     await _reward(tools, attempt)
     return user
@@ -213,16 +231,29 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
         await settle(tools.session, counter)
 
 
-async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, otp: str | None) -> None:
+async def _check_second_factor(tools: Toolbox, user: CredentialsRecord, attempt: Attempt, form: TokenForm) -> None:
     factor = await codes.find_factor(tools.session, user.id)
-    if factor is None:
+    has_passkey = await passkeys.has_passkey(tools.session, user.id)
+    if factor is None and not has_passkey:
         return
-    if not otp:
+    if form.passkey is not None:
+        is_right = await _is_passkey_of(tools, user.id, form.passkey)
+    elif form.otp:
+        is_right = await codes.use_code(tools, user.id, factor, form.otp)
+    else:
         for counter in attempt.taken:
             await tools.throttle.give_back(tools.session, counter)
-        raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
-    if not await codes.use_code(tools, user.id, factor, otp):
+        kinds = "a code of the second factor as otp" + (", or an answer of a passkey as passkey" if has_passkey else "")
+        raise OAuthError("mfa_required", f"Send {kinds}.", keeps_changes=True)
+    if not is_right:
         raise await _refuse(tools, user, attempt, "second factor")
+
+
+async def _is_passkey_of(tools: Toolbox, user_id: UUID, sent: PasskeyAssertion) -> bool:
+    try:
+        return (await passkeys.use_passkey(tools, sent)).user_id == user_id
+    except PasskeyRefusedError:
+        return False
 
 
 async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
@@ -248,6 +279,32 @@ def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
     if not scopes <= allowed:
         raise OAuthError("invalid_scope", "The account may not be given this scope.")
     return format_scope(scopes)
+
+
+async def sign_in_with_passkey(tools: Toolbox, data: PasskeySignIn) -> TokenRead:
+    opened = await open_session_with_passkey(tools, data)
+    return await _issue(tools, opened.user_id, opened.session_id, opened.scope)
+
+
+async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
+    """Begin a session without a password; the authenticator has made sure who uses it. Raises PasskeyRefusedError."""
+    try:
+        passkey = await passkeys.use_passkey(tools, data.credential, *bound_to)
+        user = await tools.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+        if user is None or (tools.settings.email_verification_required and user.email_verified_at is None):
+            raise PasskeyRefusedError(INACTIVE_ACCOUNT)
+    except PasskeyRefusedError:
+        SIGN_INS.labels("failure").inc()
+        logger.warning("sign-in failed", client=tools.origin.address)
+        await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
+        raise
+    allowed = list_allowed(is_admin=user.is_admin)
+    scopes = allowed if data.scope is None else data.scope
+    if not scopes <= allowed:
+        raise ForbiddenError("The account may not be given this scope.", keeps_changes=True)
+    network = network_of(tools.origin.address)
+    await tools.session.run(REMEMBER_NETWORK, owner_id=user.id, network=network, now=utc_now())
+    return await _begin_session(tools, user.id, format_scope(scopes))
 
 
 async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
