@@ -49,6 +49,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "tests/test_web.py": ("web_pages", "yes"),
     "tests/test_web_account.py": ("web_pages", "yes"),
     "tests/test_web_errors.py": ("web_pages", "yes"),
+    "tests/test_web_passkeys.py": ("web_pages", "yes"),
     "tests/test_web_todos.py": ("web_pages", "yes"),
     "tests/weather_service.py": ("weather_example", "yes"),
 }

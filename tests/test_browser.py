@@ -26,6 +26,7 @@ NEW_PASSWORD = "another horse, another staple"
 LONG = "Donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft"
 PHONE = {"width": 320, "height": 640}
 MAIL_SECONDS = 60
+PUBLIC_URL = "http://localhost:8000"
 
 Visit: TypeAlias = Callable[..., Person]
 
@@ -43,8 +44,10 @@ def server(project: BakedProject) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with open_chromium() as chromium:
+def chromium(server: RunningServer) -> Iterator[Browser]:
+    # Passkeys answer pages of PUBLIC_URL alone.
+    own = server.base_url.removeprefix("http://")
+    with open_chromium(f"--host-resolver-rules=MAP localhost:8000 {own}") as chromium:
         yield chromium
 
 
@@ -52,8 +55,8 @@ def chromium() -> Iterator[Browser]:
 def visit(chromium: Browser, server: RunningServer) -> Iterator[Visit]:
     people: list[Person] = []
 
-    def open_page(**options: Any) -> Person:  # noqa: ANN401 - the browser's
-        people.append(Person(chromium.new_context(**options), server.base_url))
+    def open_page(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401 - the browser's
+        people.append(Person(chromium.new_context(**options), base_url))
         return people[-1]
 
     yield open_page
@@ -272,6 +275,185 @@ def find_link(project: BakedProject, address: str) -> str | None:
     return None
 
 
+class SecurityKey:
+    """Chromium's own authenticator: it is plugged into one page, and its owner is always there."""
+
+    def __init__(self, person: Person) -> None:
+        self._session = person.context.new_cdp_session(person.page)
+        self._session.send("WebAuthn.enable")
+        options = {"protocol": "ctap2", "transport": "usb", "automaticPresenceSimulation": True}
+        options |= {"hasResidentKey": True, "hasUserVerification": True, "isUserVerified": True}
+        self._id = self._session.send("WebAuthn.addVirtualAuthenticator", {"options": options})["authenticatorId"]
+
+    def read(self) -> dict[str, Any]:
+        """Return the one passkey that it has."""
+        (credential,) = self._session.send("WebAuthn.getCredentials", {"authenticatorId": self._id})["credentials"]
+        return dict(credential)
+
+    def write(self, credential: dict[str, Any]) -> None:
+        """In the place of the one that it has, if any."""
+        self._session.send("WebAuthn.clearCredentials", {"authenticatorId": self._id})
+        self._session.send("WebAuthn.addCredential", {"authenticatorId": self._id, "credential": credential})
+
+    def unplug(self) -> None:
+        self._session.send("WebAuthn.removeVirtualAuthenticator", {"authenticatorId": self._id})
+
+
+def add_passkey(person: Person, name: str, otp: str = "") -> None:
+    person.open("/account/passkeys")
+    person.fill("Current password", PASSWORD)
+    person.fill("Code of the second factor, if you have one", otp)
+    person.press("Add a passkey")
+    person.fill("Name of the passkey", name)
+    person.press("Create it")
+
+
+def list_codes(person: Person) -> list[str]:
+    person.sees("Recovery codes")
+    return person.page.locator("main code").all_inner_texts()
+
+
+def log_out(person: Person) -> None:
+    person.page.get_by_role("button", name="Log out").click()
+    person.sees("You are logged out.")
+
+
+def press_passkey(person: Person) -> None:
+    person.open("/log-in")
+    person.press("Log in with a passkey")
+
+
+def test_person_logs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
+    person = visit(PUBLIC_URL)
+    address = enter(person)
+    SecurityKey(person)
+    add_passkey(person, "Blue key")
+    list_codes(person)
+    log_out(person)
+
+    press_passkey(person)
+    person.sees("Hello")
+    person.open("/account/passkeys")
+    person.sees("last used")
+    log_out(person)
+    person.open("/log-in")
+    person.fill("E-mail address", address)
+    person.fill("Password", PASSWORD)
+    person.press("Log in")
+    person.sees("Your account has a second factor")
+    person.press("Log in with a passkey")
+    person.sees("Hello")
+
+
+def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
+    person = visit(PUBLIC_URL)
+    enter(person)
+    first = SecurityKey(person)
+    add_passkey(person, "Blue key")
+    lost, codes = first.read(), list_codes(person)
+    first.unplug()
+    SecurityKey(person)
+    add_passkey(person, "Red key", codes[0])
+    person.sees("Your passkey is added.")
+
+    person.page.locator("li", has_text="Blue key").get_by_role("link", name="Remove").click()
+    person.fill("Current password", PASSWORD)
+    person.press("Use a passkey, if you have one")
+    person.sees("The passkey is removed.")
+    person.does_not_see("Blue key")
+    log_out(person)
+
+    press_passkey(person)
+    person.sees("Hello")
+    log_out(person)
+    finder = visit(PUBLIC_URL)
+    SecurityKey(finder).write(lost)
+    press_passkey(finder)
+    finder.sees("No account here has this passkey.")
+
+
+def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:
+    person = visit(PUBLIC_URL)
+    address = enter(person)
+    key = SecurityKey(person)
+    add_passkey(person, "Blue key")
+    codes = list_codes(person)
+    key.unplug()
+    log_out(person)
+
+    person.open("/log-in")
+    for code in ("", codes[0]):
+        person.fill("E-mail address", address)
+        person.fill("Password", PASSWORD)
+        if code:
+            person.fill("Code", code)
+        person.press("Log in")
+        person.sees("Hello" if code else "Your account has a second factor")
+
+
+def test_copied_passkey_is_refused(visit: Visit) -> None:
+    person, thief = visit(PUBLIC_URL), visit(PUBLIC_URL)
+    enter(person)
+    key = SecurityKey(person)
+    add_passkey(person, "Blue key")
+    list_codes(person)
+    copy = key.read()
+    log_out(person)
+    press_passkey(person)
+    person.sees("Hello")
+
+    SecurityKey(thief).write(copy)
+    press_passkey(thief)
+
+    thief.sees("The passkey's counter went back")
+    thief.open("/account")
+    assert thief.path == "/log-in?next=/account"
+
+
+# Chromium does not even sign; the service's own refusal is tested with an authenticator that signs anything.
+def test_passkey_answers_no_other_site(visit: Visit) -> None:
+    person = visit(PUBLIC_URL)
+    enter(person)
+    SecurityKey(person)
+    add_passkey(person, "Blue key")
+    list_codes(person)
+    evil = "http://evil.localhost:8000"
+    person.context.route(f"{evil}/", lambda route: route.fulfill(body="<main></main>", content_type="text/html"))
+    person.page.goto(f"{evil}/")
+
+    outcome = person.page.evaluate(
+        """async (rpId) => {
+            const publicKey = { challenge: new Uint8Array(32), rpId };
+            try { return (await navigator.credentials.get({ publicKey })).id; } catch (error) { return error.name; }
+        }""",
+        "localhost",
+    )
+
+    assert outcome == "SecurityError"
+
+
+def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
+    person = visit(PUBLIC_URL)
+    enter(person)
+    SecurityKey(person).unplug()
+    log_out(person)
+    person.open("/log-in")
+    person.page.evaluate("() => { navigator.credentials.get = () => Promise.reject(new Error('cancelled')); }")
+
+    person.press("Log in with a passkey")
+
+    person.sees("That did not work")
+    person.press("Log in with a passkey")
+    person.sees("That did not work")
+
+
+def test_without_javascript_there_is_no_button_for_passkeys(visit: Visit) -> None:
+    person = visit(java_script_enabled=False)
+    person.open("/log-in")
+
+    assert person.page.get_by_role("button").all_inner_texts() == ["Log in"]
+
+
 def walk_outside(person: Person) -> Iterator[str]:
     """Stop at each page, and each thing that it may say, for who is not logged in."""
     for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
@@ -298,6 +480,12 @@ def walk_inside(person: Person) -> Iterator[str]:
     for path in ("/todos", "/account", "/account/password", "/account/email", "/account/sessions", "/account/delete"):
         person.open(path)
         yield path
+    person.open("/account/passkeys")
+    yield "no passkeys"
+    person.fill("Current password", PASSWORD)
+    person.press("Add a passkey")
+    person.sees("Create it")
+    yield "a passkey to create"
     for title in ("Order the cake", f"Write to the {LONG}"):
         add_todo(person, title)
     person.press("Tick", within="cake")

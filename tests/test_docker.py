@@ -638,6 +638,8 @@ ALSO_HASHING = (
     "auth/password/reset",
     "auth/second-factor",
     "auth/second-factor/disable",
+    "auth/passkeys/options",
+    "auth/passkeys/sign-in",
     "users/me/password",
     "users/me/email",
 )

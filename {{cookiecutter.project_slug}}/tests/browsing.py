@@ -27,7 +27,12 @@ class _Forms(HTMLParser):
         elif tag == "textarea":
             self._area = values["name"]
             self.forms[-1][1][self._area] = ""
-        elif tag == "input" and "name" in values and (values.get("type") != "checkbox" or "checked" in values):
+        elif (
+            tag == "input"
+            and "name" in values
+            and "disabled" not in values
+            and (values.get("type") != "checkbox" or "checked" in values)
+        ):
             self.forms[-1][1][values["name"]] = values.get("value", "on")
 
     def handle_data(self, data: str) -> None:

@@ -32,6 +32,8 @@ PUBLIC = {
     ("get", "/health/ready"),
     ("post", "/api/v1/auth/email/verification"),
     ("post", "/api/v1/auth/email/verify"),
+    ("post", "/api/v1/auth/passkeys/sign-in"),
+    ("post", "/api/v1/auth/passkeys/sign-in/options"),
     ("post", "/api/v1/auth/password/forgot"),
     ("post", "/api/v1/auth/password/reset"),
     ("post", "/api/v1/auth/revoke"),
@@ -43,6 +45,7 @@ PUBLIC = {
 BODIES: dict[Operation, object] = {}
 # Routes on items that others may use as well, or that cannot be made from the document: their own tests check who may.
 CHECKED_ELSEWHERE: set[Operation] = {
+    ("delete", "/api/v1/auth/passkeys/{passkey_id}"),
     ("get", "/api/v1/users/{user_id}"),
 }
 DOCUMENT = create_app(make_settings(unreachable_url())).openapi()

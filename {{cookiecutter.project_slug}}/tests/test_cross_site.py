@@ -39,6 +39,7 @@ OWN = [
     {"Origin": "https://localhost:8443"},
     {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
     {"Sec-Fetch-Site": "same-origin"},
+    {"Origin": "null", "Sec-Fetch-Site": "same-origin"},
     {"Sec-Fetch-Site": "none"},
     {"Origin": ALLOWED},
     {"Origin": ALLOWED, "Sec-Fetch-Site": "cross-site"},

@@ -14,6 +14,7 @@ DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 UNUSED = {
     "alembic",
     "mako",
+    "webauthn",
     "zxcvbn",
     "typer",
     "httpcore2",

@@ -449,7 +449,7 @@ async def test_text_of_strangers_is_shown_and_not_run(browser: Browser) -> None:
     assert "&lt;script&gt;" in browser.text
 
 
-@pytest.mark.parametrize("path", ["/", "/log-in", "/sign-up"])
+@pytest.mark.parametrize("path", ["/", "/forgot-password", "/sign-up"])
 async def test_pages_allow_nothing_from_elsewhere_and_nothing_inline(browser: Browser, path: str) -> None:
     await browser.open(path)
 

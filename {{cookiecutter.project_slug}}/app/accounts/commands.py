@@ -88,7 +88,7 @@ async def reencrypt_secrets(settings: Settings) -> int:
 
 @users.command("disable-second-factor")
 def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
-    """Remove the second factor of a user who has lost the authenticator and the recovery codes."""
+    """Remove authenticator and passkeys of a user who has lost them and the recovery codes."""
     run(remove_second_factor(load_settings(context), email))
     typer.echo(f"{email} signs in without a second factor.")
 

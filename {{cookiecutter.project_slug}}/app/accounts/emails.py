@@ -46,6 +46,7 @@ class EmailKind(StrEnum):
     VERIFICATION = "verification"
     PASSWORD_RESET = "password reset"  # noqa: S105  # a name
     ACCOUNT_CHANGED = "account changed"
+    PASSKEY_COPIED = "passkey copied"
     EMAIL_CHANGE = "email change"
     EMAIL_CHANGE_NOTICE = "email change notice"
     SECOND_FACTOR_FAILURES = "second factor failures"
@@ -62,6 +63,8 @@ class AccountChange(StrEnum):
     EMAIL = "email"
     SECOND_FACTOR_ENABLED = "second factor enabled"
     SECOND_FACTOR_DISABLED = "second factor disabled"
+    PASSKEY_ADDED = "passkey added"
+    PASSKEY_REMOVED = "passkey removed"
     ADMIN_GRANTED = "admin granted"
     ADMIN_REVOKED = "admin revoked"
     DEACTIVATED = "deactivated"
@@ -91,6 +94,16 @@ CHANGES = {
     AccountChange.SECOND_FACTOR_DISABLED: (
         "Your second factor was switched off",
         "Your account no longer asks for a code of an authenticator app when you sign in.",
+        _TAKE_BACK,
+    ),
+    AccountChange.PASSKEY_ADDED: (
+        "A passkey was added to your account",
+        "A passkey was added to your account. It signs in without your password.",
+        "If it was not you, remove it, and set a new password.",
+    ),
+    AccountChange.PASSKEY_REMOVED: (
+        "A passkey was removed from your account",
+        "A passkey was removed from your account, and no longer signs in.",
         _TAKE_BACK,
     ),
     AccountChange.ADMIN_GRANTED: (
@@ -239,6 +252,10 @@ async def render_second_factor_failures(_session: Session, settings: Settings, e
     return _render(settings, email, "second_factor_failures", "Somebody signs in with your password")
 
 
+async def render_passkey_copied(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+    return _render(settings, email, "passkey_copied", "A passkey of yours was refused")
+
+
 async def _exists(session: Session, address: str) -> bool:
     return await session.fetch_one_or_none(ADDRESSEE, user_email=address) is not None
 
@@ -276,6 +293,7 @@ RENDERERS: dict[str, Renderer] = {
     EmailKind.VERIFICATION: render_verification,
     EmailKind.PASSWORD_RESET: render_password_reset,
     EmailKind.ACCOUNT_CHANGED: render_account_changed,
+    EmailKind.PASSKEY_COPIED: render_passkey_copied,
     EmailKind.EMAIL_CHANGE: render_email_change,
     EmailKind.EMAIL_CHANGE_NOTICE: render_email_change_notice,
     EmailKind.SECOND_FACTOR_FAILURES: render_second_factor_failures,

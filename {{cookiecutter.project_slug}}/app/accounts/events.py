@@ -24,3 +24,6 @@ class AccountEvent(StrEnum):
     SECOND_FACTOR_MISSING = "second-factor.missing"
     SECOND_FACTOR_REFUSED = "second-factor.refused"
     RECOVERY_CODE_USED = "recovery-code.used"
+    PASSKEY_ADDED = "passkey.added"
+    PASSKEY_REMOVED = "passkey.removed"
+    PASSKEY_COPIED = "passkey.copied"

@@ -1,5 +1,6 @@
 from app.accounts import emails, one_time_tokens
 from app.accounts.callers import open_callers
+from app.accounts.passkeys.router import router as passkeys
 from app.accounts.passwords.router import confirmation
 from app.accounts.passwords.router import router as passwords
 from app.accounts.recovery.router import address
@@ -7,6 +8,7 @@ from app.accounts.recovery.router import router as recovery
 from app.accounts.second_factor.router import router as second_factor
 from app.accounts.sessions.router import router as sessions
 from app.accounts.sign_in import service as sign_in_service
+from app.accounts.sign_in.passkeys_router import router as passkey_sign_in
 from app.accounts.sign_in.router import router as sign_in
 from app.accounts.sign_up.router import router as sign_up
 from app.accounts.users import service as users_service
@@ -34,7 +36,10 @@ async def purge(session: Session, settings: Settings) -> int:
 
 feature = Feature(
     # The router that is asked most comes first.
-    api=(users, sign_in, sessions, recovery, second_factor, sign_up, passwords, confirmation, address),
+    api=(
+        *(users, sign_in, sessions, recovery, second_factor, sign_up),
+        *(passwords, confirmation, address, passkey_sign_in, passkeys),
+    ),
     lifespan=open_callers,
     purge=purge,
     load_sample_data=load_sample_data,

@@ -3,7 +3,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import JSON, ForeignKey, Index, Integer, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.models import Base, Identity, Timestamps
@@ -87,8 +87,18 @@ class SecondFactor(Base):
     confirmed_at: Mapped[datetime | None]
     # The time step of the last code that was taken: none is taken twice.
     last_step: Mapped[int] = mapped_column(Integer, default=0)
-    # In a row: how often the password was right, and a code was wrong or missing.
-    failures: Mapped[int] = mapped_column(default=0)
+
+
+class SecondFactorFailures(Base):
+    """How often in a row the password was right, and what was asked for besides was wrong or missing.
+
+    A row of its own: sign-ins hold the user's row together, and could not all change it.
+    """
+
+    __tablename__ = "second_factor_failures"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    failures: Mapped[int]
 
 
 class RecoveryCode(Base):
@@ -98,6 +108,23 @@ class RecoveryCode(Base):
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+class Passkey(Identity, Base):
+    """A key pair of WebAuthn: its owner signs in with it alone, or beside the password."""
+
+    __tablename__ = "passkeys"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    # Both in base64url; WebAuthn allows ids of 1023 bytes.
+    credential_id: Mapped[str] = mapped_column(String(1364), unique=True)
+    public_key: Mapped[str] = mapped_column(String(1400))
+    # 32 bits without a sign; 0 where the authenticator does not count.
+    sign_count: Mapped[int] = mapped_column(BigInteger)
+    # How browsers reach the authenticator, such as `usb` and `internal`.
+    transports: Mapped[list[str]] = mapped_column(JSON)
+    last_used_at: Mapped[datetime | None]
 
 
 class UserRecord(NamedTuple):

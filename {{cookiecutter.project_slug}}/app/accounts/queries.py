@@ -6,7 +6,16 @@ from sqlalchemy import bindparam, delete, select, text, update
 
 from app.accounts import one_time_tokens
 from app.accounts.emails import CODE_KINDS, AccountChange, EmailKind, notify_owner
-from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, User, UserRecord, UserSession
+from app.accounts.models import (
+    KnownNetwork,
+    Passkey,
+    RecoveryCode,
+    SecondFactor,
+    SecondFactorFailures,
+    User,
+    UserRecord,
+    UserSession,
+)
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.models import utc_now
@@ -29,7 +38,7 @@ HOLD_PASSWORD = Query(
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
     .with_for_update(read=True)
 )
-FORGET_FAILURES = Command(update(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).values(failures=0))
+FORGET_FAILURES = Command(delete(SecondFactorFailures).where(SecondFactorFailures.user_id == bindparam("owner_id")))
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
 # Both databases understand it.
 REMEMBER_NETWORK = Command(
@@ -43,7 +52,7 @@ REMEMBER_NETWORK = Command(
 
 WAYS_IN = [
     Command(delete(model).where(model.user_id == bindparam("owner_id")))
-    for model in (UserSession, SecondFactor, RecoveryCode, KnownNetwork)
+    for model in (UserSession, SecondFactor, Passkey, RecoveryCode, KnownNetwork)
 ]
 
 

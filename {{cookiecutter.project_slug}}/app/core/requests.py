@@ -50,10 +50,13 @@ OriginDep = Annotated[Origin, Depends(get_origin)]
 
 def comes_from_other_site(request: Request, allowed_origins: Collection[str] = ()) -> bool:
     """Tell whether a browser sends this for a page of another site; other clients send neither header."""
-    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if origin in allowed_origins or "*" in allowed_origins:
         return False
-    return site not in OWN_SITES or (origin is not None and not _is_own_host(request, origin))
+    # Browsers send `null` for our own pages, too, where nginx has set a policy without referrers.
+    if site is not None and (site not in OWN_SITES or origin == "null"):
+        return site not in OWN_SITES
+    return origin is not None and not _is_own_host(request, origin)
 
 
 def _is_own_host(request: Request, origin: str) -> bool:

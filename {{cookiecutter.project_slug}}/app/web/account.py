@@ -19,7 +19,7 @@ from app.accounts.users.schemas import UserUpdate
 from app.core.database import SessionDep
 from app.core.email import MailDep
 from app.core.toolbox import ToolboxDep
-from app.web import second_factor
+from app.web import passkeys, second_factor
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
 from app.web.visits import CallerDep, PersonDep, VisitDep
@@ -28,8 +28,10 @@ ACCOUNT, PASSWORD, EMAIL = "templates/account.html", "templates/password.html", 
 SESSIONS, END_SESSION = "templates/sessions.html", "templates/end_session.html"
 DELETE = "templates/delete_account.html"
 
-router = APIRouter(prefix="/account")
+# Any of these pages may ask for a passkey.
+router = APIRouter(prefix="/account", dependencies=[Depends(passkeys.allow_script)])
 router.include_router(second_factor.router)
+router.include_router(passkeys.router)
 section = Section(router, "/account", "account.title")
 
 

@@ -70,13 +70,12 @@ async def open_web(
     yield {"web": Web(Signer(settings), assets, texts, environment)}
 
 
-def page_headers(added_sources: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the headers of every page; features add sources to directives of its Content-Security-Policy."""
-    policy = CONTENT_SECURITY_POLICY | {
+def page_headers(*added: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the headers of a page; features and pages add sources to directives of its Content-Security-Policy."""
+    policy = dict(CONTENT_SECURITY_POLICY)
+    for directive, sources in (item for each in added for item in each.items()):
         # Browsers ignore 'none' beside another source, with a warning.
-        directive: [source for source in CONTENT_SECURITY_POLICY.get(directive, []) if source != NOTHING] + [*added]
-        for directive, added in added_sources.items()
-    }
+        policy[directive] = [source for source in policy.get(directive, []) if source != NOTHING] + [*sources]
     text = "; ".join(f"{directive} {' '.join(sources)}" for directive, sources in policy.items())
     return {**HEADERS, "Content-Security-Policy": text}
 

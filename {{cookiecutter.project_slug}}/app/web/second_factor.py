@@ -38,7 +38,9 @@ async def confirm_own_second_factor(
     secret = fields.pop("secret", "")
     with shown_again(visit, CONFIRM, fields, secret=secret):
         codes = await second_factor.confirm(tools, person, read_fields(SecondFactorCode, fields))
-    return visit.page(CODES, codes=codes.recovery_codes)
+    if codes.recovery_codes:
+        return visit.page(CODES, codes=codes.recovery_codes)
+    return visit.go("/account", "flash.second_factor_on")
 
 
 @router.post("/disable")

@@ -4,12 +4,13 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from app.accounts.scopes import Scope
+from app.accounts.second_factor import passkeys
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in import service as sign_in_service
-from app.accounts.sign_in.schemas import TokenForm
+from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm
 from app.accounts.sign_up import service as sign_up_service
 from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
 from app.accounts.users.schemas import UserCreate
@@ -17,6 +18,7 @@ from app.core.database import release_connection
 from app.core.security import reserve_hash
 from app.core.toolbox import Toolbox, ToolboxDep
 from app.web.forms import Fields, FieldsDep, read_fields, show_form, shown_again
+from app.web.passkeys import allow_script
 from app.web.sections import Section
 from app.web.visits import Visit, VisitDep
 
@@ -50,18 +52,38 @@ async def sign_up(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Resp
     return visit.go("/log-in", "flash.signed_up")
 
 
-@router.get("/log-in")
+@router.get("/log-in", dependencies=[Depends(allow_script)])
 async def show_log_in(visit: VisitDep, following: Annotated[str, Query(alias="next")] = "/") -> Response:
     if visit.user is not None:
         return visit.go(own_path(following))
     return show_form(visit, LOG_IN, following=own_path(following), asks_code=False)
 
 
-@router.post("/log-in")
+@router.post("/log-in", dependencies=[Depends(allow_script)])
 async def log_in(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     following = own_path(fields.get("next", ""))
     with shown_again(visit, LOG_IN, fields, following=following, asks_code="otp" in fields):
         opened = await sign_in_service.open_session(tools, _read_credentials(fields))
+    await _leave(visit, tools)
+    visit.sign_in(opened.user_id, opened.session_id)
+    return visit.go(following)
+
+
+@router.post("/log-in/passkey/options")
+async def begin_passkey(visit: VisitDep, tools: ToolboxDep) -> Response:
+    """For passkeys.js: the answer must come from this browser, or from this session."""
+    session_id = visit.caller and visit.caller.session_id
+    options = await passkeys.make_options(tools, bound_to=str(session_id or visit.visitor))
+    return visit.carry(JSONResponse(options, headers={"Cache-Control": "no-store"}))
+
+
+@router.post("/log-in/passkey", dependencies=[Depends(allow_script)])
+async def log_in_with_passkey(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+    following = own_path(fields.get("next", ""))
+    with shown_again(visit, LOG_IN, {}, following=following, asks_code=False):
+        sent = read_fields(PasskeySignIn, {"credential": fields.get("credential", "")})
+        data = sent.model_copy(update={"scope": frozenset({Scope.ACCOUNT})})
+        opened = await sign_in_service.open_session_with_passkey(tools, data, visit.visitor)
     await _leave(visit, tools)
     visit.sign_in(opened.user_id, opened.session_id)
     return visit.go(following)

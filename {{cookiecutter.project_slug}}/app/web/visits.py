@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from uuid import UUID
@@ -53,6 +54,8 @@ class Visit:
     caller: Caller | None = None
     # Cookies for the answer; None deletes one.
     changes: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+    # What the page may load besides, by directive of the Content-Security-Policy.
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def user(self) -> UserRecord | None:
@@ -84,16 +87,17 @@ class Visit:
             self.changes[FLASH] = None
         values |= {"user": self.user, "csrf_token": self.make_csrf_token(), "flash": flash and flash.text}
         content = self.web.render(template, path=self.request.url.path, **values)
-        headers = page_headers(self.request.state.content_security_policy)
-        return self._carry(HTMLResponse(content, status, headers))
+        headers = page_headers(self.request.state.content_security_policy, self.sources)
+        return self.carry(HTMLResponse(content, status, headers))
 
     def go(self, path: str, flash: str | None = None) -> Response:
         """Answer a form: the browser gets another page, and a reload posts nothing again."""
         if flash is not None:
             self.changes[FLASH] = (flash, FLASH_SECONDS)
-        return self._carry(RedirectResponse(path, 303, {"Cache-Control": "no-store"}))
+        return self.carry(RedirectResponse(path, 303, {"Cache-Control": "no-store"}))
 
-    def _carry(self, response: Response) -> Response:
+    def carry(self, response: Response) -> Response:
+        """Set the cookies that have changed."""
         is_secure = comes_securely(self.request, self.settings)
         for purpose, change in self.changes.items():
             text, max_age = change or ("", 0)

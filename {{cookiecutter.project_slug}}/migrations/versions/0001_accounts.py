@@ -102,11 +102,19 @@ def upgrade() -> None:
         sa.Column("secret", sa.String(255), nullable=False),
         sa.Column("confirmed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_step", sa.Integer(), nullable=False),
-        sa.Column("failures", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(
             ["user_id"], ["users.id"], name=op.f("fk_second_factors_user_id_users"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("user_id", name=op.f("pk_second_factors")),
+    )
+    op.create_table(
+        "second_factor_failures",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_second_factor_failures_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_second_factor_failures")),
     )
     op.create_table(
         "recovery_codes",
@@ -169,6 +177,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outgoing_emails")),
     )
     op.create_index(op.f("ix_outgoing_emails_due_at"), "outgoing_emails", ["due_at"])
+    op.create_table(
+        "passkeys",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("credential_id", sa.String(1364), nullable=False),
+        sa.Column("public_key", sa.String(1400), nullable=False),
+        sa.Column("sign_count", sa.BigInteger(), nullable=False),
+        sa.Column("transports", sa.JSON(), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_passkeys_user_id_users"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_passkeys")),
+        sa.UniqueConstraint("credential_id", name=op.f("uq_passkeys_credential_id")),
+    )
+    op.create_index(op.f("ix_passkeys_user_id"), "passkeys", ["user_id"])
     guard_audit_events()
 
 
@@ -179,6 +203,7 @@ def guard_audit_events() -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("passkeys")
     op.drop_table("outgoing_emails")
     op.drop_table("one_time_tokens")
     op.drop_table("audit_events")
@@ -186,6 +211,7 @@ def downgrade() -> None:
         op.execute("DROP FUNCTION refuse_change_of_audit_events()")
     op.drop_table("throttle_counts")
     op.drop_table("recovery_codes")
+    op.drop_table("second_factor_failures")
     op.drop_table("second_factors")
     op.drop_table("known_networks")
     op.drop_table("refresh_tokens")

@@ -1,7 +1,10 @@
 """The codes that a second factor takes: of an authenticator (TOTP, RFC 6238), and recovery codes."""
 
 import base64
+import re
+import secrets
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from typing import NamedTuple
@@ -11,15 +14,17 @@ import structlog
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor import InvalidToken
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
-from app.accounts.models import RecoveryCode, SecondFactor
+from app.accounts.models import RecoveryCode, SecondFactor, SecondFactorFailures
 from app.accounts.queries import FORGET_FAILURES
+from app.accounts.second_factor.passkeys import PasskeyAssertion, PasskeyRefusedError, has_passkey, use_passkey
 from app.accounts.second_factor.schemas import DIGITS, TOTP_CODE
 from app.core.database import Session
-from app.core.query import Query, columns
+from app.core.query import Command, Query, columns
 from app.core.security import hash_opaque_token
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
@@ -29,6 +34,9 @@ logger = structlog.get_logger(__name__)
 STEP_SECONDS = 30
 # One step to either side, for clocks that differ and people who type (RFC 6238 §5.2).
 TOLERATED_STEPS = 1
+RECOVERY_CODES = 10
+# 80 bits, in four groups of four: cannot be guessed, and can be typed.
+RECOVERY_CODE_BYTES = 10
 
 # After so many failures in a row the owner is told, and after so many no code is taken any more, until the password is
 # set anew: NIST SP 800-63B (§3.2.2) allows no more than 100.
@@ -37,7 +45,7 @@ NOTICE_FAILURES, MAX_FAILURES = 5, 50
 WRONG_CODE = "The code is not right."
 
 
-class CodeCheck(Enum):
+class FactorCheck(Enum):
     RIGHT = auto()
     WRONG = auto()
     # As in the first step of an honest sign-in.
@@ -49,6 +57,32 @@ class CodeCheck(Enum):
 class FactorRecord(NamedTuple):
     secret: str
     confirmed_at: datetime | None
+
+
+class Factors(NamedTuple):
+    """What an account asks for besides the password."""
+
+    authenticator: FactorRecord | None
+    has_passkey: bool
+
+
+class Owner(NamedTuple):
+    id: UUID
+    email: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was sent besides the password: a normalized code, or what a passkey has answered."""
+
+    otp: str | None
+    passkey: PasskeyAssertion | None
+    # Of what challenges the passkey's may be.
+    bound_to: tuple[str, ...] = ()
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.otp) or self.passkey is not None
 
 
 _FACTOR = select(*columns(FactorRecord, SecondFactor)).where(SecondFactor.user_id == bindparam("owner_id"))
@@ -64,16 +98,22 @@ USE_STEP = Query(
 )
 # One statement decides between many guesses at once, and holds the others up until this one is decided.
 COUNT_FAILURE = Query(
-    update(SecondFactor)
-    .where(SecondFactor.user_id == bindparam("owner_id"), SecondFactor.failures < bindparam("limit"))
-    .values(failures=SecondFactor.failures + 1)
-    .returning(SecondFactor.failures)
+    upsert(SecondFactorFailures)
+    .values(user_id=bindparam("owner_id"), failures=1)
+    .on_conflict_do_update(
+        index_elements=[SecondFactorFailures.user_id],
+        set_={"failures": SecondFactorFailures.failures + 1},
+        where=SecondFactorFailures.failures < bindparam("limit"),
+    )
+    .returning(SecondFactorFailures.failures)
 )
 USE_CODE = Query(
     delete(RecoveryCode)
     .where(RecoveryCode.user_id == bindparam("owner_id"), RecoveryCode.code_hash == bindparam("used_hash"))
     .returning(RecoveryCode.user_id)
 )
+CREATE_CODE = Command(insert(RecoveryCode))
+DELETE_CODES = Command(delete(RecoveryCode).where(RecoveryCode.user_id == bindparam("owner_id")))
 
 
 async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
@@ -82,32 +122,47 @@ async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
     return factor if factor is not None and factor.confirmed_at is not None else None
 
 
-async def check_code(tools: Toolbox, user_id: UUID, email: str, factor: FactorRecord, code: str | None) -> CodeCheck:
-    """Check a normalized code of an account whose password was right, and count the failures in a row.
+async def find_factors(session: Session, user_id: UUID) -> Factors | None:
+    """Return what is asked for besides the password, if there is anything."""
+    factors = Factors(await find_factor(session, user_id), await has_passkey(session, user_id))
+    return factors if any(factors) else None
 
-    A failure is counted before the code is looked at, so that many guesses at once are no way around. Without a code,
-    counting stops before codes are refused: nothing was guessed. The caller keeps what was written, whatever comes out.
+
+async def check_factor(tools: Toolbox, user: Owner, factors: Factors, proof: Proof) -> FactorCheck:
+    """Check what was sent besides the right password, and count the failures in a row.
+
+    A failure is counted before the proof is looked at, so that many guesses at once are no way around. Without a proof,
+    counting stops before any is refused: nothing was guessed. The caller keeps what was written, whatever comes out.
     """
-    limit = MAX_FAILURES if code else NOTICE_FAILURES
-    failures = await tools.session.fetch_value(COUNT_FAILURE, owner_id=user_id, limit=limit)
-    if code and failures is not None and await use_code(tools, user_id, factor, code):
-        await tools.session.run(FORGET_FAILURES, owner_id=user_id)
-        return CodeCheck.RIGHT
-    event = AccountEvent.SECOND_FACTOR_REFUSED if code else AccountEvent.SECOND_FACTOR_MISSING
-    logger.warning(event.value, client=tools.origin.address, user_id=str(user_id), failures=failures or limit)
-    await tools.audit.record(event, user_id, failures=failures or limit)
+    limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
+    failures = await tools.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)
+    if proof.is_given and failures is not None and await _is_right(tools, user.id, factors, proof):
+        await tools.session.run(FORGET_FAILURES, owner_id=user.id)
+        return FactorCheck.RIGHT
+    event = AccountEvent.SECOND_FACTOR_REFUSED if proof.is_given else AccountEvent.SECOND_FACTOR_MISSING
+    logger.warning(event.value, client=tools.origin.address, user_id=str(user.id), failures=failures or limit)
+    await tools.audit.record(event, user.id, failures=failures or limit)
     if failures == NOTICE_FAILURES and tools.settings.sends_mail:
-        await outbox_service.enqueue(tools.session, EmailKind.SECOND_FACTOR_FAILURES, email, user_id)
-    if code:
-        return CodeCheck.WRONG
-    return CodeCheck.MISSING_AGAIN if failures is None else CodeCheck.MISSING
+        await outbox_service.enqueue(tools.session, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
+    if proof.is_given:
+        return FactorCheck.WRONG
+    return FactorCheck.MISSING_AGAIN if failures is None else FactorCheck.MISSING
 
 
-async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord, code: str) -> bool:
+async def _is_right(tools: Toolbox, user_id: UUID, factors: Factors, proof: Proof) -> bool:
+    if proof.passkey is None:
+        return await use_code(tools, user_id, factors.authenticator, proof.otp or "")
+    try:
+        return (await use_passkey(tools, proof.passkey, *proof.bound_to)).user_id == user_id
+    except PasskeyRefusedError:
+        return False
+
+
+async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord | None, code: str) -> bool:
     """Take a normalized code of the authenticator or a recovery code; neither works a second time."""
     code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
-        return await use_totp(tools, user_id, factor, code)
+        return factor is not None and await use_totp(tools, user_id, factor, code)
     presented = hash_opaque_token(code)
     if await tools.session.fetch_value(USE_CODE, owner_id=user_id, used_hash=presented) is None:
         return False
@@ -143,3 +198,15 @@ def _find_step(totp: TOTP, code: str) -> int | None:
 def make_totp(secret: str) -> TOTP:
     # SHA-1 as a MAC is sound, and what authenticator apps know.
     return TOTP(base64.b32decode(secret), DIGITS, SHA1(), STEP_SECONDS)  # noqa: S303  # see above
+
+
+async def make_recovery_codes(session: Session, user_id: UUID) -> list[str]:
+    """With the first second factor of an account; the others share them."""
+    codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
+    for code in codes:
+        await session.run(CREATE_CODE, user_id=user_id, code_hash=hash_opaque_token(code))
+    return ["-".join(re.findall("....", code)) for code in codes]
+
+
+def _make_recovery_code() -> str:
+    return base64.b32encode(secrets.token_bytes(RECOVERY_CODE_BYTES)).decode()

@@ -4,7 +4,8 @@ from sqlalchemy import bindparam, select
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User
-from app.accounts.second_factor.codes import WRONG_CODE, CodeCheck, check_code, find_factor
+from app.accounts.second_factor.codes import WRONG_CODE, FactorCheck, Owner, Proof, check_factor, find_factors
+from app.accounts.second_factor.passkeys import WRONG_PASSKEY
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.database import release_connection
 from app.core.exceptions import UnprocessableError
@@ -32,12 +33,13 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
     if password_hash is None or not check.is_correct:
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise await _refuse(tools, counter, "The current password is not right.")
-    factor = await find_factor(tools.session, user.id)
-    if factor is not None:
-        found = await check_code(tools, user.id, user.email, factor, confirmation.otp)
-        if found is CodeCheck.WRONG:
-            raise await _refuse(tools, counter, WRONG_CODE)
-        if found is not CodeCheck.RIGHT:
+    factors = await find_factors(tools.session, user.id)
+    if factors is not None:
+        proof = Proof(confirmation.otp, confirmation.passkey, ("", str(caller.session_id)))
+        found = await check_factor(tools, Owner(user.id, user.email), factors, proof)
+        if found is FactorCheck.WRONG:
+            raise await _refuse(tools, counter, WRONG_CODE if confirmation.passkey is None else WRONG_PASSKEY)
+        if found is not FactorCheck.RIGHT:
             raise await _refuse(tools, counter, "The account has a second factor: send a code of it as otp.")
     await tools.throttle.forget(tools.session, counter)
     # Committed here: if the request fails for another reason, the right password does not count as an attempt.

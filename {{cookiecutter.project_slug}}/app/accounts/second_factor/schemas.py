@@ -3,6 +3,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
+from app.accounts.second_factor.passkeys import PasskeyAnswer
 from app.core.schemas import MAX_CODE_LENGTH, Input, normalize_code
 
 # The default of authenticator apps; many ignore any other value.
@@ -18,10 +19,11 @@ def _read_totp_code(typed: str) -> str:
 
 
 class PasswordConfirmation(Input):
-    """That it is the owner: the password and, where the account has a second factor, a code of it."""
+    """That it is the owner: the password and, where the account has a second factor, a code of it or a passkey."""
 
     current_password: SecretStr
     otp: Annotated[str, Field(max_length=MAX_CODE_LENGTH), AfterValidator(normalize_code)] | None = None
+    passkey: PasskeyAnswer | None = None
 
 
 class SecondFactorSecret(BaseModel):
@@ -40,6 +42,6 @@ class SecondFactorCode(Input):
 
 
 class RecoveryCodes(BaseModel):
-    """Each signs in once in place of the authenticator's code."""
+    """Each signs in once in place of the second factor. Empty where the account has had codes from its first one."""
 
     recovery_codes: list[str]

@@ -1,7 +1,6 @@
 """Time-based one-time passwords (RFC 6238), and recovery codes for who has lost the authenticator."""
 
 import base64
-import re
 import secrets
 from typing import NamedTuple
 from uuid import UUID
@@ -11,24 +10,29 @@ from sqlalchemy.exc import IntegrityError
 
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
-from app.accounts.models import Caller, RecoveryCode, SecondFactor, UserRecord
+from app.accounts.models import Caller, Passkey, SecondFactor, UserRecord
 from app.accounts.queries import lock_user
-from app.accounts.second_factor.codes import FACTOR_TO_CONFIRM, WRONG_CODE, find_factor, make_totp, use_totp
+from app.accounts.second_factor.codes import (
+    DELETE_CODES,
+    FACTOR_TO_CONFIRM,
+    WRONG_CODE,
+    find_factor,
+    find_factors,
+    make_recovery_codes,
+    make_totp,
+    use_totp,
+)
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.second_factor.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
-from app.core.database import release_connection
+from app.core.database import Session, release_connection
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
 from app.core.project import read_project
 from app.core.query import Command, Query, columns
-from app.core.security import hash_opaque_token
 from app.core.throttling import AttemptCounter
 from app.core.toolbox import Toolbox
 
 SECRET_BYTES = 20
-RECOVERY_CODES = 10
-# 80 bits, in four groups of four: cannot be guessed, and can be typed.
-RECOVERY_CODE_BYTES = 10
 
 
 class OwnedFactorRecord(NamedTuple):
@@ -46,8 +50,7 @@ DELETE_UNCONFIRMED = Command(
 )
 CHANGE_FACTOR = Command(update(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")))
 ALL_FACTORS = Query(select(*columns(OwnedFactorRecord, SecondFactor)).with_for_update(), OwnedFactorRecord)
-CREATE_CODE = Command(insert(RecoveryCode))
-DELETE_CODES = Command(delete(RecoveryCode).where(RecoveryCode.user_id == bindparam("owner_id")))
+DELETE_PASSKEYS = Query(delete(Passkey).where(Passkey.user_id == bindparam("owner_id")).returning(Passkey.id))
 
 
 async def begin(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> SecondFactorSecret:
@@ -81,14 +84,12 @@ async def confirm(tools: Toolbox, user: UserRecord, data: SecondFactorCode) -> R
         raise ConflictError("No second factor waits for its confirmation.")
     if not await use_totp(tools, user.id, factor, data.code):
         raise UnprocessableError(WRONG_CODE)
+    codes = [] if await find_factors(tools.session, user.id) else await make_recovery_codes(tools.session, user.id)
     await tools.session.run(CHANGE_FACTOR, owner_id=user.id, confirmed_at=utc_now())
-    codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
-    for code in codes:
-        await tools.session.run(CREATE_CODE, user_id=user.id, code_hash=hash_opaque_token(code))
     await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
     await notify_owner(tools, user.id, AccountChange.SECOND_FACTOR_ENABLED)
     await tools.throttle.forget(tools.session, _confirmation_counter(tools, user))
-    return RecoveryCodes(recovery_codes=["-".join(re.findall("....", code)) for code in codes])
+    return RecoveryCodes(recovery_codes=codes)
 
 
 def _confirmation_counter(tools: Toolbox, user: UserRecord) -> AttemptCounter:
@@ -96,19 +97,32 @@ def _confirmation_counter(tools: Toolbox, user: UserRecord) -> AttemptCounter:
 
 
 async def disable(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> None:
+    """Forget the authenticator; passkeys stay."""
+    user_id = caller.user.id
     await confirm_identity(tools, caller, data)
-    if not await remove(tools, caller.user.id, actor_id=caller.user.id):
+    await lock_user(tools.session, user_id)
+    if await tools.session.fetch_value(DELETE_FACTOR, owner_id=user_id) is None:
         raise ConflictError("The account has no second factor.")
+    await settle_recovery_codes(tools.session, user_id)
+    await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=user_id)
+
+
+async def settle_recovery_codes(session: Session, user_id: UUID) -> None:
+    """They go with the last second factor."""
+    if await find_factors(session, user_id) is None:
+        await session.run(DELETE_CODES, owner_id=user_id)
 
 
 async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None) -> bool:
-    """Return whether one was asked for. Also for operators, when a person has lost authenticator and recovery codes."""
+    """Remove authenticator and passkeys, for a person who has lost them all; return whether one was asked for."""
+    await lock_user(tools.session, user_id)
     was_confirmed = await tools.session.fetch_value(DELETE_FACTOR, owner_id=user_id) is not None
+    passkeys = await tools.session.fetch_all(DELETE_PASSKEYS, owner_id=user_id)
     await tools.session.run(DELETE_CODES, owner_id=user_id)
-    if was_confirmed:
+    if was_confirmed or passkeys:
         await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=actor_id)
         await notify_owner(tools, user_id, AccountChange.SECOND_FACTOR_DISABLED)
-    return was_confirmed
+    return was_confirmed or bool(passkeys)
 
 
 async def reencrypt(tools: Toolbox) -> int:
@@ -118,7 +132,3 @@ async def reencrypt(tools: Toolbox) -> int:
         secret = tools.security.encrypt(tools.security.decrypt(factor.secret))
         await tools.session.run(CHANGE_FACTOR, owner_id=factor.user_id, secret=secret)
     return len(factors)
-
-
-def _make_recovery_code() -> str:
-    return base64.b32encode(secrets.token_bytes(RECOVERY_CODE_BYTES)).decode()

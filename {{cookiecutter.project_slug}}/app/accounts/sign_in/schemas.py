@@ -2,8 +2,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel
 
+from app.accounts.scopes import Scope
+from app.accounts.second_factor.passkeys import PasskeyAnswer
 from app.accounts.sign_in.exceptions import ErrorCode
-from app.core.schemas import normalize_code
+from app.core.schemas import Input, normalize_code
 
 
 class TokenForm(BaseModel):
@@ -16,6 +18,15 @@ class TokenForm(BaseModel):
     scope: str = ""
     # A code of the second factor, or a recovery code; an extension.
     otp: Annotated[str, AfterValidator(normalize_code)] | None = None
+    # In its place: what a passkey has answered, as JSON.
+    passkey: PasskeyAnswer | None = None
+
+
+class PasskeySignIn(Input):
+    """Without `scope`, all that the account may have."""
+
+    credential: PasskeyAnswer
+    scope: frozenset[Scope] | None = None
 
 
 class RevocationForm(BaseModel):

@@ -11,15 +11,16 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import KnownNetwork, RefreshToken, User
 from app.accounts.queries import remember_network
 from app.accounts.scopes import SCOPES, Scope, format_scope, list_allowed, parse_scope
-from app.accounts.second_factor import codes
-from app.accounts.second_factor.codes import CodeCheck, FactorRecord
+from app.accounts.second_factor import codes, passkeys
+from app.accounts.second_factor.codes import FactorCheck, Factors, Owner, Proof
 from app.accounts.second_factor.confirmation import PASSWORD_HASH
+from app.accounts.second_factor.passkeys import INACTIVE_ACCOUNT, PasskeyRefusedError
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
-from app.accounts.sign_in.schemas import TokenForm, TokenRead
+from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
 from app.core.config import Settings
 from app.core.database import Session, release_connection
-from app.core.exceptions import AppError, TooManyRequestsError, UnauthorizedError
+from app.core.exceptions import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
@@ -46,6 +47,12 @@ class CredentialsRecord(NamedTuple):
     is_known_network: bool
 
 
+class HeldRecord(NamedTuple):
+    id: UUID
+    is_admin: bool
+    email_verified_at: datetime | None
+
+
 class RefreshTokenRecord(NamedTuple):
     session_id: UUID
     used_at: datetime | None
@@ -64,6 +71,13 @@ CONFIRM_CREDENTIALS = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
+)
+# As above, for who needs no password.
+HOLD_USER = Query(
+    select(*columns(HeldRecord, User))
+    .where(User.id == bindparam("user_id"), User.is_active)
+    .with_for_update(read=True),
+    HeldRecord,
 )
 REHASH = Query(
     update(User)
@@ -142,6 +156,10 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
         SIGN_INS.labels("throttled").inc()
         logger.warning("sign-in failed", client=tools.origin.address)
         raise
+    return await _begin_session(tools, user_id, scope)
+
+
+async def _begin_session(tools: Toolbox, user_id: UUID, scope: str) -> OpenedSession:
     session_id = await sessions.create_session(tools.session, tools.settings, user_id, scope, tools.origin)
     await tools.audit.record(AccountEvent.SIGNED_IN, user_id, actor_id=user_id, session_id=str(session_id), scope=scope)
     SIGN_INS.labels("success").inc()
@@ -161,11 +179,11 @@ async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password
     check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
     if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
-    factor = await codes.find_factor(tools.session, user.id)
+    owner, factors = Owner(user.id, email), await codes.find_factors(tools.session, user.id)
     # Before the code, which is used up by its check.
-    scope = await _choose_scope(tools, user, email, factor, attempt, form.scope)
-    if factor is not None:
-        await _check_second_factor(tools, user, email, factor, attempt, form.otp)
+    scope = await _choose_scope(tools, user, owner, factors, attempt, form.scope)
+    if factors is not None:
+        await _check_second_factor(tools, user, owner, factors, attempt, Proof(form.otp, form.passkey))
     await remember_network(tools, user.id)
     await _reward(tools, attempt)
     return user.id, scope
@@ -216,9 +234,9 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
         await settle(tools.session, counter)
 
 
-async def _settle_missing(tools: Toolbox, attempt: Attempt, found: CodeCheck) -> None:
+async def _settle_missing(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
     """The first step of an honest sign-in is no attempt; many that go no further are."""
-    settle = tools.throttle.give_back if found is CodeCheck.MISSING else tools.throttle.decide
+    settle = tools.throttle.give_back if found is FactorCheck.MISSING else tools.throttle.decide
     for counter in attempt.taken:
         await settle(tools.session, counter)
 
@@ -226,17 +244,19 @@ async def _settle_missing(tools: Toolbox, attempt: Attempt, found: CodeCheck) ->
 async def _choose_scope(
     tools: Toolbox,
     user: CredentialsRecord,
-    email: str,
-    factor: FactorRecord | None,
+    owner: Owner,
+    factors: Factors | None,
     attempt: Attempt,
     requested: str,
 ) -> str:
     """The right password does not count as an attempt when the scope is refused."""
     try:
-        return _grant_scope(requested, _list_allowed(tools.settings, factor, is_admin=user.is_admin))
+        return _grant_scope(requested, _list_allowed(tools.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
         # The answer tells that the password was right, as that to a missing code does.
-        found = await codes.check_code(tools, user.id, email, factor, None) if factor else CodeCheck.MISSING
+        found = FactorCheck.MISSING
+        if factors is not None:
+            found = await codes.check_factor(tools, owner, factors, Proof(None, None))
         await _settle_missing(tools, attempt, found)
         refusal, detail = error.error, error.detail
         if user.is_admin:
@@ -244,21 +264,24 @@ async def _choose_scope(
         raise OAuthError(refusal, detail, keeps_changes=True) from error
 
 
-def _list_allowed(settings: Settings, factor: FactorRecord | None, *, is_admin: bool) -> frozenset[str]:
-    return list_allowed(is_admin=is_admin and (factor is not None or not settings.admin_second_factor_required))
+def _list_allowed(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:
+    return list_allowed(is_admin=is_admin and (factors is not None or not settings.admin_second_factor_required))
 
 
 async def _check_second_factor(
-    tools: Toolbox, user: CredentialsRecord, email: str, factor: FactorRecord, attempt: Attempt, otp: str | None
+    tools: Toolbox, user: CredentialsRecord, owner: Owner, factors: Factors, attempt: Attempt, proof: Proof
 ) -> None:
-    found = await codes.check_code(tools, user.id, email, factor, otp)
-    if found is CodeCheck.RIGHT:
+    found = await codes.check_factor(tools, owner, factors, proof)
+    if found is FactorCheck.RIGHT:
         return
-    if found is CodeCheck.WRONG:
+    if found is FactorCheck.WRONG:
         raise await _refuse(tools, user, attempt, "second factor")
     SIGN_INS.labels("second_factor_missing").inc()
     await _settle_missing(tools, attempt, found)
-    raise OAuthError("mfa_required", "Send a code of the second factor as otp.", keeps_changes=True)
+    ways = "a code of the second factor as otp"
+    if factors.has_passkey:
+        ways += ", or an answer of a passkey as passkey"
+    raise OAuthError("mfa_required", f"Send {ways}.", keeps_changes=True)
 
 
 async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
@@ -286,6 +309,31 @@ def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
     return format_scope(scopes)
 
 
+async def sign_in_with_passkey(tools: Toolbox, data: PasskeySignIn) -> TokenRead:
+    opened = await open_session_with_passkey(tools, data)
+    return await issue(tools, opened.user_id, opened.session_id, opened.scope)
+
+
+async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
+    """Begin a session without a password; the authenticator has made sure who uses it. Raises PasskeyRefusedError."""
+    try:
+        passkey = await passkeys.use_passkey(tools, data.credential, *bound_to)
+        user = await tools.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+        if user is None or (tools.settings.email_verification_required and user.email_verified_at is None):
+            raise PasskeyRefusedError(INACTIVE_ACCOUNT)
+    except PasskeyRefusedError:
+        SIGN_INS.labels("failure").inc()
+        logger.warning("sign-in failed", client=tools.origin.address)
+        await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
+        raise
+    allowed = list_allowed(is_admin=user.is_admin)
+    scopes = allowed if data.scope is None else data.scope
+    if not scopes <= allowed:
+        raise ForbiddenError("The account may not be given this scope.", keeps_changes=True)
+    await remember_network(tools, user.id)
+    return await _begin_session(tools, user.id, format_scope(scopes))
+
+
 async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
     """Exchange a refresh token for new ones; one that was used before is a stolen copy and ends its session."""
     if not form.refresh_token:
@@ -307,8 +355,8 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
     allowed = parse_scope(extended.scope)
     if tools.settings.admin_second_factor_required and Scope.ADMIN in allowed:
         # Sessions that began before it was required, or when there was one.
-        factor = await codes.find_factor(tools.session, extended.user_id)
-        allowed &= _list_allowed(tools.settings, factor, is_admin=True)
+        factors = await codes.find_factors(tools.session, extended.user_id)
+        allowed &= _list_allowed(tools.settings, factors, is_admin=True)
     scope = _grant_scope(form.scope, allowed)
     return await issue(tools, extended.user_id, token.session_id, scope)
 

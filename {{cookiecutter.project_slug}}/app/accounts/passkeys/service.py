@@ -1,0 +1,118 @@
+"""Passkeys of one's account: added with the password, listed and removed."""
+
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from app.accounts.emails import AccountChange, notify_owner
+from app.accounts.events import AccountEvent
+from app.accounts.models import Caller, Passkey
+from app.accounts.passkeys.schemas import PasskeyCreate, PasskeyCreated, PasskeyRead
+from app.accounts.queries import lock_user
+from app.accounts.second_factor.codes import find_factors, make_recovery_codes
+from app.accounts.second_factor.confirmation import confirm_identity
+from app.accounts.second_factor.passkeys import Purpose, encode, make_challenge, use_challenge
+from app.accounts.second_factor.schemas import PasswordConfirmation
+from app.accounts.second_factor.service import settle_recovery_codes
+from app.core import webauthn
+from app.core.database import Session, release_connection
+from app.core.exceptions import ConflictError, NotFoundError, UnprocessableError
+from app.core.query import Query, columns
+from app.core.toolbox import Toolbox
+from app.core.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
+
+# Keys, phones and computers of a person; browsers are told of all of them.
+MAX_PASSKEYS = 20
+
+
+class PasskeyRecord(NamedTuple):
+    id: UUID
+    name: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+COLUMNS = columns(PasskeyRecord, Passkey)
+_PASSKEYS = select(*COLUMNS).where(Passkey.user_id == bindparam("owner_id")).order_by(Passkey.created_at, Passkey.id)
+PASSKEYS = Query(_PASSKEYS, PasskeyRecord)
+PASSKEY_BY_ID = Query(_PASSKEYS.where(Passkey.id == bindparam("passkey_id")), PasskeyRecord)
+CREDENTIAL_IDS = Query(select(Passkey.credential_id).where(Passkey.user_id == bindparam("owner_id")))
+CREATE_PASSKEY = Query(insert(Passkey).returning(*COLUMNS), PasskeyRecord)
+DELETE_PASSKEY = Query(delete(Passkey).where(Passkey.id == bindparam("passkey_id")).returning(Passkey.id))
+
+
+async def list_passkeys(session: Session, user_id: UUID) -> list[PasskeyRecord]:
+    return await session.fetch_all(PASSKEYS, owner_id=user_id)
+
+
+async def get_passkey(session: Session, user_id: UUID, passkey_id: UUID) -> PasskeyRecord:
+    """Return the user's passkey; someone else's is not found."""
+    passkey = await session.fetch_one_or_none(PASSKEY_BY_ID, owner_id=user_id, passkey_id=passkey_id)
+    if passkey is None:
+        raise NotFoundError("There is no such passkey.")
+    return passkey
+
+
+async def begin(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> JsonObject:
+    """Return what a browser needs to make a passkey; only this session can bring it."""
+    user = caller.user
+    await confirm_identity(tools, caller, data)
+    known = await _list_ids(tools.session, user.id)
+    challenge = await make_challenge(tools.session, Purpose.ADD, user.id, bound_to=str(caller.session_id))
+    await release_connection(tools.session)
+    person = Person(user.id.bytes, user.email, user.name)
+    return await webauthn.make_creation_options(tools.settings, challenge, person, known)
+
+
+async def create(tools: Toolbox, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
+    """Take a passkey into use. Raises UnprocessableError for one that is not right."""
+    user, sent = caller.user, data.credential
+    challenge = await use_challenge(tools.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
+    # The challenge is used up, whatever comes.
+    await release_connection(tools.session)
+    registration = Registration(sent.id, sent.response.client_data, sent.response.attestation)
+    try:
+        new = await webauthn.verify_registration(tools.settings, challenge, registration)
+    except InvalidPasskeyError as error:
+        raise UnprocessableError("What the passkey has signed is not right.") from error
+    await lock_user(tools.session, user.id)
+    await _list_ids(tools.session, user.id)
+    is_first = await find_factors(tools.session, user.id) is None
+    try:
+        passkey = await tools.session.fetch_one(
+            CREATE_PASSKEY,
+            user_id=user.id,
+            name=data.name,
+            credential_id=encode(new.credential_id),
+            public_key=encode(new.public_key),
+            sign_count=new.sign_count,
+            transports=sent.response.transports,
+        )
+    except IntegrityError as error:
+        raise ConflictError("This passkey belongs to an account already.") from error
+    codes = await make_recovery_codes(tools.session, user.id) if is_first else []
+    await tools.audit.record(AccountEvent.PASSKEY_ADDED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
+    await notify_owner(tools, user.id, AccountChange.PASSKEY_ADDED)
+    return PasskeyCreated(passkey=PasskeyRead.model_validate(passkey), recovery_codes=codes)
+
+
+async def _list_ids(session: Session, user_id: UUID) -> list[str]:
+    """Raises ConflictError where there is no room for another."""
+    ids = [credential_id for (credential_id,) in await session.fetch_all(CREDENTIAL_IDS, owner_id=user_id)]
+    if len(ids) >= MAX_PASSKEYS:
+        raise ConflictError(f"An account has at most {MAX_PASSKEYS} passkeys: remove one first.")
+    return ids
+
+
+async def remove(tools: Toolbox, caller: Caller, passkey: PasskeyRecord, data: PasswordConfirmation) -> None:
+    user = caller.user
+    await confirm_identity(tools, caller, data)
+    await lock_user(tools.session, user.id)
+    if await tools.session.fetch_value(DELETE_PASSKEY, passkey_id=passkey.id) is None:
+        raise NotFoundError("The passkey was removed at the same time.")
+    await settle_recovery_codes(tools.session, user.id)
+    await tools.audit.record(AccountEvent.PASSKEY_REMOVED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
+    await notify_owner(tools, user.id, AccountChange.PASSKEY_REMOVED)

@@ -1,0 +1,196 @@
+"""What a passkey proves (WebAuthn): it answers a challenge of ours, which is good for a few minutes and one use."""
+
+import base64
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, NamedTuple
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic_core import from_json
+from sqlalchemy import BigInteger, bindparam, select, update
+
+from app.accounts import one_time_tokens
+from app.accounts.emails import EmailKind
+from app.accounts.events import AccountEvent
+from app.accounts.models import Passkey, User
+from app.core import webauthn
+from app.core.database import Session, release_connection
+from app.core.exceptions import UnprocessableError
+from app.core.models import utc_now
+from app.core.query import Query, columns
+from app.core.throttling import AttemptCounter, network_of
+from app.core.toolbox import Toolbox
+from app.core.webauthn import Assertion, InvalidPasskeyError, JsonObject
+from app.outbox import service as outbox_service
+
+CHALLENGE_LIFETIME = timedelta(minutes=5)
+MAX_PART_LENGTH = 8192
+BASE64URL = "^[A-Za-z0-9_-]+$"
+
+INVALID_CHALLENGE = "The challenge is not valid: it was used, is too old, or is not from here. Get new options."
+UNKNOWN_PASSKEY = "No account here has this passkey."
+WRONG_PASSKEY = "What the passkey has signed is not right."
+INACTIVE_ACCOUNT = "The account is deactivated, or its address is not verified."
+COPIED_PASSKEY = "The passkey's counter went back: there may be a copy of it. Sign in another way, and remove it."
+
+
+def encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _read_part(value: object) -> bytes:
+    if not isinstance(value, str) or len(value) > MAX_PART_LENGTH:
+        raise ValueError(f"must be base64url of at most {MAX_PART_LENGTH} characters")
+    try:
+        return decode(value)
+    except ValueError:
+        raise ValueError("must be base64url") from None
+
+
+Part = Annotated[
+    bytes,
+    BeforeValidator(_read_part),
+    WithJsonSchema({"type": "string", "pattern": BASE64URL, "maxLength": MAX_PART_LENGTH}),
+]
+
+
+class AssertionResponse(BaseModel):
+    client_data: Annotated[Part, Field(alias="clientDataJSON")]
+    authenticator_data: Annotated[Part, Field(alias="authenticatorData")]
+    signature: Part
+
+
+class PasskeyAssertion(BaseModel):
+    """What `navigator.credentials.get` has returned, as JSON; what else a browser tells is ignored."""
+
+    id: Part
+    response: AssertionResponse
+
+
+def read_text(value: object) -> object:
+    """In a form, it is JSON."""
+    return from_json(value) if isinstance(value, str) else value
+
+
+PasskeyAnswer = Annotated[PasskeyAssertion, BeforeValidator(read_text)]
+
+
+class _ClientData(BaseModel):
+    challenge: Annotated[str, Field(max_length=100)]
+
+
+class Purpose(StrEnum):
+    ADD = "add passkey"
+    USE = "use passkey"
+
+
+class PasskeyRecord(NamedTuple):
+    id: UUID
+    user_id: UUID
+    public_key: str
+    email: str
+
+
+class PasskeyRefusedError(UnprocessableError):
+    """What was counted and recorded of the attempt stays."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, keeps_changes=True)
+
+
+HAS_PASSKEY = Query(select(Passkey.id).where(Passkey.user_id == bindparam("owner_id")).limit(1))
+PASSKEY = Query(
+    select(*columns(PasskeyRecord, Passkey, email=User.email))
+    .join(User, User.id == Passkey.user_id)
+    .where(Passkey.credential_id == bindparam("presented_id")),
+    PasskeyRecord,
+)
+_NEW_COUNT = bindparam("new_count", type_=BigInteger)
+# One statement decides between two that come with the same count. Most authenticators do not count: theirs stays 0.
+USE_PASSKEY = Query(
+    update(Passkey)
+    .where(
+        Passkey.id == bindparam("used_id"),
+        (Passkey.sign_count < _NEW_COUNT) | ((Passkey.sign_count == 0) & (_NEW_COUNT == 0)),
+    )
+    .values(sign_count=_NEW_COUNT, last_used_at=bindparam("now"))
+    .returning(Passkey.id)
+)
+
+
+async def has_passkey(session: Session, user_id: UUID) -> bool:
+    return await session.fetch_value(HAS_PASSKEY, owner_id=user_id) is not None
+
+
+async def make_challenge(
+    session: Session, purpose: Purpose, user_id: UUID | None = None, *, bound_to: str = ""
+) -> bytes:
+    """`bound_to` names the session, or the browser, that must bring the answer."""
+    challenge = await one_time_tokens.create_token(
+        session, purpose, user_id, "", lifetime=CHALLENGE_LIFETIME, payload={"bound_to": bound_to}
+    )
+    return decode(challenge)
+
+
+async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, *bound_to: str) -> bytes:
+    """Return the challenge that a browser says was answered; whether it was, the signature tells.
+
+    Raises PasskeyRefusedError.
+    """
+    try:
+        challenge = _ClientData.model_validate_json(client_data).challenge
+        found = await one_time_tokens.use_token(session, challenge, purpose)
+        if found.payload["bound_to"] in bound_to:
+            return decode(challenge)
+    except (ValidationError, UnprocessableError) as error:
+        raise PasskeyRefusedError(INVALID_CHALLENGE) from error
+    raise PasskeyRefusedError(INVALID_CHALLENGE)
+
+
+async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
+    """Return what a browser needs to use a passkey, whoever asks. Raises TooManyRequestsError."""
+    await release_connection(tools.session)
+    await tools.throttle.count(_counter(tools))
+    challenge = await make_challenge(tools.session, Purpose.USE, bound_to=bound_to)
+    await release_connection(tools.session)
+    return await webauthn.make_request_options(tools.settings, challenge)
+
+
+def _counter(tools: Toolbox) -> AttemptCounter:
+    """Challenges are counted, since nothing is tried without one; success gives the attempt back."""
+    network = network_of(tools.origin.address)
+    return AttemptCounter("passkey from address", network, tools.settings.throttle_address_attempts)
+
+
+async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
+    """Return the passkey that has answered a challenge of one of these. Raises PasskeyRefusedError."""
+    response = sent.response
+    challenge = await use_challenge(tools.session, Purpose.USE, response.client_data, *(bound_to or ("",)))
+    passkey = await tools.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
+    if passkey is None:
+        raise PasskeyRefusedError(UNKNOWN_PASSKEY)
+    assertion = Assertion(sent.id, response.client_data, response.authenticator_data, response.signature)
+    try:
+        count = await webauthn.verify_assertion(tools.settings, challenge, assertion, decode(passkey.public_key))
+    except InvalidPasskeyError as error:
+        raise PasskeyRefusedError(WRONG_PASSKEY) from error
+    if await tools.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
+        raise await _refuse_copy(tools, sent)
+    await tools.throttle.give_back(tools.session, _counter(tools))
+    return passkey
+
+
+async def _refuse_copy(tools: Toolbox, sent: PasskeyAssertion) -> PasskeyRefusedError:
+    """Tell the owner, unless the passkey was removed in this moment."""
+    passkey = await tools.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
+    if passkey is None:
+        return PasskeyRefusedError(UNKNOWN_PASSKEY)
+    await tools.audit.record(AccountEvent.PASSKEY_COPIED, passkey.user_id, passkey_id=str(passkey.id))
+    if tools.settings.sends_mail:
+        await outbox_service.enqueue(tools.session, EmailKind.PASSKEY_COPIED, passkey.email, passkey.user_id)
+    return PasskeyRefusedError(COPIED_PASSKEY)
