@@ -38,6 +38,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "secrets": ("deployment", "docker", "both"),
     "tests/test_backup_postgresql.py": ("database", "postgresql"),
     "tests/test_backup_sqlite.py": ("database", "sqlite"),
+    "tests/test_database_roles.py": ("database", "postgresql"),
     "tests/test_embedded_postgres.py": ("database", "postgresql"),
     "tests/test_gunicorn.py": ("process_manager", "gunicorn"),
     "tests/test_postgresql.py": ("database", "postgresql"),
