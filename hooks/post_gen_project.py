@@ -32,6 +32,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "deploy/docker/database.sql": ("database", "postgresql"),
     "deploy/supervisor": ("process_manager", "supervisor"),
     "deploy/vm": ("deployment", "vm", "both"),
+    "deploy/vm/owner": ("database", "postgresql"),
+    "deploy/vm/units/service-backup-database.service": ("database", "postgresql"),
     "gunicorn_conf.py": ("process_manager", "gunicorn"),
     "migrations/versions/0005_weather_reports.py": ("weather_example", "yes"),
     "scripts/embedded_postgres.py": ("database", "postgresql"),
