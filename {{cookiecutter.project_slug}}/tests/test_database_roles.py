@@ -233,6 +233,36 @@ def test_an_upgrade_restores_the_rights_of_the_services_role(roles: Roles) -> No
     assert roles.run("SELECT count(*) FROM users") == [(0,)]
 
 
+def test_an_upgrade_takes_the_owners_functions_from_everybody_else(roles: Roles, names: list[str]) -> None:
+    execute(roles.database, "GRANT EXECUTE ON FUNCTION purge_audit_events TO PUBLIC")
+
+    upgraded = roles.manage("db", "upgrade")
+
+    assert upgraded.returncode == 0
+    assert roles.run("SELECT purge_audit_events(now(), 1)") == [(0,)]
+    with pytest.raises(DBAPIError, match="permission denied for function"):
+        execute(roles.url_of(names[2]), "SELECT purge_audit_events(now(), 1)")
+
+
+@pytest.mark.parametrize("arguments", [("upgrade",), ("downgrade", "-1")])
+def test_a_command_that_only_the_owner_may_run_says_so(empty: Roles, arguments: tuple[str, ...]) -> None:
+    if arguments[0] != "upgrade":
+        empty.manage("db", "upgrade")
+
+    refused = manage(empty.url_of(empty.service), "db", *arguments)
+
+    assert refused.returncode == 1
+    assert "Run this command as the role that owns the tables: set DATABASE_OWNER_USER" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+async def test_a_start_as_the_service_needs_no_owner_where_there_is_nothing_to_migrate(roles: Roles) -> None:
+    settings = make_settings(roles.url_of(roles.service), update_db=True)
+
+    async with open_client(create_app(settings)) as client:
+        assert (await client.get("/health/ready")).status_code == 200
+
+
 def test_a_backup_brings_back_data_owner_and_rights(roles: Roles, names: list[str], tmp_path: Path) -> None:
     roles.run(ADD_EVENT % "2 days")
     backup = roles.manage("db", "backup", str(tmp_path / "backup"))

@@ -9,17 +9,21 @@ from alembic.runtime.migration import MigrationContext
 from filelock import AsyncFileLock
 from sqlalchemy import Connection, bindparam, event, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
 from app.core.database import create_patient_engine
+from app.core.exceptions import first_line
 from app.core.models import APPEND_ONLY, Base
 from app.core.schema import MigrationsError, alembic_config, read_revisions
 
 # Any number will do, as long as nothing else in the database takes the same lock.
 LOCK_KEY = 7_205_759_403
 LOCK = select(func.pg_advisory_lock(bindparam("key")))
+# What PostgreSQL answers to a role that may not do something.
+INSUFFICIENT_PRIVILEGE = "42501"
 UNLOCK = select(func.pg_advisory_unlock(bindparam("key")))
 # What the service's role may do with the owner's tables, sequences and SECURITY DEFINER functions, as statements that
 # say so whatever was granted before.
@@ -40,6 +44,8 @@ GRANTS = text("""
     )
     SELECT format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), CAST(:role AS text)) AS statement
     WHERE NOT has_schema_privilege(CAST(:role AS name), CAST(current_schema() AS text), 'USAGE')
+    -- PostgreSQL lets everybody execute a new function.
+    UNION ALL SELECT format('REVOKE ALL ON %s %s FROM PUBLIC', kind, name) FROM objects WHERE kind = 'ROUTINE'
     UNION ALL SELECT format('REVOKE ALL ON %s %s FROM %I', kind, name, CAST(:role AS text)) FROM objects
     UNION ALL SELECT format('GRANT %s ON %s %s TO %I', rights, kind, name, CAST(:role AS text)) FROM objects
     -- Each REVOKE before the first GRANT.
@@ -88,7 +94,13 @@ async def run_alembic(connection: AsyncConnection, alembic_command: Callable[...
     """Run a command of `alembic.command` on this connection, and commit; raises MigrationsError."""
     # Alembic itself would run one of two migrations with the same number.
     read_revisions()
-    await connection.run_sync(lambda sync: alembic_command(alembic_config(sync), *arguments))
+    try:
+        await connection.run_sync(lambda sync: alembic_command(alembic_config(sync), *arguments))
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        hint = "Run this command as the role that owns the tables: set DATABASE_OWNER_USER."
+        raise MigrationsError(f"{first_line(error)}. {hint}") from error
     await connection.commit()
 
 
