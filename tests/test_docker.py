@@ -299,6 +299,22 @@ def test_application_is_no_superuser_of_its_database(stack: Stack, user: dict[st
     assert set(found.split()) == {"f|f|f|f|f"}
 
 
+def test_application_does_not_own_its_tables_and_has_no_password_of_the_owner(stack: Stack) -> None:
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+    as_service = ["db", "psql", "-U", "service", "-c"]
+    forget = ["TRUNCATE audit_events", "ALTER TABLE audit_events DISABLE TRIGGER ALL", "SET ROLE owner"]
+
+    owner = stack.execute("db", "psql", "-U", "postgres", "-Atc", owners, "service").split()
+    secrets = stack.execute("app", "ls", "/run/secrets").split()
+    refusals = [stack.execute(*as_service, statement, check=False) for statement in forget]
+
+    assert owner == ["owner"]
+    assert secrets == ["database_password", "secret_key"]
+    assert "OWNER" not in stack.execute("app", "env")
+    for refusal, reason in zip(refusals, ("permission denied", "must be owner", "permission denied"), strict=True):
+        assert reason in refusal
+
+
 def test_proxy_stops_after_the_application_and_that_after_its_workers(stack: Stack) -> None:
     config = json.loads(stack.compose("config", "--format", "json"))["services"]["app"]
     proxy, app, db = (

@@ -60,6 +60,13 @@ class Server:
     def slug(self) -> str:
         return self.project.answers["project_slug"]
 
+    @property
+    def owner(self) -> str:
+        """The account and the role of PostgreSQL that owns the database; on SQLite, the service's account."""
+        if self.project.answers["database"] == "postgresql":
+            return f"{self.slug[:25]}-owner"
+        return self.slug[:31]
+
     def deploy(self, *arguments: str, folder: str = PROJECT) -> str:
         return self.machine.run(shlex.join([f"{folder}/deploy/vm/deploy.sh", *arguments]))
 
@@ -219,7 +226,7 @@ def add_migration(server: Server, folder: str) -> str:
 
 def destroy_database(server: Server) -> None:
     if server.project.answers["database"] == "postgresql":
-        drop = f'DROP DATABASE "{server.slug}"; CREATE DATABASE "{server.slug}" OWNER "{server.slug}"'
+        drop = f'DROP DATABASE "{server.slug}"; CREATE DATABASE "{server.slug}" OWNER "{server.owner}"'
         statements = " ".join(f"-c {shlex.quote(statement)}" for statement in drop.split("; "))
         server.machine.run(f"cd /tmp; runuser -u postgres -- psql -q {statements}")
     else:
@@ -358,14 +365,16 @@ class ServerTests:
         listing = f"cd /etc/systemd/system && ls {server.slug}{{-*,}}{{{kinds}}} 2>/dev/null || true"
         units = server.machine.run(listing).replace("@.", "@a.").split()
 
-        assert len(units) == 9
+        # On PostgreSQL, the database is backed up by a unit of its own.
+        more = int(server.project.answers["database"] == "postgresql")
+        assert len(units) == 9 + more
         complaints = server.machine.run(f"systemd-analyze verify {shlex.join(units)} 2>&1")
         services = [unit for unit in units if unit.endswith(".service")]
         analyze = "systemd-analyze security --no-pager {} | tail -n 1"
         scores = {unit: server.machine.run(analyze.format(unit)) for unit in services}
 
         assert complaints == ""
-        assert len(scores) == 4
+        assert len(scores) == 4 + more
         exposures = {unit: float(score.split(": ")[1].split()[0]) for unit, score in scores.items()}
         assert max(exposures.values()) <= 2.5, exposures
 
@@ -387,9 +396,8 @@ class ServerTests:
 
         assert server.machine.run(f"getent passwd {account}").endswith("/usr/sbin/nologin")
         assert server.machine.run(f"stat -c '%a %U %G' /etc/{server.slug}/env") == f"640 root {account}"
-        assert (
-            server.machine.run(f"stat -c '%a' /var/lib/{server.slug} /var/backups/{server.slug}").split() == ["700"] * 2
-        )
+        folders = server.machine.run(f"stat -c '%a %U' /var/lib/{server.slug} /var/backups/{server.slug}").splitlines()
+        assert folders == [f"700 {account}", f"{'700' if server.owner == account else '710'} {server.owner}"]
         assert server.machine.run(f"find /opt/{server.slug}/ ! -user root") == ""
         assert server.machine.run(f"stat -c '%a %U %G' /etc/{server.slug}/self-signed/privkey.pem") == "600 root root"
 
@@ -478,7 +486,7 @@ class ServerTests:
         assert created.json["title"] in server.titles(token)
         assert create(server, token, "After the loss").status == 201
         assert server.run_python(READ_FILE, file_id) == "as worthy"
-        assert server.machine.run(f"stat -c '%a %U' {backup}") == f"600 {server.slug[:31]}"
+        assert server.machine.run(f"stat -c '%a %U' {backup}") == f"600 {server.owner}"
         assert server.machine.run(f"systemctl is-active {server.slug}-backup.timer") == "active"
 
 
@@ -671,6 +679,29 @@ class TestOnPostgreSQL(DeploymentTests):
 
         assert file.endswith(f"/conf.d/{server.slug}.conf")
         assert int(granted) > 2 * pool * len(server.wait_for_workers()[1])
+
+    def test_service_owns_neither_its_tables_nor_their_backups(self, server: Server) -> None:
+        connect = f"cd /; PGPASSWORD=$DATABASE_PASSWORD psql -X -w -d {server.slug}"
+        as_service = f"{connect} -h 127.0.0.1 -U {server.slug} -c"
+        refused = {
+            f"{connect} -U {server.owner}": "Peer authentication failed",
+            f"{connect} -h 127.0.0.1 -U {server.owner}": "authentication failed",
+            f"{as_service} 'SET ROLE \"{server.owner}\"'": "permission denied",
+            f"{as_service} 'TRUNCATE audit_events'": "permission denied",
+            f"{as_service} 'ALTER TABLE audit_events DISABLE TRIGGER ALL'": "must be owner",
+            f"ls /var/backups/{server.slug}": "Permission denied",
+            f"cat /etc/{server.slug}/owner": "Permission denied",
+        }
+        owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+
+        server.machine.run(f"systemctl start {server.slug}-backup.service")
+        for command, reason in refused.items():
+            run = f"runuser -u {server.slug[:31]} -- bash -c {shlex.quote(command)} 2>&1"
+            assert reason in server.machine.fails(f"set -a; . /etc/{server.slug}/env; {run}"), command
+        purged = server.machine.run(f"{server.slug}-manage purge")
+
+        assert server.machine.run(f'cd /; runuser -u postgres -- psql -At -c "{owners}" {server.slug}') == server.owner
+        assert "Done: " in purged
 
     def test_database_is_in_utf_8(self, server: Server) -> None:
         shown = server.machine.run(f"cd /; runuser -u postgres -- psql -At -c 'SHOW server_encoding' {server.slug}")

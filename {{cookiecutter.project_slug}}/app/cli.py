@@ -158,7 +158,7 @@ def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
     if settings.environment.is_deployed:
         fail(f"ENVIRONMENT is {settings.environment}: nothing is deleted there.")
     if not yes:
-        typer.confirm(f"Delete everything in {settings.url.render_as_string(hide_password=True)}?", abort=True)
+        typer.confirm(f"Delete everything in {settings.owner_url.render_as_string(hide_password=True)}?", abort=True)
     run(reset(settings, make_security(settings), FEATURES))
     typer.echo("Done: the schema is at head and has the sample data.")
 
@@ -192,9 +192,9 @@ def backup(
 ) -> None:
     """Back up the service's database to a file (atomic)."""
     settings = load_settings_or_exit(SETTINGS)
-    typer.echo(f"Backing up {settings.url.render_as_string(hide_password=True)} ...")
+    typer.echo(f"Backing up {settings.owner_url.render_as_string(hide_password=True)} ...")
     try:
-        file = write_backup(settings.url, target, keep)
+        file = write_backup(settings.owner_url, target, keep)
     except (BackupError, OSError) as error:
         fail(str(error))
     typer.echo(f"Done: {file}, {file.stat().st_size:,} bytes.")
@@ -211,10 +211,12 @@ def restore(
     """
     settings = load_settings_or_exit(SETTINGS)
     if not yes:
-        typer.confirm(f"Replace the service's data in {settings.url.render_as_string(hide_password=True)}?", abort=True)
+        typer.confirm(
+            f"Replace the service's data in {settings.owner_url.render_as_string(hide_password=True)}?", abort=True
+        )
     typer.echo(f"Restoring {file} ...")
     try:
-        lost = restore_backup(settings.url, file)
+        lost = restore_backup(settings.owner_url, file)
     except (AppError, BackupError, OSError) as error:
         fail(str(error))
     for note in lost:

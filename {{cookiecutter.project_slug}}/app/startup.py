@@ -91,6 +91,7 @@ async def _reset(
     await connection.run_sync(_drop_everything)
     await connection.run_sync(LAST_RESET.create)
     await migrations.run_alembic(connection, command.upgrade, "head")
+    await migrations.grant_access(connection, settings)
     async with Session(connection, {}) as session:
         tools = make_toolbox(session, Database(reading=connection, writing=connection), settings, security)
         for feature in features:

@@ -171,6 +171,7 @@ def test_addresses_are_written_as_clients_send_them(
         ("SMTP_HOST", "mail.example.com:587"),
         ("WORKER_CLASS", "sync"),
         ("HOST", "http://127.0.0.1"),
+        ("DATABASE_OWNER_HOST", "db:5432"),
         ("DATABASE_POOLER_HOST", "db:6432"),
         ("PASSWORD_HASH_PARALLELISM", "64"),
         ("PASSWORD_HASH_TIME_COST", str(2**32)),
@@ -412,6 +413,49 @@ def test_a_folder_as_host_is_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert settings.url.host is None
     assert settings.url.query == {"host": "/run/postgresql"}
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "expected"),
+    [
+        ({}, "//owner@db:5433/app"),
+        ({"DATABASE_OWNER_PASSWORD": "of the owner"}, "//owner:***@db:5433/app"),
+        ({"DATABASE_OWNER_HOST": "[::1]"}, "//owner@[::1]:5433/app"),
+        ({"DATABASE_OWNER_HOST": "/run/postgresql"}, "//owner@:5433/app?host=%2Frun%2Fpostgresql"),
+    ],
+)
+def test_the_owner_connects_to_the_same_database(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: dict[str, str], expected: str
+) -> None:
+    service = {"DATABASE_HOST": "db", "DATABASE_PORT": "5433", "DATABASE_USER": "service", "DATABASE_NAME": "app"}
+    secret = {"SECRET_KEY": "local", "DATABASE_PASSWORD": "of the service"}
+
+    settings = load(monkeypatch, **secret, **service, DATABASE_OWNER_USER="owner", **elsewhere)
+
+    assert str(settings.owner_url) == f"postgresql+psycopg:{expected}"
+    assert settings.owner_url.password == elsewhere.get("DATABASE_OWNER_PASSWORD")
+    assert settings.url.username == settings.pooled_url.username == "service"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"DATABASE_URL": "postgresql://service@db/app"}, {"DATABASE_URL": SQLITE, "DATABASE_OWNER_USER": "o"}]
+)
+def test_without_an_owner_and_on_sqlite_the_service_is_the_owner(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> None:
+    settings = load(monkeypatch, SECRET_KEY="local", **changes)
+
+    assert settings.owner_url == settings.url
+
+
+def test_what_the_url_says_besides_the_server_counts_for_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://service:x@a:1/app?host=b:2&host=c:3&sslmode=require"
+    owner = {"DATABASE_OWNER_USER": "owner", "DATABASE_OWNER_HOST": "/run/postgresql"}
+
+    settings = load(monkeypatch, SECRET_KEY="local", DATABASE_URL=url, **owner)
+
+    assert settings.owner_url.host is None
+    assert settings.owner_url.query == {"sslmode": "require", "host": "/run/postgresql"}
 
 
 def test_a_name_without_a_host_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

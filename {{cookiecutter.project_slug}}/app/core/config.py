@@ -275,6 +275,9 @@ class Settings(ServerSettings):
     database_user: str | None = None
     database_password: SecretStr | None = None
     database_name: str | None = None
+    database_owner_user: str | None = None
+    database_owner_password: SecretStr | None = None
+    database_owner_host: str | None = None
     database_pool_size: int = Field(default=10, ge=1, le=MAX_POOL_SIZE)
     database_pool_timeout_seconds: Wait = 5
     database_pool_recycle_seconds: Lifetime = 1800
@@ -360,7 +363,7 @@ class Settings(ServerSettings):
             raise ValueError("times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them")
         return value
 
-    @field_validator("database_host", "database_pooler_host")
+    @field_validator("database_host", "database_owner_host", "database_pooler_host")
     @classmethod
     def check_database_host(cls, value: str | None) -> str | None:
         # The folder of a unix socket, or several servers, as libpq takes them.
@@ -495,15 +498,31 @@ class Settings(ServerSettings):
             return _parse_url(self.database_url.get_secret_value())
         if self.database_host is None:
             return URL.create("sqlite+aiosqlite", database=self.database_name)
-        is_socket = self.database_host.startswith("/")
         return URL.create(
             "postgresql+psycopg",
             username=self.database_user,
             password=self.database_password.get_secret_value() if self.database_password else None,
-            host=None if is_socket else self.database_host,
             port=self.database_port,
             database=self.database_name,
-            query={"host": self.database_host} if is_socket else {},
+            **_host_parts(self.database_host, {}),
+        )
+
+    @property
+    def owner_url(self) -> URL:
+        """The same database as the owner of its tables, for migrations, backups and restores."""
+        url = self.url
+        if self.database_owner_user is None or url.get_backend_name() == "sqlite":
+            return url
+        parts: dict[str, Any] = {"host": url.host, "query": url.query}
+        if self.database_owner_host is not None:
+            parts = _host_parts(self.database_owner_host, url.query)
+        return URL.create(
+            url.drivername,
+            username=self.database_owner_user,
+            password=self.database_owner_password.get_secret_value() if self.database_owner_password else None,
+            port=url.port,
+            database=url.database,
+            **parts,
         )
 
     @property
@@ -677,6 +696,12 @@ def _hide_password(url: URL) -> URL:
     sent = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     user, password = sent.get("user", url.username), sent.get("password", url.password)
     return url.difference_update_query(["user", "password"]).set(username=user, password=password)
+
+
+def _host_parts(host: str, query: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `URL.create` for a server, or for the folder of its unix socket."""
+    others = {name: value for name, value in query.items() if name != "host"}
+    return {"query": {**others, "host": host}} if host.startswith("/") else {"host": host, "query": others}
 
 
 def _check_driver(url: URL) -> None:

@@ -271,9 +271,9 @@ def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
 
 
 def create_patient_engine(settings: Settings) -> AsyncEngine:
-    """Without a pool or a pooler, and with time for locks and long statements, as migrations need it."""
+    """As the owner, without a pool or a pooler, with time for locks and long statements: migrations need all of it."""
     arguments = _connect_arguments(settings, timeout_seconds=None)
-    return prepare_engine(create_async_engine(settings.url, connect_args=arguments, poolclass=NullPool))
+    return prepare_engine(create_async_engine(settings.owner_url, connect_args=arguments, poolclass=NullPool))
 
 
 def prepare_engine(engine: AsyncEngine) -> AsyncEngine:

@@ -7,19 +7,50 @@ from functools import partial
 from alembic import command
 from alembic.runtime.migration import MigrationContext
 from filelock import AsyncFileLock
-from sqlalchemy import Connection, bindparam, event, select
+from sqlalchemy import Connection, bindparam, event, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
 from app.core.database import create_patient_engine
+from app.core.exceptions import first_line
+from app.core.models import APPEND_ONLY, Base
 from app.core.schema import MigrationsError, alembic_config, read_revisions
 
 # Any number will do, as long as nothing else in the database takes the same lock.
 LOCK_KEY = 7_205_759_403
 LOCK = select(func.pg_advisory_lock(bindparam("key")))
+# What PostgreSQL answers to a role that may not do something.
+INSUFFICIENT_PRIVILEGE = "42501"
 UNLOCK = select(func.pg_advisory_unlock(bindparam("key")))
+# What the service's role may do with the owner's tables, sequences and SECURITY DEFINER functions, as statements that
+# say so whatever was granted before.
+GRANTS = text("""
+    WITH objects AS (
+        SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, pg_class.oid::regclass::text AS name,
+            CASE WHEN relkind = 'S' THEN 'SELECT, USAGE'
+                WHEN relname = 'alembic_version' THEN 'SELECT'
+                WHEN relname = ANY(:append_only) THEN 'SELECT, INSERT'
+                ELSE 'SELECT, INSERT, UPDATE, DELETE' END AS rights
+        FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE nspname = current_schema() AND pg_get_userbyid(relowner) = current_user
+            AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+        UNION ALL
+        SELECT 'ROUTINE', pg_proc.oid::regprocedure::text, 'EXECUTE'
+        FROM pg_proc JOIN pg_namespace ON pg_namespace.oid = pronamespace
+        WHERE nspname = current_schema() AND pg_get_userbyid(proowner) = current_user AND prosecdef
+    )
+    SELECT format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), CAST(:role AS text)) AS statement
+    WHERE NOT has_schema_privilege(CAST(:role AS name), CAST(current_schema() AS text), 'USAGE')
+    -- PostgreSQL lets everybody execute a new function.
+    UNION ALL SELECT format('REVOKE ALL ON %s %s FROM PUBLIC', kind, name) FROM objects WHERE kind = 'ROUTINE'
+    UNION ALL SELECT format('REVOKE ALL ON %s %s FROM %I', kind, name, CAST(:role AS text)) FROM objects
+    UNION ALL SELECT format('GRANT %s ON %s %s TO %I', rights, kind, name, CAST(:role AS text)) FROM objects
+    -- Each REVOKE before the first GRANT.
+    ORDER BY statement DESC
+""")
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -63,7 +94,30 @@ async def run_alembic(connection: AsyncConnection, alembic_command: Callable[...
     """Run a command of `alembic.command` on this connection, and commit; raises MigrationsError."""
     # Alembic itself would run one of two migrations with the same number.
     read_revisions()
-    await connection.run_sync(lambda sync: alembic_command(alembic_config(sync), *arguments))
+    try:
+        await connection.run_sync(lambda sync: alembic_command(alembic_config(sync), *arguments))
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        hint = "Run this command as the role that owns the tables: set DATABASE_OWNER_USER."
+        raise MigrationsError(f"{first_line(error)}. {hint}") from error
+    await connection.commit()
+
+
+async def grant_access(connection: AsyncConnection, settings: Settings) -> None:
+    """Give the service's role what it needs, and no more, where it does not own the tables; commit."""
+    role = settings.url.username
+    if role == settings.owner_url.username:
+        return
+    if role is None:
+        raise MigrationsError(
+            "DATABASE_OWNER_USER is set: name the service's own role in DATABASE_USER or DATABASE_URL."
+        )
+    append_only = [table.name for table in Base.metadata.tables.values() if APPEND_ONLY in table.info]
+    names = {"role": role, "append_only": append_only}
+    for statement in (await connection.scalars(GRANTS, names)).all():
+        # A driver takes `%` for the beginning of a parameter, and it may be part of a table's name.
+        await connection.exec_driver_sql(statement.replace("%", "%%"))
     await connection.commit()
 
 
@@ -73,6 +127,7 @@ async def upgrade(settings: Settings, revision: str = "head") -> bool:
         if await _is_ahead(connection):
             return False
         await run_alembic(connection, command.upgrade, revision)
+        await grant_access(connection, settings)
     return True
 
 
@@ -80,6 +135,7 @@ async def downgrade(settings: Settings, revision: str) -> None:
     async with locked_connection(settings) as connection:
         await _require_known(connection)
         await run_alembic(connection, command.downgrade, revision)
+        await grant_access(connection, settings)
 
 
 async def check(settings: Settings) -> None:

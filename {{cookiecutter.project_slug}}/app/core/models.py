@@ -10,6 +10,9 @@ from sqlalchemy import DateTime, Dialect, MetaData, Numeric, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
+# A key of `Table.info`, for a table whose rows the service's role only adds and reads (see app/core/migrations.py).
+APPEND_ONLY = "append_only"
+
 
 def utc_now() -> datetime:
     return datetime.now(UTC)

@@ -1,5 +1,7 @@
--- Run once, when the database is made: the service is no superuser of its server.
+-- Run once, when the database is made: the service is no superuser of its server, and does not own its tables.
 \set password `cat /run/secrets/database_password`
--- Strip the white space around the password, as pydantic-settings does.
+\set owner_password `cat /run/secrets/database_owner_password`
+-- Strip the white space around the passwords, as pydantic-settings does.
 SELECT format('CREATE ROLE service LOGIN PASSWORD %L', btrim(:'password', E' \t\n\r\f\x0b')) \gexec
-CREATE DATABASE service OWNER service TEMPLATE template0 ENCODING 'UTF8';
+SELECT format('CREATE ROLE owner LOGIN PASSWORD %L', btrim(:'owner_password', E' \t\n\r\f\x0b')) \gexec
+CREATE DATABASE service OWNER owner TEMPLATE template0 ENCODING 'UTF8';

@@ -123,7 +123,7 @@ run_rollback() {
             "one holds would be lost; if that is right: deploy.sh rollback --downgrade"
         say "Backing up the database, and taking it back to $(<"$previous/.schema")"
         systemctl start "$SLUG-backup.service" ||
-            die "no backup, so nothing was changed: journalctl -u $SLUG-backup tells why"
+            die "no backup, so nothing was changed: journalctl -u '$SLUG-backup*' tells why"
         manage "$current" db downgrade "$(<"$previous/.schema")" ||
             die "the schema cannot be taken back: ${current##*/} goes on serving"
     fi

@@ -7,6 +7,11 @@ SLUG="{{ cookiecutter.project_slug }}"
 DOMAIN="{{ cookiecutter.domain_name }}"
 # The longest name that an account may have without a complaint.
 ACCOUNT="{{ cookiecutter.project_slug[:31] }}"
+#% if cookiecutter.database == "postgresql"
+# The account, and the role of PostgreSQL, that owns the database. The service runs as another one: it can neither change the
+# schema nor what guards the audit log.
+OWNER="{{ cookiecutter.project_slug[:25] }}-owner"
+#% endif
 BASE=/opt/$SLUG
 CONFIG=/etc/$SLUG
 STATE=/var/lib/$SLUG
@@ -54,12 +59,15 @@ pack() {
 # manage RELEASE COMMAND...: the service's command line, as its account and with its configuration. systemd puts the
 # values of variables into arguments, where $$ is a dollar sign.
 manage() {
-    local release=$1 mode=--pipe
+    local release=$1 mode=--pipe account=$ACCOUNT more=()
     shift
+#% if cookiecutter.database == "postgresql"
+    if [[ ${1:-} == db ]]; then account=$OWNER more=(-p "EnvironmentFile=$CONFIG/owner"); fi
+#% endif
     [[ ! -t 0 || ! -t 1 ]] || mode=--pty
     systemd-run --quiet --wait --collect "$mode" --service-type=exec --working-directory="$release" \
-        -p User="$ACCOUNT" -p Group="$ACCOUNT" -p UMask=0077 -p NoNewPrivileges=yes \
-        -p EnvironmentFile="$CONFIG/env" -E PYTHONDONTWRITEBYTECODE=1 \
+        -p User="$account" -p Group="$ACCOUNT" -p UMask=0077 -p NoNewPrivileges=yes \
+        -p EnvironmentFile="$CONFIG/env" "${more[@]}" -E PYTHONDONTWRITEBYTECODE=1 \
         -- "$release/.venv/bin/python" -m app "${@//\$/\$\$}"
 }
 

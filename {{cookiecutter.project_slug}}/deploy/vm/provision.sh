@@ -197,16 +197,30 @@ make_account() {
     getent passwd "$ACCOUNT" >/dev/null ||
         change "make the account $ACCOUNT, without a shell" \
             useradd --system --user-group --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin "$ACCOUNT"
+#% if cookiecutter.database == "postgresql"
+    getent passwd "$OWNER" >/dev/null ||
+        change "make the account $OWNER, without a shell" \
+            useradd --system --gid "$ACCOUNT" --home-dir / --no-create-home --shell /usr/sbin/nologin "$OWNER"
+#% endif
     folder 755 root root "$CONFIG"
     folder 750 root "$ACCOUNT" "$BASE"
     folder 750 root "$ACCOUNT" "$BASE/releases"
     folder 700 "$ACCOUNT" "$ACCOUNT" "$STATE"
+#% if cookiecutter.database == "postgresql"
+    # The service's account reads and changes no backup of the database.
+    folder 710 "$OWNER" "$ACCOUNT" "$BACKUPS"
+    folder 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS/files"
+#% else
     folder 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS"
+#% endif
     folder 755 root root "$WEBROOT"
 }
 
 # Made once: afterwards it belongs to the operator.
 write_configuration() {
+#% if cookiecutter.database == "postgresql"
+    [[ -e $CONFIG/owner ]] || put 600 root "$CONFIG/owner" <"$HERE/owner"
+#% endif
     [[ ! -e $CONFIG/env ]] || return 0
     local text
     text=$(<"$HERE/env")
@@ -234,9 +248,10 @@ psql_as_postgres() {
     (cd / && runuser -u postgres -- psql --port "$DATABASE_PORT" --quiet --no-psqlrc --set ON_ERROR_STOP=1 "$@")
 }
 
-has_database() {
-    [[ $(psql_as_postgres -At --set name="$SLUG" <<<"SELECT 1 FROM pg_database WHERE datname = :'name'" \
-        2>/dev/null) == 1 ]]
+owns_database() {
+    [[ $(psql_as_postgres -At --set name="$SLUG" \
+        <<<"SELECT rolname FROM pg_database JOIN pg_roles ON pg_roles.oid = datdba WHERE datname = :'name'" \
+        2>/dev/null) == "$OWNER" ]]
 }
 
 can_log_in() {
@@ -250,7 +265,7 @@ prepare_postgresql() {
     DATABASE_PORT=$(number DATABASE_PORT 5432)
     enable postgresql.service
     can_log_in || change "make the role $SLUG of PostgreSQL, with the password of $CONFIG/env" make_role
-    has_database || change "make the database $SLUG" make_database
+    owns_database || change "make the database $SLUG, of the role $OWNER" make_database
     put 644 root "$(cluster_folder)/conf.d/$SLUG.conf" postgresql < <(say "max_connections = $(count_connections)")
     tell postgresql "restart PostgreSQL" systemctl restart postgresql
 }
@@ -284,10 +299,11 @@ ALTER ROLE :"name" LOGIN PASSWORD :'password';
 END
 }
 
-# Create it in UTF-8, independent of the server's locale.
+# Create it in UTF-8, independent of the server's locale. The owner has no password: PostgreSQL asks the system who connects.
 make_database() {
-    psql_as_postgres --set name="$SLUG" <<'END'
-CREATE DATABASE :"name" OWNER :"name" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C.UTF-8';
+    psql_as_postgres --set name="$SLUG" --set owner="$OWNER" <<'END'
+SELECT format('CREATE ROLE %I LOGIN', :'owner') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'owner') \gexec
+CREATE DATABASE :"name" OWNER :"owner" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C.UTF-8';
 END
 }
 #% endif

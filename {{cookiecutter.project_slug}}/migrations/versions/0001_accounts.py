@@ -39,6 +39,17 @@ POSTGRESQL_GUARDS = (
     EXECUTE FUNCTION refuse_change_of_audit_events('stay for a day')
     """,
 )
+# For a role that may add events, and neither change nor delete any. It runs with the rights of the tables' owner: with
+# a fixed search_path, in which pg_temp comes last, no object of the caller's takes the place of one that is meant.
+PURGE_FUNCTION = """
+    CREATE OR REPLACE FUNCTION purge_audit_events(created_before timestamptz, batch_size integer) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, {schema}, pg_temp AS $$
+        WITH batch AS (
+            SELECT id FROM audit_events WHERE created_at <= created_before LIMIT batch_size FOR UPDATE SKIP LOCKED
+        ), deleted AS (DELETE FROM audit_events WHERE id IN (SELECT id FROM batch) RETURNING id)
+        SELECT count(*) FROM deleted
+    $$
+"""
 
 
 def upgrade() -> None:
@@ -198,8 +209,13 @@ def upgrade() -> None:
 
 def guard_audit_events() -> None:
     """What was written stays as it is, whoever asks through whatever hole, and can be purged once it is old."""
-    for guard in SQLITE_GUARDS if op.get_bind().dialect.name == "sqlite" else POSTGRESQL_GUARDS:
+    dialect = op.get_bind().dialect
+    for guard in SQLITE_GUARDS if dialect.name == "sqlite" else POSTGRESQL_GUARDS:
         op.execute(guard)
+    if dialect.name != "sqlite":
+        schema = op.get_bind().scalar(sa.select(sa.func.quote_ident(sa.func.current_schema())))
+        op.execute(PURGE_FUNCTION.format(schema=schema))
+        op.execute("REVOKE ALL ON FUNCTION purge_audit_events FROM PUBLIC")
 
 
 def downgrade() -> None:
@@ -208,6 +224,7 @@ def downgrade() -> None:
     op.drop_table("one_time_tokens")
     op.drop_table("audit_events")
     if op.get_bind().dialect.name != "sqlite":
+        op.execute("DROP FUNCTION purge_audit_events")
         op.execute("DROP FUNCTION refuse_change_of_audit_events()")
     op.drop_table("throttle_counts")
     op.drop_table("recovery_codes")
