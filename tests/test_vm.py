@@ -326,6 +326,66 @@ def count_new_code(server: Server) -> int:
     return int(server.machine.run(f"{journal} | grep -c 'the code is new' || true"))
 
 
+# A dependency whose code tries what it likes when it is built, and each time that Python starts where it is installed.
+# Building it needs no other package.
+DEPENDENCY = {
+    "pyproject.toml": """
+[project]
+name = "greedy"
+version = "1"
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+""",
+    "backend.py": """
+import base64, zipfile
+from pathlib import Path
+import attempt
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name = "greedy-1-py3-none-any.whl"
+    with zipfile.ZipFile(Path(folder, name), "w") as wheel:
+        wheel.writestr("built.json", attempt.report())
+        wheel.writestr("attempt.py", Path(attempt.__file__).read_text())
+        wheel.writestr("greedy.pth", "import attempt; attempt.leave_report()\\n")
+        wheel.writestr("greedy-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: greedy\\nVersion: 1\\n")
+        wheel.writestr("greedy-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("greedy-1.dist-info/RECORD", "")
+    return name
+""",
+    "attempt.py": """
+import glob, json, os
+
+def report():
+    done = []
+    for path in [
+        "/root/greedy", "/etc/greedy", "/usr/greedy", "/var/lib/greedy", "SLUG_FOLDER/greedy",
+        *glob.glob("SLUG_FOLDER/releases/*/deploy/vm/deploy.sh"), *glob.glob("SLUG_FOLDER/releases/*/app/main.py"),
+    ]:
+        try:
+            open(path, "a").close()
+            done.append(path)
+        except OSError:
+            pass
+    try:
+        open("/etc/SLUG/env").close()
+        done.append("read the secrets")
+    except OSError:
+        pass
+    return json.dumps({"user": os.getuid(), "done": done})
+
+def leave_report():
+    try:
+        with open(".build/started.json", "w") as file:
+            file.write(report())
+        os.chmod(".build/started.json", 0o4777)
+    except OSError:
+        pass
+""",
+}
+
+
 class ServerTests:
     """One class for each server, so that pytest-xdist gives each to one worker, which prepares it once."""
 
@@ -602,6 +662,29 @@ class DeploymentTests(ProcessTests):
         assert {before, after} <= set(kept)
         assert server.release == before
         assert f"* {before}" in server.deploy("status")
+
+    def test_code_of_a_dependency_never_runs_as_root(self, server: Server, copy: str) -> None:
+        base = f"/opt/{server.slug}"
+        before = server.release
+        for name, text in DEPENDENCY.items():
+            written = text.replace("SLUG_FOLDER", base).replace("SLUG", server.slug)
+            server.machine.run(f"install -d /srv/greedy; printf %s {shlex.quote(written)} > /srv/greedy/{name}")
+        add = 's|^dependencies = \\[|&\\n    "greedy @ file:///srv/greedy",|'
+        server.machine.run(f"sed -i {shlex.quote(add)} {copy}/pyproject.toml")
+
+        server.deploy(folder=copy)
+
+        release = f"{base}/releases/{server.release}"
+        built = json.loads(server.machine.run(f"cat {release}/.venv/lib/python3*/site-packages/built.json"))
+        started = json.loads(server.machine.run(f"cat {release}/.build/started.json"))
+        builder = int(server.machine.run(f"id -u {server.slug[:25]}-build"))
+        server.machine.fails("ls /root/greedy")
+        assert built == started == {"user": builder, "done": []}
+        assert server.machine.run(f"find {base}/ ! -user root") == ""
+        assert server.machine.run(f"find {base}/ ! -type l -perm /7022") == ""
+        server.deploy("rollback")
+        server.machine.run(f"rm -rf {release} /srv/greedy")
+        assert server.release == before
 
 
 class TestOnSQLite(ProcessTests):

@@ -158,8 +158,11 @@ check_system() {
     for unit in "$SLUG@.service" "$SLUG.target" "$SLUG.service"; do
         [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system has a $unit of its own: choose another project_slug"
     done
-    [[ $(getent passwd "$ACCOUNT" | cut -d: -f6) =~ ^($STATE)?$ ]] ||
-        die "the system has an account $ACCOUNT of its own: choose another project_slug"
+    local account
+    for account in "$ACCOUNT" "$BUILDER"; do
+        [[ $(getent passwd "$account" | cut -d: -f6) =~ ^($STATE|$CACHE)?$ ]] ||
+            die "the system has an account $account of its own: choose another project_slug"
+    done
 }
 
 install_packages() {
@@ -197,9 +200,13 @@ make_account() {
     getent passwd "$ACCOUNT" >/dev/null ||
         change "make the account $ACCOUNT, without a shell" \
             useradd --system --user-group --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin "$ACCOUNT"
+    getent passwd "$BUILDER" >/dev/null ||
+        change "make the account $BUILDER, which builds releases" \
+            useradd --system --user-group --home-dir "$CACHE" --no-create-home --shell /usr/sbin/nologin "$BUILDER"
     folder 755 root root "$CONFIG"
     folder 750 root "$ACCOUNT" "$BASE"
     folder 750 root "$ACCOUNT" "$BASE/releases"
+    folder 700 "$BUILDER" "$BUILDER" "$CACHE"
     folder 700 "$ACCOUNT" "$ACCOUNT" "$STATE"
     folder 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS"
     folder 755 root root "$WEBROOT"
@@ -298,7 +305,7 @@ install_uv() {
 
 make_uv() {
     python3 -m venv "$BASE/uv"
-    "$BASE/uv/bin/pip" install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+    "$BASE/uv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: 'uv>=0.13,<0.14'
 }
 
 install_scripts_and_units() {
