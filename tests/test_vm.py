@@ -686,6 +686,46 @@ class DeploymentTests(ProcessTests):
         server.machine.run(f"rm -rf {release} /srv/greedy")
         assert server.release == before
 
+    def test_service_reaches_no_backup_and_no_credentials_of_the_cloud(self, server: Server) -> None:
+        pid, group = server.main_pid(), f"$(systemctl show -P ControlGroup {server.instance})"
+        inside = f'echo 0 > "/sys/fs/cgroup{group}/cgroup.procs"; exec'
+        ask = "curl --silent --show-error --max-time 20 http://169.254.169.254:8000/"
+        server.machine.run(f"systemctl start {server.slug}-backup.service")
+        server.machine.run(
+            """
+            ip address add 169.254.169.254/32 dev lo
+            systemd-run --quiet --unit=metadata python3 -m http.server --bind 169.254.169.254 --directory /srv 8000
+            timeout 60 bash -c 'until (: </dev/tcp/169.254.169.254/8000) 2>/dev/null; do sleep 0.1; done'
+            """
+        )
+        try:
+            outside = server.machine.run(ask)
+            refused = server.machine.fails(f"{inside} {ask}")
+        finally:
+            server.machine.run("systemctl stop metadata; ip address del 169.254.169.254/32 dev lo")
+
+        assert "Directory listing" in outside
+        assert re.search(r"curl: \((7|28)\)", refused), refused
+        assert server.machine.run(f"ls /var/backups/{server.slug}") != ""
+        assert server.machine.run(f"nsenter --mount --target {pid} ls /var/backups/{server.slug}") == ""
+
+    def test_service_executes_nothing_that_it_can_write(self, server: Server) -> None:
+        enter = f"nsenter --mount --target {server.main_pid()}"
+        folders = f"/var/lib/{server.slug} /tmp /var/tmp /dev/shm"
+
+        refused = server.machine.run(
+            f"""
+            for folder in {folders}; do
+                {enter} cp /usr/bin/true $folder/program
+                {enter} $folder/program 2>&1 || echo "exit $?"
+                {enter} rm $folder/program
+            done
+            """
+        )
+        written = server.machine.fails(f"{enter} touch /usr/written /opt/{server.slug}/releases/written")
+        assert refused.count("Permission denied") == len(folders.split())
+        assert written.count("Read-only file system") == 2
+
 
 class TestOnSQLite(ProcessTests):
     """Also the pages."""
