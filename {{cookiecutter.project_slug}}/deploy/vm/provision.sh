@@ -335,6 +335,13 @@ prepare_nginx() {
         put 644 root "/etc/nginx/service/$name" nginx <"$file"
     done
     put 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx < <(list_site)
+    # Debian's 768 are few: a request that is handed on needs two. The files that a worker may open follow.
+    put 644 root "/etc/nginx/modules-enabled/90-$SLUG.conf" nginx <<<"worker_rlimit_nofile 16384;"
+    if grep -qs 'worker_connections 768;' /etc/nginx/nginx.conf; then
+        let_wait nginx
+        change "let each worker of nginx have 8192 connections" \
+            sed -i 's/worker_connections 768;/worker_connections 8192;/' /etc/nginx/nginx.conf
+    fi
     if [[ -e /etc/nginx/sites-enabled/default ]]; then
         let_wait nginx
         change "remove nginx's sample site" rm /etc/nginx/sites-enabled/default
@@ -375,6 +382,7 @@ prepare_logs_and_updates() {
 
 prepare_fail2ban() {
     put 644 root "/etc/fail2ban/filter.d/service.conf" fail2ban <"$HERE/fail2ban/filter.conf"
+    put 644 root "/etc/fail2ban/filter.d/service-limits.conf" fail2ban <"$HERE/fail2ban/limits.conf"
     put 644 root "/etc/fail2ban/jail.d/service.local" fail2ban <"$HERE/fail2ban/jail.conf"
     tell fail2ban "restart fail2ban" systemctl restart fail2ban
     enable fail2ban.service
