@@ -374,11 +374,15 @@ def test_tls_is_modern_and_speaks_http_2(stack: Stack, version: ssl.TLSVersion) 
         assert connection.selected_alpn_protocol() == "h2"
 
 
-def test_http_is_redirected(stack: Stack) -> None:
-    response = stack.client.get(f"http://127.0.0.1:{stack.http_port}/api/v1/todos?limit=1", headers={"Host": DOMAIN})
+def test_http_is_redirected_and_calls_of_the_api_are_refused(stack: Stack) -> None:
+    plain = f"http://127.0.0.1:{stack.http_port}"
+    redirected = stack.client.get(f"{plain}/todos?page=2", headers={"Host": DOMAIN})
+    refused = stack.client.get(f"{plain}/api/v1/todos?limit=1", headers={"Host": DOMAIN})
 
-    assert response.status_code == 308
-    assert response.headers["location"] == f"https://{DOMAIN}:{stack.https_port}/api/v1/todos?limit=1"
+    assert redirected.status_code == 308
+    assert redirected.headers["location"] == f"https://{DOMAIN}:{stack.https_port}/todos?page=2"
+    assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
+    assert "Use https." in refused.json()["detail"]
 
 
 def test_unknown_host_is_refused(stack: Stack) -> None:

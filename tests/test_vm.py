@@ -7,8 +7,9 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from typing import ClassVar
 from uuid import uuid4
 
@@ -794,6 +795,41 @@ class DeploymentTests(ProcessTests):
         assert 429 in from_page
         assert 429 not in own
         assert client not in server.machine.run("cat /var/log/nginx/limited.log")
+
+    def test_plain_http_refuses_what_should_not_have_been_sent(self, server: Server) -> None:
+        def ask(method: str, path: str, **headers: str) -> tuple[int, str | None, bytes]:
+            with closing(HTTPConnection(server.site.address, 80, timeout=20)) as connection:
+                connection.request(method, path, headers={"Host": DOMAIN, **headers})
+                response = connection.getresponse()
+                return response.status, response.getheader("Content-Type"), response.read()
+
+        refused = [
+            ask("POST", TOKEN),
+            ask("GET", f"{TODOS}?limit=1"),
+            ask("GET", "/x/..%2fapi/v1/todos"),
+            ask("POST", "/log-in"),
+            ask("GET", "/", Authorization="Bearer secret"),
+        ]
+
+        assert {(status, media_type) for status, media_type, _ in refused} == {(403, "application/problem+json")}
+        assert all("Use https." in json.loads(body)["detail"] for *_, body in refused)
+        assert server.site.redirect_of("/log-in?next=%2F") == (308, f"https://{DOMAIN}/log-in?next=%2F")
+
+    def test_browsers_are_told_of_subdomains_where_the_operator_says_so(self, server: Server) -> None:
+        setting = "/etc/nginx/service/hsts.conf"
+        seen = [server.site.request("GET", "/health").headers["Strict-Transport-Security"]]
+
+        def is_changed() -> bool:
+            seen.append(server.site.request("GET", "/health").headers["Strict-Transport-Security"])
+            return seen[-1] != seen[0]
+
+        server.machine.run(f"sed -i '/default/s/\";$/; includeSubDomains\";/' {setting}; systemctl reload nginx")
+        try:
+            wait_until(is_changed, 60, lambda: "nginx has reloaded")
+        finally:
+            server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+
+        assert (seen[0], seen[-1]) == ("max-age=31536000", "max-age=31536000; includeSubDomains")
 
     def test_code_of_a_dependency_never_runs_as_root(self, server: Server, copy: str) -> None:
         base = f"/opt/{server.slug}"
