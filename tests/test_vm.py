@@ -796,6 +796,23 @@ class DeploymentTests(ProcessTests):
         assert 429 not in own
         assert client not in server.machine.run("cat /var/log/nginx/limited.log")
 
+    def test_control_characters_in_a_path_are_refused(self, server: Server) -> None:
+        paths = [f"{path}%{code}" for path in ("/metrics", "/health/ready", TOKEN) for code in ("0a", "0d", "01", "7f")]
+
+        answers = [server.site.request("GET", path) for path in paths]
+
+        assert [answer.status for answer in answers] == [400] * len(paths)
+        assert server.site.request("GET", "/metrics.json").status == 404
+
+    def test_form_that_no_route_needs_is_refused_before_the_service(self, server: Server) -> None:
+        for path in (TOKEN, "/api/v1/auth/revoke"):
+            refused = server.site.request("POST", path, {"password": "x" * 20_000}, form=True)
+            answered = server.site.request("POST", path, {"password": "x" * 15_000}, form=True)
+
+            # By nginx: the service gives each answer an id.
+            assert (refused.status, refused.headers["X-Request-ID"]) == (413, None)
+            assert answered.headers["X-Request-ID"]
+
     def test_plain_http_refuses_what_should_not_have_been_sent(self, server: Server) -> None:
         def ask(method: str, path: str, **headers: str) -> tuple[int, str | None, bytes]:
             with closing(HTTPConnection(server.site.address, 80, timeout=20)) as connection:
@@ -916,6 +933,16 @@ class TestOnSQLite(ProcessTests):
         assert account.status == 200
         assert EMAIL in account.body.decode()
         assert server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER).status == 403
+
+    def test_form_that_no_page_needs_is_refused_before_the_service(self, server: Server) -> None:
+        refused = server.site.request("POST", "/todos", {"description": "x" * 170_000}, form=True)
+        longest = server.site.request("POST", "/todos", {"description": "🎉" * 10_000}, form=True)
+        by_api = server.site.request("POST", TODOS, {"description": "x" * 170_000})
+
+        # By nginx: the service gives each answer an id.
+        assert (refused.status, refused.headers["X-Request-ID"]) == (413, None)
+        assert longest.headers["X-Request-ID"]
+        assert (by_api.status, bool(by_api.headers["X-Request-ID"])) == (401, True)
 
     def test_nginx_serves_the_files_of_the_pages_and_speaks_while_the_service_is_stopped(self, server: Server) -> None:
         page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
