@@ -990,6 +990,61 @@ class TestOnPostgreSQL(DeploymentTests):
         assert file.endswith(f"/conf.d/{server.slug}.conf")
         assert int(granted) > 2 * pool * len(server.wait_for_workers()[1])
 
+    def test_certificate_of_the_database_is_verified_as_the_manual_says(self, server: Server) -> None:
+        configuration, folder = f"/etc/{server.slug}/env", f"/etc/{server.slug}"
+        key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+        server.machine.run(
+            f"""
+            cp -p {configuration} /root/env
+            echo '127.0.0.1 database.vm.test' >> /etc/hosts
+            mkdir /root/tls && cd /root/tls
+            openssl req -x509 {key} -subj /CN=right -keyout right.key -out right.pem
+            openssl req -x509 {key} -subj /CN=wrong -keyout wrong.key -out wrong.pem
+            openssl req {key} -subj /CN=database.vm.test -keyout server.key -out server.csr
+            openssl x509 -req -in server.csr -CA right.pem -CAkey right.key -CAcreateserial -out server.pem \\
+                -extfile <(echo subjectAltName=DNS:database.vm.test)
+            install -m 644 right.pem wrong.pem {folder}
+            cluster=$(pg_lsclusters --no-header | awk '{{ print "/etc/postgresql/" $1 "/" $2 }}')
+            install -o postgres -m 600 server.key server.pem "$cluster"
+            printf "ssl_cert_file = '%s/server.pem'\\nssl_key_file = '%s/server.key'\\n" "$cluster" "$cluster" \\
+                > "$cluster/conf.d/tls.conf"
+            systemctl restart postgresql
+            """
+        )
+
+        def connect(host: str, query: str) -> str:
+            password = "$(sed -n 's/^DATABASE_PASSWORD=//p' /root/env)"
+            url = f"postgresql://{server.slug}:{password}@{host}/{server.slug}?{query}"
+            server.machine.run(f'cp -p /root/env {configuration}; echo "DATABASE_URL={url}" >> {configuration}')
+            return server.machine.run(f"{server.slug}-manage db wait --timeout 0 2>&1 || true")
+
+        verified = f"sslmode=verify-full&sslrootcert={folder}"
+        try:
+            right = connect("database.vm.test", f"{verified}/right.pem")
+            of_another = connect("database.vm.test", f"{verified}/wrong.pem")
+            of_another_name = connect("127.0.0.1", f"{verified}/right.pem")
+            without = connect("database.vm.test", "sslmode=verify-full")
+            server.machine.run("echo 'ssl = off' >> /etc/postgresql/*/*/conf.d/tls.conf; systemctl restart postgresql")
+            unencrypted = connect("database.vm.test", f"{verified}/right.pem")
+            by_default = connect("database.vm.test", "")
+        finally:
+            server.machine.run(
+                f"""
+                cp -p /root/env {configuration}
+                sed -i /database.vm.test/d /etc/hosts
+                rm -r /root/tls {folder}/right.pem {folder}/wrong.pem /etc/postgresql/*/*/conf.d/tls.conf
+                systemctl restart postgresql
+                """
+            )
+
+        assert "The database answers." in right
+        assert "certificate verify failed" in of_another
+        assert "does not match host name" in of_another_name
+        assert "root.crt" in without
+        assert "server does not support SSL" in unencrypted
+        assert "The database answers." in by_default
+        server.site.wait()
+
     def test_database_is_in_utf_8(self, server: Server) -> None:
         shown = server.machine.run(f"cd /; runuser -u postgres -- psql -At -c 'SHOW server_encoding' {server.slug}")
 
