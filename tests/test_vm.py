@@ -813,6 +813,17 @@ class DeploymentTests(ProcessTests):
             assert (refused.status, refused.headers["X-Request-ID"]) == (413, None)
             assert answered.headers["X-Request-ID"]
 
+    def test_longest_passwords_reach_the_service(self, server: Server) -> None:
+        longest = "\N{PARTY POPPER}" * 1024
+        change = {"current_password": longest, "new_password": longest}
+
+        changed = server.site.request("POST", "/api/v1/users/me/password", change)
+        signed_in = server.site.request("POST", TOKEN, {"username": EMAIL, "password": longest}, form=True)
+
+        # nginx gives its refusals no id.
+        assert changed.headers["X-Request-ID"]
+        assert signed_in.headers["X-Request-ID"]
+
     def test_plain_http_refuses_what_should_not_have_been_sent(self, server: Server) -> None:
         def ask(method: str, path: str, **headers: str) -> tuple[int, str | None, bytes]:
             with closing(HTTPConnection(server.site.address, 80, timeout=20)) as connection:
