@@ -89,6 +89,7 @@ build() {
 }
 
 # What runs code of the release and of what it depends on. It prints the revision of the schema.
+# shellcheck disable=SC2016  # the builder's shell expands these variables
 BUILD='
 cp pyproject.toml .build
 set -- --no-dev
