@@ -390,11 +390,15 @@ def test_tls_is_modern_and_speaks_http_2(stack: Stack, version: ssl.TLSVersion) 
         assert connection.selected_alpn_protocol() == "h2"
 
 
-def test_http_is_redirected(stack: Stack) -> None:
-    response = stack.client.get(f"http://127.0.0.1:{stack.http_port}/api/v1/todos?limit=1", headers={"Host": DOMAIN})
+def test_http_is_redirected_and_calls_of_the_api_are_refused(stack: Stack) -> None:
+    plain = f"http://127.0.0.1:{stack.http_port}"
+    redirected = stack.client.get(f"{plain}/todos?page=2", headers={"Host": DOMAIN})
+    refused = stack.client.get(f"{plain}/api/v1/todos?limit=1", headers={"Host": DOMAIN})
 
-    assert response.status_code == 308
-    assert response.headers["location"] == f"https://{DOMAIN}:{stack.https_port}/api/v1/todos?limit=1"
+    assert redirected.status_code == 308
+    assert redirected.headers["location"] == f"https://{DOMAIN}:{stack.https_port}/todos?page=2"
+    assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
+    assert "Use https." in refused.json()["detail"]
 
 
 def test_unknown_host_is_refused(stack: Stack) -> None:
@@ -424,13 +428,18 @@ def test_every_answer_has_the_security_headers_once(stack: Stack, path: str, sta
     "path",
     [
         *("/metrics", "/health/live", "/health/ready", "/health/", "/docs", "/openapi.json"),
-        *("/metrics/", "/metrics%2f", "/metrics%0a", "//metrics", "/./metrics/.", "/x/..%2fmetrics", "/%6detrics"),
-        *("/health%2fready", "/health/%0a", "/health%2Flive%0a", "/health//ready"),
+        *("/metrics/", "/metrics%2f", "/metrics.json", "//metrics", "/./metrics/.", "/x/..%2fmetrics", "/%6detrics"),
+        *("/health%2fready", "/health//ready"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_what_is_not_for_the_public_is_not_found(stack: Stack, method: str, path: str) -> None:
     assert f" {404} " in speak(stack, f"{method} {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.parametrize("path", ["/metrics%0a", "/health/%0a", "/health%2Flive%0a", "/openapi.json%0d", "/%7f"])
+def test_control_characters_in_a_path_are_refused(stack: Stack, path: str) -> None:
+    assert f" {400} " in speak(stack, f"GET {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
 
 
 def speak(stack: Stack, request: str) -> str:

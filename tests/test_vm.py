@@ -6,9 +6,10 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from typing import ClassVar
 from uuid import uuid4
 
@@ -333,6 +334,124 @@ def count_new_code(server: Server) -> int:
     return int(server.machine.run(f"{journal} | grep -c 'the code is new' || true"))
 
 
+# Its addresses stand for clients: the machine itself has them all, so that it can speak from each.
+SITE_ADDRESS = "2001:db8:ffff::1"
+
+
+@pytest.fixture
+def networks(server: Server) -> Iterator[tuple[list[str], list[str]]]:
+    """The addresses of two networks of IPv6, of 60 clients and of 3."""
+    crowd = [f"2001:db8:0:a::{number:x}" for number in range(1, 61)]
+    others = [f"2001:db8:0:b::{number:x}" for number in range(1, 4)]
+    addresses = [SITE_ADDRESS, *crowd, *others]
+    batch = "printf 'address {{}} %s/128 dev lo\\n' {} | ip -6 -batch -".format(" ".join(addresses))
+    server.machine.run(batch.format("add"))
+    try:
+        yield crowd, others
+    finally:
+        server.machine.run(f"{batch.format('del')}; fail2ban-client unban --all")
+
+
+def ask_from(server: Server, sources: Sequence[str], path: str, *options: str) -> list[int]:
+    """Send one request from each address, and return the statuses; 0 is no answer."""
+    curl = ["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}\\n", "--interface", "{}"]
+    curl += ["--max-time", "60", "--resolve", f"{DOMAIN}:443:[{SITE_ADDRESS}]", *options, f"https://{DOMAIN}{path}"]
+    each = f"printf '%s\\n' {shlex.join(sources)} | xargs --max-procs=4 --replace={{}} {shlex.join(curl)} || true"
+    return list(map(int, server.machine.run(each).split()))
+
+
+GUESS = ("--data", "grant_type=password&username=nobody@example.com&password=wrong-password-123")
+
+# Sends all but the end of a request from each address twice, and tells how many are answered all the same. nginx waits
+# 10 seconds for the rest, and then 10 more after the last byte.
+HOLD_CONNECTIONS = """
+import socket, ssl, sys, time
+context = ssl._create_unverified_context()
+domain, site, *sources = sys.argv[1:]
+head = f"POST /api/v1/todos HTTP/1.1\\r\\nHost: {domain}\\r\\nContent-Length: 1000\\r\\n\\r\\n"
+waiting = []
+for source in sources * 2:
+    plain = socket.create_connection((site, 443), timeout=30, source_address=(source, 0))
+    waiting.append(context.wrap_socket(plain, server_hostname=domain))
+for connection in waiting:
+    connection.sendall(head.encode())
+    connection.setblocking(False)
+
+def is_refused(connection):
+    try:
+        return b" 429 " in connection.recv(4096)
+    except ssl.SSLWantReadError:
+        return False
+
+for _ in range(5):
+    time.sleep(0.5)
+    waiting = [connection for connection in waiting if not is_refused(connection)]
+    for connection in waiting:
+        connection.send(b"x")
+print(2 * len(sources) - len(waiting), flush=True)
+time.sleep(600)
+"""
+
+# A dependency whose code tries what it likes when it is built, and each time that Python starts where it is installed.
+# Building it needs no other package.
+DEPENDENCY = {
+    "pyproject.toml": """
+[project]
+name = "greedy"
+version = "1"
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+""",
+    "backend.py": """
+import base64, zipfile
+from pathlib import Path
+import attempt
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name = "greedy-1-py3-none-any.whl"
+    with zipfile.ZipFile(Path(folder, name), "w") as wheel:
+        wheel.writestr("built.json", attempt.report())
+        wheel.writestr("attempt.py", Path(attempt.__file__).read_text())
+        wheel.writestr("greedy.pth", "import attempt; attempt.leave_report()\\n")
+        wheel.writestr("greedy-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: greedy\\nVersion: 1\\n")
+        wheel.writestr("greedy-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("greedy-1.dist-info/RECORD", "")
+    return name
+""",
+    "attempt.py": """
+import glob, json, os
+
+def report():
+    done = []
+    for path in [
+        "/root/greedy", "/etc/greedy", "/usr/greedy", "/var/lib/greedy", "SLUG_FOLDER/greedy",
+        *glob.glob("SLUG_FOLDER/releases/*/deploy/vm/deploy.sh"), *glob.glob("SLUG_FOLDER/releases/*/app/main.py"),
+    ]:
+        try:
+            open(path, "a").close()
+            done.append(path)
+        except OSError:
+            pass
+    try:
+        open("/etc/SLUG/env").close()
+        done.append("read the secrets")
+    except OSError:
+        pass
+    return json.dumps({"user": os.getuid(), "done": done})
+
+def leave_report():
+    try:
+        with open(".build/started.json", "w") as file:
+            file.write(report())
+        os.chmod(".build/started.json", 0o4777)
+    except OSError:
+        pass
+""",
+}
+
+
 class ServerTests:
     """One class for each server, so that pytest-xdist gives each to one worker, which prepares it once."""
 
@@ -611,6 +730,207 @@ class DeploymentTests(ProcessTests):
         assert server.release == before
         assert f"* {before}" in server.deploy("status")
 
+    def test_network_of_ipv6_is_limited_and_banned_as_one_client(
+        self, server: Server, networks: tuple[list[str], list[str]]
+    ) -> None:
+        crowd, others = networks
+
+        # One each: an address alone meets no limit.
+        asked = ask_from(server, crowd[:40], "/api/v1/users", "--json", "{}")
+        elsewhere = ask_from(server, others, "/api/v1/users", "--json", "{}")
+
+        assert 429 in asked
+        assert elsewhere == [422] * 3
+        banned = "fail2ban-client get nginx-limit-req banip"
+        wait_until(lambda: server.machine.run(banned) == "2001:db8:0:a::/64", 60, lambda: server.machine.run(banned))
+        wait_until(lambda: ask_from(server, crowd[-1:], "/health") == [0], 60, lambda: "its last address is banned")
+        assert ask_from(server, others, "/health") == [200] * 3
+
+    def test_failed_sign_ins_of_a_network_of_ipv6_are_counted_together(
+        self, server: Server, networks: tuple[list[str], list[str]]
+    ) -> None:
+        crowd, others = networks
+        banned = "fail2ban-client get service banip"
+
+        for client in crowd[:10]:
+            ask_from(server, [client], TOKEN, *GUESS)
+            # Slower than nginx's limit, which another jail watches.
+            time.sleep(1.1)
+
+        wait_until(lambda: server.machine.run(banned) == "2001:db8:0:a::/64", 60, lambda: server.machine.run(banned))
+        wait_until(lambda: ask_from(server, crowd[-1:], "/health") == [0], 60, lambda: "its last address is banned")
+        assert ask_from(server, others[:1], "/health") == [200]
+
+    def test_connections_of_a_network_of_ipv6_leave_room_for_others(
+        self, server: Server, networks: tuple[list[str], list[str]]
+    ) -> None:
+        crowd, others = networks
+        program = f"python3 -c {shlex.quote(HOLD_CONNECTIONS)} {DOMAIN} {SITE_ADDRESS} {shlex.join(crowd[:45])}"
+        ask = shlex.join(["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}\\n", "--interface"])
+        url = f"--resolve {DOMAIN}:443:[{SITE_ADDRESS}] https://{DOMAIN}/health"
+
+        refused, same, other = server.machine.run(
+            f"""
+            rm -f /root/count
+            {program} > /root/count &
+            timeout 120 bash -c 'until [[ -s /root/count ]]; do sleep 0.1; done'
+            cat /root/count
+            {ask} {crowd[-1]} {url}
+            {ask} {others[0]} {url}
+            kill %1
+            """
+        ).split()
+        master = server.machine.run("systemctl show -P MainPID nginx")
+        files = server.machine.run(
+            f"for pid in $(pgrep -P {master} -f 'worker process$'); do grep '^Max open files' /proc/$pid/limits; done"
+        )
+        connections = re.findall(r"worker_connections (\d+);", server.machine.run("nginx -T 2>/dev/null"))
+
+        assert (int(refused), same, other) == (90 - 50, "429", "200")
+        assert connections == ["8192"]
+        assert {line.split()[3] for line in files.splitlines()} == {"16384"}
+
+    def test_page_of_another_site_uses_up_no_sign_in_of_its_visitor(
+        self, server: Server, networks: tuple[list[str], list[str]]
+    ) -> None:
+        client = networks[1][0]
+        sign_up = ("/api/v1/users", "--json", "{}")
+        foreign = ("--header", "Sec-Fetch-Site: cross-site", "--header", "Origin: https://evil.example")
+
+        from_page = ask_from(server, [client] * 60, *sign_up, *foreign)
+        own = ask_from(server, [client] * 5, *sign_up)
+
+        # The page has used up its own allowance: the header is no way round the limit.
+        assert 429 in from_page
+        assert own == [422] * 5
+        assert client not in server.machine.run("cat /var/log/nginx/limited.log")
+
+    def test_control_characters_in_a_path_are_refused(self, server: Server) -> None:
+        paths = [f"{path}%{code}" for path in ("/metrics", "/health/ready", TOKEN) for code in ("0a", "0d", "01", "7f")]
+
+        answers = [server.site.request("GET", path) for path in paths]
+
+        assert [answer.status for answer in answers] == [400] * len(paths)
+        assert server.site.request("GET", "/metrics.json").status == 404
+
+    def test_form_that_no_route_needs_is_refused_before_the_service(self, server: Server) -> None:
+        for path in (TOKEN, "/api/v1/auth/revoke"):
+            refused = server.site.request("POST", path, {"password": "x" * 20_000}, form=True)
+            answered = server.site.request("POST", path, {"password": "x" * 15_000}, form=True)
+
+            # By nginx: the service gives each answer an id.
+            assert (refused.status, refused.headers["X-Request-ID"]) == (413, None)
+            assert answered.headers["X-Request-ID"]
+
+    def test_longest_passwords_reach_the_service(self, server: Server) -> None:
+        longest = "\N{PARTY POPPER}" * 1024
+        change = {"current_password": longest, "new_password": longest}
+
+        changed = server.site.request("POST", "/api/v1/users/me/password", change)
+        signed_in = server.site.request("POST", TOKEN, {"username": EMAIL, "password": longest}, form=True)
+
+        # nginx gives its refusals no id.
+        assert changed.headers["X-Request-ID"]
+        assert signed_in.headers["X-Request-ID"]
+
+    def test_plain_http_refuses_what_should_not_have_been_sent(self, server: Server) -> None:
+        def ask(method: str, path: str, **headers: str) -> tuple[int, str | None, bytes]:
+            with closing(HTTPConnection(server.site.address, 80, timeout=20)) as connection:
+                connection.request(method, path, headers={"Host": DOMAIN, **headers})
+                response = connection.getresponse()
+                return response.status, response.getheader("Content-Type"), response.read()
+
+        refused = [
+            ask("POST", TOKEN),
+            ask("GET", f"{TODOS}?limit=1"),
+            ask("GET", "/x/..%2fapi/v1/todos"),
+            ask("POST", "/log-in"),
+            ask("GET", "/", Authorization="Bearer secret"),
+        ]
+
+        assert {(status, media_type) for status, media_type, _ in refused} == {(403, "application/problem+json")}
+        assert all("Use https." in json.loads(body)["detail"] for *_, body in refused)
+        assert server.site.redirect_of("/log-in?next=%2F") == (308, f"https://{DOMAIN}/log-in?next=%2F")
+
+    def test_browsers_are_told_of_subdomains_where_the_operator_says_so(self, server: Server) -> None:
+        setting = "/etc/nginx/service/hsts.conf"
+        seen = [server.site.request("GET", "/health").headers["Strict-Transport-Security"]]
+
+        def is_changed() -> bool:
+            seen.append(server.site.request("GET", "/health").headers["Strict-Transport-Security"])
+            return seen[-1] != seen[0]
+
+        server.machine.run(f"sed -i '/default/s/\";$/; includeSubDomains\";/' {setting}; systemctl reload nginx")
+        try:
+            wait_until(is_changed, 60, lambda: "nginx has reloaded")
+        finally:
+            server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
+
+        assert (seen[0], seen[-1]) == ("max-age=31536000", "max-age=31536000; includeSubDomains")
+
+    def test_code_of_a_dependency_never_runs_as_root(self, server: Server, copy: str) -> None:
+        base = f"/opt/{server.slug}"
+        before = server.release
+        for name, text in DEPENDENCY.items():
+            written = text.replace("SLUG_FOLDER", base).replace("SLUG", server.slug)
+            server.machine.run(f"install -d /srv/greedy; printf %s {shlex.quote(written)} > /srv/greedy/{name}")
+        add = 's|^dependencies = \\[|&\\n    "greedy @ file:///srv/greedy",|'
+        server.machine.run(f"sed -i {shlex.quote(add)} {copy}/pyproject.toml")
+
+        server.deploy(folder=copy)
+
+        server.machine.fails("ls /root/greedy")
+        release = f"{base}/releases/{server.release}"
+        built = json.loads(server.machine.run(f"cat {release}/.venv/lib/python3*/site-packages/built.json"))
+        started = json.loads(server.machine.run(f"cat {release}/.build/started.json"))
+        builder = int(server.machine.run(f"id -u {server.slug[:25]}-build"))
+        assert built == started == {"user": builder, "done": []}
+        assert server.machine.run(f"find {base}/ ! -user root") == ""
+        assert server.machine.run(f"find {base}/ ! -type l -perm /7022") == ""
+        server.deploy("rollback")
+        server.machine.run(f"rm -rf {release} /srv/greedy")
+        assert server.release == before
+
+    def test_service_reaches_no_backup_and_no_credentials_of_the_cloud(self, server: Server) -> None:
+        pid, group = server.main_pid(), f"$(systemctl show -P ControlGroup {server.instance})"
+        inside = f'echo 0 > "/sys/fs/cgroup{group}/cgroup.procs"; exec'
+        ask = "curl --silent --show-error --max-time 20 http://169.254.169.254:8000/"
+        server.machine.run(f"systemctl start {server.slug}-backup.service")
+        assert server.machine.run(f"ls /var/backups/{server.slug}") != ""
+        assert server.machine.run(f"nsenter --mount --target {pid} ls /var/backups/{server.slug}") == ""
+        server.machine.run(
+            """
+            ip address add 169.254.169.254/32 dev lo
+            systemd-run --quiet --unit=metadata python3 -m http.server --bind 169.254.169.254 --directory /srv 8000
+            timeout 60 bash -c 'until (: </dev/tcp/169.254.169.254/8000) 2>/dev/null; do sleep 0.1; done'
+            """
+        )
+        try:
+            outside = server.machine.run(ask)
+            refused = server.machine.fails(f"{inside} {ask}")
+        finally:
+            server.machine.run("systemctl stop metadata; ip address del 169.254.169.254/32 dev lo")
+
+        assert "Directory listing" in outside
+        assert re.search(r"curl: \((7|28)\)", refused), refused
+
+    def test_service_executes_nothing_that_it_can_write(self, server: Server) -> None:
+        enter = f"nsenter --mount --target {server.main_pid()}"
+        folders = f"/var/lib/{server.slug} /tmp /var/tmp /dev/shm"
+
+        refused = server.machine.run(
+            f"""
+            for folder in {folders}; do
+                {enter} cp /usr/bin/true $folder/program
+                {enter} $folder/program 2>&1 || echo "exit $?"
+                {enter} rm $folder/program
+            done
+            """
+        )
+        written = server.machine.fails(f"{enter} touch /usr/written /opt/{server.slug}/releases/written")
+        assert refused.count("Permission denied") == len(folders.split())
+        assert written.count("Read-only file system") == 2
+
 
 class TestOnSQLite(ProcessTests):
     """Also the pages."""
@@ -633,6 +953,16 @@ class TestOnSQLite(ProcessTests):
         assert account.status == 200
         assert EMAIL in account.body.decode()
         assert server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER).status == 403
+
+    def test_form_that_no_page_needs_is_refused_before_the_service(self, server: Server) -> None:
+        refused = server.site.request("POST", "/todos", {"description": "x" * 170_000}, form=True)
+        longest = server.site.request("POST", "/todos", {"description": "🎉" * 10_000}, form=True)
+        by_api = server.site.request("POST", TODOS, {"description": "x" * 170_000})
+
+        # By nginx: the service gives each answer an id.
+        assert (refused.status, refused.headers["X-Request-ID"]) == (413, None)
+        assert longest.headers["X-Request-ID"]
+        assert (by_api.status, bool(by_api.headers["X-Request-ID"])) == (401, True)
 
     def test_nginx_serves_the_files_of_the_pages_and_speaks_while_the_service_is_stopped(self, server: Server) -> None:
         page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
@@ -702,6 +1032,61 @@ class TestOnPostgreSQL(DeploymentTests):
 
         assert server.machine.run(f'cd /; runuser -u postgres -- psql -At -c "{owners}" {server.slug}') == server.owner
         assert "Done: " in purged
+
+    def test_certificate_of_the_database_is_verified_as_the_manual_says(self, server: Server) -> None:
+        configuration, folder = f"/etc/{server.slug}/env", f"/etc/{server.slug}"
+        key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+        server.machine.run(
+            f"""
+            cp -p {configuration} /root/env
+            echo '127.0.0.1 database.vm.test' >> /etc/hosts
+            mkdir /root/tls && cd /root/tls
+            openssl req -x509 {key} -subj /CN=right -keyout right.key -out right.pem
+            openssl req -x509 {key} -subj /CN=wrong -keyout wrong.key -out wrong.pem
+            openssl req {key} -subj /CN=database.vm.test -keyout server.key -out server.csr
+            openssl x509 -req -in server.csr -CA right.pem -CAkey right.key -CAcreateserial -out server.pem \\
+                -extfile <(echo subjectAltName=DNS:database.vm.test)
+            install -m 644 right.pem wrong.pem {folder}
+            cluster=$(pg_lsclusters --no-header | awk '{{ print "/etc/postgresql/" $1 "/" $2 }}')
+            install -o postgres -m 600 server.key server.pem "$cluster"
+            printf "ssl_cert_file = '%s/server.pem'\\nssl_key_file = '%s/server.key'\\n" "$cluster" "$cluster" \\
+                > "$cluster/conf.d/tls.conf"
+            systemctl restart postgresql
+            """
+        )
+
+        def connect(host: str, query: str) -> str:
+            password = "$(sed -n 's/^DATABASE_PASSWORD=//p' /root/env)"
+            url = f"postgresql://{server.slug}:{password}@{host}/{server.slug}?{query}"
+            server.machine.run(f'cp -p /root/env {configuration}; echo "DATABASE_URL={url}" >> {configuration}')
+            return server.machine.run(f"{server.slug}-manage db wait --timeout 0 2>&1 || true")
+
+        verified = f"sslmode=verify-full&sslrootcert={folder}"
+        try:
+            right = connect("database.vm.test", f"{verified}/right.pem")
+            of_another = connect("database.vm.test", f"{verified}/wrong.pem")
+            of_another_name = connect("127.0.0.1", f"{verified}/right.pem")
+            without = connect("database.vm.test", "sslmode=verify-full")
+            server.machine.run("echo 'ssl = off' >> /etc/postgresql/*/*/conf.d/tls.conf; systemctl restart postgresql")
+            unencrypted = connect("database.vm.test", f"{verified}/right.pem")
+            by_default = connect("database.vm.test", "")
+        finally:
+            server.machine.run(
+                f"""
+                cp -p /root/env {configuration}
+                sed -i /database.vm.test/d /etc/hosts
+                rm -r /root/tls {folder}/right.pem {folder}/wrong.pem /etc/postgresql/*/*/conf.d/tls.conf
+                systemctl restart postgresql
+                """
+            )
+
+        assert "The database answers." in right
+        assert "certificate verify failed" in of_another
+        assert "does not match host name" in of_another_name
+        assert "root.crt" in without
+        assert "server does not support SSL" in unencrypted
+        assert "The database answers." in by_default
+        server.site.wait()
 
     def test_database_is_in_utf_8(self, server: Server) -> None:
         shown = server.machine.run(f"cd /; runuser -u postgres -- psql -At -c 'SHOW server_encoding' {server.slug}")

@@ -79,7 +79,9 @@ async def test_a_failed_sign_in_is_logged_with_the_clients_address_and_nothing_e
         await request_token(client, username=user.email, password=PASSWORD)
 
     failures = [line for line in lines if line["event"] == "sign-in failed"]
-    assert failures == [{"event": "sign-in failed", "log_level": "warning", "client": "127.0.0.1"}]
+    assert failures == [
+        {"event": "sign-in failed", "log_level": "warning", "client": "127.0.0.1", "network": "127.0.0.1"}
+    ]
 
 
 @pytest.mark.parametrize("password", ["\0" * 12, "x" * 5000, "p\u0301" * 2000, "🎉" * 1000])

@@ -71,23 +71,55 @@ build() {
     pack "$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)" | tar --no-same-owner -xzf - -C "$1"
     # The service's account reads it, also when it was checked out for one's own eyes.
     chmod -R u=rwX,go=rX "$1"
-    local locked=()
-    if [[ -e $1/uv.lock ]]; then locked=(--locked); else say "  no uv.lock: taking the newest versions that pyproject.toml allows"; fi
-    # Compiled now: the service may not write into its release.
+    [[ -e $1/uv.lock ]] || say "  no uv.lock: taking the newest versions that pyproject.toml allows"
+    # Compiled now: the service may not write into its release. Compiling runs none of the code, so root may do it.
     (
         cd "$1" &&
-            UV_CACHE_DIR=$BASE/cache UV_PYTHON_DOWNLOADS=never UV_PYTHON=/usr/bin/python3 \
-                "$BASE/uv/bin/uv" sync --quiet --no-dev --compile-bytecode "${locked[@]}" &&
 #% if cookiecutter.process_manager == "gunicorn"
-            .venv/bin/python -m compileall -q app migrations gunicorn_conf.py &&
+            /usr/bin/python3 -I -m compileall -q app migrations gunicorn_conf.py &&
 #% else
-            .venv/bin/python -m compileall -q app migrations deploy &&
+            /usr/bin/python3 -I -m compileall -q app migrations deploy &&
 #% endif
-#% if cookiecutter.web_pages == "yes"
-            .venv/bin/python -m app.web.assets deploy/nginx/static &&
-#% endif
-            .venv/bin/python -c 'from app.core.schema import head_revision; print(head_revision() or "base")' >.schema
+            install -d -o "$BUILDER" -g "$BUILDER" .venv .build &&
+            as_builder "$1" sh -euc "$BUILD" >.schema &&
+            # No process of the builder is left. Links are not followed, and nobody else can write any more.
+            chown -hR root:root .venv .build &&
+            chmod -R u=rwX,go=rX .venv .build
     ) || die "the release could not be built: nothing was changed"
+}
+
+# What runs code of the release and of what it depends on. It prints the revision of the schema.
+# shellcheck disable=SC2016  # the builder's shell expands these variables
+BUILD='
+cp pyproject.toml .build
+set -- --no-dev
+if [ -e uv.lock ]; then cp uv.lock .build; set -- "$@" --locked; fi
+UV_PROJECT_ENVIRONMENT=$PWD/.venv "$UV" sync --quiet --project .build --compile-bytecode "$@"
+#% if cookiecutter.web_pages == "yes"
+mkdir .build/static
+.venv/bin/python -m app.web.assets .build/static
+#% endif
+.venv/bin/python -c "from app.core.schema import head_revision; print(head_revision() or \"base\")"
+'
+
+# as_builder FOLDER COMMAND...: run it as the account that builds, which can write only to its cache and to what it owns in
+# FOLDER. Variables for indexes, proxies and certificates are passed on; $ is doubled as in `manage`.
+as_builder() {
+    local folder=$1 name passed=()
+    shift
+    for name in "${!UV_@}" "${!PIP_@}" "${!SSL_CERT_@}" {http,https,all,no}_proxy {HTTP,HTTPS,ALL,NO}_PROXY; do
+        [[ -z ${!name-} ]] || passed+=("--setenv=$name")
+    done
+    # Errors go through a pipe: a program that has root's terminal open could type into it.
+    systemd-run --quiet --wait --collect --pipe --service-type=exec --working-directory="$folder" \
+        ${passed[@]+"${passed[@]}"} -E HOME="$CACHE" -E UV="$BASE/uv/bin/uv" -E UV_CACHE_DIR="$CACHE" \
+        -E UV_LINK_MODE=copy -E UV_PYTHON_DOWNLOADS=never -E UV_PYTHON=/usr/bin/python3 -E PYTHONDONTWRITEBYTECODE=1 \
+        -p User="$BUILDER" -p Group="$BUILDER" -p UMask=0022 -p NoNewPrivileges=yes -p CapabilityBoundingSet= \
+        -p ProtectSystem=strict -p ProtectHome=yes -p PrivateTmp=yes -p PrivateDevices=yes -p ProtectProc=invisible \
+        -p ProtectKernelTunables=yes -p ProtectKernelModules=yes -p ProtectControlGroups=yes -p RestrictSUIDSGID=yes \
+        -p TemporaryFileSystem="/opt" -p BindPaths="$folder" -p BindReadOnlyPaths="$BASE/uv" \
+        -p ReadWritePaths="$CACHE" -p IPAddressDeny="169.254.169.254 fd00:ec2::254" \
+        -- "${@//\$/\$\$}" </dev/null 2> >(cat >&2)
 }
 
 migrate() {
@@ -194,9 +226,13 @@ hand_over() {
     return 1
 }
 
-# nginx serves these by itself. Those of older releases stay: pages that were served before still name them.
+# nginx serves these by itself. Those of older releases stay: pages that were served before still name them. Of what the build
+# made only plain files are copied: root would follow a link that it left.
 publish() {
     install -d -m 755 "$WEBROOT/static" &&
+#% if cookiecutter.web_pages == "yes"
+        find "$1/.build/static" -type f -links 1 -exec cp -P --target-directory="$WEBROOT/static" {} + &&
+#% endif
         cp -R "$1/deploy/nginx/static/." "$WEBROOT/static/"
 }
 
@@ -238,7 +274,7 @@ prune() {
     list_releases | sort -r | tail -n "+$((KEPT_RELEASES + 1))" | while read -r release; do
         is_current "$release" || [[ $release == "$previous" ]] || rm -rf "$release"
     done
-    UV_CACHE_DIR=$BASE/cache "$BASE/uv/bin/uv" cache prune --quiet || true
+    as_builder "$(readlink "$BASE/current")/.build" "$BASE/uv/bin/uv" cache prune --quiet >/dev/null || true
 }
 
 main "$@"

@@ -12,11 +12,14 @@ ACCOUNT="{{ cookiecutter.project_slug[:31] }}"
 # schema nor what guards the audit log.
 OWNER="{{ cookiecutter.project_slug[:25] }}-owner"
 #% endif
+# Builds releases: what it installs runs code of others, which can then reach neither the secrets nor other releases.
+BUILDER="{{ cookiecutter.project_slug[:25] }}-build"
 BASE=/opt/$SLUG
 CONFIG=/etc/$SLUG
 STATE=/var/lib/$SLUG
 BACKUPS=/var/backups/$SLUG
 RUNTIME=/run/$SLUG
+CACHE=/var/cache/$SLUG
 LIBRARY=/usr/local/lib/$SLUG
 WEBROOT=/var/www/$SLUG
 # nginx talks to whatever this link points to: a switch needs no reload, which would close the connections of clients.

@@ -158,8 +158,11 @@ check_system() {
     for unit in "$SLUG@.service" "$SLUG.target" "$SLUG.service"; do
         [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system has a $unit of its own: choose another project_slug"
     done
-    [[ $(getent passwd "$ACCOUNT" | cut -d: -f6) =~ ^($STATE)?$ ]] ||
-        die "the system has an account $ACCOUNT of its own: choose another project_slug"
+    local account
+    for account in "$ACCOUNT" "$BUILDER"; do
+        [[ $(getent passwd "$account" | cut -d: -f6) =~ ^($STATE|$CACHE)?$ ]] ||
+            die "the system has an account $account of its own: choose another project_slug"
+    done
 }
 
 install_packages() {
@@ -202,9 +205,13 @@ make_account() {
         change "make the account $OWNER, without a shell" \
             useradd --system --gid "$ACCOUNT" --home-dir / --no-create-home --shell /usr/sbin/nologin "$OWNER"
 #% endif
+    getent passwd "$BUILDER" >/dev/null ||
+        change "make the account $BUILDER, which builds releases" \
+            useradd --system --user-group --home-dir "$CACHE" --no-create-home --shell /usr/sbin/nologin "$BUILDER"
     folder 755 root root "$CONFIG"
     folder 750 root "$ACCOUNT" "$BASE"
     folder 750 root "$ACCOUNT" "$BASE/releases"
+    folder 700 "$BUILDER" "$BUILDER" "$CACHE"
     folder 700 "$ACCOUNT" "$ACCOUNT" "$STATE"
 #% if cookiecutter.database == "postgresql"
     # The service's account reads and changes no backup of the database.
@@ -314,7 +321,7 @@ install_uv() {
 
 make_uv() {
     python3 -m venv "$BASE/uv"
-    "$BASE/uv/bin/pip" install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+    "$BASE/uv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: 'uv>=0.13,<0.14'
 }
 
 install_scripts_and_units() {
@@ -344,6 +351,13 @@ prepare_nginx() {
         put 644 root "/etc/nginx/service/$name" nginx <"$file"
     done
     put 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx < <(list_site)
+    # Debian's 768 are few: a request that is handed on needs two. The files that a worker may open follow.
+    put 644 root "/etc/nginx/modules-enabled/90-$SLUG.conf" nginx <<<"worker_rlimit_nofile 16384;"
+    if grep -qs 'worker_connections 768;' /etc/nginx/nginx.conf; then
+        let_wait nginx
+        change "let each worker of nginx have 8192 connections" \
+            sed -i 's/worker_connections 768;/worker_connections 8192;/' /etc/nginx/nginx.conf
+    fi
     if [[ -e /etc/nginx/sites-enabled/default ]]; then
         let_wait nginx
         change "remove nginx's sample site" rm /etc/nginx/sites-enabled/default
@@ -384,6 +398,7 @@ prepare_logs_and_updates() {
 
 prepare_fail2ban() {
     put 644 root "/etc/fail2ban/filter.d/service.conf" fail2ban <"$HERE/fail2ban/filter.conf"
+    put 644 root "/etc/fail2ban/filter.d/service-limits.conf" fail2ban <"$HERE/fail2ban/limits.conf"
     put 644 root "/etc/fail2ban/jail.d/service.local" fail2ban <"$HERE/fail2ban/jail.conf"
     tell fail2ban "restart fail2ban" systemctl restart fail2ban
     enable fail2ban.service

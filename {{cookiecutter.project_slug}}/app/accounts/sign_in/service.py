@@ -154,7 +154,7 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
             user_id, scope = await _authenticate(tools, form, form.username, form.password)
     except TooManyRequestsError:
         SIGN_INS.labels("throttled").inc()
-        logger.warning("sign-in failed", client=tools.origin.address)
+        logger.warning("sign-in failed", client=tools.origin.address, network=network_of(tools.origin.address))
         raise
     return await _begin_session(tools, user_id, scope)
 
@@ -291,7 +291,7 @@ async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attem
         return attempt.refusal
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
     # Counted by fail2ban. Without what was typed as the address: it may be the password.
-    logger.warning("sign-in failed", client=tools.origin.address)
+    logger.warning("sign-in failed", client=tools.origin.address, network=network_of(tools.origin.address))
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
     detail = _wrong_password(tools) if reason == "password" else codes.WRONG_CODE
     return OAuthError("invalid_grant", detail, keeps_changes=True)
