@@ -60,7 +60,6 @@ def rendered(bake: Bake) -> list[Rendered]:
     environment.loader = FileSystemLoader(ROOT / SERVICE)
     documents = [environment.get_template(name) for name in DOCUMENTS]
     sources = {name: content.decode(errors="replace") for name, content in read_sources(ROOT).items()}
-
     options = [option for option in CHOICES if f"cookiecutter.{option}" in sources[DOCUMENTS[0]]]
 
     def render() -> Iterator[Rendered]:
@@ -103,7 +102,7 @@ def test_every_name_in_a_file_that_the_page_names_is_there(rendered: list[Render
         named = re.findall(r"`(\w+)` in `([\w./]+)`", each.page)
 
         assert named
-        assert [(name, file) for name, file in named if name not in each.files[file]] == []
+        assert [(name, file) for name, file in named if name not in each.files.get(file, "")] == []
 
 
 def test_every_setting_and_command_that_the_page_names_is_in_the_readme(rendered: list[Rendered]) -> None:
