@@ -89,6 +89,7 @@ def test_every_file_that_the_page_names_exists(rendered: list[Rendered]) -> None
         assert {name for name in named if not any(file.startswith(name) for file in each.files)} - {
             # Media types and paths of routes.
             "application/json",
+            "/docs",
             "/health",
             "/metrics",
             # No file of a project before it is installed, and one file for each feature.
