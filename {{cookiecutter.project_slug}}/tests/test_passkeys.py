@@ -73,7 +73,7 @@ async def test_passkey_signs_in_without_a_password(
     assert refreshed.status_code == 200
     assert len(set(codes)) == 10
     assert (await list_events(connection, user))[-2:] == ["passkey.added", "sign-in.succeeded"]
-    assert await list_messages(connection, user) == ["passkey added"]
+    assert await list_messages(connection, user) == ["account changed"]
     (passkey,) = (await client.get(PATH, headers=user.headers)).json()
     assert {*passkey} == {"id", "name", "created_at", "last_used_at"}
     assert passkey["last_used_at"] is not None

@@ -104,9 +104,7 @@ async def test_recovery_codes_are_many_different_and_kindly_read(
     assert await sign_in(client, user, otp=recovery_codes[1].replace("-", " ")) == ""
 
 
-@pytest.mark.parametrize(
-    "otp", ["", " ", "١٢٣٤٥٦", "12345", "1234567", "x" * 100_000, "\0", "-", "ABCD-EFGH-IJKL-MNOP"]
-)
+@pytest.mark.parametrize("otp", ["", " ", "١٢٣٤٥٦", "12345", "1234567", "x" * 10_000, "\0", "-", "ABCD-EFGH-IJKL-MNOP"])
 async def test_what_is_no_code_is_refused(
     client: httpx2.AsyncClient, user: Account, clock: list[int], otp: str
 ) -> None:

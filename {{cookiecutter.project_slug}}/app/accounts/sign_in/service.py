@@ -154,7 +154,7 @@ async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
             user_id, scope = await _authenticate(tools, form, form.username, form.password)
     except TooManyRequestsError:
         SIGN_INS.labels("throttled").inc()
-        logger.warning("sign-in failed", client=tools.origin.address, network=network_of(tools.origin.address))
+        _log_failure(tools)
         raise
     return await _begin_session(tools, user_id, scope)
 
@@ -290,11 +290,16 @@ async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attem
     if attempt.refusal is not None:
         return attempt.refusal
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
-    # Counted by fail2ban. Without what was typed as the address: it may be the password.
-    logger.warning("sign-in failed", client=tools.origin.address, network=network_of(tools.origin.address))
+    _log_failure(tools)
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
     detail = _wrong_password(tools) if reason == "password" else codes.WRONG_CODE
     return OAuthError("invalid_grant", detail, keeps_changes=True)
+
+
+def _log_failure(tools: Toolbox) -> None:
+    """For fail2ban, which counts these lines. Without what was typed as the address: it may be the password."""
+    address = tools.origin.address
+    logger.warning("sign-in failed", client=address, network=network_of(address))
 
 
 def _wrong_password(tools: Toolbox) -> str:
@@ -323,7 +328,7 @@ async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_
             raise PasskeyRefusedError(INACTIVE_ACCOUNT)
     except PasskeyRefusedError:
         SIGN_INS.labels("failure").inc()
-        logger.warning("sign-in failed", client=tools.origin.address)
+        _log_failure(tools)
         await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
         raise
     allowed = list_allowed(is_admin=user.is_admin)
