@@ -1,7 +1,8 @@
 """What is made for a model is what the model takes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -17,6 +18,7 @@ from app.core.schemas import Input, NewPassword
 from app.core.uploads import Upload, accept
 from tests.bodies import Maker, UnmakeableError, fill_path, make_request
 from tests.clients import open_client
+from tests.databases import make_settings
 
 
 class Colour(StrEnum):
@@ -143,9 +145,13 @@ async def test_an_upload_has_a_media_type_that_its_route_takes() -> None:
     async def create(file: Annotated[Upload, accept(max_bytes=10, media_types=("image/png", "image/gif"))]) -> str:
         return file.media_type + str([chunk async for chunk in file.chunks()])
 
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, object]]:
+        yield {"settings": make_settings("sqlite:///unused.sqlite3")}
+
     router = FeatureRouter(prefix="/things")
     router.add_api_route("", create, methods=["POST"])
-    app = FastAPI()
+    app = FastAPI(lifespan=lifespan)
     app.include_router(router)
 
     async with open_client(app) as client:

@@ -19,7 +19,7 @@ from app.core.database import open_database
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now
 from app.core.schema import MigrationsError, read_revisions
-from tests.accounts import create_account, request_token
+from tests.accounts import confirmed, create_account, request_token
 from tests.clients import open_client
 from tests.databases import create_test_database, execute, execute_async, make_settings, server_url
 from tests.second_factor import PATH, enable, show_code
@@ -116,7 +116,7 @@ async def test_the_service_works_as_a_role_that_does_not_own_its_tables(roles: R
         events = await client.get("/api/v1/audit-events", headers=admin.headers)
         proof = {"current_password": user.password, "otp": codes[0]}
         disabled = await client.post(f"{PATH}/disable", json=proof, headers=user.headers)
-        deleted = await client.delete(f"/api/v1/users/{user.id}", headers=admin.headers)
+        deleted = await client.delete(f"/api/v1/users/{user.id}", headers=await confirmed(client, admin))
 
     read, written = (ready, refreshed, signed_in, renamed, events), (forgotten, disabled, deleted)
     assert [answer.status_code for answer in read] == [200] * 5

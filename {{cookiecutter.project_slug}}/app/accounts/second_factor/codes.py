@@ -143,7 +143,7 @@ async def check_factor(tools: Toolbox, user: Owner, factors: Factors, proof: Pro
     logger.warning(event.value, client=tools.origin.address, user_id=str(user.id), failures=failures or limit)
     await tools.audit.record(event, user.id, failures=failures or limit)
     if failures == NOTICE_FAILURES and tools.settings.sends_mail:
-        await outbox_service.enqueue(tools.session, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
+        await outbox_service.notify(tools, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
     if proof.is_given:
         return FactorCheck.WRONG
     return FactorCheck.MISSING_AGAIN if failures is None else FactorCheck.MISSING

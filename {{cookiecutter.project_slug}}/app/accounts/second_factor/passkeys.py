@@ -192,5 +192,5 @@ async def _refuse_copy(tools: Toolbox, sent: PasskeyAssertion) -> PasskeyRefused
         return PasskeyRefusedError(UNKNOWN_PASSKEY)
     await tools.audit.record(AccountEvent.PASSKEY_COPIED, passkey.user_id, passkey_id=str(passkey.id))
     if tools.settings.sends_mail:
-        await outbox_service.enqueue(tools.session, EmailKind.PASSKEY_COPIED, passkey.email, passkey.user_id)
+        await outbox_service.notify(tools, EmailKind.PASSKEY_COPIED, passkey.email, passkey.user_id)
     return PasskeyRefusedError(COPIED_PASSKEY)

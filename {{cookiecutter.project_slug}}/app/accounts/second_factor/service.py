@@ -105,6 +105,7 @@ async def disable(tools: Toolbox, caller: Caller, data: PasswordConfirmation) ->
         raise ConflictError("The account has no second factor.")
     await settle_recovery_codes(tools.session, user_id)
     await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=user_id)
+    await notify_owner(tools, user_id, AccountChange.SECOND_FACTOR_DISABLED)
 
 
 async def settle_recovery_codes(session: Session, user_id: UUID) -> None:
