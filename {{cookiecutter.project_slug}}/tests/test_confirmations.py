@@ -20,12 +20,12 @@ SESSIONS = "/api/v1/auth/sessions"
     ("method", "path", "body"),
     [
         ("DELETE", ME, None),
-        ("DELETE", f"{USERS}/{{other}}", None),
-        ("PATCH", f"{USERS}/{{own}}", {"email": "attacker@example.com"}),
-        ("PATCH", f"{USERS}/{{other}}", {"email": "attacker@example.com"}),
-        ("PATCH", f"{USERS}/{{other}}", {"is_admin": True}),
-        ("PATCH", f"{USERS}/{{other}}", {"is_active": False}),
-        ("DELETE", f"{SESSIONS}/{{session}}", None),
+        ("DELETE", USERS + "/{other}", None),
+        ("PATCH", USERS + "/{own}", {"email": "attacker@example.com"}),
+        ("PATCH", USERS + "/{other}", {"email": "attacker@example.com"}),
+        ("PATCH", USERS + "/{other}", {"is_admin": True}),
+        ("PATCH", USERS + "/{other}", {"is_active": False}),
+        ("DELETE", SESSIONS + "/{session}", None),
     ],
 )
 async def test_a_copied_token_alone_changes_nothing_that_matters(
@@ -105,6 +105,6 @@ async def test_a_second_factor_is_asked_for(client: httpx2.AsyncClient, user: Ac
 async def test_a_confirmation_is_documented(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
 
-    for path, method in ((ME, "delete"), (f"{USERS}/{{user_id}}", "patch"), (f"{SESSIONS}/{{session_id}}", "delete")):
+    for path, method in ((ME, "delete"), (USERS + "/{user_id}", "patch"), (SESSIONS + "/{session_id}", "delete")):
         headers = [each["name"] for each in document["paths"][path][method]["parameters"] if each["in"] == "header"]
         assert headers == ["X-Confirmation"]

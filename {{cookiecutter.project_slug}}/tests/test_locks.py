@@ -107,7 +107,9 @@ async def test_an_address_is_confirmed_while_the_password_changes(live_url: str)
         async with other.write() as another:
             # As a change of the password does: the user, then what waits to be sent, then every code.
             await another.execute(text("UPDATE users SET name = 'x'"))
-            confirming = asyncio.create_task(client.post("/api/v1/auth/email/verify", json={"token": token}))
+            confirming = asyncio.create_task(
+                client.post("/api/v1/auth/email/verify", json={"token": token, "password": PASSWORD})
+            )
             await somebody_is_blocked(live_url)
             await another.execute(text("DELETE FROM outgoing_emails"))
             await another.execute(text("DELETE FROM one_time_tokens"))

@@ -1,13 +1,15 @@
 """Passkeys by the API: added, used alone and beside the password, copied, lost and removed."""
 
+import asyncio
 import json
+import secrets
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import OneTimeToken, Passkey, RecoveryCode, User
@@ -16,7 +18,7 @@ from app.accounts.second_factor import service as second_factor_service
 from app.application import create_app
 from app.core.audit import AuditEvent
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, open_database
 from app.core.models import utc_now
 from app.core.project import read_project
 from app.core.security import Security
@@ -25,8 +27,9 @@ from app.outbox.models import OutgoingEmail
 from tests import second_factor
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
-from tests.databases import make_settings
+from tests.databases import execute_async, make_settings
 from tests.passkeys import PATH, PRESENT, SIGN_IN, Authenticator, add, add_first, begin, encode, sign_in, use
+from tests.test_locks import somebody_is_blocked
 
 ME = "/api/v1/users/me"
 
@@ -537,3 +540,59 @@ async def test_sign_in_with_a_passkey_is_a_new_session(client: httpx2.AsyncClien
 
     sessions = (await client.get("/api/v1/auth/sessions", headers=user.headers)).json()
     assert len(sessions) == 2
+
+
+async def test_what_answers_no_challenge_writes_no_event(
+    client: httpx2.AsyncClient, connection: AsyncConnection
+) -> None:
+    response = {"clientDataJSON": "AA", "authenticatorData": "AA", "signature": "AA"}
+    for _ in range(3):
+        refused = await client.post(SIGN_IN, json={"credential": {"id": "AA", "response": response}})
+        assert refused.status_code == 422
+
+    assert (await connection.scalars(select(AuditEvent.event))).all() == []
+
+
+@pytest.mark.parametrize(("size", "status"), [(1023, 201), (1024, 422)])
+async def test_an_id_is_no_longer_than_the_standard_allows(
+    client: httpx2.AsyncClient, user: Account, size: int, status: int
+) -> None:
+    key = Authenticator(id=secrets.token_bytes(size))
+
+    assert (await add(client, user, key)).status_code == status
+
+
+async def test_no_passkey_is_added_once_the_session_has_ended(live_url: str) -> None:
+    settings = make_settings(live_url)
+    async with open_client(create_app(settings)) as client, open_database(settings) as other:
+        user, key = await create_account(client), Authenticator()
+        credential = key.create(await begin(client, user))
+        async with other.write() as another:
+            # As a reset of the password does: the user, then the sessions.
+            await another.execute(text("UPDATE users SET name = 'x'"))
+            adding = asyncio.create_task(
+                client.post(PATH, json={"name": "Key", "credential": credential}, headers=user.headers)
+            )
+            await somebody_is_blocked(live_url)
+            await another.execute(text("DELETE FROM sessions"))
+        answer = await adding
+
+    assert answer.status_code == 401
+    assert await execute_async(live_url, "SELECT count(*) FROM passkeys") == [(0,)]
+
+
+async def test_a_passkey_signs_in_while_it_is_removed(live_url: str) -> None:
+    settings = make_settings(live_url)
+    async with open_client(create_app(settings)) as client, open_database(settings) as other:
+        user, key = await create_account(client), Authenticator()
+        await add_first(client, user, key)
+        credential = await use(client, key)
+        async with other.write() as another:
+            # As its removal does: the user, then the passkey.
+            await another.execute(text("UPDATE users SET name = 'x'"))
+            signing_in = asyncio.create_task(client.post(SIGN_IN, json={"credential": credential}))
+            await somebody_is_blocked(live_url)
+            await another.execute(text("DELETE FROM passkeys"))
+        answer = await signing_in
+
+    assert answer.status_code == 422, answer.text

@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor
+from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, SecondFactorFailures
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
-from tests.accounts import PASSWORD, Account, request_token
+from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import make_settings
 from tests.mail import Mailbox, find_token
@@ -161,3 +161,32 @@ async def test_a_stranger_keeps_nobody_from_signing_up(migrated_url: str, databa
     assert {*flood, status} == {202}
     assert (sent, len(messages)) == (settings.throttle_account_attempts, settings.throttle_account_attempts + 1)
     assert confirmed == 204
+
+
+async def test_a_victim_who_follows_the_message_of_a_strangers_change_confirms_nothing(
+    client: httpx2.AsyncClient, mailbox: Mailbox
+) -> None:
+    stranger = await create_account(client)
+    change = {"new_email": EMAIL, "current_password": PASSWORD}
+    await client.post(f"{ME}/email", json=change, headers=stranger.headers)
+    token = find_token((await mailbox.read(EMAIL))[-1])
+
+    statuses = [await confirm(client, token, password) for password in (None, "", OWN)]
+
+    assert statuses == [422] * 3
+    assert (await client.get(ME, headers=stranger.headers)).json()["email"] == stranger.email
+    assert await confirm(client, token, PASSWORD) == 204
+
+
+async def test_failures_of_the_former_owner_are_gone_with_the_account(
+    service: httpx2.AsyncClient, client: httpx2.AsyncClient, mailbox: Mailbox, connection: AsyncConnection
+) -> None:
+    stranger = await make_strangers_account(client)
+    await request_token(client, username=EMAIL, password=PASSWORD, otp="000000")
+    before = await connection.scalar(select(SecondFactorFailures.failures))
+    await sign_up(service, OWN)
+
+    await confirm(service, find_token((await mailbox.read(EMAIL))[-1]), OWN)
+
+    assert (before, stranger.email) == (1, EMAIL)
+    assert await connection.scalar(select(SecondFactorFailures.failures)) is None

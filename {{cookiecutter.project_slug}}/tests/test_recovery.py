@@ -280,7 +280,7 @@ async def test_a_new_address_is_confirmed_there_and_announced_at_the_old_one(
     token = await postman.read_token(new_email)
     announced = await postman.read(user.email)
     before = (await client.get(f"{API}/users/me", headers=user.headers)).json()["email"]
-    confirmed = await post(client, "/auth/email/verify", token=token)
+    confirmed = await post(client, "/auth/email/verify", token=token, password=PASSWORD)
 
     me = (await client.get(f"{API}/users/me", headers=user.headers)).json()
     assert (asked.status_code, confirmed.status_code) == (202, 204)
@@ -305,7 +305,10 @@ async def test_a_changed_password_withdraws_the_new_address(
     await client.post(f"{API}/users/me/password", json=change, headers=user.headers)
     await postman.deliver()
 
-    confirmed = [await post(client, "/auth/email/verify", token=find_token(message)) for message in mail.to(new_email)]
+    confirmed = [
+        await post(client, "/auth/email/verify", token=find_token(message), password=PASSWORD)
+        for message in mail.to(new_email)
+    ]
 
     assert [answer.status_code for answer in confirmed] == [422] * is_sent
     assert len(mail.to(user.email)) == 2
@@ -365,7 +368,7 @@ async def test_a_code_that_is_being_made_is_withdrawn_too(
         new_email = await ask_for_change(client, user)
         await wait_for(lambda: mail.to(new_email))
         await asyncio.gather(*changes)
-        confirmed = await post(client, "/auth/email/verify", token=find_token(mail.to(new_email)[0]))
+        confirmed = await post(client, "/auth/email/verify", token=find_token(mail.to(new_email)[0]), password=PASSWORD)
 
     assert confirmed.status_code == 422
     assert await execute_async(empty_url, "SELECT 1 FROM one_time_tokens") == []
@@ -492,7 +495,7 @@ async def test_an_address_taken_meanwhile_is_not_given_away(
     token = await postman.read_token(new_email)
     await post(client, "/users", email=new_email, password=PASSWORD)
 
-    confirmed = await post(client, "/auth/email/verify", token=token)
+    confirmed = await post(client, "/auth/email/verify", token=token, password=PASSWORD)
 
     assert confirmed.status_code == 409
     assert (await client.get(f"{API}/users/me", headers=user.headers)).json()["email"] == user.email

@@ -504,9 +504,13 @@ async def test_administrators_need_a_second_factor_where_it_is_required(
         disable = {**PROOF, "otp": recovery_codes[0]}
         await client.post(f"{PATH}/disable", json=disable, headers=admin.headers)
         refreshed = (await request_token(client, "refresh_token", refresh_token=signed_in["refresh_token"])).json()
+        change = {"current_password": PASSWORD, "new_password": "another long password"}
+        headers = {"Authorization": f"Bearer {signed_in['access_token']}"}
+        changed = (await client.post("/api/v1/users/me/password", json=change, headers=headers)).json()
 
     assert asked.json()["error"] == "invalid_scope"
     assert "second factor" in asked.json()["error_description"]
     assert (without, with_factor) == (403, 200)
     assert signed_in["scope"] == "account admin"
     assert refreshed["scope"] == "account"
+    assert changed["scope"] == "account"

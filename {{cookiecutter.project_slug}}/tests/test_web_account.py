@@ -220,7 +220,7 @@ async def test_new_address_counts_once_it_is_confirmed(
 
     token = await make_token(database, Purpose.CHANGE_EMAIL, "new@example.com")
     await browser.open("/verify-email")
-    await browser.send("/verify-email", token=f" {token} ")
+    await browser.send("/verify-email", token=f" {token} ", password=PASSWORD)
 
     assert "Your e-mail address is confirmed." in browser.text
     await browser.open("/account")
@@ -324,9 +324,9 @@ async def test_codes_cannot_be_tried_without_end(migrated_url: str, database: Da
 
     async with open_browser(create_app(settings, database)) as browser:
         await browser.open("/verify-email")
-        await browser.send("/verify-email", token="x" * 43)
+        await browser.send("/verify-email", token="x" * 43, password=PASSWORD)
         assert browser.page.status_code == 422
-        await browser.send("/verify-email", token="y" * 43)
+        await browser.send("/verify-email", token="y" * 43, password=PASSWORD)
 
         assert browser.page.status_code == 429
 

@@ -163,7 +163,7 @@ async def test_other_sites_get_no_options(app: FastAPI) -> None:
 
 async def test_scripts_run_on_the_pages_with_a_button_for_passkeys_alone(browser: Browser) -> None:
     policies = {}
-    for path in ("/", "/sign-up", "/todos", "/forgot-password", "/account", PASSKEYS):
+    for path in ("/", "/sign-up", "/verify-email", "/forgot-password", "/account", PASSKEYS):
         policies[path] = (await browser.open(path)).headers["content-security-policy"]
     await browser.send("/log-out")
     policies["/log-in"] = (await browser.open("/log-in")).headers["content-security-policy"]

@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, select
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.core.config import Settings
 from app.core.database import Database, Session
+from app.core.exceptions import UnauthorizedError
 from app.core.http_client import LazyHttpClient
 from app.core.models import utc_now
 from app.core.query import Query, columns
@@ -43,6 +44,12 @@ CALLER = Query(
     ),
     CallerRecord,
 )
+
+
+async def require_session(session: Session, caller: Caller) -> None:
+    """Raise UnauthorizedError if the session has ended since the caller was found, once the user is locked."""
+    if await find_caller(session, caller.user.id, caller.session_id) is None:
+        raise UnauthorizedError("The session has ended.")
 
 
 async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Caller | None:

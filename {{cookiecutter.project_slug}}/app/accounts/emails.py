@@ -72,7 +72,9 @@ class AccountChange(StrEnum):
     DELETED = "deleted"
 
 
-_TAKE_BACK = 'If it was not you, set a new password with "forgot password" at once.'
+_TAKE_BACK = (
+    'If it was not you, set a new password with "forgot password" at once, and remove passkeys that you do not know.'
+)
 _ASK_FOR_HELP = "If you did not expect it, ask the people who run this service for help at once."
 # Of each change: the subject, what has happened, and what to do about it.
 CHANGES = {
@@ -93,7 +95,7 @@ CHANGES = {
     ),
     AccountChange.SECOND_FACTOR_DISABLED: (
         "Your second factor was switched off",
-        "Your account no longer asks for a code of an authenticator app when you sign in.",
+        "A second factor of your account was switched off: it is no longer asked for when you sign in.",
         _TAKE_BACK,
     ),
     AccountChange.PASSKEY_ADDED: (

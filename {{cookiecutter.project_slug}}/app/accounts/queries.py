@@ -52,7 +52,7 @@ REMEMBER_NETWORK = Command(
 
 WAYS_IN = [
     Command(delete(model).where(model.user_id == bindparam("owner_id")))
-    for model in (UserSession, SecondFactor, Passkey, RecoveryCode, KnownNetwork)
+    for model in (UserSession, SecondFactor, SecondFactorFailures, Passkey, RecoveryCode, KnownNetwork)
 ]
 
 

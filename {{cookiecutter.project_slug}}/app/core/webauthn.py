@@ -17,6 +17,8 @@ JsonObject: TypeAlias = dict[str, Any]
 TIMEOUT = 5 * 60 * 1000
 # An RSA key of 4096 bits has 540.
 MAX_PUBLIC_KEY_BYTES = 1024
+# Web Authentication Level 3 allows no longer one.
+MAX_CREDENTIAL_ID_BYTES = 1023
 
 
 class InvalidPasskeyError(Exception):
@@ -146,8 +148,12 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
     # Its own errors, and those of whatever it parses with.
     except Exception as error:
         raise InvalidPasskeyError(str(error)) from error
-    if verified.credential_id != sent.credential_id or len(verified.credential_public_key) > MAX_PUBLIC_KEY_BYTES:
-        raise InvalidPasskeyError("The id is another one, or the key is too large.")
+    if (
+        verified.credential_id != sent.credential_id
+        or len(verified.credential_id) > MAX_CREDENTIAL_ID_BYTES
+        or len(verified.credential_public_key) > MAX_PUBLIC_KEY_BYTES
+    ):
+        raise InvalidPasskeyError("The id is another one, or the id or the key is too long.")
     return NewPasskey(verified.credential_id, verified.credential_public_key, verified.sign_count)
 
 

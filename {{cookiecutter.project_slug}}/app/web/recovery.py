@@ -32,7 +32,7 @@ async def show_verification(visit: VisitDep, token: LinkedToken = "") -> Respons
     return show_form(visit, VERIFY, {"token": token})
 
 
-@router.post("/verify-email")
+@router.post("/verify-email", dependencies=[reserve_hash])
 async def verify_own_email(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, VERIFY, fields):
         data = read_fields(EmailVerification, fields)

@@ -32,12 +32,12 @@ async def begin_own_second_factor(visit: VisitDep, caller: CallerDep, fields: Fi
 
 @router.post("/confirm")
 async def confirm_own_second_factor(
-    visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep
+    visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
     """The secret comes back with the form for one reason: to be shown again when the code was wrong."""
     secret = fields.pop("secret", "")
     with shown_again(visit, CONFIRM, fields, secret=secret):
-        codes = await second_factor.confirm(tools, person, read_fields(SecondFactorCode, fields))
+        codes = await second_factor.confirm(tools, caller, read_fields(SecondFactorCode, fields))
     if codes.recovery_codes:
         return visit.page(CODES, codes=codes.recovery_codes)
     return visit.go("/account", "flash.second_factor_on")

@@ -163,6 +163,10 @@ check_system() {
         [[ $(getent passwd "$account" | cut -d: -f6) =~ ^($STATE|$CACHE)?$ ]] ||
             die "the system has an account $account of its own: choose another project_slug"
     done
+#% if cookiecutter.database == "postgresql"
+    [[ $(getent passwd "$OWNER" | cut -d: -f6) =~ ^/?$ ]] ||
+        die "the system has an account $OWNER of its own: choose another project_slug"
+#% endif
 }
 
 install_packages() {

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from app.accounts.callers import require_session
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, Passkey
@@ -79,6 +80,7 @@ async def create(tools: Toolbox, caller: Caller, data: PasskeyCreate) -> Passkey
     except InvalidPasskeyError as error:
         raise UnprocessableError("What the passkey has signed is not right.") from error
     await lock_user(tools.session, user.id)
+    await require_session(tools.session, caller)
     await _list_ids(tools.session, user.id)
     is_first = await find_factors(tools.session, user.id) is None
     try:

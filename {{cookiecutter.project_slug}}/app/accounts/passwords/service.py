@@ -4,11 +4,13 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord
 from app.accounts.passwords.schemas import PasswordChange
 from app.accounts.queries import END_SESSIONS, UPDATE_USER, settle_password
+from app.accounts.scopes import format_scope
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.sessions import service as sessions
-from app.accounts.sign_in.service import OpenedSession
+from app.accounts.sign_in.service import OpenedSession, narrow_scope
 from app.core.breached_passwords import refuse_unfit_password
 from app.core.exceptions import ConflictError
+from app.core.passwords import refuse_weak_password
 from app.core.query import Query
 from app.core.toolbox import Toolbox
 
@@ -25,10 +27,15 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
     """End every session and begin a new one: a copied token of the caller's own session does not outlive it."""
     user = caller.user
     scope = (await sessions.get_session(tools.session, caller, caller.session_id)).scope
+    scope = format_scope(await narrow_scope(tools, user.id, scope))
+    new_password = data.new_password.get_secret_value()
     # First: a refused password uses up no recovery code.
-    await refuse_unfit_password(tools, data.new_password.get_secret_value(), user.email, user.name)
-    password_hash = await confirm_identity(tools, caller, data)
-    new_hash = await tools.security.hash_password(data.new_password.get_secret_value())
+    await refuse_weak_password(new_password, user.email, user.name)
+    with tools.security.reserve_hash():
+        password_hash = await confirm_identity(tools, caller, data)
+        # Afterwards: it may ask another service, which a copied token must not make it do.
+        await refuse_unfit_password(tools, new_password, user.email, user.name)
+        new_hash = await tools.security.hash_password(new_password)
     replaced = await tools.session.fetch_value(
         REPLACE_PASSWORD, user_id=user.id, verified_hash=password_hash, new_hash=new_hash
     )

@@ -34,12 +34,14 @@ async def request_email_verification(data: EmailAddress, tools: ToolboxDep) -> N
     await outbox_service.enqueue(tools.session, EmailKind.VERIFICATION, data.email)
 
 
-@router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[limit_codes])
+@router.post(
+    "/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash, limit_codes]
+)
 async def verify_email(data: EmailVerification, tools: ToolboxDep) -> None:
     """Verify an address, or confirm a new one, with the code that was sent there.
 
-    A verification also takes the password of the sign-up: without it, the mere click of somebody whose address a
-    stranger has signed up with would verify the stranger's account.
+    It also takes the password of the sign-up or the account: without it, the mere click of somebody whose address a
+    stranger has entered would verify it for the stranger's account.
     """
     await service.verify_email(tools, data)
 

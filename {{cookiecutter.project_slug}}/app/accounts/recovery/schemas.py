@@ -16,8 +16,8 @@ class EmailToken(Input):
 
 
 class EmailVerification(EmailToken):
-    # Of the sign-up that the message answers; not asked for where an account gets another address.
-    password: SecretStr | None = None
+    # Of the sign-up that the message answers, or of the account that asked for it.
+    password: SecretStr
 
 
 class PasswordReset(EmailToken):

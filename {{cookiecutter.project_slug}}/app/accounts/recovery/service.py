@@ -71,8 +71,7 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
     assert found.user_id is not None  # noqa: S101  # see above
     changes: dict[str, object] = {"email": found.address, "email_verified_at": utc_now()}
-    if found.purpose == Purpose.VERIFY_EMAIL:
-        await _check_password(tools, found, data.password)
+    await _check_password(tools, found, data.password)
     await withdraw_email_change(tools.session, found.user_id)
     before = await get_user(tools.session, found.user_id)
     if found.payload and found.payload["password_hash"] != await _read_hash(tools, found.user_id):
@@ -92,14 +91,17 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     await tools.audit.record(event, found.user_id, changes={"email": [before.email, found.address]})
 
 
-async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr | None) -> None:
-    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later."""
+async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr) -> None:
+    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later.
+
+    Who only follows the link of a message that a stranger has asked for gives no account of the stranger the address.
+    """
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
     expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
     await release_connection(tools.session)
-    presented = password.get_secret_value() if password else ""
-    if not (await tools.security.check_password(presented, cast(str | None, expected))).is_correct:
-        raise UnprocessableError("Send the code together with the password of the sign-up that the message answers.")
+    check = await tools.security.check_password(password.get_secret_value(), cast(str | None, expected))
+    if not check.is_correct:
+        raise UnprocessableError("The password is not that of the account, or of the sign-up, that the message is for.")
 
 
 async def _read_hash(tools: Toolbox, user_id: UUID) -> str | None:

@@ -19,7 +19,7 @@ from app.core.database import Session, release_connection
 from app.core.exceptions import UnprocessableError
 from app.core.models import utc_now
 from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, network_of
+from app.core.throttling import AttemptCounter, count_origin
 from app.core.toolbox import Toolbox
 from app.core.webauthn import Assertion, InvalidPasskeyError, JsonObject
 from app.outbox import service as outbox_service
@@ -155,16 +155,15 @@ async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, 
 async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
     """Return what a browser needs to use a passkey, whoever asks. Raises TooManyRequestsError."""
     await release_connection(tools.session)
-    await tools.throttle.count(_counter(tools))
+    await tools.throttle.count(*_counters(tools))
     challenge = await make_challenge(tools.session, Purpose.USE, bound_to=bound_to)
     await release_connection(tools.session)
     return await webauthn.make_request_options(tools.settings, challenge)
 
 
-def _counter(tools: Toolbox) -> AttemptCounter:
+def _counters(tools: Toolbox) -> list[AttemptCounter]:
     """Challenges are counted, since nothing is tried without one; success gives the attempt back."""
-    network = network_of(tools.origin.address)
-    return AttemptCounter("passkey from address", network, tools.settings.throttle_address_attempts)
+    return count_origin("passkey from address", tools.origin.address, tools.settings)
 
 
 async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
@@ -181,7 +180,8 @@ async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) ->
         raise PasskeyRefusedError(WRONG_PASSKEY) from error
     if await tools.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
         raise await _refuse_copy(tools, sent)
-    await tools.throttle.give_back(tools.session, _counter(tools))
+    for counter in _counters(tools):
+        await tools.throttle.give_back(tools.session, counter)
     return passkey
 
 

@@ -1,4 +1,4 @@
-from app.accounts.dependencies import CurrentCaller, CurrentUser
+from app.accounts.dependencies import CurrentCaller
 from app.accounts.second_factor import service
 from app.accounts.second_factor.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
 from app.core.exceptions import problem_responses
@@ -17,12 +17,12 @@ async def begin_second_factor(
 
 
 @router.post("/confirm", responses=problem_responses(401, 403, 409, 422, 429))
-async def confirm_second_factor(data: SecondFactorCode, user: CurrentUser, tools: ToolboxDep) -> RecoveryCodes:
-    """Ask for a second factor from now on, and get the recovery codes, which are shown this once."""
-    return await service.confirm(tools, user, data)
+async def confirm_second_factor(data: SecondFactorCode, caller: CurrentCaller, tools: ToolboxDep) -> RecoveryCodes:
+    """Ask for a second factor from now on. Returns the recovery codes; none if a passkey has brought them already."""
+    return await service.confirm(tools, caller, data)
 
 
 @router.post("/disable", status_code=204, responses=problem_responses(401, 403, 409, 422, 429))
 async def disable_second_factor(data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep) -> None:
-    """No longer ask for a second factor; the recovery codes are gone, too."""
+    """Forget the authenticator. Passkeys stay; the recovery codes go with the last second factor."""
     await service.disable(tools, caller, data)

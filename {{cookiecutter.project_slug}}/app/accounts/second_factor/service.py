@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.accounts.callers import require_session
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, Passkey, SecondFactor, UserRecord
@@ -71,14 +72,16 @@ async def begin(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> S
     )
 
 
-async def confirm(tools: Toolbox, user: UserRecord, data: SecondFactorCode) -> RecoveryCodes:
+async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> RecoveryCodes:
     """Take the second factor into use.
 
     Raises ConflictError when none waits for it, and UnprocessableError for a wrong code.
     """
+    user = caller.user
     await release_connection(tools.session)
     await tools.throttle.count(_confirmation_counter(tools, user))
     await lock_user(tools.session, user.id)
+    await require_session(tools.session, caller)
     factor = await tools.session.fetch_one_or_none(FACTOR_TO_CONFIRM, owner_id=user.id)
     if factor is None or factor.confirmed_at is not None:
         raise ConflictError("No second factor waits for its confirmation.")

@@ -14,7 +14,7 @@ from app.accounts.scopes import SCOPES, Scope, format_scope, list_allowed, parse
 from app.accounts.second_factor import codes, passkeys
 from app.accounts.second_factor.codes import FactorCheck, Factors, Owner, Proof
 from app.accounts.second_factor.confirmation import PASSWORD_HASH
-from app.accounts.second_factor.passkeys import INACTIVE_ACCOUNT, PasskeyRefusedError
+from app.accounts.second_factor.passkeys import INACTIVE_ACCOUNT, INVALID_CHALLENGE, PasskeyRefusedError
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
@@ -322,14 +322,21 @@ async def sign_in_with_passkey(tools: Toolbox, data: PasskeySignIn) -> TokenRead
 async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
     """Begin a session without a password; the authenticator has made sure who uses it. Raises PasskeyRefusedError."""
     try:
-        passkey = await passkeys.use_passkey(tools, data.credential, *bound_to)
-        user = await tools.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+        # The user first, as in everything that changes an account.
+        presented_id = passkeys.encode(data.credential.id)
+        passkey = await tools.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
+        user: HeldRecord | None = None
+        if passkey is not None:
+            user = await tools.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+        await passkeys.use_passkey(tools, data.credential, *bound_to)
         if user is None or (tools.settings.email_verification_required and user.email_verified_at is None):
             raise PasskeyRefusedError(INACTIVE_ACCOUNT)
-    except PasskeyRefusedError:
+    except PasskeyRefusedError as refusal:
         SIGN_INS.labels("failure").inc()
         _log_failure(tools)
-        await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
+        # Challenges are counted. Without one of ours, nothing would bound how many events anybody could write.
+        if refusal.detail != INVALID_CHALLENGE:
+            await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
         raise
     allowed = list_allowed(is_admin=user.is_admin)
     scopes = allowed if data.scope is None else data.scope
@@ -357,13 +364,17 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
         raise await _refuse_refresh_token(tools, token, now)
     used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
     await tools.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
-    allowed = parse_scope(extended.scope)
-    if tools.settings.admin_second_factor_required and Scope.ADMIN in allowed:
-        # Sessions that began before it was required, or when there was one.
-        factors = await codes.find_factors(tools.session, extended.user_id)
-        allowed &= _list_allowed(tools.settings, factors, is_admin=True)
-    scope = _grant_scope(form.scope, allowed)
+    scope = _grant_scope(form.scope, await narrow_scope(tools, extended.user_id, extended.scope))
     return await issue(tools, extended.user_id, token.session_id, scope)
+
+
+async def narrow_scope(tools: Toolbox, user_id: UUID, scope: str) -> frozenset[str]:
+    """Take `admin` from a session that began before a second factor was required for it, or when there was one."""
+    allowed = parse_scope(scope)
+    if tools.settings.admin_second_factor_required and Scope.ADMIN in allowed:
+        factors = await codes.find_factors(tools.session, user_id)
+        allowed &= _list_allowed(tools.settings, factors, is_admin=True)
+    return allowed
 
 
 async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
