@@ -149,7 +149,7 @@ class Stack:
     def list_containers(self, service: str) -> list[str]:
         return self.compose("ps", "--quiet", service).split()
 
-    def inspect(self, container: str) -> Any:  # noqa: ANN401 - whatever the engine says
+    def inspect(self, container: str) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the engine
         return json.loads(run_docker("inspect", container))[0]
 
     def execute(self, service: str, *command: str, check: bool = True) -> str:
@@ -161,7 +161,7 @@ class Stack:
         command = ["python", "-c", f"import os; os.kill({pid}, 9)"]
         run_docker("run", "--rm", "--privileged", "--pid=host", "--user=0", "--entrypoint=", self.image, *command)
 
-    def request(self, method: str, path: str, **options: Any) -> httpx2.Response:  # noqa: ANN401 - the client's
+    def request(self, method: str, path: str, **options: Any) -> httpx2.Response:  # noqa: ANN401  # passed on to httpx2, which declares them
         headers = {"Host": DOMAIN, **options.pop("headers", {})}
         client = options.pop("client", self.client)
         url = f"https://127.0.0.1:{self.https_port}{path}"
@@ -169,7 +169,7 @@ class Stack:
         response: httpx2.Response = client.request(method, url, headers=headers, extensions=extensions, **options)
         return response
 
-    def request_patiently(self, method: str, path: str, **options: Any) -> httpx2.Response:  # noqa: ANN401 - see above
+    def request_patiently(self, method: str, path: str, **options: Any) -> httpx2.Response:  # noqa: ANN401  # passed on to httpx2, which declares them
         """Wait as long as the sign-in limit says no."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while (response := self.request(method, path, **options)).status_code == 429:

@@ -190,7 +190,7 @@ class Load:
         if kept:
             kept.close()
 
-    def _ask(self, method: str, connection: Connection | None) -> Any:  # noqa: ANN401 - a status or what went wrong
+    def _ask(self, method: str, connection: Connection | None) -> Any:  # noqa: ANN401  # a status, or the error that occurred
         body = {"title": "Under load"} if method == "POST" else None
         path = "/api/v1/todos" if method == "POST" else "/api/v1/todos?limit=1"
         try:

@@ -29,7 +29,7 @@ PORTS = range(20_000, 32_000)
 
 def find_free_port() -> int:
     while True:
-        port = random.choice(PORTS)  # noqa: S311 - no secret
+        port = random.choice(PORTS)  # noqa: S311  # a port is no secret
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -49,7 +49,7 @@ class Answer:
     headers: Message = field(default_factory=Message)
 
     @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever the service says
+    def json(self) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the route
         return json.loads(self.body)
 
 
@@ -110,9 +110,9 @@ class RunningServer:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         url = f"{self.base_url}{path}"
-        request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - see below
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310  # http, to an address of this test
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_SECONDS) as response:  # noqa: S310 - the address is ours
+            with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_SECONDS) as response:  # noqa: S310  # http, to an address of this test
                 return Answer(response.status, response.read())
         except urllib.error.HTTPError as error:
             with error:

@@ -55,7 +55,7 @@ def chromium(server: RunningServer) -> Iterator[Browser]:
 def visit(chromium: Browser, server: RunningServer) -> Iterator[Visit]:
     people: list[Person] = []
 
-    def open_page(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401 - the browser's
+    def open_page(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401  # passed on to new_context, which declares them
         people.append(Person(chromium.new_context(**options), base_url))
         return people[-1]
 

@@ -265,7 +265,7 @@ def test_nobody_but_the_proxy_shares_a_network_with_the_application_and_the_way_
     assert is_internal == {"front": False, "back": True}
 
 
-def describe_network(stack: Stack, name: str) -> Any:  # noqa: ANN401 - whatever the engine says
+def describe_network(stack: Stack, name: str) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the engine
     return json.loads(run_docker("network", "inspect", f"{stack.project.path.name}_{name}"))[0]
 
 

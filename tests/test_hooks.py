@@ -104,7 +104,7 @@ def test_every_option_has_a_label_and_no_label_is_left_over() -> None:
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_no_answer_can_break_the_literal_that_carries_it(hook: Path) -> None:
     (line,) = (line for line in hook.read_text(encoding="utf-8").splitlines() if "cookiecutter |" in line)
-    literal = jinja2.Environment(autoescape=False).from_string(line[line.index('r"""') : -1])  # noqa: S701 - no HTML
+    literal = jinja2.Environment(autoescape=False).from_string(line[line.index('r"""') : -1])  # noqa: S701  # renders Python, not HTML
 
     for length in range(6):
         for characters in product("\"'\\n{", repeat=length):

@@ -165,7 +165,7 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
         Middleware(
             CorrelationIdMiddleware,
             validator=is_request_id,
-            # What a client did not choose is left to the transformer, which sees both.
+            # Return no id: `mark_request_id` makes one, and marks those that a client sent.
             generator=str,
             transformer=mark_request_id,
             # Nobody reads it there.

@@ -106,7 +106,7 @@ async def test_what_was_forbidden_is_recorded_with_who_asked(
         (user.id, user.id, "127.0.0.1")
     ] * 2
     details = [event["details"] for event in events]
-    assert [(each["method"], each["path"]) for each in details] == [("DELETE", ME), ("GET", "/api/v1/users")]  # type: ignore[index]  # JSON
+    assert [(each["method"], each["path"]) for each in details] == [("DELETE", ME), ("GET", "/api/v1/users")]  # type: ignore[index]  # details are JSON, declared as object
     assert "confirmation" in str(details[0])
 
 

@@ -44,8 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(file: Path, **counted: float) -> None:
     counts = MmapedDict(str(file))  # type: ignore[no-untyped-call]  # no annotation in the library
     for key, value in counted.items():
-        counts.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]  # as above
-    counts.close()  # type: ignore[no-untyped-call]  # as above
+        counts.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]  # no annotation in the library
+    counts.close()  # type: ignore[no-untyped-call]  # no annotation in the library
 
 
 def leave_files(folder: Path, pid: int) -> None:

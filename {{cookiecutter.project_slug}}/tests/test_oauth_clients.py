@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 from authlib.integrations.base_client import OAuthError  # type: ignore[import-untyped]  # it has no annotations
-from authlib.integrations.requests_client import OAuth2Session as AuthlibSession  # type: ignore[import-untyped]  # same
+from authlib.integrations.requests_client import OAuth2Session as AuthlibSession  # type: ignore[import-untyped]  # it has no annotations
 from oauthlib.oauth2 import InvalidGrantError, LegacyApplicationClient
 from requests_oauthlib import OAuth2Session
 

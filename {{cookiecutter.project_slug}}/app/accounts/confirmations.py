@@ -42,7 +42,7 @@ class Confirmation:
         """Use up the code. Raises ForbiddenError."""
         if not self.code or not await _use(self.session, self.claims, self.code):
             raise ForbiddenError(REFUSAL)
-        # Committed here: a change locks accounts before their codes, and would wait for who has locked a code first.
+        # Commit here. Lock order: account, then code; this request has locked the code first, and could deadlock.
         await release_connection(self.session)
 
 

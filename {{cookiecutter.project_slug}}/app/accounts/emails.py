@@ -44,7 +44,7 @@ ACTIVE_USER = Query(select(User.id).where(User.id == bindparam("user_id"), User.
 
 class EmailKind(StrEnum):
     VERIFICATION = "verification"
-    PASSWORD_RESET = "password reset"  # noqa: S105  # a name
+    PASSWORD_RESET = "password reset"  # noqa: S105  # the name of a kind of message
     ACCOUNT_CHANGED = "account changed"
     PASSKEY_COPIED = "passkey copied"
     EMAIL_CHANGE = "email change"
@@ -59,7 +59,7 @@ CODE_KINDS = (EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_
 class AccountChange(StrEnum):
     """What the owner is told of, whoever has made the change."""
 
-    PASSWORD = "password"  # noqa: S105  # a name
+    PASSWORD = "password"  # noqa: S105  # the name of a change
     EMAIL = "email"
     SECOND_FACTOR_ENABLED = "second factor enabled"
     SECOND_FACTOR_DISABLED = "second factor disabled"
@@ -141,7 +141,7 @@ class Purpose(StrEnum):
 
     VERIFY_EMAIL = "verify email"
     CHANGE_EMAIL = "change email"
-    RESET_PASSWORD = "reset password"  # noqa: S105  # a name
+    RESET_PASSWORD = "reset password"  # noqa: S105  # the name of a purpose
 
 
 LIFETIMES = {
@@ -152,7 +152,9 @@ LIFETIMES = {
 
 
 async def limit_messages(tools: Toolbox, kind: EmailKind, address: str, account_id: UUID | None = None) -> None:
-    """Nobody is flooded through this service; the caller must hold no connection. Raises TooManyRequestsError.
+    """Refuse a requested message beyond the limit of its address, account or network.
+
+    The caller must hold no connection. Raises TooManyRequestsError.
 
     Each kind by itself: some lead to no message, and must not keep somebody from those that do. With an account, its
     messages to whatever address are bounded as well.

@@ -63,12 +63,12 @@ class RefreshToken(Identity, Base):
 class KnownNetwork(Base):
     """Where an account has signed in from, or was reset: attempts from elsewhere never keep it out there.
 
-    There is no cookie for known devices beside it: a browser keeps its session while it is used, and such a cookie
-    would need an end, and a revocation with the password, to be no supply of further guesses.
+    No cookie for known devices: it would be a further supply of guesses unless it expired and were revoked with the
+    password.
     """
 
     __tablename__ = "known_networks"
-    # Found by itself, too: whether any account is known there.
+    # Also searched without the account: whether any account knows the network.
     __table_args__ = (Index(None, "network"),)
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)

@@ -29,8 +29,8 @@ COLUMNS = columns(UserRecord, User)
 USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
 USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
 UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
-# What changes an account locks the user first, then its sessions, its messages and its codes. With `key_share` it lets
-# those go on who make a message: they hold the message, and need the user for the code in it.
+# Lock order: user, sessions, outgoing e-mails, one-time tokens. `key_share` lets the sender go on, which holds an
+# e-mail and inserts a token for the user.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
 # Locks the user against a change of the password that was verified.
 HOLD_PASSWORD = Query(

@@ -112,7 +112,7 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
 
 
 async def _record_refusal(request: Request, event: RefusalEvent, reason: str) -> None:
-    """In its own transaction: the request's was rolled back. A flood writes few events, and then one at times."""
+    """Write in a separate transaction, since the request's is rolled back. The throttle bounds the number of events."""
     database: Database = request.state.database
     settings: Settings = request.state.settings
     # Set where a route has found out who calls.

@@ -39,10 +39,10 @@ async def refuse_unfit_password(tools: Toolbox, password: str, *own: str) -> Non
 
 async def _is_breached(http: LazyHttpClient, url: str, password: str) -> bool:
     """Return False where it cannot be found out: sign-up does not depend on another service."""
-    # Not above: the client is for those who use it.
+    # Imported lazily: few services need the HTTP client at sign-up.
     from httpx2 import HTTPError, InvalidURL, StreamError
 
-    # Not for protection: the API is asked by this hash.
+    # The API looks up SHA-1; it protects nothing here.
     digest = hashlib.sha1(normalize_password(password).encode(), usedforsecurity=False).hexdigest().upper()
     prefix, suffix = digest[:PREFIX_LENGTH], digest[PREFIX_LENGTH:]
     try:
@@ -52,7 +52,7 @@ async def _is_breached(http: LazyHttpClient, url: str, password: str) -> bool:
         logger.warning("breached passwords cannot be looked up", reason=describe_failure(error))
         return False
     counts = dict(line.split(":", 1) for line in body.decode("ascii", "replace").split() if ":" in line)
-    # What pads the answer has a count of 0.
+    # Padding has a count of 0.
     return counts.get(suffix, "0") != "0"
 
 

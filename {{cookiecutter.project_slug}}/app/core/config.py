@@ -52,7 +52,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 EXIT_CANNOT_START = 3
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
-# Of libpq, beside the password: parameters of a connection that are secrets themselves, and not the path of one.
+# Parameters of libpq, besides the password, whose value itself is a secret and not the path of one.
 SECRET_PARAMETERS = frozenset({"oauth_client_secret", "scram_client_key", "scram_server_key", "sslpassword"})
 LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
 # Clients remove the path segments . and .. from a URL.

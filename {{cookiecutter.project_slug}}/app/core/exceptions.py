@@ -144,7 +144,7 @@ async def handle_app_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  # see above
+    assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker; registered for this class alone
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # Collect the methods of every route at this path: the exception has only those of one route.
         allow = {"Allow": ", ".join(allowed_methods(request.scope, request.app.routes))}
@@ -155,7 +155,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101  # see above
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # for the type checker; registered for this class alone
     errors = error.errors()
     count = "" if len(errors) <= MAX_FIELD_PROBLEMS else f", the first {MAX_FIELD_PROBLEMS} of {len(errors)}"
     return problem_response(

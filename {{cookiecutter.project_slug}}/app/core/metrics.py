@@ -38,7 +38,7 @@ class WorkersCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         with locked(self._folder):
             files = list_files(self._folder)
-            metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # no annotation
+            metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # no annotation in the library
         return metrics
 
 

@@ -119,15 +119,15 @@ def _write_total(target: Path, sources: Iterable[Path]) -> None:
     _reserve(target, 8 + sum(len(key.encode()) + 32 for key in totals))
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]  # no annotation in the library
     for key, value in totals.items():
-        counts.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]  # as above
-    counts.close()  # type: ignore[no-untyped-call]  # as above
+        counts.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]  # no annotation in the library
+    counts.close()  # type: ignore[no-untyped-call]  # no annotation in the library
 
 
 def _read(file: Path) -> list[tuple[str, float]]:
     if not file.exists() or file.stat().st_size == 0:
         return []
     try:
-        rows = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]  # as above
+        rows = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]  # no annotation in the library
         return [(key, value) for key, value, _, _ in rows]
     except (RuntimeError, struct.error, UnicodeDecodeError):
         logger.warning("a file of metrics is damaged and left out: %s", file.name)

@@ -22,9 +22,9 @@ from app.core.schema import MigrationsError, alembic_config, read_revisions
 # Any number will do, as long as nothing else in the database takes the same lock.
 LOCK_KEY = 7_205_759_403
 LOCK = select(func.pg_advisory_lock(bindparam("key")))
-# What PostgreSQL answers to a role that may not do something.
-INSUFFICIENT_PRIVILEGE = "42501"
 UNLOCK = select(func.pg_advisory_unlock(bindparam("key")))
+# SQLSTATE insufficient_privilege.
+INSUFFICIENT_PRIVILEGE = "42501"
 # What the service's role may do with the owner's tables, sequences and SECURITY DEFINER functions, as statements that
 # say so whatever was granted before.
 GRANTS = text("""

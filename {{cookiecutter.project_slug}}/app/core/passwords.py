@@ -75,11 +75,10 @@ def _squash(text: str) -> str:
 def _common() -> frozenset[str]:
     """Loaded when it is first needed. Only the lists: the whole of zxcvbn would stay in memory three times over."""
     package = importlib.util.find_spec("zxcvbn")
-    # For the type checker: it is a dependency, and its files are Python.
-    assert package is not None and package.origin is not None  # noqa: S101, PT018  # see above
+    assert package is not None and package.origin is not None  # noqa: S101, PT018  # for the type checker; a dependency
     file = Path(package.origin).with_name("frequency_lists.py")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None  # noqa: S101, PT018  # see above
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018  # for the type checker; a Python file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return frozenset(

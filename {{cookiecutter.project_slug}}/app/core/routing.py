@@ -119,7 +119,7 @@ def require_media_type(request: Request, *, takes_form: bool) -> None:
 class FeatureRouter(APIRouter):
     """Compares none of its routes with a path that its prefix is no part of; FastAPI tries them all in turn, twice."""
 
-    def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks themr
+    def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks them
         super().__init__(route_class=route_class, **options)
         # A path holds no parameter literally, but values in its place.
         self._head = self.prefix.partition("{")[0]

@@ -25,9 +25,9 @@ from app.core.query import Command, Query, columns, delete_batch
 logger = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 1.0
-# What one customer of a provider has at least, and what others get for the asking: 65,536 of these networks (RFC 6177).
+# A customer of a provider has at least a /64, and gets a /48, 65,536 of these networks, on request (RFC 6177).
 IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
-# A site may have many customers behind it, and is allowed so many times what one network is.
+# Many customers may share a /48: it may make this many times as many attempts as a /64.
 SITE_ALLOWANCE = 10
 # How long other attempts wait for an undecided one, and the first and the longest pause between their tries.
 UNDECIDED_SECONDS = 10
@@ -91,7 +91,7 @@ class ClockedStatements:
             WHERE throttle_counts.delay_seconds = 0
                 OR throttle_counts.last_at + throttle_counts.delay_seconds <= excluded.last_at
             RETURNING attempts
-            """).columns(ThrottleCount.attempts),  # noqa: S608  # `now` is written below
+            """).columns(ThrottleCount.attempts),  # noqa: S608  # `now` is one of the two constants of CLOCKED, never input
             CountRecord,
         )
         seconds_since = literal_column(f"({now})", Double) - ThrottleCount.last_at
@@ -216,7 +216,10 @@ class GuessThrottle:
             raise TooManyRequestsError(max(1, math.ceil(wait)))
 
     async def admits(self, session: Session, *counters: AttemptCounter) -> bool:
-        """Count in the caller's transaction, for what is left out and not refused when there is too much of it."""
+        """Count in the caller's transaction, and return False instead of raising.
+
+        For work that is skipped beyond the limit.
+        """
         if not self._settings.throttling:
             return True
         try:

@@ -22,11 +22,11 @@ MAX_CREDENTIAL_ID_BYTES = 1023
 
 
 class InvalidPasskeyError(Exception):
-    """What an authenticator is said to have signed is not right."""
+    """The response of an authenticator cannot be verified."""
 
 
 class Person(NamedTuple):
-    """As authenticators show it, and store it: the id is no address."""
+    """The account as authenticators store and show it; the id must not be personal data."""
 
     id: bytes
     email: str
@@ -57,7 +57,7 @@ class NewPasskey(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Whose passkeys they are: browsers offer them to pages of this host, and say where those come from."""
+    """The host that passkeys belong to (RP ID), and the origin that browsers report."""
 
     host: str
     origin: str
@@ -120,7 +120,10 @@ def _make_request_options(site: Site, challenge: bytes) -> JsonObject:
 
 
 async def verify_registration(settings: Settings, challenge: bytes, registration: Registration) -> NewPasskey:
-    """Raises InvalidPasskeyError. Who made the authenticator is not asked, and would say nothing about its owner."""
+    """Raises InvalidPasskeyError.
+
+    Attestation is not requested: the maker of an authenticator says nothing about its owner.
+    """
     return await asyncio.to_thread(_verify_registration, Site.of(settings), challenge, registration)
 
 
@@ -178,7 +181,8 @@ def _verify_assertion(site: Site, challenge: bytes, sent: Assertion, public_key:
             expected_rp_id=site.host,
             expected_origin=site.origin,
             credential_public_key=public_key,
-            # The library would compare it before the signature: what anybody may write says nothing of a copy.
+            # The library compares the counter before the signature: anybody could make a passkey look copied. The
+            # caller compares it afterwards.
             credential_current_sign_count=0,
             require_user_verification=True,
         )

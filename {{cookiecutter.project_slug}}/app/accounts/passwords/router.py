@@ -31,7 +31,10 @@ async def change_password(
 async def confirm(
     data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep, response: Response
 ) -> ConfirmationRead:
-    """Show that it is the owner: the code goes into the header `X-Confirmation` of one request that asks for it."""
+    """Confirm that the owner makes the next change.
+
+    Send the code of the answer as `X-Confirmation` with one request.
+    """
     await confirm_identity(tools, caller, data)
     response.headers.update(NO_STORE)
     code = await create_confirmation(tools.session, caller)

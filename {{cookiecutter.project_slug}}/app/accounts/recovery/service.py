@@ -69,7 +69,7 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
-    assert found.user_id is not None  # noqa: S101  # see above
+    assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     changes: dict[str, object] = {"email": found.address, "email_verified_at": utc_now()}
     await _check_password(tools, found, data.password)
     await withdraw_email_change(tools.session, found.user_id)
@@ -99,8 +99,9 @@ async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretSt
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
     expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
     await release_connection(tools.session)
-    check = await tools.security.check_password(password.get_secret_value(), cast(str | None, expected))
-    if not check.is_correct:
+    # The payload is JSON; sign_up writes a string.
+    password_hash = cast(str | None, expected)
+    if not (await tools.security.check_password(password.get_secret_value(), password_hash)).is_correct:
         raise UnprocessableError("The password is not that of the account, or of the sign-up, that the message is for.")
 
 

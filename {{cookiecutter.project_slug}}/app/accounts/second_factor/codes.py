@@ -38,8 +38,8 @@ RECOVERY_CODES = 10
 # 80 bits, in four groups of four: cannot be guessed, and can be typed.
 RECOVERY_CODE_BYTES = 10
 
-# After so many failures in a row the owner is told, and after so many no code is taken any more, until the password is
-# set anew: NIST SP 800-63B (§3.2.2) allows no more than 100.
+# Failures in a row after which the owner is told, and after which codes are refused until the password is changed or
+# reset. NIST SP 800-63B (3.2.2) allows at most 100.
 NOTICE_FAILURES, MAX_FAILURES = 5, 50
 
 WRONG_CODE = "The code is not right."
@@ -48,9 +48,9 @@ WRONG_CODE = "The code is not right."
 class FactorCheck(Enum):
     RIGHT = auto()
     WRONG = auto()
-    # As in the first step of an honest sign-in.
+    # Nothing was sent: the first step of a sign-in.
     MISSING = auto()
-    # So often in a row that it was not such a step.
+    # Nothing was sent, too often in a row to be a first step.
     MISSING_AGAIN = auto()
 
 
@@ -77,7 +77,7 @@ class Proof:
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # Of what challenges the passkey's may be.
+    # The values of `bound_to` whose challenges the passkey may answer.
     bound_to: tuple[str, ...] = ()
 
     @property
@@ -96,7 +96,7 @@ USE_STEP = Query(
     .values(last_step=bindparam("used_step"), secret=bindparam("new_secret"))
     .returning(SecondFactor.user_id)
 )
-# One statement decides between many guesses at once, and holds the others up until this one is decided.
+# One atomic statement: it locks the row, so that concurrent guesses wait for the outcome.
 COUNT_FAILURE = Query(
     upsert(SecondFactorFailures)
     .values(user_id=bindparam("owner_id"), failures=1)
@@ -132,7 +132,7 @@ async def check_factor(tools: Toolbox, user: Owner, factors: Factors, proof: Pro
     """Check what was sent besides the right password, and count the failures in a row.
 
     A failure is counted before the proof is looked at, so that many guesses at once are no way around. Without a proof,
-    counting stops before any is refused: nothing was guessed. The caller keeps what was written, whatever comes out.
+    counting stops before any is refused: nothing was guessed. The caller commits what was written, whatever the result.
     """
     limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
     failures = await tools.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)
@@ -175,7 +175,7 @@ async def use_totp(tools: Toolbox, user_id: UUID, factor: FactorRecord, code: st
     step = _find_step(make_totp(secret), code)
     if step is None:
         return False
-    # Encrypted anew at each use: the key of today replaces its predecessors.
+    # Re-encrypt at each use, so that SECRET_KEY replaces its predecessors.
     new_secret = tools.security.encrypt(secret)
     return (
         await tools.session.fetch_value(USE_STEP, owner_id=user_id, used_step=step, new_secret=new_secret) is not None
@@ -196,12 +196,12 @@ def _find_step(totp: TOTP, code: str) -> int | None:
 
 
 def make_totp(secret: str) -> TOTP:
-    # SHA-1 as a MAC is sound, and what authenticator apps know.
-    return TOTP(base64.b32decode(secret), DIGITS, SHA1(), STEP_SECONDS)  # noqa: S303  # see above
+    mac = SHA1()  # noqa: S303  # RFC 6238's default MAC, the only one that many apps know
+    return TOTP(base64.b32decode(secret), DIGITS, mac, STEP_SECONDS)
 
 
 async def make_recovery_codes(session: Session, user_id: UUID) -> list[str]:
-    """With the first second factor of an account; the others share them."""
+    """Called with the first second factor of an account; later ones share these codes."""
     codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
     for code in codes:
         await session.run(CREATE_CODE, user_id=user_id, code_hash=hash_opaque_token(code))

@@ -1,4 +1,4 @@
-"""That it is the owner who changes an account, and not somebody with a copied token."""
+"""Confirm that the owner changes an account, and not somebody with a copied token."""
 
 from sqlalchemy import bindparam, select
 

@@ -1,4 +1,4 @@
-"""What a passkey proves (WebAuthn): it answers a challenge of ours, which is good for a few minutes and one use."""
+"""Verify passkeys (WebAuthn): each answers one of our challenges, which is valid for five minutes and one use."""
 
 import base64
 from datetime import timedelta
@@ -73,7 +73,7 @@ class PasskeyAssertion(BaseModel):
 
 
 def read_text(value: object) -> object:
-    """In a form, it is JSON."""
+    """Parse JSON: a form sends the answer as text."""
     return from_json(value) if isinstance(value, str) else value
 
 
@@ -97,7 +97,7 @@ class PasskeyRecord(NamedTuple):
 
 
 class PasskeyRefusedError(UnprocessableError):
-    """What was counted and recorded of the attempt stays."""
+    """A refused passkey; counters and audit events of the attempt are committed."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, keeps_changes=True)
@@ -130,7 +130,7 @@ async def has_passkey(session: Session, user_id: UUID) -> bool:
 async def make_challenge(
     session: Session, purpose: Purpose, user_id: UUID | None = None, *, bound_to: str = ""
 ) -> bytes:
-    """`bound_to` names the session, or the browser, that must bring the answer."""
+    """Return a new challenge; only the session or browser that `bound_to` names may answer it."""
     challenge = await one_time_tokens.create_token(
         session, purpose, user_id, "", lifetime=CHALLENGE_LIFETIME, payload={"bound_to": bound_to}
     )
@@ -138,7 +138,7 @@ async def make_challenge(
 
 
 async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, *bound_to: str) -> bytes:
-    """Return the challenge that a browser says was answered; whether it was, the signature tells.
+    """Use up the challenge that the client names, and return it; only the signature proves the answer.
 
     Raises PasskeyRefusedError.
     """
@@ -162,7 +162,7 @@ async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
 
 
 def _counters(tools: Toolbox) -> list[AttemptCounter]:
-    """Challenges are counted, since nothing is tried without one; success gives the attempt back."""
+    """Count challenges, since every attempt needs one; a success gives its attempt back."""
     return count_origin("passkey from address", tools.origin.address, tools.settings)
 
 

@@ -72,7 +72,7 @@ CONFIRM_CREDENTIALS = Query(
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
 )
-# As above, for who needs no password.
+# As CONFIRM_CREDENTIALS, for a sign-in without a password.
 HOLD_USER = Query(
     select(*columns(HeldRecord, User))
     .where(User.id == bindparam("user_id"), User.is_active)
@@ -170,7 +170,7 @@ async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password
     """Return the user and the scope; time and error are the same for a wrong password and an unknown user."""
     email = as_stored(username)
     network = network_of(tools.origin.address)
-    # Before the user: one who is just getting known here beside this is then known, too.
+    # Query it before the user: a sign-in at the same time may make the network known between the two queries.
     is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     await release_connection(tools.session)
@@ -180,7 +180,7 @@ async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password
     if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
         raise await _refuse(tools, user, attempt, "password")
     owner, factors = Owner(user.id, email), await codes.find_factors(tools.session, user.id)
-    # Before the code, which is used up by its check.
+    # Choose the scope first: checking a code uses it up.
     scope = await _choose_scope(tools, user, owner, factors, attempt, form.scope)
     if factors is not None:
         await _check_second_factor(tools, user, owner, factors, attempt, Proof(form.otp, form.passkey))
@@ -208,10 +208,10 @@ async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_h
 async def _take_attempt(
     tools: Toolbox, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
 ) -> Attempt:
-    """From where an account has signed in before, its own attempts alone keep it out; elsewhere those of strangers.
+    """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
 
-    On a network from where any account has signed in, attempts at all others are counted and take as long as at that
-    one, or neighbours would hear by the time of a refusal who has an account. Others are refused at little cost.
+    Where any account is known, count and hash for all accounts, or the time of a refusal would tell neighbours who has
+    one.
     """
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
@@ -221,21 +221,25 @@ async def _take_attempt(
         await tools.throttle.count(*origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{email} {network}", free, is_decided=True)
-    # Where the account is known, this refuses wrong passwords alone.
+    # On a network that the account knows, this refuses wrong passwords only.
     refusal = await tools.throttle.count(known, tolerated=[*origin, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
     return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
 async def _reward(tools: Toolbox, attempt: Attempt) -> None:
-    """A success clears the account's count; the others only lose this attempt, as one's own account is no pass."""
+    """Reset the account's counter.
+
+    Give the shared ones back this attempt only, or signing in to one's own account would reset the limit for guessing
+    at others.
+    """
     for counter in attempt.taken:
         settle = tools.throttle.forget if counter is attempt.account else tools.throttle.give_back
         await settle(tools.session, counter)
 
 
 async def _settle_missing(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
-    """The first step of an honest sign-in is no attempt; many that go no further are."""
+    """Give back a first step without a code; after several in a row it stays counted."""
     settle = tools.throttle.give_back if found is FactorCheck.MISSING else tools.throttle.decide
     for counter in attempt.taken:
         await settle(tools.session, counter)
@@ -253,7 +257,7 @@ async def _choose_scope(
     try:
         return _grant_scope(requested, _list_allowed(tools.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
-        # The answer tells that the password was right, as that to a missing code does.
+        # This refusal reveals that the password is right, as `mfa_required` does: count both alike in `check_factor`.
         found = FactorCheck.MISSING
         if factors is not None:
             found = await codes.check_factor(tools, owner, factors, Proof(None, None))
