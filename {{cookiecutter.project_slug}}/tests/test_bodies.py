@@ -18,7 +18,7 @@ from app.core.schemas import Input, NewPassword
 from app.core.uploads import Upload, accept
 from tests.bodies import Maker, UnmakeableError, fill_path, make_request
 from tests.clients import open_client
-from tests.databases import make_settings
+from tests.databases import make_settings, unreachable_url
 
 
 class Colour(StrEnum):
@@ -147,7 +147,7 @@ async def test_an_upload_has_a_media_type_that_its_route_takes() -> None:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, object]]:
-        yield {"settings": make_settings("sqlite:///unused.sqlite3")}
+        yield {"settings": make_settings(unreachable_url())}
 
     router = FeatureRouter(prefix="/things")
     router.add_api_route("", create, methods=["POST"])

@@ -31,7 +31,13 @@ def url(empty_url: str) -> str:
 def test_concurrent_writes_to_many_workers_lose_nothing(url: str) -> None:
     # Not a test of speed: on a busy machine a writer may have to queue for long.
     patience = str(PATIENCE_SECONDS)
-    with run_server(url, workers=WORKERS, DATABASE_POOL_TIMEOUT_SECONDS=patience, THROTTLING="false") as server:
+    with run_server(
+        url,
+        workers=WORKERS,
+        DATABASE_POOL_TIMEOUT_SECONDS=patience,
+        PASSWORD_HASH_QUEUE=str(AT_ONCE),
+        THROTTLING="false",
+    ) as server:
         statuses = asyncio.run(write_users(server))
 
         assert Counter(statuses) == {201: WRITES}
