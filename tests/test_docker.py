@@ -165,7 +165,7 @@ def test_no_secret_is_in_a_layer_or_in_the_environment(stack: Stack, tmp_path: P
     containers = run_docker("inspect", *(name for service in HARDENED for name in list_all(stack, service)))
     run_docker("save", "--output", str(tmp_path / "image.tar"), stack.image)
 
-    assert len(secrets) == 3
+    assert len(secrets) == 4
     assert not [secret for secret in secrets if secret in containers]
     assert not [secret for secret in secrets if secret in run_docker("history", "--no-trunc", stack.image)]
     with tarfile.open(tmp_path / "image.tar") as image:
