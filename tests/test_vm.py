@@ -484,7 +484,7 @@ class ServerTests:
         listing = f"cd /etc/systemd/system && ls {server.slug}{{-*,}}{{{kinds}}} 2>/dev/null || true"
         units = server.machine.run(listing).replace("@.", "@a.").split()
 
-        # On PostgreSQL, the database is backed up by a unit of its own.
+        # On PostgreSQL, a separate unit backs up the database.
         more = int(server.project.answers["database"] == "postgresql")
         assert len(units) == 9 + more
         complaints = server.machine.run(f"systemd-analyze verify {shlex.join(units)} 2>&1")

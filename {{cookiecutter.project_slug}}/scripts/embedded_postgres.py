@@ -182,7 +182,7 @@ def run(command: list[str]) -> int:
                 child.terminate()
 
         def stop_soon(number: int, frame: FrameType | None) -> None:
-            # Two signals within a moment make uvicorn's reloader wait for a lock that it holds, for ever.
+            # Two signals in quick succession can make uvicorn's reloader deadlock on a lock that it already holds.
             if child is None:
                 stop(number, frame)
             else:

@@ -126,7 +126,7 @@ async def test_a_place_is_free_again_after_every_answer(migrated_url: str, datab
     settings = make_settings(migrated_url, password_hash_queue=1)
     async with find_security(create_app(settings, database)) as (client, security):
         for path, body in REQUESTS.values():
-            # Of its own: a new password ends every session.
+            # A new account for each request: a new password ends every session.
             user: Account = await create_account(client)
             answer = await client.post(path, json=body, headers=user.headers)
             assert answer.status_code != 401

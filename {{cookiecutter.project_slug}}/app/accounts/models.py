@@ -92,7 +92,7 @@ class SecondFactor(Base):
 class SecondFactorFailures(Base):
     """How often in a row the password was right, and what was asked for besides was wrong or missing.
 
-    A row of its own: sign-ins hold the user's row together, and could not all change it.
+    A separate row: concurrent sign-ins share a lock on the user's row, so none of them can change it.
     """
 
     __tablename__ = "second_factor_failures"
@@ -102,7 +102,7 @@ class SecondFactorFailures(Base):
 
 
 class RecoveryCode(Base):
-    """For who has lost the authenticator; each works once."""
+    """Replaces the authenticator when it is lost; each code works once."""
 
     __tablename__ = "recovery_codes"
 

@@ -145,7 +145,7 @@ async def notify(
     *,
     topic: str = "",
 ) -> None:
-    """Enqueue what nobody has asked for, and drop it where the address or the account gets too many of its kind.
+    """Enqueue a notice, or drop it where the address or the account gets too many of its kind.
 
     Notices of different topics are counted by themselves: a flood of one hides no other.
     """

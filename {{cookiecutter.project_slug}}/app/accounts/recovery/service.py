@@ -32,7 +32,7 @@ from app.outbox import service as outbox_service
 
 
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
-    """End every session. Who reads the mail of the address has thereby verified it."""
+    """Set the password and end every session. The code also verifies the address that it was sent to."""
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)

@@ -1,4 +1,4 @@
-"""Time-based one-time passwords (RFC 6238), and recovery codes for who has lost the authenticator."""
+"""Time-based one-time passwords (RFC 6238), and recovery codes for a lost authenticator."""
 
 import base64
 import secrets
