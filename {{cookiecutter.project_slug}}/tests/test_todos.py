@@ -51,7 +51,7 @@ async def test_an_account_that_is_deleted_meanwhile_gets_no_todo(
     response = await client.post(TODOS, json={"title": "Buy milk"}, headers=user.headers)
 
     assert response.status_code == 409
-    assert response.json()["detail"] == "What this belongs to was changed at the same time."
+    assert response.json()["detail"] == "The resource was changed by another request. Reload it and try again."
 
 
 async def test_patch_changes_what_is_sent_and_nothing_else(client: httpx2.AsyncClient, user: Account) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.project import read_project
 from app.core.protocol import allowed_methods
 from app.core.requests import AnswerWatch
 
@@ -26,63 +27,86 @@ MAX_FIELD_PROBLEMS = 100
 # Of a foreign key and of what is unique: PostgreSQL has codes (SQLSTATE), SQLite has words.
 CONFLICT_STATES = frozenset({"23503", "23505"})
 CONFLICT_WORDS = ("FOREIGN KEY constraint failed", "UNIQUE constraint failed")
+# The phrases of the first three depend on Python's version.
+STATUS_CODES = {
+    413: "content-too-large",
+    414: "uri-too-long",
+    422: "invalid-request",
+    500: "internal-error",
+    503: "unavailable",
+}
 
 
 class AppError(Exception):
-    """What a service raises; becomes a problem document (RFC 9457)."""
+    """A refusal by a service; becomes a problem document (RFC 9457).
+
+    `detail` is a sentence for people and may be improved; `code` is stable: clients and translations rely on it.
+    """
 
     status: ClassVar[int] = 500
+    code: str = "internal-error"
     headers: Mapping[str, str] = {}  # replaced, never changed
 
-    def __init__(self, detail: str, *, keeps_changes: bool = False) -> None:
+    def __init__(self, detail: str, *, code: str | None = None, keeps_changes: bool = False) -> None:
         """With `keeps_changes` what was written before is committed: the change is part of the refusal."""
         super().__init__(detail)
         self.detail = detail
+        self.code = code or self.code
         self.keeps_changes = keeps_changes
 
     def to_response(self, request: Request) -> Response:
-        return problem_response(request.scope, self.status, self.detail, headers=self.headers)
+        return problem_response(request.scope, self.status, self.detail, code=self.code, headers=self.headers)
 
 
 class UnauthorizedError(AppError):
     status = 401
+    code = "invalid-token"
     # RFC 6750 §3.1
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
 class ForbiddenError(AppError):
     status = 403
+    code = "forbidden"
 
 
 class InsufficientScopeError(ForbiddenError):
+    code = "insufficient-scope"
+
     def __init__(self, scope: str) -> None:
-        super().__init__(f"The access token lacks a scope: this needs {scope}.")
+        super().__init__(f"Insufficient scope: {scope} is required.")
         # RFC 6750 §3.1
         self.headers = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
 
 
 class NotFoundError(AppError):
     status = 404
+    code = "not-found"
 
 
 class ConflictError(AppError):
     status = 409
+    code = "conflict"
 
 
 class ContentTooLargeError(AppError):
     status = 413
+    code = "content-too-large"
 
 
 class UnsupportedMediaTypeError(AppError):
     status = 415
+    code = "unsupported-media-type"
 
 
 class UnprocessableError(AppError):
     status = 422
+    code = "invalid-request"
 
 
 class TooManyRequestsError(AppError):
     status = 429
+    code = "too-many-requests"
 
     def __init__(self, retry_after_seconds: int) -> None:
         # The attempts that were counted before this one was refused stay counted.
@@ -92,6 +116,7 @@ class TooManyRequestsError(AppError):
 
 class UnavailableError(AppError):
     status = 503
+    code = "unavailable"
     headers = RETRY_AFTER
 
 
@@ -103,7 +128,8 @@ class FieldProblem(BaseModel):
 class Problem(BaseModel):
     """RFC 9457."""
 
-    type: str = "about:blank"
+    type: str
+    code: str
     title: str
     status: int
     detail: str
@@ -122,10 +148,15 @@ def problem_response(
     status: int,
     detail: str,
     *,
+    code: str | None = None,
     errors: list[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    """Without a `code`, the status gives it, such as `not-found`."""
+    code = code or STATUS_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "-")
     problem = Problem(
+        type=f"urn:problem-type:{read_project().name}:{code}",
+        code=code,
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
@@ -159,7 +190,11 @@ async def handle_validation_error(request: Request, error: Exception) -> Respons
     errors = error.errors()
     count = "" if len(errors) <= MAX_FIELD_PROBLEMS else f", the first {MAX_FIELD_PROBLEMS} of {len(errors)}"
     return problem_response(
-        request.scope, 422, f"The request is not valid: see errors{count}.", errors=field_problems(errors)
+        request.scope,
+        422,
+        f"The request is not valid: see errors{count}.",
+        code="invalid-request",
+        errors=field_problems(errors),
     )
 
 
@@ -178,11 +213,22 @@ async def handle_database_error(request: Request, error: Exception) -> Response:
     """
     if is_conflict(error):
         logger.warning("conflict in the database", reason=first_line(error))
-        return problem_response(request.scope, 409, "What this belongs to was changed at the same time.")
+        return problem_response(
+            request.scope,
+            409,
+            "The resource was changed by another request. Reload it and try again.",
+            code="changed-meanwhile",
+        )
     if not is_database_unavailable(error):
         raise error
     logger.warning("database unavailable", error=type(error).__name__, reason=first_line(error))
-    return problem_response(request.scope, 503, "The database is not available.", headers=RETRY_AFTER)
+    return problem_response(
+        request.scope,
+        503,
+        "The database is not available. Try again in a moment.",
+        code="database-unavailable",
+        headers=RETRY_AFTER,
+    )
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -230,7 +276,9 @@ class UnhandledErrorMiddleware:
             logger.exception("unhandled error", method=scope["method"], path=scope["path"])
             if answer.status is not None:
                 raise
-            await problem_response(scope, 500, "Something went wrong on our side.")(scope, receive, send)
+            await problem_response(
+                scope, 500, "Internal error. Quote the request ID when you report it.", code="internal-error"
+            )(scope, receive, send)
 
 
 class PlainErrorMiddleware:

@@ -29,7 +29,9 @@ class OverloadMiddleware:
             finally:
                 self._places.release()
         else:
-            refusal = problem_response(scope, 503, "The service is busy.", headers=RETRY_AFTER)
+            refusal = problem_response(
+                scope, 503, "The service is busy. Try again in a moment.", code="busy", headers=RETRY_AFTER
+            )
             await refusal(scope, receive, send)
 
     async def _enter(self) -> bool:
