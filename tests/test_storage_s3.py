@@ -76,7 +76,7 @@ def test_a_bucket_stores_what_a_folder_does(endpoint: str) -> None:
         # They need no database.
         TEST_DATABASE_URL="sqlite://",
     )
-    pytest_options = ["-p", "no:cacheprovider", "-q", "-k", "s3", "tests/test_storage.py"]
+    pytest_options = ["-p", "no:cacheprovider", "-q", "-k", "s3", "tests/core/storage/test_storage.py"]
 
     done = run_program(
         [sys.executable, "-m", "pytest", *pytest_options], PATIENCE_SECONDS, folder=ROOT / SERVICE, env=environment
