@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings
 from sqlalchemy import make_url
 
 from app.api import SETTINGS
-from app.core.config import ConfigurationError, FeatureSettings, Settings, env_names, load_settings
+from app.core.config.base import FeatureSettings
+from app.core.config.load import ConfigurationError, env_names, load_settings
+from app.core.config.settings import Settings
 from app.core.project import ROOT
 from tests.databases import make_settings
 
@@ -41,9 +43,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kinds: tuple[type[BaseSettings], ...] = (*ALL_SETTINGS, PetSettings)
     for kind in kinds:
         monkeypatch.setitem(kind.model_config, "env_file", None)
-    monkeypatch.setattr("app.core.config.SECRETS_DIR", tmp_path / "secrets")
+    monkeypatch.setattr("app.core.config.load.SECRETS_DIR", tmp_path / "secrets")
     # The rules are those of both databases; only one driver is installed.
-    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
+    monkeypatch.setattr("app.core.config.database_url.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
 
 
 def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
@@ -387,7 +389,9 @@ def test_a_url_of_no_database_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "no_such_module", "sqlite": "no_such_module"})
+    monkeypatch.setattr(
+        "app.core.config.database_url.DRIVER_MODULES", {"postgresql": "no_such_module", "sqlite": "no_such_module"}
+    )
 
     for problem in (
         refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE),
@@ -466,7 +470,8 @@ def test_a_name_without_a_host_is_a_file(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_name_that_is_no_path_needs_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_NAME="app") == [
-        "DATABASE_NAME: is no file's path (SQLite), and there is no DATABASE_HOST (PostgreSQL)"
+        "DATABASE_NAME: is not a file path, and DATABASE_HOST is not set: set DATABASE_HOST (PostgreSQL), "
+        "or write the path of a file (SQLite)"
     ]
 
 
