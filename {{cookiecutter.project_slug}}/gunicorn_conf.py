@@ -9,7 +9,7 @@ import uvicorn_worker._workers  # type: ignore[import-untyped]  # the library ha
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
-from app.core.config import load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
 from app.core.draining import DrainingServer
 from app.core.lifecycle import mark_start, stop_with_parent
 from app.core.logging import logging_config

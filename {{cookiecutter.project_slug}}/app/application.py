@@ -12,7 +12,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.api import FEATURES
 from app.core.audit import handle_refusal
-from app.core.config import Settings, load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.database import Database, open_database
 from app.core.email import Renderer
 from app.core.exceptions import (

@@ -18,7 +18,8 @@ from app.application import create_app
 from app.core import housekeeping, migrations
 from app.core.backup import BackupError, restore_backup, write_backup
 from app.core.commands import LOOP_FACTORY, add_commands, fail, make_security, run
-from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
+from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.database import open_database
 from app.core.exceptions import AppError, first_line
 from app.core.lifecycle import mark_start, stop_with_parent

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspe
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core import migrations
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session
 from app.core.features import Feature
 from app.core.lifecycle import started_at

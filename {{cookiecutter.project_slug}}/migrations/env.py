@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from app.api import FEATURES
 from app.core import autogenerate
-from app.core.config import load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
 from app.core.migrations import locked_connection
 from app.core.models import Base
 from app.startup import LAST_RESET

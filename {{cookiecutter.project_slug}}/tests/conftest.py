@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
-from app.core.config import ServerSettings, Settings
+from app.core.config.server import ServerSettings
+from app.core.config.settings import Settings
 from app.core.database import Database, create_patient_engine
 from app.core.logging import configure_logging
 from app.core.project import ROOT

@@ -15,7 +15,8 @@ from sqlalchemy.pool import NullPool
 
 from app.api import SETTINGS
 from app.core import migrations
-from app.core.config import Environment, Settings
+from app.core.config.base import Environment
+from app.core.config.settings import Settings
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 # A value for each setting that a feature requires, such as {"payment_key": "x"}; processes get it in their environment.

@@ -13,7 +13,7 @@ import pytest
 
 from app.accounts.scopes import Scope
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.project import read_project
 from app.core.security import Security

@@ -15,7 +15,7 @@ from app.accounts.models import KnownNetwork, RefreshToken, UserSession
 from app.api import FEATURES
 from app.application import create_app
 from app.core.audit import AuditEvent
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now

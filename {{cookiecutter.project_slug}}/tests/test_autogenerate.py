@@ -55,7 +55,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.accounts.models import User, UserSession
 from app.core import autogenerate, migrations
 from app.core.autogenerate import next_revision
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import create_patient_engine, open_database
 from app.core.models import Base, FixedPoint, Timestamps, UTCDateTime, utc_now
 from app.core.project import ROOT

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from app.api import SETTINGS
 from app.cli import cli
-from app.core.config import Settings, env_names
+from app.core.config.load import env_names
+from app.core.config.settings import Settings
 from app.core.project import ROOT
 from app.core.schema import head_revision
 from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, execute, migrate, unreachable_url

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from app.api import FEATURES
 from app.application import create_app
 from app.core import migrations
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import open_database
 from app.core.housekeeping import purge
 from app.core.models import Base, utc_now

@@ -18,7 +18,7 @@ from aiosmtplib import SMTPException
 
 from app.core import email as core_email
 from app.core.addresses import to_ascii_address
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.email import MAX_WORD_BYTES, Email, RefusedEmailError, compose, deliver, render_email
 from app.core.project import Project
 from tests.certificates import make_certificate

@@ -23,7 +23,8 @@ from app.accounts.emails import LIFETIMES, Purpose
 from app.api import FEATURES
 from app.application import create_app
 from app.core.commands import add_commands, load_settings, open_toolbox, run
-from app.core.config import FeatureSettings, Settings
+from app.core.config.base import FeatureSettings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session, SessionDep, open_database
 from app.core.email import Email as Message
 from app.core.email import QueuedEmail

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from starlette.types import Message
 
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, DatabaseDep, SessionDep
 from app.core.exceptions import NotFoundError
 from app.core.storage import FolderStore, ObjectStore, StoreDep, object_path

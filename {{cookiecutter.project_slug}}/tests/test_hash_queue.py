@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.exceptions import UnavailableError
 from app.core.security import Security

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.config import EXIT_CANNOT_START
+from app.core.config.load import EXIT_CANNOT_START
 from app.core.keeper import Keeper
 from app.core.worker import make_config
 from tests.databases import make_settings

@@ -10,7 +10,7 @@ from sqlalchemy import make_url, text
 from app.accounts import one_time_tokens
 from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, open_database
 from app.core.security import PasswordCheck, Security
 from app.core.throttling import AttemptCounter

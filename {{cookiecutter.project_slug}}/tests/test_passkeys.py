@@ -17,7 +17,7 @@ from app.accounts.passkeys.service import MAX_PASSKEYS
 from app.accounts.second_factor import service as second_factor_service
 from app.application import create_app
 from app.core.audit import AuditEvent
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, open_database
 from app.core.models import utc_now
 from app.core.project import read_project

@@ -18,7 +18,7 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import Purpose
 from app.application import create_app
 from app.core.breached_passwords import MAX_ANSWER_BYTES
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.passwords import find_weakness
 from app.core.project import ROOT, Project

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, SecondFactorFailures
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.accounts.dependencies import CurrentCaller
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.protocol import MAX_FIELDS, MAX_TARGET_BYTES, RequestCheckMiddleware
 from app.core.routing import FeatureRouter

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.config import ServerSettings, env_names
+from app.core.config.load import env_names
+from app.core.config.server import ServerSettings
 from app.core.server import WORKER_MEMORY_BYTES, bind_address, cpu_quota, memory_limit, trusted_proxies, worker_count
 
 MANY_CORES = 64

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.accounts.dependencies import CurrentUser
 from app.application import create_app
 from app.core import uploads
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter

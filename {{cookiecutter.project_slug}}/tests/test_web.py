@@ -23,7 +23,8 @@ from app.accounts.scopes import Scope, format_scope, list_allowed
 from app.api import FEATURES
 from app.application import create_app
 from app.core.audit import AuditEvent
-from app.core.config import Environment, Settings
+from app.core.config.base import Environment
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.features import Feature
 from app.core.protocol import MAX_FORM_BYTES

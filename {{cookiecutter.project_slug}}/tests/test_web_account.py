@@ -15,7 +15,7 @@ from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.accounts.models import User
 from app.application import create_app, email_renderers
 from app.core.audit import AuditEvent
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.email import QueuedEmail
 from app.outbox.models import OutgoingEmail

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 
 from app.accounts.models import Caller, User, UserRecord, UserSession
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session
 from app.core.exceptions import UnauthorizedError
 from app.core.http_client import LazyHttpClient

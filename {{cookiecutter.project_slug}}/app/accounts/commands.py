@@ -12,7 +12,7 @@ from app.accounts.sessions import service as sessions_service
 from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
 from app.core.commands import fail_validation, load_settings, open_toolbox, read_password, run
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.schemas import NewPassword, as_stored
 
 users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, select
 
 from app.accounts import one_time_tokens
 from app.accounts.models import User
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project

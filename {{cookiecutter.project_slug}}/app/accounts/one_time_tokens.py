@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, insert, select
 
 from app.accounts.models import OneTimeToken
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Session
 from app.core.exceptions import UnprocessableError
 from app.core.models import utc_now

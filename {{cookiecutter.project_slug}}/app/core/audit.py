@@ -13,7 +13,7 @@ from sqlalchemy import JSON, Index, Integer, String, bindparam, func, insert, se
 from sqlalchemy.orm import Mapped, mapped_column
 from starlette.background import BackgroundTask
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session, SessionDep
 from app.core.exceptions import first_line, handle_app_error
 from app.core.models import APPEND_ONLY, Base, Identity, utc_now

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import NullPool, Pool, PoolResetState
 from sqlalchemy.util import greenlet_spawn
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.driver import Answer, CompiledStatement, is_unusable_after, wrap_error
 from app.core.exceptions import AppError
 from app.core.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING

@@ -20,7 +20,7 @@ from fastapi import Depends
 from pydantic import JsonValue
 
 from app.core.addresses import refuse_encoded_words, to_ascii_address
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Session
 from app.core.exceptions import UnavailableError
 from app.core.models import utc_now

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from fastapi import APIRouter
 from starlette.middleware import Middleware
 
-from app.core.config import FeatureSettings, Settings
+from app.core.config.base import FeatureSettings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.email import Renderer
 from app.core.housekeeping import Purge

@@ -17,7 +17,8 @@ from types import FrameType
 
 import structlog
 
-from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
+from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.lifecycle import is_alive, mark_start
 from app.core.logging import configure_logging
 from app.core.server import BACKLOG, FIRST_INHERITED_FD, inherited_families, listen, share_metrics, worker_count

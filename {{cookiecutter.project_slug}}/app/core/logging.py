@@ -9,7 +9,7 @@ from asgi_correlation_id import correlation_id
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import EventDict, WrappedLogger
 
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 from app.core.requests import PROBE_PATHS, AnswerWatch
 
 access_logger = structlog.get_logger("app.access")

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import func
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import create_patient_engine
 from app.core.exceptions import first_line
 from app.core.models import APPEND_ONLY, Base

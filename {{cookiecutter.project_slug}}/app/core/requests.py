@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 
 # Asked every few seconds by machines.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")

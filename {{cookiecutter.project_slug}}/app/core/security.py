@@ -22,7 +22,7 @@ from jose.exceptions import JOSEError
 from passlib.context import CryptContext
 from pydantic import BaseModel, ConfigDict
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.exceptions import UnauthorizedError, UnavailableError
 from app.core.passwords import normalize_password
 

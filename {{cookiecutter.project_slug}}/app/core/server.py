@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 from app.core.hosts import bracket, map_proxies
 
 CGROUPS = Path("/sys/fs/cgroup")

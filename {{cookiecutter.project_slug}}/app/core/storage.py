@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from fastapi import Depends, Request
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.exceptions import UnavailableError, first_line
 
 logger = structlog.get_logger(__name__)

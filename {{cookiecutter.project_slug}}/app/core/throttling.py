@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Double, String, bindparam, delete, literal_column, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session
 from app.core.exceptions import TooManyRequestsError
 from app.core.models import Base

@@ -4,7 +4,7 @@ from typing import Annotated
 from fastapi import Depends
 
 from app.core.audit import Audit, AuditDep
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session, SessionDep
 from app.core.http_client import LazyHttpClient, LazyHttpDep
 from app.core.requests import Origin, OriginDep, SettingsDep

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session, release_connection
 from app.core.exceptions import NotFoundError, UnavailableError
 from app.core.models import utc_now

@@ -10,7 +10,7 @@ import structlog
 from aiosmtplib import SMTPException
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database
 from app.core.email import QueuedEmail, RefusedEmailError, Renderer, compose, deliver
 from app.core.exceptions import first_line

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, event, insert, or_, select, update
 from sqlalchemy.sql import func
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Session
 from app.core.metrics import EMAILS
 from app.core.models import utc_now

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, insert, select
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Database, Session
 from app.core.http_client import LazyHttpClient
 from app.core.pagination import PageRequest, PageResult, paginate

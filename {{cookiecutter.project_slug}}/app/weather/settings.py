@@ -1,6 +1,6 @@
 from pydantic import Field, SecretStr
 
-from app.core.config import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
+from app.core.config.base import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
 
 
 class WeatherSettings(FeatureSettings):

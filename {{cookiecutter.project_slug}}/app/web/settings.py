@@ -3,7 +3,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from app.core.config import FeatureSettings
+from app.core.config.base import FeatureSettings
 from app.web.texts import ENGLISH, LOCALES, Texts
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")

@@ -8,7 +8,7 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.accounts.queries import END_SESSIONS
 from app.core.audit import Audit
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.models import utc_now
