@@ -72,8 +72,8 @@ def check_folder(path: Path) -> Path:
 # Bounded types for settings, also for those of features.
 StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
-Host = Annotated[str, AfterValidator(normalize_host)]
-Url = Annotated[str, AfterValidator(check_url)]
+Host = Annotated[str, AfterValidator(normalize_host), Field(json_schema_extra={"format": "hostname"})]
+Url = Annotated[str, AfterValidator(check_url), Field(json_schema_extra={"format": "uri"})]
 Folder = Annotated[Path, AfterValidator(check_folder)]
 Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -121,7 +121,7 @@ class Configuration(BaseSettings):
 
 
 class FeatureSettings(Configuration):
-    """Base class of a feature's own settings; read them with `settings.of(WeatherSettings)`."""
+    """Base class of a feature's own settings; read them with `settings.of(MySettings)`."""
 
     @property
     def notes(self) -> list[str]:

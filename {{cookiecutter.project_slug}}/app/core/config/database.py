@@ -34,7 +34,7 @@ class DatabaseSettings(GeneralSettings):
     database_owner_user: str | None = Field(
         default=None,
         description="Role that owns the tables; only the `db` commands use it, so that `DATABASE_USER` can do with"
-        " fewer rights. Database servers only; see `docs/operations.md`.",
+        " fewer rights. Database servers only.",
     )
     database_owner_password: SecretStr | None = Field(
         default=None,
@@ -70,7 +70,7 @@ class DatabaseSettings(GeneralSettings):
     )
     database_pooler_host: str | None = Field(
         default=None,
-        description="Connection pooler in front of the database server, such as pgbouncer; see `docs/operations.md`.",
+        description="Connection pooler in front of the database server, such as pgbouncer. Unset: none.",
     )
     database_pooler_port: Port = Field(default=6432, description="Port of the connection pooler.")
     update_db: bool = Field(

@@ -20,7 +20,7 @@ class HttpSettings(GeneralSettings, title="HTTP"):
     public_url: WebUrl | None = Field(
         default=None,
         description="URL under which people reach the service; links in e-mails begin with it. Unset: `https://` and"
-        " the first of `ALLOWED_HOSTS`.",
+        " the first of `ALLOWED_HOSTS`. The domain may be written in Unicode or Punycode.",
     )
     api_prefix: str = Field(default="/api/v1", description="Path that the routes of the API begin with.")
     docs_enabled: bool | None = Field(
