@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from app.api import SETTINGS
-from app.core.config import load_settings
+from app.core.config.load import load_settings
 from app.core.database import open_database
 from app.core.storage import create_store
 from app.files import service

@@ -12,7 +12,7 @@ from jinja2 import FileSystemLoader
 from tests.conftest import CHOICES, ROOT, SERVICE, Bake
 from tests.test_generation import is_chosen, read_sources
 
-DOCUMENTS = ("docs/security.md", "README.md", "docs/operations.md")
+DOCUMENTS = ("docs/security.md", "README.md", "docs/operations.md", "docs/settings.md")
 STATES = {"met", "operator", "not met", "n/a"}
 # The level of each requirement, in order: V1.1 has two of level 2. Level 3 is not part of the page.
 LEVELS = {
@@ -48,6 +48,7 @@ class Rendered:
     page: str
     readme: str
     operations: str
+    settings: str
     # The source of each file of the project, by its name.
     files: dict[str, str]
 
@@ -66,8 +67,8 @@ def rendered(bake: Bake) -> list[Rendered]:
         for choices in product(*(CHOICES[option] for option in options)):
             answers = project.answers | dict(zip(options, choices, strict=True))
             files = {name: text for name, text in sources.items() if is_chosen(name, answers)}
-            page, readme, operations = (document.render(cookiecutter=answers) for document in documents)
-            yield Rendered(page, readme, operations, files)
+            page, readme, operations, settings = (document.render(cookiecutter=answers) for document in documents)
+            yield Rendered(page, readme, operations, settings, files)
 
     return list(render())
 
@@ -106,14 +107,14 @@ def test_every_name_in_a_file_that_the_page_names_is_there(rendered: list[Render
         assert [(name, file) for name, file in named if name not in each.files.get(file, "")] == []
 
 
-def test_every_setting_and_command_that_the_page_names_is_in_the_readme(rendered: list[Rendered]) -> None:
+def test_every_setting_and_command_that_the_page_names_is_documented(rendered: list[Rendered]) -> None:
     for each in rendered:
         settings = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", each.page))
         commands = set(re.findall(r"`(?:python -m app )?((?:db|files|outbox|sessions|users) [a-z-]+)", each.page))
 
         assert "SECRET_KEY" in settings
         assert "users reencrypt" in commands
-        assert {name for name in settings if f"\n| `{name}` |" not in each.readme} == set()
+        assert {name for name in settings if f"\n| `{name}` |" not in each.settings} == set()
         assert {name for name in commands if f"`{name}" not in each.readme} == set()
 
 

@@ -1,19 +1,22 @@
 """Each baked project, used as its user would: these tests take minutes."""
 
+from pathlib import Path
+from tests import nasty
+from tests.conftest import Bake
+from tests.conftest import BakedProject
+from tests.conftest import UV
+from tests.conftest import person_environment
+from tests.serving import RunningServer
+from tests.serving import serve
+from tests.walkthrough import read_steps
 import os
+import pytest
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-from tests import nasty
-from tests.conftest import UV, Bake, BakedProject, person_environment
-from tests.serving import RunningServer, serve
-from tests.walkthrough import read_steps
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.core.audit.log import handle_refusal
-from app.core.config import Settings, load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.db.purge import purge_periodically
 from app.core.db.session import Database, open_database
 from app.core.email.message import Renderer

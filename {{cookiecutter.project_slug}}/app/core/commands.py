@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from typer.main import get_command_name, solve_typer_info_defaults
 
-from app.core.config import Settings, load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import open_database
 from app.core.errors import AppError, first_line

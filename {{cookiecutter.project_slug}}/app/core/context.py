@@ -4,7 +4,7 @@ from typing import Annotated
 from fastapi import Depends
 
 from app.core.audit.log import Audit
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, Session
 from app.core.dependencies import (
     AuditDep,

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 
 from app.core.audit.log import Audit
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, Session
 from app.core.errors import UnavailableError
 from app.core.http.request import SAFE_METHODS, AppRequest, ClientInfo, read_client_info

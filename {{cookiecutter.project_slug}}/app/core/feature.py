@@ -6,7 +6,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.middleware import Middleware
 
-from app.core.config import FeatureSettings, Settings
+from app.core.config.base import FeatureSettings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.purge import Purge
 from app.core.db.session import Database

@@ -1,7 +1,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.feature import Feature
 from app.core.http_client import LazyHttpClient

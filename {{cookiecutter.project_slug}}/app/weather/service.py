@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, insert, select
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.query import Query, columns
 from app.core.db.session import Database, Session
 from app.core.http.pagination import PageRequest, PageResult, paginate

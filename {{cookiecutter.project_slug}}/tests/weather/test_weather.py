@@ -16,7 +16,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.application import create_app
-from app.core.config import ServerSettings, Settings
+from app.core.config.server import ServerSettings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.observability.logging import configure_logging
 from app.weather.breaker import Breaker

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from fastapi import Request
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 
 if TYPE_CHECKING:
     from app.core.db.session import Database

@@ -17,7 +17,7 @@ import pytest
 from app.accounts import one_time_tokens
 from app.accounts.emails import Purpose
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.project import ROOT, Project
 from app.core.security.breached_passwords import MAX_ANSWER_BYTES

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 from app.core.http_client import (
     HttpClientDep,
     LazyHttpClient,
