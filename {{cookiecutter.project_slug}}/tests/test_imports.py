@@ -15,7 +15,6 @@ UNUSED = {
     "alembic",
     "mako",
     "webauthn",
-    "zxcvbn",
     "typer",
     "httpcore2",
     "obstore",
