@@ -28,13 +28,13 @@ from app.core.database import Database, Session, SessionDep, open_database
 from app.core.email import Email as Message
 from app.core.email import QueuedEmail
 from app.core.features import Feature, settings_of
-from app.core.http_client import LazyHttpClient
 from app.core.query import Command, Query
 from app.core.requests import SettingsDep
 from app.core.routing import FeatureRouter
 from app.core.schemas import Email, Input, Line
 from app.core.security import Security
 from app.core.toolbox import Toolbox
+from app.core.upstream.http_client import LazyHttpClient
 from app.outbox.service import enqueue
 from app.startup import reset
 from tests.accounts import create_account

@@ -10,9 +10,9 @@ import structlog
 
 from app.core.database import release_connection
 from app.core.exceptions import UnprocessableError
-from app.core.http_client import LazyHttpClient, ResponseTooLargeError, describe_failure, read_body
 from app.core.passwords import normalize_password, refuse_weak_password
 from app.core.toolbox import Toolbox
+from app.core.upstream.http_client import LazyHttpClient, ResponseTooLargeError, describe_failure, read_body
 
 logger = structlog.get_logger(__name__)
 
