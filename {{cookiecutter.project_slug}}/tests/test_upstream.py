@@ -256,6 +256,17 @@ async def test_transient_failures_are_retried(server: UpstreamServer, http: Lazy
     assert len(server.paths) == 3
 
 
+async def test_retry_that_would_come_after_the_timeout_is_not_waited_for(
+    server: UpstreamServer, http: LazyHttpClient
+) -> None:
+    server.behaviour = FAILS
+    async with asyncio.timeout(60):
+        with pytest.raises(TransientUpstreamError):
+            await fetch(make_client(server.url, http, retry_seconds=600))
+
+    assert len(server.paths) == 1
+
+
 async def test_open_breaker_sends_nothing(server: UpstreamServer, http: LazyHttpClient) -> None:
     server.behaviour = FAILS
     outcomes = []
