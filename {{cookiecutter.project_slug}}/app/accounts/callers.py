@@ -13,7 +13,7 @@ from app.core.db.models import utc_now
 from app.core.db.query import Query, columns
 from app.core.db.session import Database, Session
 from app.core.errors import UnauthorizedError
-from app.core.http_client import LazyHttpClient
+from app.core.upstream.http_client import LazyHttpClient
 
 MAX_REMEMBERED = 10_000
 

@@ -1,6 +1,11 @@
-from pydantic import Field, SecretStr
-
-from app.core.config.base import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
+from app.core.config.base import Count
+from app.core.config.base import FeatureSettings
+from app.core.config.base import MAX_LIFETIME_SECONDS
+from app.core.config.base import Url
+from app.core.config.base import Wait
+from app.core.upstream.client import UpstreamOptions
+from pydantic import Field
+from pydantic import SecretStr
 
 
 class WeatherSettings(FeatureSettings):
@@ -54,6 +59,18 @@ class WeatherSettings(FeatureSettings):
         description="How long after that a stale answer is used when the weather service fails.",
     )
     weather_cache_size: Count = Field(default=1000, description="Answers in the cache of each worker.")
+
+    @property
+    def upstream_options(self) -> UpstreamOptions:
+        return UpstreamOptions(
+            timeout_seconds=self.weather_timeout_seconds,
+            connect_timeout_seconds=self.weather_connect_timeout_seconds,
+            retry_limit=self.weather_retry_limit,
+            retry_seconds=self.weather_retry_seconds,
+            concurrency=self.weather_concurrency,
+            breaker_failures=self.weather_breaker_failures,
+            breaker_seconds=self.weather_breaker_seconds,
+        )
 
     @property
     def notes(self) -> list[str]:
