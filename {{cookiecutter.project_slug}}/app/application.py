@@ -1,13 +1,23 @@
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Lifespan
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
 from app.core.audit.log import handle_refusal
 from app.core.config.load import load_settings_or_exit
 from app.core.config.settings import Settings
 from app.core.db.purge import purge_periodically
-from app.core.db.session import Database
-from app.core.db.session import open_database
+from app.core.db.session import Database, open_database
 from app.core.email.message import Renderer
 from app.core.errors import AppError
-from app.core.feature import Feature
-from app.core.feature import settings_of
+from app.core.feature import Feature, settings_of
 from app.core.http.middleware.access_log import AccessLogMiddleware
 from app.core.http.middleware.body_limit import BodyLimitMiddleware
 from app.core.http.middleware.concurrency_limit import ConcurrencyLimitMiddleware
@@ -18,42 +28,20 @@ from app.core.http.middleware.problems import ProblemDetailsMiddleware
 from app.core.http.middleware.request_check import RequestCheckMiddleware
 from app.core.http.middleware.startup_error import StartupErrorMiddleware
 from app.core.http.middleware.trusted_host import ProbeFriendlyHostMiddleware
-from app.core.http.openapi import add_docs
-from app.core.http.openapi import customize_openapi
+from app.core.http.openapi import add_docs, customize_openapi
 from app.core.http.paths import redirect_slashes
-from app.core.http.problems import EXCEPTION_HANDLERS
-from app.core.http.problems import problem_responses
-from app.core.http.request import State
-from app.core.http.request import is_request_id
-from app.core.http.request import mark_request_id
+from app.core.http.problems import EXCEPTION_HANDLERS, problem_responses
+from app.core.http.request import State, is_request_id, mark_request_id
 from app.core.observability.logging import configure_logging
-from app.core.process.lifecycle import record_start_time
-from app.core.process.lifecycle import track_shutdown_signals
+from app.core.process.lifecycle import record_start_time, track_shutdown_signals
 from app.core.process.sockets import trusted_proxies
 from app.core.project import read_project
 from app.core.security.encryption import SecretBox
 from app.core.security.hashing import PasswordHasher
 from app.core.security.tokens import TokenSigner
-from app.core.upstream.http_client import LazyHttpClient
 from app.core.upstream.http_client import open_http_client
 from app.features import FEATURES
 from app.outbox.sender import run_sender
-from asgi_correlation_id import CorrelationIdMiddleware
-from collections.abc import AsyncIterator
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from contextlib import asynccontextmanager
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Lifespan
-from typing import Any
-from typing import TYPE_CHECKING
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-
 
 if TYPE_CHECKING:
     from httpx2 import AsyncBaseTransport

@@ -1,66 +1,46 @@
 """A feature of the tests' own, invitations, plugs into everything that a feature may bring."""
 
-from app.accounts import one_time_tokens
-from app.accounts.dependencies import CurrentUser
-from app.accounts.emails import LIFETIMES
-from app.accounts.emails import Purpose
-from app.application import create_app
-from app.core.commands import add_commands
-from app.core.commands import load_settings
-from app.core.commands import open_context
-from app.core.commands import run
-from app.core.config.base import FeatureSettings
-from app.core.config.settings import Settings
-from app.core.context import Context
-from app.core.db.query import Command
-from app.core.db.query import Query
-from app.core.db.session import Database
-from app.core.db.session import Session
-from app.core.db.session import open_database
-from app.core.dependencies import SessionDep
-from app.core.dependencies import SettingsDep
-from app.core.email.message import EmailMessage as Message
-from app.core.email.message import QueuedEmail
-from app.core.feature import Feature
-from app.core.feature import settings_of
-from app.core.http.routing import FeatureRouter
-from app.core.http.schemas import EmailAddress
-from app.core.http.schemas import RequestModel
-from app.core.http.schemas import SingleLine
-from app.core.upstream.http_client import LazyHttpClient
-from app.features import FEATURES
-from app.outbox.service import enqueue
-from app.startup import reset
-from collections.abc import AsyncIterator
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
-from pydantic import JsonValue
-from sqlalchemy import Column
-from sqlalchemy import MetaData
-from sqlalchemy import String
-from sqlalchemy import Table
-from sqlalchemy import delete
-from sqlalchemy import insert
-from sqlalchemy import select
-from sqlalchemy import update
-from tests.support.accounts import create_account
-from tests.support.clients import open_client
-from tests.support.databases import SECRET_KEY
-from tests.support.databases import execute_async
-from tests.support.databases import make_settings
-from tests.support.mail import wait_for
-from typer.testing import CliRunner
 from typing import NamedTuple
-import asyncio
+
 import httpx2
 import pytest
 import typer
+from pydantic import JsonValue
+from sqlalchemy import Column, MetaData, String, Table, delete, insert, select, update
+from typer.testing import CliRunner
 
+from app.accounts import one_time_tokens
+from app.accounts.dependencies import CurrentUser
+from app.accounts.emails import LIFETIMES, Purpose
+from app.application import create_app
+from app.core.commands import add_commands, load_settings, open_context, run
+from app.core.config.base import FeatureSettings
+from app.core.config.settings import Settings
+from app.core.context import Context
+from app.core.db.query import Command, Query
+from app.core.db.session import Database, Session, open_database
+from app.core.dependencies import SessionDep, SettingsDep
+from app.core.email.message import EmailMessage as Message
+from app.core.email.message import QueuedEmail
+from app.core.feature import Feature, settings_of
+from app.core.http.routing import FeatureRouter
+from app.core.http.schemas import EmailAddress, RequestModel, SingleLine
+from app.core.upstream.http_client import LazyHttpClient
+from app.features import FEATURES
+from app.outbox.service import enqueue
+from app.startup import reset
+from tests.support.accounts import create_account
+from tests.support.clients import open_client
+from tests.support.databases import SECRET_KEY, execute_async, make_settings
+from tests.support.mail import wait_for
 
 INVITATION = "invitations: accept"
 PATH = "/api/v1/tested-invitations"

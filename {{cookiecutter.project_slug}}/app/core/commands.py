@@ -1,32 +1,26 @@
 """What the commands of all features share; only the command line imports it."""
 
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pkgutil import resolve_name
+from typing import Any, NoReturn, TypeVar
+
+import typer
 from alembic.util import CommandError
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from typer.main import get_command_name, solve_typer_info_defaults
+
 from app.core.config.load import load_settings_or_exit
 from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import open_database
-from app.core.errors import AppError
-from app.core.errors import first_line
+from app.core.errors import AppError, first_line
 from app.core.feature import Feature
 from app.core.upstream.http_client import open_http_client
-from collections import Counter
-from collections.abc import AsyncIterator
-from collections.abc import Coroutine
-from collections.abc import Iterable
-from collections.abc import Iterator
-from contextlib import asynccontextmanager
-from pkgutil import resolve_name
-from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
-from typer.main import get_command_name
-from typer.main import solve_typer_info_defaults
-from typing import Any
-from typing import NoReturn
-from typing import TypeVar
-import asyncio
-import sys
-import typer
-
 
 EXIT_FAILED = 1
 DRIVER_GRACE_SECONDS = 0.1

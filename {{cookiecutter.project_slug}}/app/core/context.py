@@ -1,25 +1,28 @@
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+
 from app.core.audit.log import Audit
 from app.core.config.settings import Settings
-from app.core.db.session import Database
-from app.core.db.session import Session
-from app.core.dependencies import AuditDep
-from app.core.dependencies import ClientInfoDep
-from app.core.dependencies import GuessThrottleDep
-from app.core.dependencies import PasswordHasherDep
-from app.core.dependencies import SecretBoxDep
-from app.core.dependencies import SessionDep
-from app.core.dependencies import SettingsDep
-from app.core.dependencies import TokenSignerDep
+from app.core.db.session import Database, Session
+from app.core.dependencies import (
+    AuditDep,
+    ClientInfoDep,
+    GuessThrottleDep,
+    LazyHttpDep,
+    PasswordHasherDep,
+    SecretBoxDep,
+    SessionDep,
+    SettingsDep,
+    TokenSignerDep,
+)
 from app.core.http.request import ClientInfo
 from app.core.security.encryption import SecretBox
 from app.core.security.hashing import PasswordHasher
 from app.core.security.throttling import GuessThrottle
 from app.core.security.tokens import TokenSigner
 from app.core.upstream.http_client import LazyHttpClient
-from app.core.upstream.http_client import LazyHttpDep
-from dataclasses import dataclass
-from fastapi import Depends
-from typing import Annotated
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,11 @@
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.middleware import Middleware
+
 from app.core.config.base import FeatureSettings
 from app.core.config.settings import Settings
 from app.core.context import Context
@@ -5,20 +13,6 @@ from app.core.db.purge import Purge
 from app.core.db.session import Database
 from app.core.email.message import Renderer
 from app.core.upstream.http_client import LazyHttpClient
-from collections.abc import Awaitable
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from dataclasses import field
-from fastapi import APIRouter
-from fastapi import Request
-from fastapi import Response
-from starlette.middleware import Middleware
-from typing import Any
-
 
 # Entered in each worker at its start and left at its stop; the mapping it yields is added to every `request.state`.
 Lifespan = Callable[[Settings, Database, LazyHttpClient], AbstractAsyncContextManager[Mapping[str, object]]]

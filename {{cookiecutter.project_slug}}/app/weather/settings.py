@@ -1,11 +1,7 @@
-from app.core.config.base import Count
-from app.core.config.base import FeatureSettings
-from app.core.config.base import MAX_LIFETIME_SECONDS
-from app.core.config.base import Url
-from app.core.config.base import Wait
+from pydantic import Field, SecretStr
+
+from app.core.config.base import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
 from app.core.upstream.client import UpstreamOptions
-from pydantic import Field
-from pydantic import SecretStr
 
 
 class WeatherSettings(FeatureSettings):

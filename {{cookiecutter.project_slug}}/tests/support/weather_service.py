@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.upstream_server import UpstreamServer, run_upstream_server
+from tests.support.upstream_server import UpstreamServer, run_upstream_server
 
 KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 WEATHER = {

@@ -1,3 +1,18 @@
+import asyncio
+import io
+import logging
+import math
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
 from app.application import create_app
 from app.core.config.server import ServerSettings
 from app.core.config.settings import Settings
@@ -5,38 +20,12 @@ from app.core.db.session import Database
 from app.core.observability.logging import configure_logging
 from app.core.upstream.client import UpstreamOptions
 from app.weather.settings import WeatherSettings
-from collections.abc import AsyncIterator
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import asynccontextmanager
-from datetime import UTC
-from datetime import datetime
-from pydantic import SecretStr
-from tests.support.accounts import Account
-from tests.support.accounts import create_account
+from tests.support.accounts import Account, create_account
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
-from tests.support.proxies import run_proxy
-from tests.support.proxies import set_proxy
-from tests.support.weather_service import KEY
-from tests.support.weather_service import WEATHER
-from tests.support.weather_service import run_weather_service
-from tests.upstream_server import Behaviour
-from tests.upstream_server import UpstreamServer
-from tests.upstream_server import answer
-from tests.upstream_server import break_off
-from tests.upstream_server import hang
-from tests.upstream_server import in_turn
-from urllib.parse import urlsplit
-import asyncio
-import httpx2
-import io
-import logging
-import math
-import pytest
-import statistics
-import time
-
+from tests.support.proxies import run_proxy, set_proxy
+from tests.support.upstream_server import Behaviour, UpstreamServer, answer, break_off, hang, in_turn
+from tests.support.weather_service import KEY, WEATHER, run_weather_service
 
 PATH = "/api/v1/weather"
 LONDON = f"{PATH}?city=London"

@@ -4,8 +4,8 @@ import time
 import pytest
 
 from tests.support.servers import SERVE, START, run_server, sign_up, wait_for
+from tests.support.upstream_server import hang
 from tests.support.weather_service import KEY, run_weather_service
-from tests.upstream_server import hang
 
 pytestmark = pytest.mark.processes
 

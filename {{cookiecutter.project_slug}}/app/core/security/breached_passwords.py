@@ -3,19 +3,13 @@
 That service receives the first five of the 40 digits of a SHA-1 hash, which thousands of passwords share.
 """
 
-from app.core.context import Context
-from app.core.db.session import release_connection
-from app.core.errors import UnprocessableError
-from app.core.security.password_strength import normalize_password
-from app.core.security.password_strength import refuse_weak_password
-from app.core.upstream.http_client import LazyHttpClient
-from app.core.upstream.http_client import ResponseTooLargeError
-from app.core.upstream.http_client import describe_failure
-from app.core.upstream.http_client import read_body
 import asyncio
 import hashlib
+
 import structlog
 
+from app.core.security.password_strength import normalize_password
+from app.core.upstream.http_client import LazyHttpClient, ResponseTooLargeError, describe_failure, read_body
 
 logger = structlog.get_logger(__name__)
 PREFIX_LENGTH = 5
@@ -24,24 +18,7 @@ TIMEOUT_SECONDS = 2
 MAX_RESPONSE_BYTES = 1024**2
 
 
-async def refuse_unfit_password(ctx: Context, password: str, *own: str) -> None:
-    """Raise UnprocessableError if the password is weak or, where BREACHED_PASSWORDS_URL is set, known from a breach.
-
-    Call it before any change: it commits, to release the database connection.
-    """
-    await refuse_weak_password(password, *own)
-    url = ctx.settings.breached_passwords_url
-    if url is None or ctx.http is None:
-        return
-    # The other service may be slow; meanwhile this request holds no connection and no lock.
-    await release_connection(ctx.session)
-    if await _is_breached(ctx.http, url, password):
-        raise UnprocessableError(
-            "This password is known from a breach of another service. Choose another one.", code="password-breached"
-        )
-
-
-async def _is_breached(http: LazyHttpClient, url: str, password: str) -> bool:
+async def is_breached(http: LazyHttpClient, url: str, password: str) -> bool:
     """Return whether the password is known; False if the lookup fails, since sign-up must not depend on it."""
     # Imported lazily: only services with BREACHED_PASSWORDS_URL need it.
     from httpx2 import HTTPError, InvalidURL, StreamError

@@ -1,17 +1,13 @@
 """The HTTP client for calls to other services: one per process, shared by all features."""
 
-from app.core.http.request import AppRequest
-from asgi_correlation_id import correlation_id
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from fastapi import Depends
-from http.cookiejar import CookieJar
-from http.cookiejar import DefaultCookiePolicy
-from typing import Annotated
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
-import asyncio
-import structlog
 
+import structlog
+from asgi_correlation_id import correlation_id
 
 if TYPE_CHECKING:
     from httpx2 import AsyncBaseTransport, AsyncClient, Response
@@ -118,18 +114,3 @@ def _cause_of(error: BaseException) -> BaseException | None:
         return error.exceptions[-1]
     # The context as well, because httpcore2 raises `from None`.
     return error.__cause__ or error.__context__
-
-
-async def get_lazy_http(request: AppRequest) -> LazyHttpClient:
-    return request.state["http"]
-
-
-# For routes that may not need the client: it is opened at its first use.
-LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
-
-
-async def get_http_client(request: AppRequest) -> "AsyncClient":
-    return await request.state["http"].get()
-
-
-HttpClientDep = Annotated["AsyncClient", Depends(get_http_client)]

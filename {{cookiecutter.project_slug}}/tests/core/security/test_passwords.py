@@ -1,43 +1,41 @@
 """The rules for new passwords, over HTTP and one by one."""
 
+import asyncio
+import hashlib
+import io
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import httpx2
+import pytest
+
 from app.accounts import one_time_tokens
 from app.accounts.emails import Purpose
 from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
-from app.core.project import Project
-from app.core.project import ROOT
+from app.core.project import ROOT, Project
 from app.core.security.breached_passwords import MAX_RESPONSE_BYTES
-from app.core.security.password_strength import COMMON
-from app.core.security.password_strength import COMMON_PASSWORDS
-from app.core.security.password_strength import OWN_WORD
-from app.core.security.password_strength import REPETITION
-from app.core.security.password_strength import TAIL
-from app.core.security.password_strength import Weakness
-from app.core.security.password_strength import find_weakness
-from app.core.security.password_strength import normalize_password
-from collections.abc import AsyncIterator
-from collections.abc import Sequence
-from datetime import timedelta
+from app.core.security.password_strength import (
+    COMMON,
+    COMMON_PASSWORDS,
+    OWN_WORD,
+    REPETITION,
+    TAIL,
+    Weakness,
+    find_weakness,
+    normalize_password,
+)
 from tests.accounts.test_recovery import new_address
-from tests.support.accounts import Account
-from tests.support.accounts import PASSWORD
-from tests.support.accounts import create_account
-from tests.support.accounts import request_token
+from tests.support.accounts import PASSWORD, Account, create_account, request_token
 from tests.support.clients import open_client
 from tests.support.outgoing import Outgoing
 from tests.test_cli import manage
-from uuid import UUID
-import asyncio
-import hashlib
-import httpx2
-import io
-import pytest
-import subprocess
-import sys
-import time
-import unicodedata
-
 
 USERS = "/api/v1/users"
 EMAIL = "ada.lovelace@example.com"

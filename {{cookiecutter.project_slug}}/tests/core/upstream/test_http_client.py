@@ -1,29 +1,30 @@
 """The HTTP client for other services, against the fake of `tests/support/outgoing.py` and against real sockets."""
 
-from app.core.config.server import ServerSettings
-from app.core.observability.logging import configure_logging
-from app.core.upstream.http_client import HttpClientDep
-from app.core.upstream.http_client import LazyHttpClient
-from app.core.upstream.http_client import ResponseTooLargeError
-from app.core.upstream.http_client import describe_failure
-from app.core.upstream.http_client import open_http_client
-from app.core.upstream.http_client import read_body
-from collections.abc import AsyncIterator
-from fastapi import FastAPI
-from pathlib import Path
-from tests.support.certificates import make_certificate
-from tests.support.outgoing import Outgoing
-from tests.support.proxies import run_proxy
-from tests.support.proxies import run_service
-from tests.support.proxies import set_proxy
-from tests.support.sockets import hold_port
 import asyncio
-import httpx2
 import io
 import json
-import pytest
 import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from app.core.config.server import ServerSettings
+from app.core.dependencies import HttpClientDep
+from app.core.observability.logging import configure_logging
+from app.core.upstream.http_client import (
+    LazyHttpClient,
+    ResponseTooLargeError,
+    describe_failure,
+    open_http_client,
+    read_body,
+)
+from tests.support.certificates import make_certificate
+from tests.support.outgoing import Outgoing
+from tests.support.proxies import run_proxy, run_service, set_proxy
+from tests.support.sockets import hold_port
 
 RATES = "https://rates.example.com/latest"
 SECRET = "0f1e2d3c4b5a6978"

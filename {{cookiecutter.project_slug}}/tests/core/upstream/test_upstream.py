@@ -32,7 +32,7 @@ from app.core.upstream.http_client import LazyHttpClient, open_http_client
 from tests.support.outgoing import Outgoing
 from tests.support.proxies import set_proxy
 from tests.support.sockets import hold_port
-from tests.upstream_server import (
+from tests.support.upstream_server import (
     Behaviour,
     UpstreamServer,
     answer,
