@@ -1,4 +1,7 @@
+import ast
 import re
+from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import httpx2
@@ -12,6 +15,7 @@ from app.accounts.dependencies import oauth2_scheme
 from app.application import create_app
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.exceptions import STATUS_CODES
 from app.core.openapi import customize_openapi
 from app.core.project import ROOT, Project, read_project
 from tests.clients import open_client
@@ -153,6 +157,69 @@ def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
     }
     assert routes - told == set(), "say in the README, under `What bounds an attack`, what limits these routes"
     assert told - routes == set(), "the README bounds routes that do not exist"
+
+
+def test_every_error_code_is_documented() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    rows = re.findall(r"(?m)^\| `([a-z-]+)` \| (\d{3}) \| (nginx:)?", page)
+    documented = {code for code, *_ in rows}
+    codes = {code for path in (ROOT / "app").rglob("*.py") for code in find_error_codes(path.read_text())}
+
+    assert {"busy", "not-found"} <= codes
+    assert codes - documented == set(), "document these codes in docs/errors.md"
+    # Without a code of its own, an error has that of its status.
+    of_statuses = {code for code, status, _ in rows if code in {STATUS_CODES.get(int(status)), phrase(int(status))}}
+    of_nginx = {code for code, _, nginx in rows if nginx}
+    assert documented - codes - of_statuses - of_nginx == set(), "docs/errors.md lists codes that do not exist"
+
+
+def phrase(status: int) -> str:
+    return HTTPStatus(status).phrase.lower().replace(" ", "-")
+
+
+def find_error_codes(source: str) -> Iterator[str]:
+    """Find the constants in `code = "…"` of a class and in `code="…"` of a call."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            values = [
+                statement.value
+                for statement in node.body
+                if isinstance(statement, ast.Assign | ast.AnnAssign) and is_code(statement)
+            ]
+        elif isinstance(node, ast.Call):
+            values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        else:
+            continue
+        for value in values:
+            branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+            yield from (
+                branch.value
+                for branch in branches
+                if isinstance(branch, ast.Constant) and isinstance(branch.value, str) and branch.value
+            )
+
+
+def is_code(statement: ast.Assign | ast.AnnAssign) -> bool:
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return any(isinstance(target, ast.Name) and target.id == "code" for target in targets)
+
+
+def test_error_codes_are_found_in_classes_and_in_calls() -> None:
+    source = """
+class BusyError(AppError):
+    code = "a"
+    other = "x"
+
+class OtherError(AppError):
+    code: str = "b"
+
+class Fields:
+    code: str = ""
+
+raise AppError("Detail.", code="c" if status else "d", headers="x")
+raise AppError("Detail.", code=code)
+"""
+    assert set(find_error_codes(source)) == {"a", "b", "c", "d"}
 
 
 def test_no_body_of_a_partial_update_has_a_default(settings: Settings) -> None:
