@@ -139,12 +139,11 @@ def test_the_project_has_a_name() -> None:
     assert read_project().title
 
 
-def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("### What bounds an attack")[2].partition("\n## ")[0]
-    told = {
+def test_limits_of_every_route_of_accounts_are_documented() -> None:
+    page = (ROOT / "docs" / "throttling.md").read_text()
+    documented = {
         (method.lower(), path)
-        for methods, path in re.findall(r"`([A-Z, ]+) (/[^`]*)`", section)
+        for methods, path in re.findall(r"`([A-Z, ]+) (/[^`]*)`", page.partition("\n## Limits of each route\n")[2])
         for method in methods.split(", ")
     }
     paths = create_app(make_settings(unreachable_url())).openapi()["paths"]
@@ -155,8 +154,8 @@ def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
         for method in methods
         if re.match("/api/v1/(auth|users|audit-events)(/|$)", path)
     }
-    assert routes - told == set(), "say in the README, under `What bounds an attack`, what limits these routes"
-    assert told - routes == set(), "the README bounds routes that do not exist"
+    assert routes - documented == set(), "document the limits of these routes in docs/throttling.md"
+    assert documented - routes == set(), "docs/throttling.md lists routes that do not exist"
 
 
 def test_every_error_code_is_documented() -> None:
@@ -220,6 +219,34 @@ raise AppError("Detail.", code="c" if status else "d", headers="x")
 raise AppError("Detail.", code=code)
 """
     assert set(find_error_codes(source)) == {"a", "b", "c", "d"}
+
+
+MENTION = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#([^)]+))?\)|(?<![\w/])(docs/[a-z-]+\.md)")
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    broken = []
+    for page in pages:
+        for link in MENTION.finditer(page.read_text()):
+            target = ROOT / link[3] if link[3] else page.parent / link[1]
+            is_there = target.is_file() and (link[2] is None or link[2] in list_anchors(target.read_text()))
+            broken += [] if is_there else [f"{page.name}: {link[0]}"]
+
+    assert len(pages) > 10
+    assert broken == []
+
+
+def list_anchors(markdown: str) -> list[str]:
+    """Return the anchors of the headings as GitHub and GitLab make them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^```.*?^```", "", markdown))
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_readme_lists_every_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme] == []
 
 
 def test_no_body_of_a_partial_update_has_a_default(settings: Settings) -> None:
