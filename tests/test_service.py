@@ -182,6 +182,9 @@ def add_notes(project: BakedProject) -> None:
         (r"(?m)^    todos,$", "    todos,\n    notes,"),
     )
     replace(project.path / "pyproject.toml", (r"\((app\.)?todos\)", r"\g<0> | \1notes"))
+    errors = project.path / "docs" / "errors.md"
+    codes = re.sub(r"(?m)^(\| `)todo(-.*\n)", r"\g<0>\1note\2", errors.read_text(encoding="utf-8"))
+    errors.write_text(codes, encoding="utf-8")
     project.run(["make", "migrate", "m=add notes"])
     # The imports are in another order.
     project.run(["make", "fix"])
