@@ -70,7 +70,7 @@ def origin(bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="module")
 def manual(origin: BakedProject) -> dict[str, list[str]]:
-    """The commands of docs/operations.md, by heading; test_every_command_of_the_manual_is_run reads the uses."""
+    """The commands of docs/containers.md, by heading; test_every_command_of_the_manual_is_run reads the uses."""
     return read_manual(origin)
 
 

@@ -1,22 +1,19 @@
 """Each baked project, used as its user would: these tests take minutes."""
 
-from pathlib import Path
-from tests import nasty
-from tests.conftest import Bake
-from tests.conftest import BakedProject
-from tests.conftest import UV
-from tests.conftest import person_environment
-from tests.serving import RunningServer
-from tests.serving import serve
-from tests.walkthrough import read_steps
 import os
-import pytest
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from tests import nasty
+from tests.conftest import UV, Bake, BakedProject, person_environment
+from tests.serving import RunningServer, serve
+from tests.walkthrough import read_steps
 
 pytestmark = pytest.mark.slow
 
@@ -133,10 +130,11 @@ class ServiceTests:
         project = bake(database=self.database)
         subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
         path = [str(project.path / ".venv" / "bin"), str(tmp_path / "bin"), person_environment()["PATH"]]
-        readme = project.read("README.md")
-        blocks = "".join(re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```", readme)).splitlines()
+        # The README last: one of its commands removes the development tools.
+        text = project.read("docs/features.md") + project.read("README.md")
+        blocks = "".join(re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```", text)).splitlines()
 
-        for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", readme)]:
+        for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", text)]:
             command = line.partition(" #")[0].strip()
             # make brings a database; the rest is given one. `copy` and `set` are for Windows; `set` does nothing here.
             database = [] if command.startswith("make") else WITH_DATABASE[self.database]
@@ -175,7 +173,7 @@ def replace(path: Path, *replacements: tuple[str, str]) -> None:
 
 
 def add_notes(project: BakedProject) -> None:
-    """Add a feature as the README says, by copying the sample."""
+    """Add a feature as docs/features.md says, by copying the sample."""
     renamed = (("todo", "note"), ("Todo", "Note"))
     shutil.copytree(project.path / "app" / "todos", project.path / "app" / "notes")
     shutil.copy(project.path / "tests" / "test_todos.py", project.path / "tests" / "test_notes.py")
@@ -191,21 +189,25 @@ def add_notes(project: BakedProject) -> None:
         (r"(?m)^    todos,$", "    todos,\n    notes,"),
     )
     replace(project.path / "pyproject.toml", (r"\((app\.)?todos\)", r"\g<0> | \1notes"))
+    errors = project.path / "docs" / "errors.md"
+    codes = re.sub(r"(?m)^(\| `)todo(-.*\n)", r"\g<0>\1note\2", errors.read_text(encoding="utf-8"))
+    errors.write_text(codes, encoding="utf-8")
     project.run(["make", "migrate", "m=add notes"])
     # The imports are in another order.
     project.run(["make", "fix"])
 
 
 def list_removal(project: BakedProject) -> list[str]:
-    """The commands in the README's steps for the removal of a feature."""
-    section = project.read("README.md").partition("\nTo remove a feature")[2].partition("\nNever delete a migration")[0]
+    """The commands in the steps of docs/features.md for the removal of a feature."""
+    section = project.read("docs/features.md").partition("\n## Remove a feature\n")[2]
+    section = section.partition("\nNever delete a migration")[0]
     steps = re.findall(r"(?m)^\d+\. (.*)$", section)
     assert len(steps) > 5
     return [command for step in steps for command in re.findall(r"`((?:make|rm|sed) [^`]+)`", step)]
 
 
 def remove_routes(project: BakedProject) -> None:
-    """What the README says of the first of two releases: the tables are left as they are."""
+    """Do what docs/features.md says of the first of two releases: the tables are left as they are."""
     for sample in ("todos", "projects"):
         replace(
             project.path / "app" / sample / "feature.py",
@@ -245,7 +247,7 @@ def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="class")
 def outputs(used: BakedProject) -> dict[str, str]:
-    """Remove the samples, and return what each command of the README's steps printed."""
+    """Remove the samples, and return what each command of the steps printed."""
     return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
 
 

@@ -1249,8 +1249,8 @@ class TestOnPostgreSQL(DeploymentTests):
 
         assert "Nothing changed" in provisioned
 
-    def test_every_command_of_the_operations_document_works(self, server: Server, token: str) -> None:
-        document = server.project.read("docs/operations.md")
+    def test_every_command_of_the_page_about_servers_works(self, server: Server, token: str) -> None:
+        document = server.project.read("docs/server.md")
         commands = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", document)).splitlines()
         commands += re.findall(r"`(systemctl [^`]+)`", document)
         server.machine.run(f"systemctl start {server.slug}-backup.service")

@@ -1,14 +1,14 @@
 """Write the documents of the settings from their classes: `python -m scripts.document_settings` (`make docs`)."""
 
-from app.core.config.base import Configuration
-from app.core.config.settings import Settings
-from app.features import SETTINGS
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
-import re
 
+from app.core.config.base import Configuration
+from app.core.config.settings import Settings
+from app.features import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 README, REFERENCE, EXAMPLE = "README.md", "docs/settings.md", ".env.example"
