@@ -59,7 +59,7 @@ def test_the_application_imports_no_other_driver_than_its_database_needs(package
 
 
 def test_templates_are_loaded_with_the_first_message(empty_url: str) -> None:
-    assert run_python("import sys, app.core.email.message.message; print('jinja2' in sys.modules)", empty_url) == [
+    assert run_python("import sys, app.core.email.message; print('jinja2' in sys.modules)", empty_url) == [
         "False"
     ]
 

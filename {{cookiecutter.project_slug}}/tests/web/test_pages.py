@@ -549,7 +549,7 @@ async def test_every_text_that_a_page_names_is_there() -> None:
 
 
 def test_language_without_texts_refuses_the_start() -> None:
-    with pytest.raises(ValidationError, match="must name a file of app/web/locales"):
+    with pytest.raises(ValidationError, match="must be the name of a file in app/web/locales"):
         WebSettings(_env_file=None, web_language="xx")
 
 
