@@ -214,7 +214,7 @@ def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> N
     enter(person)
 
     cookies = {cookie["name"]: cookie for cookie in person.context.cookies()}
-    assert {"session", "visitor"} <= set(cookies)
+    assert {"session", "anonymous_id"} <= set(cookies)
     for cookie in cookies.values():
         assert cookie["httpOnly"]
         assert cookie["sameSite"] == "Lax"

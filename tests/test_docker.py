@@ -1227,7 +1227,7 @@ def test_person_logs_in_through_the_proxy_with_cookies_for_tls_alone(lite: Stack
         person.sees(f"Hello, {email}.")
         cookies = {cookie["name"]: cookie for cookie in context.cookies()}
 
-    assert {"__Host-session", "__Host-visitor"} <= set(cookies)
+    assert {"__Host-session", "__Host-anonymous_id"} <= set(cookies)
     assert {(c["secure"], c["httpOnly"], c["sameSite"]) for c in cookies.values()} == {(True, True, "Lax")}
     assert person.complaints == []
 

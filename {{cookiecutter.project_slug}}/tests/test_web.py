@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from fastapi import FastAPI
+from itsdangerous import TimestampSigner
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,10 +28,10 @@ from app.core.config import Environment, Settings
 from app.core.database import Database
 from app.core.features import Feature
 from app.core.protocol import MAX_FORM_BYTES
+from app.web.i18n import LOCALES, Translations
 from app.web.settings import WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer
-from app.web.texts import LOCALES, Texts
 from tests.accounts import PASSWORD, Account, request_token
 from tests.browsing import ORIGIN, Browser, open_browser
 from tests.clients import HangUpMiddleware, open_client
@@ -95,8 +96,8 @@ async def test_cookies_work_without_tls_on_the_way_to_a_machine_of_ones_own(app:
     async with open_browser(app, "http://localhost") as browser:
         await browser.open("/log-in")
 
-        assert list(list_cookies(browser.page)) == ["visitor"]
-        assert "Secure" not in list_cookies(browser.page)["visitor"]
+        assert list(list_cookies(browser.page)) == ["anonymous_id"]
+        assert "Secure" not in list_cookies(browser.page)["anonymous_id"]
 
 
 async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, database: Database) -> None:
@@ -110,17 +111,22 @@ async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, d
     async with open_browser(create_app(settings, database), "http://example.com") as browser:
         await browser.open("/log-in")
 
-    assert "Secure" in list_cookies(browser.page)["__Host-visitor"]
+    assert "Secure" in list_cookies(browser.page)["__Host-anonymous_id"]
 
 
 @pytest.mark.parametrize("name", ["__Host-session", "session"])
 async def test_forged_cookie_is_nobodys(logged_in: Browser, settings: Settings, name: str) -> None:
     signed = logged_in.client.cookies["__Host-session"]
-    text = signed.rpartition(".")[0]
+    text, timestamp, signature = signed.split(".")
     other_key = settings.model_copy(update={"secret_key": SecretStr("another" * 8)})
-    forged = Signer(other_key).sign("session", text)
+    of_another_key = Signer(other_key).sign("cookie session", text)
+    of_another_cookie = Signer(settings).sign("cookie flash", text)
+    of_another_time = f"{text}.{'A' * len(timestamp)}.{signature}"
 
-    for value in (forged, text, f"{text}.", signed[:-1], f"x{signed}", "", "\u00e9.\u00e9"):
+    for value in (
+        *(of_another_key, of_another_cookie, of_another_time, text, f"{text}.", f"{text}.{timestamp}", signed[:-1]),
+        *(f"x{signed}", "", "\u00e9.\u00e9", f"{text}.{'A' * 4000}.{signature}"),
+    ):
         logged_in.client.cookies.clear()
         answer = await logged_in.client.get("/", headers={b"Cookie": f"{name}={value}".encode()})
 
@@ -187,22 +193,23 @@ async def test_log_out_ends_the_session_and_not_only_the_cookie(logged_in: Brows
 
 
 async def test_session_in_use_is_extended_and_its_cookie_replaced(
-    logged_in: Browser, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    logged_in: Browser, settings: Settings, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_ago = await connection.scalar(select(UserSession.last_used_at))
     await logged_in.open("/")
     assert "set-cookie" not in logged_in.page.headers
-    later = time.time() + 3601
+    signer = Signer(settings)
+    fresh = signer.verify("cookie session", logged_in.client.cookies["__Host-session"])
+    assert fresh is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(TimestampSigner, "get_timestamp", lambda _self: int(time.time()) - 3601)
+        old = signer.sign("cookie session", fresh.value)
+    logged_in.client.cookies.clear()
+    logged_in.client.cookies.set("__Host-session", old)
 
-    class Clock:
-        @staticmethod
-        def time() -> float:
-            return later
-
-    monkeypatch.setattr("app.web.visits.time", Clock)
     await logged_in.open("/")
 
-    assert list(list_cookies(logged_in.page)) == ["__Host-session"]
+    assert "__Host-session" in list_cookies(logged_in.page)
     assert await connection.scalar(select(UserSession.last_used_at)) != long_ago
 
 
@@ -537,7 +544,7 @@ async def test_browser_gets_a_page_where_there_is_nothing_and_the_api_stays_as_i
 async def test_every_text_that_a_page_names_is_there() -> None:
     sources = [*LOCALES.parent.rglob("*.html"), *LOCALES.parent.rglob("*.py")]
     code = "".join(source.read_text(encoding="utf-8") for source in sources)
-    texts = Texts(LOCALES / "en.toml")
+    texts = Translations(LOCALES / "en.toml")
 
     named = set(re.findall(r"""\bt\(["']([a-z_.]+)["']|["'](flash\.[a-z_]+)["']|title=["']([a-z_.]+)["']""", code))
 
@@ -554,7 +561,7 @@ def test_language_without_texts_refuses_the_start() -> None:
 
 @pytest.mark.parametrize("locale", sorted(LOCALES.iterdir()), ids=lambda path: path.stem)
 def test_every_language_has_every_text(locale: Path) -> None:
-    assert Texts(locale).gaps == []
+    assert Translations(locale).gaps == []
 
 
 SIGN_UP = '[sign_up]\ntitle = "Konto anlegen"\n'
@@ -595,7 +602,7 @@ async def test_english_stands_in_for_texts_that_a_language_lacks(
     (tmp_path / "xx.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
     monkeypatch.setattr("app.web.settings.LOCALES", tmp_path)
     spoken = WebSettings(_env_file=None, web_language="xx")
-    english = Texts(LOCALES / "en.toml")
+    english = Translations(LOCALES / "en.toml")
 
     async with open_client(create_app(settings.join(spoken), database)) as client:
         page = await client.get("/sign-up")
@@ -608,21 +615,21 @@ async def test_english_stands_in_for_texts_that_a_language_lacks(
     assert page.status_code == 200
     assert english("sign_up.log_in_instead") in page.text
     assert '<html lang="xx"' in page.text
-    assert Texts(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
+    assert Translations(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
 
 
 def test_a_text_that_is_there_is_used_beside_those_that_are_missing(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
     file.write_text(SIGN_UP + '[home]\nhello = "{name}, hallo."\n', encoding="utf-8")
 
-    texts = Texts(file)
+    texts = Translations(file)
 
     assert (texts("sign_up.title"), texts("home.hello", name="Ada")) == ("Konto anlegen", "Ada, hallo.")
 
 
 def test_english_texts_that_cannot_be_read_refuse_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "en.toml").write_text("[sign_up\n", encoding="utf-8")
-    monkeypatch.setattr("app.web.texts.ENGLISH", tmp_path / "en.toml")
+    monkeypatch.setattr("app.web.i18n.ENGLISH", tmp_path / "en.toml")
 
     with pytest.raises(ValidationError, match=r"needs the English texts in app/web/locales/en\.toml"):
         WebSettings(_env_file=None)
@@ -632,7 +639,7 @@ def test_texts_of_services_are_translated_by_their_sentence(tmp_path: Path) -> N
     file = tmp_path / "xx.toml"
     file.write_text('[messages]\n"The code is not right." = "Nix da."\n', encoding="utf-8")
 
-    texts = Texts(file)
+    texts = Translations(file)
 
     assert texts.translate("The code is not right.") == "Nix da."
     assert texts.translate("Something else.") == "Something else."

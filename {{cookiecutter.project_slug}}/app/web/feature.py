@@ -7,23 +7,23 @@ from app.core.features import Feature
 from app.web import account, assets, emails, recovery, sign_in
 from app.web.errors import ErrorPageMiddleware
 from app.web.forms import get_fields
+from app.web.navigation import PageGroup
 from app.web.pages import open_web
-from app.web.sections import Section
 from app.web.settings import WebSettings
-from app.web.todos.router import section as todos
+from app.web.todos.router import page_group as todos
 
-# The menu has this order.
-SECTIONS: tuple[Section, ...] = (
-    sign_in.section,
-    recovery.section,
+# In the order of the menu.
+PAGE_GROUPS: tuple[PageGroup, ...] = (
+    sign_in.page_group,
+    recovery.page_group,
     todos,
-    account.section,
+    account.page_group,
 )
 
-# No form is taken unless it is one of our own, also by routes that are yet to be written.
+# Checks the CSRF token of every form, also for routes that do not read one.
 pages = APIRouter(include_in_schema=False, dependencies=[Depends(get_fields)])
-for section in SECTIONS:
-    pages.include_router(section.router)
+for group in PAGE_GROUPS:
+    pages.include_router(group.router)
 root = APIRouter(include_in_schema=False)
 root.include_router(assets.router)
 root.include_router(pages)
@@ -31,7 +31,7 @@ root.include_router(pages)
 feature = Feature(
     root=root,
     settings=WebSettings,
-    lifespan=partial(open_web, sections=SECTIONS),
+    lifespan=partial(open_web, page_groups=PAGE_GROUPS),
     middleware=(Middleware(ErrorPageMiddleware),),
     emails=emails.RENDERERS,
 )

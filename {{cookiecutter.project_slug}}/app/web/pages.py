@@ -13,10 +13,10 @@ from app.core.database import Database
 from app.core.http_client import LazyHttpClient
 from app.core.project import read_project
 from app.web.assets import Assets
-from app.web.sections import Section
+from app.web.i18n import Translations
+from app.web.navigation import PageGroup
 from app.web.settings import WebSettings
 from app.web.signing import Signer
-from app.web.texts import Texts
 
 logger = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class Web:
 
     signer: Signer
     assets: Assets
-    texts: Texts
+    translations: Translations
     environment: Environment
 
     def render(self, template: str, **values: Any) -> str:  # noqa: ANN401  # to Jinja
@@ -53,11 +53,13 @@ class Web:
 
 @asynccontextmanager
 async def open_web(
-    settings: Settings, _database: Database, _http: LazyHttpClient, sections: Sequence[Section]
+    settings: Settings, _database: Database, _http: LazyHttpClient, page_groups: Sequence[PageGroup]
 ) -> AsyncIterator[Mapping[str, object]]:
-    texts, assets = Texts(settings.of(WebSettings).locale), Assets()
-    if texts.gaps:
-        logger.warning("English stands in for texts of the pages", language=texts.language, gaps=texts.gaps)
+    translations, assets = Translations(settings.of(WebSettings).locale), Assets()
+    if translations.gaps:
+        logger.warning(
+            "English stands in for texts of the pages", language=translations.language, gaps=translations.gaps
+        )
     environment = Environment(
         loader=FileSystemLoader(ROOT),
         autoescape=True,
@@ -65,9 +67,14 @@ async def open_web(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"t": texts, "asset": assets.url, "service": read_project().title, "sections": sections}
-    environment.filters |= {"moment": _moment, "translate": texts.translate}
-    yield {"web": Web(Signer(settings), assets, texts, environment)}
+    environment.globals |= {
+        "t": translations,
+        "asset": assets.url,
+        "service": read_project().title,
+        "page_groups": page_groups,
+    }
+    environment.filters |= {"moment": _moment, "translate": translations.translate}
+    yield {"web": Web(Signer(settings), assets, translations, environment)}
 
 
 def page_headers(*added: Mapping[str, Sequence[str]]) -> dict[str, str]:

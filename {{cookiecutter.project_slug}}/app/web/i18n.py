@@ -7,7 +7,7 @@ LOCALES = Path(__file__).with_name("locales")
 ENGLISH = LOCALES / "en.toml"
 
 
-class Texts:
+class Translations:
     """Every text of the pages, from one file for each language; what the services say is looked up by its sentence.
 
     Missing texts, and texts whose placeholders do not match, fall back to English; `gaps` names them.
