@@ -72,21 +72,21 @@ def sign_up(person: Person) -> str:
     person.fill("E-mail address", address)
     person.fill("Password", PASSWORD)
     person.press("Sign up")
-    person.sees("Your account is there: log in.")
+    person.sees("Your account is there: sign in.")
     return address
 
 
-def log_in(person: Person, address: str, password: str = PASSWORD) -> None:
-    person.open("/log-in")
+def sign_in(person: Person, address: str, password: str = PASSWORD) -> None:
+    person.open("/sign-in")
     person.fill("E-mail address", address)
     person.fill("Password", password)
-    person.press("Log in")
+    person.press("Sign in")
     person.sees("Hello")
 
 
 def enter(person: Person) -> str:
     address = sign_up(person)
-    log_in(person, address)
+    sign_in(person, address)
     return address
 
 
@@ -122,10 +122,10 @@ def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) 
     person.press("Delete", within="Order the cake")
     person.does_not_see("Order the cake")
 
-    person.page.get_by_role("button", name="Log out").click()
-    person.sees("You are logged out.")
+    person.page.get_by_role("button", name="Sign out").click()
+    person.sees("You are signed out.")
     person.open("/todos")
-    assert person.path == "/log-in?next=/todos"
+    assert person.path == "/sign-in?next=/todos"
 
 
 def test_keyboard_is_enough(visit: Visit) -> None:
@@ -169,9 +169,9 @@ def test_keyboard_is_enough(visit: Visit) -> None:
     person.tab_to("Delete")
     person.follow()
     person.sees("There is nothing to do.")
-    person.tab_to("Log out")
+    person.tab_to("Sign out")
     person.follow()
-    person.sees("You are logged out.")
+    person.sees("You are signed out.")
 
 
 # A neighbour on this machine is of the same site: there the browser sends the cookies along.
@@ -261,7 +261,7 @@ def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, p
     person.press("Set a new password")
 
     person.sees("Your password is changed.")
-    log_in(person, address, NEW_PASSWORD)
+    sign_in(person, address, NEW_PASSWORD)
 
 
 def find_link(project: BakedProject, address: str) -> str | None:
@@ -313,35 +313,35 @@ def list_codes(person: Person) -> list[str]:
     return person.page.locator("main code").all_inner_texts()
 
 
-def log_out(person: Person) -> None:
-    person.page.get_by_role("button", name="Log out").click()
-    person.sees("You are logged out.")
+def sign_out(person: Person) -> None:
+    person.page.get_by_role("button", name="Sign out").click()
+    person.sees("You are signed out.")
 
 
 def press_passkey(person: Person) -> None:
-    person.open("/log-in")
-    person.press("Log in with a passkey")
+    person.open("/sign-in")
+    person.press("Sign in with a passkey")
 
 
-def test_person_logs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
+def test_person_signs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     address = enter(person)
     SecurityKey(person)
     add_passkey(person, "Blue key")
     list_codes(person)
-    log_out(person)
+    sign_out(person)
 
     press_passkey(person)
     person.sees("Hello")
     person.open("/account/passkeys")
     person.sees("last used")
-    log_out(person)
-    person.open("/log-in")
+    sign_out(person)
+    person.open("/sign-in")
     person.fill("E-mail address", address)
     person.fill("Password", PASSWORD)
-    person.press("Log in")
+    person.press("Sign in")
     person.sees("Your account has a second factor")
-    person.press("Log in with a passkey")
+    person.press("Sign in with a passkey")
     person.sees("Hello")
 
 
@@ -361,11 +361,11 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
     person.press("Use a passkey, if you have one")
     person.sees("The passkey is removed.")
     person.does_not_see("Blue key")
-    log_out(person)
+    sign_out(person)
 
     press_passkey(person)
     person.sees("Hello")
-    log_out(person)
+    sign_out(person)
     finder = visit(PUBLIC_URL)
     SecurityKey(finder).write(lost)
     press_passkey(finder)
@@ -379,15 +379,15 @@ def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:
     add_passkey(person, "Blue key")
     codes = list_codes(person)
     key.unplug()
-    log_out(person)
+    sign_out(person)
 
-    person.open("/log-in")
+    person.open("/sign-in")
     for code in ("", codes[0]):
         person.fill("E-mail address", address)
         person.fill("Password", PASSWORD)
         if code:
             person.fill("Code", code)
-        person.press("Log in")
+        person.press("Sign in")
         person.sees("Hello" if code else "Your account has a second factor")
 
 
@@ -398,7 +398,7 @@ def test_copied_passkey_is_refused(visit: Visit) -> None:
     add_passkey(person, "Blue key")
     list_codes(person)
     copy = key.read()
-    log_out(person)
+    sign_out(person)
     press_passkey(person)
     person.sees("Hello")
 
@@ -407,7 +407,7 @@ def test_copied_passkey_is_refused(visit: Visit) -> None:
 
     thief.sees("The passkey's counter went back")
     thief.open("/account")
-    assert thief.path == "/log-in?next=/account"
+    assert thief.path == "/sign-in?next=/account"
 
 
 # Chromium does not even sign; the service's own refusal is tested with an authenticator that signs anything.
@@ -436,26 +436,26 @@ def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     enter(person)
     SecurityKey(person).unplug()
-    log_out(person)
-    person.open("/log-in")
+    sign_out(person)
+    person.open("/sign-in")
     person.page.evaluate("() => { navigator.credentials.get = () => Promise.reject(new Error('cancelled')); }")
 
-    person.press("Log in with a passkey")
+    person.press("Sign in with a passkey")
 
     person.sees("That did not work")
-    person.press("Log in with a passkey")
+    person.press("Sign in with a passkey")
     person.sees("That did not work")
 
 
 def test_without_javascript_there_is_no_button_for_passkeys(visit: Visit) -> None:
     person = visit(java_script_enabled=False)
-    person.open("/log-in")
+    person.open("/sign-in")
 
-    assert person.page.get_by_role("button").all_inner_texts() == ["Log in"]
+    assert person.page.get_by_role("button").all_inner_texts() == ["Sign in"]
 
 
 def walk_outside(person: Person) -> Iterator[str]:
-    """Stop at each page, and each thing that it may say, for who is not logged in."""
+    """Stop at each page, and each thing that it may say, for who is not signed in."""
     for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
         person.open(path)
         yield path
@@ -466,12 +466,12 @@ def walk_outside(person: Person) -> Iterator[str]:
     person.sees("must have 12")
     yield "a sign-up that is refused"
     person.open("/account")
-    yield "a log-in that is asked for"
+    yield "a sign-in that is asked for"
     person.fill("E-mail address", f"{uuid4().hex}@example.com")
     person.fill("Password", "wrong password")
-    person.press("Log in")
+    person.press("Sign in")
     person.sees("not right")
-    yield "a log-in that is refused"
+    yield "a sign-in that is refused"
 
 
 def walk_inside(person: Person) -> Iterator[str]:
@@ -530,7 +530,7 @@ def test_pages_have_no_barrier_that_axe_finds(visit: Visit, scheme: str) -> None
 
 def test_axe_finds_a_barrier_where_there_is_one(visit: Visit) -> None:
     person = visit()
-    person.open("/log-in")
+    person.open("/sign-in")
     person.page.evaluate("document.querySelector('label').remove()")
 
     assert any("label" in barrier for barrier in person.find_barriers())

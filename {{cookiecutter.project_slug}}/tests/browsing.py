@@ -78,16 +78,16 @@ class Browser:
     async def sign_up(self, email: str, password: str = PASSWORD) -> None:
         await self.open("/sign-up")
         await self.send("/sign-up", email=email, password=password)
-        assert self.path == "/log-in", self.text
+        assert self.path == "/sign-in", self.text
 
-    async def log_in(self, email: str, password: str = PASSWORD) -> None:
-        await self.open("/log-in")
-        await self.send("/log-in", email=email, password=password)
+    async def sign_in(self, email: str, password: str = PASSWORD) -> None:
+        await self.open("/sign-in")
+        await self.send("/sign-in", email=email, password=password)
         assert self.path == "/", self.text
 
     async def enter(self, email: str) -> None:
         await self.sign_up(email)
-        await self.log_in(email)
+        await self.sign_in(email)
 
     def list_ids(self, pattern: str) -> list[str]:
         """Return what stands in the place of `{}` in the addresses of the page, each once."""

@@ -1,4 +1,4 @@
-"""The pages' door: home, sign-up, log-in and log-out, and what guards them."""
+"""The pages' door: home, sign-up, sign-in and sign-out, and what guards them."""
 
 import asyncio
 import io
@@ -51,7 +51,7 @@ async def browser(app: FastAPI) -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-async def logged_in(browser: Browser) -> Browser:
+async def signed_in(browser: Browser) -> Browser:
     await browser.enter(EMAIL)
     return browser
 
@@ -65,24 +65,24 @@ def list_cookies(response: httpx2.Response) -> dict[str, str]:
     return {cookie.partition("=")[0]: cookie.partition(";")[2] for cookie in cookies}
 
 
-async def test_person_signs_up_logs_in_and_logs_out(browser: Browser, connection: AsyncConnection) -> None:
+async def test_person_signs_up_signs_in_and_signs_out(browser: Browser, connection: AsyncConnection) -> None:
     await browser.sign_up(EMAIL)
     assert "Your account is there" in browser.text
 
-    await browser.log_in(EMAIL)
+    await browser.sign_in(EMAIL)
     assert f"Hello, {EMAIL}." in browser.text
 
-    await browser.send("/log-out")
-    assert "You are logged out." in browser.text
+    await browser.send("/sign-out")
+    assert "You are signed out." in browser.text
     await browser.open("/")
     assert "Hello" not in browser.text
-    assert "You are logged out." not in browser.text
+    assert "You are signed out." not in browser.text
     assert await list_events(connection) == ["user.created", "sign-in.succeeded", "session.ended"]
 
 
 async def test_cookies_are_for_this_host_alone_and_out_of_reach_for_scripts(browser: Browser) -> None:
     await browser.sign_up(EMAIL)
-    await browser.log_in(EMAIL)
+    await browser.sign_in(EMAIL)
 
     answers = [answer for answer in [*browser.page.history, browser.page] if "set-cookie" in answer.headers]
     cookies = {name: kept for answer in answers for name, kept in list_cookies(answer).items()}
@@ -94,7 +94,7 @@ async def test_cookies_are_for_this_host_alone_and_out_of_reach_for_scripts(brow
 
 async def test_cookies_work_without_tls_on_the_way_to_a_machine_of_ones_own(app: FastAPI) -> None:
     async with open_browser(app, "http://localhost") as browser:
-        await browser.open("/log-in")
+        await browser.open("/sign-in")
 
         assert list(list_cookies(browser.page)) == ["anonymous_id"]
         assert "Secure" not in list_cookies(browser.page)["anonymous_id"]
@@ -109,14 +109,14 @@ async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, d
     )
 
     async with open_browser(create_app(settings, database), "http://example.com") as browser:
-        await browser.open("/log-in")
+        await browser.open("/sign-in")
 
     assert "Secure" in list_cookies(browser.page)["__Host-anonymous_id"]
 
 
 @pytest.mark.parametrize("name", ["__Host-session", "session"])
-async def test_forged_cookie_is_nobodys(logged_in: Browser, settings: Settings, name: str) -> None:
-    signed = logged_in.client.cookies["__Host-session"]
+async def test_forged_cookie_is_nobodys(signed_in: Browser, settings: Settings, name: str) -> None:
+    signed = signed_in.client.cookies["__Host-session"]
     text, timestamp, signature = signed.split(".")
     other_key = settings.model_copy(update={"secret_key": SecretStr("another" * 8)})
     of_another_key = Signer(other_key).sign("cookie session", text)
@@ -127,15 +127,15 @@ async def test_forged_cookie_is_nobodys(logged_in: Browser, settings: Settings, 
         *(of_another_key, of_another_cookie, of_another_time, text, f"{text}.", f"{text}.{timestamp}", signed[:-1]),
         *(f"x{signed}", "", "\u00e9.\u00e9", f"{text}.{'A' * 4000}.{signature}"),
     ):
-        logged_in.client.cookies.clear()
-        answer = await logged_in.client.get("/", headers={b"Cookie": f"{name}={value}".encode()})
+        signed_in.client.cookies.clear()
+        answer = await signed_in.client.get("/", headers={b"Cookie": f"{name}={value}".encode()})
 
         assert answer.status_code == 200
         assert "Hello" not in answer.text
 
 
 async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced(
-    logged_in: Browser, settings: Settings, database: Database
+    signed_in: Browser, settings: Settings, database: Database
 ) -> None:
     changes: dict[str, object] = {
         "secret_key": SecretStr("n" * 32),
@@ -143,7 +143,7 @@ async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced
     }
 
     async with open_browser(create_app(settings.model_copy(update=changes), database)) as browser:
-        browser.client.cookies = logged_in.client.cookies
+        browser.client.cookies = signed_in.client.cookies
         await browser.open("/")
         assert "Hello" in browser.text
     changes["secret_key_fallbacks"] = ()
@@ -155,26 +155,26 @@ async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced
         assert "set-cookie" not in later.page.headers
 
 
-async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(logged_in: Browser) -> None:
-    token = (await request_token(logged_in.client, username=EMAIL, password=PASSWORD)).json()["access_token"]
+async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(signed_in: Browser) -> None:
+    token = (await request_token(signed_in.client, username=EMAIL, password=PASSWORD)).json()["access_token"]
     headers = {"Authorization": f"Bearer {token}"}
-    listed = (await logged_in.client.get("/api/v1/auth/sessions", headers=headers)).json()
+    listed = (await signed_in.client.get("/api/v1/auth/sessions", headers=headers)).json()
     (own,) = (each["id"] for each in listed if each["device"] == "a browser" and not each["is_current"])
 
-    proof = await logged_in.client.post(
+    proof = await signed_in.client.post(
         "/api/v1/auth/confirmation", json={"current_password": PASSWORD}, headers=headers
     )
     headers["X-Confirmation"] = proof.json()["confirmation"]
-    await logged_in.client.delete(f"/api/v1/auth/sessions/{own}", headers=headers)
+    await signed_in.client.delete(f"/api/v1/auth/sessions/{own}", headers=headers)
 
-    await logged_in.open("/")
-    assert "Hello" not in logged_in.text
+    await signed_in.open("/")
+    assert "Hello" not in signed_in.text
 
 
 async def test_session_of_the_pages_has_no_rights_of_an_administrator(
     browser: Browser, admin: Account, connection: AsyncConnection
 ) -> None:
-    await browser.log_in(admin.email)
+    await browser.sign_in(admin.email)
 
     sessions = (
         await connection.execute(select(UserSession.scope).where(UserSession.user_id == UUID(admin.id)))
@@ -182,51 +182,51 @@ async def test_session_of_the_pages_has_no_rights_of_an_administrator(
     assert set(sessions) == {Scope.ACCOUNT, format_scope(list_allowed(is_admin=True))}
 
 
-async def test_log_out_ends_the_session_and_not_only_the_cookie(logged_in: Browser) -> None:
-    kept = dict(logged_in.client.cookies)
-    await logged_in.send("/log-out")
+async def test_log_out_ends_the_session_and_not_only_the_cookie(signed_in: Browser) -> None:
+    kept = dict(signed_in.client.cookies)
+    await signed_in.send("/sign-out")
 
-    logged_in.client.cookies = httpx2.Cookies(kept)
+    signed_in.client.cookies = httpx2.Cookies(kept)
 
-    await logged_in.open("/")
-    assert "Hello" not in logged_in.text
+    await signed_in.open("/")
+    assert "Hello" not in signed_in.text
 
 
 async def test_session_in_use_is_extended_and_its_cookie_replaced(
-    logged_in: Browser, settings: Settings, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    signed_in: Browser, settings: Settings, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_ago = await connection.scalar(select(UserSession.last_used_at))
-    await logged_in.open("/")
-    assert "set-cookie" not in logged_in.page.headers
+    await signed_in.open("/")
+    assert "set-cookie" not in signed_in.page.headers
     signer = Signer(settings)
-    fresh = signer.verify("cookie session", logged_in.client.cookies["__Host-session"])
+    fresh = signer.verify("cookie session", signed_in.client.cookies["__Host-session"])
     assert fresh is not None
     with monkeypatch.context() as patch:
         patch.setattr(TimestampSigner, "get_timestamp", lambda _self: int(time.time()) - 3601)
         old = signer.sign("cookie session", fresh.value)
-    logged_in.client.cookies.clear()
-    logged_in.client.cookies.set("__Host-session", old)
+    signed_in.client.cookies.clear()
+    signed_in.client.cookies.set("__Host-session", old)
 
-    await logged_in.open("/")
+    await signed_in.open("/")
 
-    assert "__Host-session" in list_cookies(logged_in.page)
+    assert "__Host-session" in list_cookies(signed_in.page)
     assert await connection.scalar(select(UserSession.last_used_at)) != long_ago
 
 
-async def test_expired_session_is_out(logged_in: Browser, connection: AsyncConnection) -> None:
+async def test_expired_session_is_out(signed_in: Browser, connection: AsyncConnection) -> None:
     expired = await connection.scalar(select(UserSession.created_at))
     await connection.execute(update(UserSession).values(expires_at=expired))
 
-    await logged_in.open("/")
+    await signed_in.open("/")
 
-    assert "Hello" not in logged_in.text
+    assert "Hello" not in signed_in.text
 
 
 async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAPI, logs: io.StringIO) -> None:
     app.add_middleware(HangUpMiddleware)
     async with open_browser(app) as browser:
-        await browser.open("/log-in")
-        await browser.send("/log-in", email=EMAIL, password=PASSWORD)
+        await browser.open("/sign-in")
+        await browser.send("/sign-in", email=EMAIL, password=PASSWORD)
 
     assert browser.page.status_code == 400
     assert '"level": "error"' not in logs.getvalue()
@@ -242,12 +242,12 @@ async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAP
     ],
     ids=str,
 )
-@pytest.mark.parametrize("action", ["/log-out", "/log-in", "/sign-up"])
+@pytest.mark.parametrize("action", ["/sign-out", "/sign-in", "/sign-up"])
 async def test_form_from_another_site_is_refused_even_with_a_token(
     browser: Browser, action: str, headers: dict[str, str]
 ) -> None:
-    await browser.open("/log-in")
-    fields = browser.find_form("/log-in")
+    await browser.open("/sign-in")
+    fields = browser.find_form("/sign-in")
 
     answer = await browser.client.post(action, data=fields, headers=headers)
 
@@ -256,34 +256,34 @@ async def test_form_from_another_site_is_refused_even_with_a_token(
 
 
 @pytest.mark.parametrize("token", [None, "", "x", "x.y", "\ud800"], ids=repr)
-@pytest.mark.parametrize("action", ["/log-out", "/log-in", "/sign-up"])
-async def test_form_without_a_token_of_its_own_is_refused(logged_in: Browser, action: str, token: str | None) -> None:
+@pytest.mark.parametrize("action", ["/sign-out", "/sign-in", "/sign-up"])
+async def test_form_without_a_token_of_its_own_is_refused(signed_in: Browser, action: str, token: str | None) -> None:
     fields = {"email": EMAIL, "password": PASSWORD}
     if token is not None:
         fields["csrf_token"] = token.encode("utf-8", "replace").decode()
 
-    answer = await logged_in.client.post(action, data=fields)
+    answer = await signed_in.client.post(action, data=fields)
 
     assert answer.status_code == 403
-    await logged_in.open("/")
-    assert "Hello" in logged_in.text
+    await signed_in.open("/")
+    assert "Hello" in signed_in.text
 
 
-async def test_token_of_another_browser_is_refused(app: FastAPI, logged_in: Browser) -> None:
+async def test_token_of_another_browser_is_refused(app: FastAPI, signed_in: Browser) -> None:
     async with open_browser(app) as other:
-        await other.open("/log-in")
-        token = other.find_form("/log-in")["csrf_token"]
+        await other.open("/sign-in")
+        token = other.find_form("/sign-in")["csrf_token"]
 
-    answer = await logged_in.client.post("/log-out", data={"csrf_token": token})
+    answer = await signed_in.client.post("/sign-out", data={"csrf_token": token})
 
     assert answer.status_code == 403
 
 
-async def test_tokens_of_one_session_differ(logged_in: Browser) -> None:
+async def test_tokens_of_one_session_differ(signed_in: Browser) -> None:
     tokens = set()
     for _ in range(2):
-        await logged_in.open("/")
-        tokens.add(logged_in.find_form("/log-out")["csrf_token"])
+        await signed_in.open("/")
+        tokens.add(signed_in.find_form("/sign-out")["csrf_token"])
 
     assert len(tokens) == 2
 
@@ -315,15 +315,15 @@ async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> No
 async def test_raw_utf8_in_a_form_is_what_was_typed(browser: Browser) -> None:
     password = "пароль от сервера"
     await browser.sign_up("ada@example.com", password)
-    await browser.open("/log-in")
-    token = browser.find_form("/log-in")["csrf_token"]
+    await browser.open("/sign-in")
+    token = browser.find_form("/sign-in")["csrf_token"]
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": ORIGIN}
 
     def form(typed: bytes) -> bytes:
         return b"csrf_token=%s&email=ada@example.com&password=%s" % (token.encode(), typed)
 
-    refused = await browser.client.post("/log-in", content=form(password.encode("cp1251")), headers=headers)
-    entered = await browser.client.post("/log-in", content=form(password.encode()), headers=headers)
+    refused = await browser.client.post("/sign-in", content=form(password.encode("cp1251")), headers=headers)
+    entered = await browser.client.post("/sign-in", content=form(password.encode()), headers=headers)
 
     assert refused.status_code == 400
     assert "UTF-8" in refused.text
@@ -334,16 +334,16 @@ async def test_a_page_takes_its_longest_form_and_no_longer_one(browser: Browser)
     longest = {"csrf_token": "x" * 200, "title": "😀" * 200, "description": "😀" * 10_000}
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
 
-    taken = await browser.client.post("/log-out", data=longest)
-    refused = await browser.client.post("/log-out", content=b"%" * (MAX_FORM_BYTES + 1), headers=headers)
+    taken = await browser.client.post("/sign-out", data=longest)
+    refused = await browser.client.post("/sign-out", content=b"%" * (MAX_FORM_BYTES + 1), headers=headers)
 
     assert (taken.status_code, refused.status_code) == (403, 413)
 
 
-async def test_body_that_is_no_form_is_refused(logged_in: Browser) -> None:
-    fields = logged_in.find_form("/log-out")
+async def test_body_that_is_no_form_is_refused(signed_in: Browser) -> None:
+    fields = signed_in.find_form("/sign-out")
 
-    answer = await logged_in.client.post("/log-out", json=fields)
+    answer = await signed_in.client.post("/sign-out", json=fields)
 
     assert answer.status_code == 415
 
@@ -352,11 +352,11 @@ async def test_wrong_password_is_said_and_the_address_stays_in_the_form(
     browser: Browser, connection: AsyncConnection
 ) -> None:
     await browser.sign_up(EMAIL)
-    await browser.send("/log-in", email=EMAIL, password="wrong password!")
+    await browser.send("/sign-in", email=EMAIL, password="wrong password!")
 
     assert browser.page.status_code == 400
     assert "is not right" in browser.text
-    assert browser.find_form("/log-in")["email"] == EMAIL
+    assert browser.find_form("/sign-in")["email"] == EMAIL
     assert "wrong password!" not in browser.text
     assert "sign-in.failed" in await list_events(connection)
 
@@ -366,9 +366,9 @@ async def test_guessing_is_slowed_down_as_at_the_api(migrated_url: str, database
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=2)
 
     async with open_browser(create_app(settings, database)) as browser:
-        await browser.open("/log-in")
+        await browser.open("/sign-in")
         for _ in range(3):
-            await browser.send("/log-in", email=EMAIL, password="wrong password!")
+            await browser.send("/sign-in", email=EMAIL, password="wrong password!")
 
         assert browser.page.status_code == 429
         assert int(browser.page.headers["retry-after"]) >= 1
@@ -399,12 +399,12 @@ async def test_second_factor_is_asked_for(
     clock[0] += 60
 
     async with open_browser(app) as browser:
-        await browser.open("/log-in")
-        await browser.send("/log-in", email=user.email, password=PASSWORD)
+        await browser.open("/sign-in")
+        await browser.send("/sign-in", email=user.email, password=PASSWORD)
         assert "second factor" in browser.text
-        await browser.send("/log-in", password=PASSWORD, otp="000000")
+        await browser.send("/sign-in", password=PASSWORD, otp="000000")
         assert "The code is not right." in browser.text
-        await browser.send("/log-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
+        await browser.send("/sign-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
 
         assert "Hello" in browser.text
 
@@ -450,7 +450,7 @@ async def test_sign_up_that_is_closed_is_no_page(migrated_url: str, database: Da
 async def test_text_of_strangers_is_shown_and_not_run(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", email=EMAIL, password=PASSWORD, name="<script>alert(1)</script>")
-    await browser.log_in(EMAIL)
+    await browser.sign_in(EMAIL)
 
     assert "<script" not in browser.text
     assert "&lt;script&gt;" in browser.text
@@ -480,19 +480,19 @@ async def test_features_add_sources_to_the_policy_of_pages(settings: Settings, d
 @pytest.mark.parametrize(
     "path", ["//evil.example", "/\\evil.example", "https://evil.example", "/a/../b", "/a//b", "/a?b", "", "/\n/a"]
 )
-def test_nobody_is_sent_elsewhere_after_the_log_in(path: str) -> None:
+def test_nobody_is_sent_elsewhere_after_the_sign_in(path: str) -> None:
     assert own_path(path) == "/"
 
 
-async def test_log_in_as_another_ends_the_session_before(logged_in: Browser, connection: AsyncConnection) -> None:
+async def test_log_in_as_another_ends_the_session_before(signed_in: Browser, connection: AsyncConnection) -> None:
     other = f"{uuid4().hex}@example.com"
-    await logged_in.client.post("/api/v1/users", json={"email": other, "password": PASSWORD})
-    token = logged_in.find_form("/log-out")["csrf_token"]
+    await signed_in.client.post("/api/v1/users", json={"email": other, "password": PASSWORD})
+    token = signed_in.find_form("/sign-out")["csrf_token"]
 
-    await logged_in.client.post("/log-in", data={"csrf_token": token, "email": other, "password": PASSWORD})
+    await signed_in.client.post("/sign-in", data={"csrf_token": token, "email": other, "password": PASSWORD})
 
-    await logged_in.open("/")
-    assert f"Hello, {other}." in logged_in.text
+    await signed_in.open("/")
+    assert f"Hello, {other}." in signed_in.text
     assert len((await connection.scalars(select(UserSession.id))).all()) == 1
 
 
@@ -580,7 +580,7 @@ BROKEN_TEXTS = {
     "a format": ('[home]\nhello = "Hallo, {name:d}."', "home.hello must have the placeholders"),
     "no placeholder": ('[home]\nhello = "Hallo."', "home.hello must have the placeholders"),
     "a brace alone": ('[home]\nhello = "Hallo, {name"', "home.hello must have the placeholders"),
-    "a placeholder too many": (SIGN_UP + 'log_in_instead = "{name}"', "sign_up.log_in_instead must have the placeh"),
+    "a placeholder too many": (SIGN_UP + 'sign_in_instead = "{name}"', "sign_up.sign_in_instead must have the placeh"),
     "messages that are none": ('messages = "x"', "messages must be a table"),
     "a message that is none": (
         '[messages]\n"The code is not right." = 3',
@@ -613,7 +613,7 @@ async def test_english_stands_in_for_texts_that_a_language_lacks(
     assert gap in note
     assert json.loads(warning)["level"] == "warning"
     assert page.status_code == 200
-    assert english("sign_up.log_in_instead") in page.text
+    assert english("sign_up.sign_in_instead") in page.text
     assert '<html lang="xx"' in page.text
     assert Translations(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
 

@@ -69,19 +69,19 @@ async def test_password_is_changed_and_other_sessions_end(
     app: FastAPI, browser: Browser, connection: AsyncConnection
 ) -> None:
     async with open_browser(app) as other:
-        await other.log_in(EMAIL)
+        await other.sign_in(EMAIL)
         copied = dict(browser.client.cookies)
         await browser.open("/account/password")
         await browser.send("/account/password", current_password=PASSWORD, new_password=NEW_PASSWORD)
         await other.open("/account")
 
         assert "Your password is changed." in browser.text
-        assert other.path == "/log-in"
+        assert other.path == "/sign-in"
         # A copy of the browser's own cookies is worth nothing either.
         other.client.cookies.clear()
         other.client.cookies.update(copied)
         await other.open("/account")
-        assert other.path == "/log-in"
+        assert other.path == "/sign-in"
         await browser.open("/account/sessions")
         assert browser.text.count("(here)") == 1
     events = (await connection.scalars(select(AuditEvent.event))).all()
@@ -110,7 +110,7 @@ async def test_current_password_is_asked_for_and_guessing_it_is_slowed_down(
 
 async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> None:
     async with open_browser(app) as other:
-        await other.log_in(EMAIL)
+        await other.sign_in(EMAIL)
         await browser.open("/account/sessions")
         (session_id,) = browser.list_ids('href="/account/sessions/{}/end')
         assert browser.text.count("(here)") == 1
@@ -121,20 +121,20 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
 
         await browser.send(end, current_password=PASSWORD)
 
-        assert "You are logged out there." in browser.text
+        assert "You are signed out there." in browser.text
         assert browser.list_ids('href="/account/sessions/{}/end') == []
         await other.open("/account")
-        assert other.path == "/log-in"
+        assert other.path == "/sign-in"
 
 
-async def test_ending_ones_own_session_logs_out(browser: Browser) -> None:
+async def test_ending_ones_own_session_signs_out(browser: Browser) -> None:
     await browser.open("/account/sessions")
     (session_id,) = browser.list_ids('action="/account/sessions/{}/end')
 
     await browser.send(f"/account/sessions/{session_id}/end")
 
     assert browser.path == "/"
-    assert "You are logged out." in browser.text
+    assert "You are signed out." in browser.text
 
 
 async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Browser) -> None:
@@ -143,7 +143,7 @@ async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Brows
 
     async with open_browser(app) as other:
         await other.enter("eve@example.com")
-        token = other.find_form("/log-out")
+        token = other.find_form("/sign-out")
         answer = await other.client.post(f"/account/sessions/{session_id}/end", data=token)
 
     assert answer.status_code == 404
@@ -200,7 +200,7 @@ async def test_account_is_deleted(browser: Browser) -> None:
 
 async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
     async with open_browser(app) as browser:
-        await browser.log_in(admin.email)
+        await browser.sign_in(admin.email)
         await browser.open("/account/delete")
         await browser.send("/account/delete", current_password=PASSWORD)
 
@@ -241,10 +241,10 @@ async def test_forgotten_password_is_set_anew(
         token = await make_token(database, Purpose.RESET_PASSWORD)
         await forgetful.send("/reset-password", token=token, new_password=NEW_PASSWORD)
         assert "Your password is changed." in forgetful.text
-        await forgetful.log_in(EMAIL, NEW_PASSWORD)
+        await forgetful.sign_in(EMAIL, NEW_PASSWORD)
 
     await browser.open("/account")
-    assert browser.path == "/log-in"
+    assert browser.path == "/sign-in"
 
 
 async def test_nobody_learns_from_the_pages_whether_there_is_an_account(app: FastAPI, browser: Browser) -> None:
@@ -269,10 +269,10 @@ async def test_sign_up_with_verified_addresses_tells_nothing_either(migrated_url
             pages.append((browser.path, re.sub(r'(name="csrf_token" value=")[^"]+', r"\1", browser.text)))
         await browser.open("/verify-email")
         await browser.send("/verify-email", token=await make_token(database, Purpose.VERIFY_EMAIL), password=PASSWORD)
-        await browser.log_in(EMAIL)
+        await browser.sign_in(EMAIL)
 
     assert pages[0] == pages[1]
-    assert pages[0][0] == "/log-in"
+    assert pages[0][0] == "/sign-in"
 
 
 @pytest.mark.parametrize("kind", [EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_CHANGE])
@@ -342,8 +342,8 @@ async def test_stranger_sees_no_page_of_an_account(app: FastAPI, settings: Setti
     async with open_browser(app) as stranger:
         await stranger.open(path)
 
-    assert stranger.path == "/log-in"
-    assert stranger.find_form("/log-in")["next"] == path
+    assert stranger.path == "/sign-in"
+    assert stranger.find_form("/sign-in")["next"] == path
 
 
 async def test_stranger_is_asked_to_log_in_before_mail_is_missed(
@@ -359,4 +359,4 @@ async def test_stranger_is_asked_to_log_in_before_mail_is_missed(
     async with open_browser(create_app(settings, database)) as browser:
         await browser.open("/account/email")
 
-    assert browser.path == "/log-in"
+    assert browser.path == "/sign-in"

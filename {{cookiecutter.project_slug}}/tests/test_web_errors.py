@@ -93,9 +93,9 @@ async def test_browser_is_told_that_the_database_is_gone() -> None:
     app = create_app(make_settings(unreachable_url()))
 
     async with open_browser(app) as browser:
-        await browser.open("/log-in")
-        fields = browser.find_form("/log-in") | {"email": "ada@example.com", "password": "not even looked at"}
-        answer = await browser.client.post("/log-in", data=fields)
+        await browser.open("/sign-in")
+        fields = browser.find_form("/sign-in") | {"email": "ada@example.com", "password": "not even looked at"}
+        answer = await browser.client.post("/sign-in", data=fields)
 
     assert answer.status_code == 503
     assert answer.headers["content-type"].startswith("text/html")

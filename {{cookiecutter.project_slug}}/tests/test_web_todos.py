@@ -111,7 +111,7 @@ async def test_todo_of_someone_else_is_not_found(app: FastAPI, browser: Browser,
 
     async with open_browser(app) as other:
         await other.enter("eve@example.com")
-        fields = other.find_form("/log-out") | {"title": "Mine"}
+        fields = other.find_form("/sign-out") | {"title": "Mine"}
         answer = await other.client.request(method, f"/todos/{todo_id}{path}", data=fields)
 
     assert answer.status_code == 404
@@ -125,22 +125,22 @@ async def test_stranger_is_asked_to_log_in_and_comes_back(app: FastAPI, browser:
 
     async with open_browser(app) as stranger:
         await stranger.open(f"/todos/{todo_id}")
-        assert stranger.path == "/log-in"
-        assert "Log in first." in stranger.text
-        await stranger.send("/log-in", email="ada@example.com", password="correct horse battery staple")
+        assert stranger.path == "/sign-in"
+        assert "Sign in first." in stranger.text
+        await stranger.send("/sign-in", email="ada@example.com", password="correct horse battery staple")
 
     assert stranger.path == f"/todos/{todo_id}"
 
 
-async def test_form_of_a_session_that_has_ended_leads_to_the_log_in(
+async def test_form_of_a_session_that_has_ended_leads_to_the_sign_in(
     browser: Browser, connection: AsyncConnection
 ) -> None:
     await connection.execute(delete(UserSession))
 
     await browser.send("/todos", title="Too late")
 
-    assert browser.path == "/log-in"
-    await browser.log_in("ada@example.com")
+    assert browser.path == "/sign-in"
+    await browser.sign_in("ada@example.com")
     await browser.open("/todos")
     assert "There is nothing to do." in browser.text
 

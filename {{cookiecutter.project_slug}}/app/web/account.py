@@ -103,7 +103,7 @@ async def end_own_session(
         await sessions.end_session(tools.session, tools.audit, own_session.id)
     if own_session.is_current:
         page.clear_session()
-        return page.redirect("/", "flash.logged_out")
+        return page.redirect("/", "flash.signed_out")
     return page.redirect("/account/sessions", "flash.session_ended")
 
 

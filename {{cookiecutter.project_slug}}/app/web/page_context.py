@@ -92,19 +92,19 @@ class PageContext:
         return self.cookies.apply_to(RedirectResponse(path, 303, {"Cache-Control": "no-store"}))
 
 
-class LogInRequiredError(AppError):
+class SignInRequiredError(AppError):
     """Redirects to the sign-in page, which leads back afterwards."""
 
     status = 401
-    code = "log-in-required"
+    code = "sign-in-required"
 
     def __init__(self, page: PageContext) -> None:
-        super().__init__("Log in first.")
+        super().__init__("Sign in first.")
         self._page = page
 
     def to_response(self, request: Request) -> Response:
         following = f"?next={request.url.path}" if request.method in SAFE_METHODS else ""
-        return self._page.redirect(f"/log-in{following}", "flash.log_in_first")
+        return self._page.redirect(f"/sign-in{following}", "flash.sign_in_first")
 
 
 async def get_page_context(request: Request, session: SessionDep, origin: OriginDep) -> PageContext:
@@ -137,7 +137,7 @@ PageContextDep = Annotated[PageContext, Depends(get_page_context)]
 
 async def get_caller(page: PageContextDep) -> Caller:
     if page.caller is None:
-        raise LogInRequiredError(page)
+        raise SignInRequiredError(page)
     return page.caller
 
 

@@ -54,7 +54,7 @@ async def send_reset_code(page: PageContextDep, fields: FieldsDep, tools: Toolbo
         await release_connection(tools.session)
         await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
         await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
-    return page.redirect("/log-in", "flash.see_your_mail")
+    return page.redirect("/sign-in", "flash.see_your_mail")
 
 
 @router.get("/reset-password")
@@ -68,7 +68,7 @@ async def reset_own_password(page: PageContextDep, fields: FieldsDep, tools: Too
         data = validate_form(PasswordReset, fields)
         await _take_attempt(tools)
         await recovery_service.reset_password(tools, data.token, data.new_password.get_secret_value())
-    return page.redirect("/log-in", "flash.password_changed")
+    return page.redirect("/sign-in", "flash.password_changed")
 
 
 async def _take_attempt(tools: Toolbox) -> None:

@@ -1,4 +1,4 @@
-"""The door: home, sign-up, log-in and log-out."""
+"""The door: home, sign-up, sign-in and sign-out."""
 
 import re
 from typing import Annotated
@@ -22,8 +22,8 @@ from app.web.navigation import PageGroup
 from app.web.page_context import PageContext, PageContextDep
 from app.web.passkeys import allow_script
 
-HOME, SIGN_UP, LOG_IN = "templates/home.html", "templates/sign_up.html", "templates/log_in.html"
-# A path of this service and nothing else: no link leads from our log-in to somebody else's copy of it.
+HOME, SIGN_UP, SIGN_IN = "templates/home.html", "templates/sign_up.html", "templates/sign_in.html"
+# A path of this service and nothing else: no link leads from our sign-in to somebody else's copy of it.
 OWN_PATH = re.compile(r"/[a-z0-9-]+(/[a-z0-9-]+)*")
 
 router = APIRouter()
@@ -48,28 +48,28 @@ async def sign_up(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) ->
         await limit_sign_ups(tools.settings, tools.throttle, tools.origin)
         user = await sign_up_service.sign_up(tools, data)
     if user is None:
-        return page.redirect("/log-in", "flash.see_your_mail")
-    return page.redirect("/log-in", "flash.signed_up")
+        return page.redirect("/sign-in", "flash.see_your_mail")
+    return page.redirect("/sign-in", "flash.signed_up")
 
 
-@router.get("/log-in", dependencies=[Depends(allow_script)])
-async def show_log_in(page: PageContextDep, following: Annotated[str, Query(alias="next")] = "/") -> Response:
+@router.get("/sign-in", dependencies=[Depends(allow_script)])
+async def show_sign_in(page: PageContextDep, following: Annotated[str, Query(alias="next")] = "/") -> Response:
     if page.user is not None:
         return page.redirect(own_path(following))
-    return render_form(page, LOG_IN, following=own_path(following), asks_code=False)
+    return render_form(page, SIGN_IN, following=own_path(following), asks_code=False)
 
 
-@router.post("/log-in", dependencies=[Depends(allow_script)])
-async def log_in(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+@router.post("/sign-in", dependencies=[Depends(allow_script)])
+async def sign_in(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     following = own_path(fields.get("next", ""))
-    with redisplay_errors(page, LOG_IN, fields, following=following, asks_code="otp" in fields):
+    with redisplay_errors(page, SIGN_IN, fields, following=following, asks_code="otp" in fields):
         opened = await sign_in_service.open_session(tools, _read_credentials(fields))
     await _end_current_session(page, tools)
     page.set_session(opened.user_id, opened.session_id)
     return page.redirect(following)
 
 
-@router.post("/log-in/passkey/options")
+@router.post("/sign-in/passkey/options")
 async def begin_passkey(page: PageContextDep, tools: ToolboxDep) -> Response:
     """For passkeys.js: the answer must come from this browser, or from this session."""
     session_id = page.caller and page.caller.session_id
@@ -77,10 +77,10 @@ async def begin_passkey(page: PageContextDep, tools: ToolboxDep) -> Response:
     return page.cookies.apply_to(JSONResponse(options, headers={"Cache-Control": "no-store"}))
 
 
-@router.post("/log-in/passkey", dependencies=[Depends(allow_script)])
-async def log_in_with_passkey(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+@router.post("/sign-in/passkey", dependencies=[Depends(allow_script)])
+async def sign_in_with_passkey(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     following = own_path(fields.get("next", ""))
-    with redisplay_errors(page, LOG_IN, {}, following=following, asks_code=False):
+    with redisplay_errors(page, SIGN_IN, {}, following=following, asks_code=False):
         sent = validate_form(PasskeySignIn, {"credential": fields.get("credential", "")})
         data = sent.model_copy(update={"scope": frozenset({Scope.ACCOUNT})})
         opened = await sign_in_service.open_session_with_passkey(tools, data, page.anonymous_id)
@@ -89,11 +89,11 @@ async def log_in_with_passkey(page: PageContextDep, fields: FieldsDep, tools: To
     return page.redirect(following)
 
 
-@router.post("/log-out")
-async def log_out(page: PageContextDep, tools: ToolboxDep) -> Response:
+@router.post("/sign-out")
+async def sign_out(page: PageContextDep, tools: ToolboxDep) -> Response:
     await _end_current_session(page, tools)
     page.clear_session()
-    return page.redirect("/", "flash.logged_out")
+    return page.redirect("/", "flash.signed_out")
 
 
 def own_path(path: str) -> str:

@@ -9,7 +9,7 @@ const ceremonies = {
   },
   get: async (form) => {
     const body = new URLSearchParams({ csrf_token: form.elements.csrf_token.value });
-    const answer = await fetch("/log-in/passkey/options", { method: "POST", body });
+    const answer = await fetch("/sign-in/passkey/options", { method: "POST", body });
     if (!answer.ok) throw new Error(`The options were refused with ${answer.status}.`);
     const options = await answer.json();
     return navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(options) });
