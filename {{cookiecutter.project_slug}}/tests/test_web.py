@@ -551,7 +551,7 @@ async def test_every_text_that_a_page_names_is_there() -> None:
     keys = {next(filter(None, groups)) for groups in named}
     assert len(keys) > 20
     for key in keys:
-        assert texts(key, name="Ada")
+        assert texts(key, name="Ada", status=404)
 
 
 def test_language_without_texts_refuses_the_start() -> None:
@@ -581,11 +581,15 @@ BROKEN_TEXTS = {
     "no placeholder": ('[home]\nhello = "Hallo."', "home.hello must have the placeholders"),
     "a brace alone": ('[home]\nhello = "Hallo, {name"', "home.hello must have the placeholders"),
     "a placeholder too many": (SIGN_UP + 'sign_in_instead = "{name}"', "sign_up.sign_in_instead must have the placeh"),
-    "messages that are none": ('messages = "x"', "messages must be a table"),
-    "a message that is none": (
-        '[messages]\n"The code is not right." = 3',
-        'messages."The code is not right." is missing',
+    "errors that are no table": ('errors = "x"', "errors must be a table"),
+    "an error that is no text": ("[errors]\nincorrect-code = 3", "errors.incorrect-code is missing"),
+    "an error with an attribute": (
+        '[errors]\nbusy = "{detail.x}"',
+        "errors.busy must have placeholders such as {detail}",
     ),
+    "an error with a format": ('[errors]\nbusy = "{detail:d}"', "errors.busy must have placeholders"),
+    "an error with a number": ('[errors]\nbusy = "{0}"', "errors.busy must have placeholders"),
+    "an error with a brace alone": ('[errors]\nbusy = "{"', "errors.busy must have placeholders"),
 }
 
 
@@ -635,11 +639,23 @@ def test_english_texts_that_cannot_be_read_refuse_the_start(monkeypatch: pytest.
         WebSettings(_env_file=None)
 
 
-def test_texts_of_services_are_translated_by_their_sentence(tmp_path: Path) -> None:
+def test_errors_are_translated_by_their_code(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
-    file.write_text('[messages]\n"The code is not right." = "Nix da."\n', encoding="utf-8")
+    file.write_text('[errors]\nincorrect-code = "Nix da."\nbusy = "{detail} ({retry_after} s)"\n', encoding="utf-8")
 
-    texts = Translations(file)
+    translations = Translations(file)
 
-    assert texts.translate("The code is not right.") == "Nix da."
-    assert texts.translate("Something else.") == "Something else."
+    assert translations.error("incorrect-code", "Incorrect code.") == "Nix da."
+    assert translations.error("incorrect-code", "A better sentence.") == "Nix da."
+    assert translations.error("busy", "Busy.", retry_after="3") == "Busy. (3 s)"
+
+
+def test_error_without_its_text_or_a_value_of_it_is_english(tmp_path: Path) -> None:
+    file = tmp_path / "xx.toml"
+    file.write_text('[errors]\nbusy = "Bitte in {retry_after} s wieder."\n', encoding="utf-8")
+
+    translations = Translations(file)
+
+    assert translations.error("conflict", "Something else.") == "Something else."
+    assert translations.error("busy", "Busy.") == "Busy."
+    assert translations.error("busy", "Busy.", retry_after=None) == "Busy."

@@ -2,13 +2,17 @@
 
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
 from app.application import create_app
 from app.core.config import Settings
+from app.core.database import Database
 from app.core.exceptions import ForbiddenError, UnavailableError
+from app.web.settings import WebSettings
+from tests.accounts import PASSWORD
 from tests.browsing import Browser, open_browser
 from tests.databases import make_settings, unreachable_url
 
@@ -100,3 +104,59 @@ async def test_browser_is_told_that_the_database_is_gone() -> None:
     assert answer.status_code == 503
     assert answer.headers["content-type"].startswith("text/html")
     assert "The database is not available." in answer.text
+
+
+GERMAN = """
+[errors]
+forbidden = "Kein Zutritt."
+too-many-requests = "Bitte in {retry_after} s wieder."
+invalid-form = "Bitte berichtigen."
+string_too_long = "Höchstens {max_length} Zeichen."
+"""
+
+
+@pytest.fixture
+def german(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    (tmp_path / "de.toml").write_text(GERMAN, encoding="utf-8")
+    monkeypatch.setattr("app.web.settings.LOCALES", tmp_path)
+    return settings.join(WebSettings(_env_file=None, web_language="de"))
+
+
+async def test_better_sentence_of_an_error_breaks_no_translation(german: Settings, database: Database) -> None:
+    app = create_app(german, database)
+
+    @app.get("/refusal/{sentence}")
+    async def refuse(sentence: str) -> None:
+        raise ForbiddenError(sentence)
+
+    async with open_browser(app) as browser:
+        pages = [(await browser.open(f"/refusal/{sentence}")).text for sentence in ("Go away.", "Access denied.")]
+
+    assert [("Kein Zutritt." in page, "Go away." in page, "Access denied." in page) for page in pages] == [
+        (True, False, False)
+    ] * 2
+
+
+async def test_error_of_a_form_and_of_its_field_is_translated_with_its_values(
+    german: Settings, database: Database
+) -> None:
+    async with open_browser(create_app(german, database)) as browser:
+        await browser.open("/sign-up")
+        await browser.send("/sign-up", email="ada@example.com", password=PASSWORD, name="A" * 201)
+
+    assert browser.page.status_code == 422
+    assert "Bitte berichtigen." in browser.text
+    assert "Höchstens 200 Zeichen." in browser.text
+
+
+@pytest.mark.usefixtures("clock")
+async def test_translation_of_a_throttled_form_says_when_to_try_again(german: Settings, database: Database) -> None:
+    throttled = german.model_copy(update={"throttling": True, "throttle_account_attempts": 1})
+
+    async with open_browser(create_app(throttled, database)) as browser:
+        await browser.open("/sign-in")
+        for _ in range(2):
+            await browser.send("/sign-in", email="ada@example.com", password="wrong password!")
+
+    assert browser.page.status_code == 429
+    assert f"Bitte in {browser.page.headers['retry-after']} s wieder." in browser.text

@@ -1,7 +1,8 @@
 """Forms: reading them, validating them, and showing them again with their errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -38,15 +39,26 @@ class FormError(AppError):
         return self._response
 
 
+@dataclass(frozen=True)
+class FieldError:
+    # The type of Pydantic's error, which translations are looked up by, and the values for their placeholders.
+    code: str
+    detail: str
+    values: Mapping[str, Any]
+
+
 class InvalidFormError(AppError):
     status = 422
     code = "invalid-form"
 
     def __init__(self, error: ValidationError) -> None:
         super().__init__("Please correct the fields below.")
+        errors = error.errors(include_input=False)
         self.problems = {
-            str(problem.location[0]) if problem.location else "": problem.message
-            for problem in field_problems(error.errors(include_input=False))
+            str(problem.location[0]) if problem.location else "": FieldError(
+                each["type"], problem.message, each.get("ctx", {})
+            )
+            for each, problem in zip(errors, field_problems(errors), strict=False)
         }
 
 

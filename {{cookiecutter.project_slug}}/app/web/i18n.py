@@ -6,39 +6,46 @@ from pathlib import Path
 LOCALES = Path(__file__).with_name("locales")
 ENGLISH = LOCALES / "en.toml"
 
+# Name, format and conversion.
+Placeholder = tuple[str, str | None, str | None]
+
 
 class Translations:
-    """Every text of the pages, from one file for each language; what the services say is looked up by its sentence.
+    """The texts of the pages in one language, from its file in app/web/locales.
 
-    Missing texts, and texts whose placeholders do not match, fall back to English; `gaps` names them.
+    Missing texts, and texts with other placeholders than the English ones, are shown in English; `gaps` lists them.
     """
 
     def __init__(self, locale: Path) -> None:
         self.language = locale.stem
-        self._texts = _list_texts(tomllib.loads(ENGLISH.read_text(encoding="utf-8")))
-        self._messages: dict[str, str] = {}
+        english = tomllib.loads(ENGLISH.read_text(encoding="utf-8"))
+        english.pop("errors", None)
+        self._texts = _list_texts(english)
+        self._errors: dict[str, str] = {}
         self.gaps: list[str] = []
         try:
             tables = tomllib.loads(locale.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            # The decoder of UTF-8 explains it with all of the file's bytes.
+            # The message of a UnicodeDecodeError would contain the whole file.
             reason = "must be UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             self.gaps.append(f"the file cannot be read ({reason})")
             return
-        self._take_messages(tables.pop("messages", {}))
-        self._take_texts(_list_texts(tables))
+        self._add_errors(tables.pop("errors", {}))
+        self._add_texts(_list_texts(tables))
 
-    def _take_messages(self, messages: object) -> None:
-        if not isinstance(messages, dict):
-            self.gaps.append("messages must be a table")
+    def _add_errors(self, errors: object) -> None:
+        if not isinstance(errors, dict):
+            self.gaps.append("errors must be a table")
             return
-        for sentence, text in messages.items():
-            if isinstance(text, str) and text.strip():
-                self._messages[sentence] = text
+        for code, text in errors.items():
+            if not isinstance(text, str) or not text.strip():
+                self.gaps.append(f"errors.{code} is missing")
+            elif not _has_plain_placeholders(text):
+                self.gaps.append(f"errors.{code} must have placeholders such as {{detail}}, and no other brace")
             else:
-                self.gaps.append(f'messages."{sentence}" is missing')
+                self._errors[code] = text
 
-    def _take_texts(self, found: Mapping[str, object]) -> None:
+    def _add_texts(self, found: Mapping[str, object]) -> None:
         for key, english in self._texts.copy().items():
             text = found.get(key)
             if not isinstance(text, str) or not text.strip():
@@ -52,12 +59,17 @@ class Translations:
     def __call__(self, key: str, **values: object) -> str:
         return str(self._texts[key]).format(**values)
 
-    def translate(self, sentence: str) -> str:
-        return self._messages.get(sentence, sentence)
+    def error(self, code: str, detail: str, /, **values: object) -> str:
+        """Return the text for the error's code, or the English detail if the text is missing or lacks a value."""
+        known = {name: value for name, value in values.items() if value is not None}
+        try:
+            return self._errors[code].format_map({**known, "detail": detail})
+        except KeyError:
+            return detail
 
 
 def _list_texts(document: Mapping[str, object]) -> dict[str, object]:
-    """Return the texts by `table.name`; what is in no table, by its name."""
+    """Return the texts by `table.name`, and those outside of a table by their name."""
     texts: dict[str, object] = {}
     for table, entries in document.items():
         if isinstance(entries, dict):
@@ -67,10 +79,15 @@ def _list_texts(document: Mapping[str, object]) -> dict[str, object]:
     return texts
 
 
-def _placeholders(text: str) -> set[tuple[str, str | None, str | None]] | None:
-    """Return the name, the format and the conversion of each; None where a brace is alone."""
+def _placeholders(text: str) -> set[Placeholder] | None:
+    """Return None for unbalanced braces."""
     try:
         parts = [*string.Formatter().parse(text)]
     except ValueError:
         return None
     return {(name, spec, conversion) for _, name, spec, conversion in parts if name is not None}
+
+
+def _has_plain_placeholders(text: str) -> bool:
+    found = _placeholders(text)
+    return found is not None and all(name.isidentifier() and not (spec or more) for name, spec, more in found)

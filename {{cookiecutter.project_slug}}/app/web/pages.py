@@ -73,7 +73,7 @@ async def open_web(
         "service": read_project().title,
         "page_groups": page_groups,
     }
-    environment.filters |= {"moment": _moment, "translate": translations.translate}
+    environment.filters |= {"moment": _moment}
     yield {"web": Web(Signer(settings), assets, translations, environment)}
 
 
