@@ -30,7 +30,7 @@ def fill_in(person: Person) -> None:
     for title in ("Call Charles about the engine", "Order the cake", "Write the invitations"):
         person.fill("New todo", title)
         person.press("Add")
-    person.press("Tick", within="cake")
+    person.press("Mark as done", within="cake")
 
 
 def take(person: Person, name: str) -> None:

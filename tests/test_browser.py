@@ -72,7 +72,7 @@ def sign_up(person: Person) -> str:
     person.fill("E-mail address", address)
     person.fill("Password", PASSWORD)
     person.press("Sign up")
-    person.sees("Your account is there: sign in.")
+    person.sees("Account created. You can now sign in.")
     return address
 
 
@@ -110,10 +110,10 @@ def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) 
     enter(person)
 
     person.page.get_by_role("link", name="Todos").first.click()
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
     add_todo(person, "Order the cake")
     add_todo(person, "Write to Charles")
-    person.press("Tick", within="Order the cake")
+    person.press("Mark as done", within="Order the cake")
     person.sees("Order the cake (done)")
     person.page.locator("li", has_text="Charles").get_by_role("link", name="Edit").click()
     person.fill("Title", "Call Charles")
@@ -139,12 +139,12 @@ def test_keyboard_is_enough(visit: Visit) -> None:
 
     person.tab_to("Sign up")
     person.follow()
-    person.sees("I have an account")
+    person.sees("Already have an account?")
     for label, text in (("E-mail address", address), ("Password", PASSWORD)):
         person.tab_to(label)
         keyboard.type(text)
     person.follow()
-    person.sees("Your account is there")
+    person.sees("Account created")
     for label, text in (("E-mail address", address), ("Password", PASSWORD)):
         person.tab_to(label)
         keyboard.type(text)
@@ -155,8 +155,8 @@ def test_keyboard_is_enough(visit: Visit) -> None:
     person.tab_to("New todo")
     keyboard.type("Order the cake")
     person.follow()
-    person.sees("Added.")
-    person.tab_to("Tick")
+    person.sees("Todo added.")
+    person.tab_to("Mark as done")
     person.follow("Space")
     person.sees("Order the cake (done)")
     person.tab_to("Edit")
@@ -165,10 +165,10 @@ def test_keyboard_is_enough(visit: Visit) -> None:
     keyboard.type("With candles")
     person.tab_to("Save")
     person.follow()
-    person.sees("Saved.")
+    person.sees("Todo saved.")
     person.tab_to("Delete")
     person.follow()
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
     person.tab_to("Sign out")
     person.follow()
     person.sees("You are signed out.")
@@ -189,10 +189,10 @@ def test_form_of_another_site_changes_nothing(visit: Visit, origin: str, sends_c
     with person.page.expect_request(f"{person.base_url}/todos") as request:
         person.press("Win")
 
-    person.sees("The form comes from another site.")
+    person.sees("The form was sent from another site.")
     assert ("session=" in request.value.all_headers().get("cookie", "")) == sends_cookies
     person.open("/todos")
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
 
 
 def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
@@ -204,9 +204,9 @@ def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
     person.fill("New todo", "Pwned")
     person.press("Add")
 
-    person.sees("too old or not from here")
+    person.sees("The form has expired")
     person.open("/todos")
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
 
 
 def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> None:
@@ -252,15 +252,15 @@ def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, p
     address = sign_up(person)
     person.open("/forgot-password")
     person.fill("E-mail address", address)
-    person.press("Send the code")
-    person.sees("We have sent you a message")
+    person.press("Send code")
+    person.sees("Check your e-mail for instructions")
 
     wait_until(lambda: find_link(project, address) is not None, MAIL_SECONDS, lambda: "the message is there")
     person.open(find_link(project, address) or "")
     person.fill("New password", NEW_PASSWORD)
     person.press("Set a new password")
 
-    person.sees("Your password is changed.")
+    person.sees("Your password was changed.")
     sign_in(person, address, NEW_PASSWORD)
 
 
@@ -302,10 +302,10 @@ class SecurityKey:
 def add_passkey(person: Person, name: str, otp: str = "") -> None:
     person.open("/account/passkeys")
     person.fill("Current password", PASSWORD)
-    person.fill("Code of the second factor, if you have one", otp)
+    person.fill("Code, if your account has a second factor", otp)
     person.press("Add a passkey")
-    person.fill("Name of the passkey", name)
-    person.press("Create it")
+    person.fill("Passkey name", name)
+    person.press("Create passkey")
 
 
 def list_codes(person: Person) -> list[str]:
@@ -354,12 +354,12 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
     first.unplug()
     SecurityKey(person)
     add_passkey(person, "Red key", codes[0])
-    person.sees("Your passkey is added.")
+    person.sees("The passkey was added.")
 
     person.page.locator("li", has_text="Blue key").get_by_role("link", name="Remove").click()
     person.fill("Current password", PASSWORD)
-    person.press("Use a passkey, if you have one")
-    person.sees("The passkey is removed.")
+    person.press("Use a passkey instead of a code")
+    person.sees("The passkey was removed.")
     person.does_not_see("Blue key")
     sign_out(person)
 
@@ -442,9 +442,9 @@ def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
 
     person.press("Sign in with a passkey")
 
-    person.sees("That did not work")
+    person.sees("The passkey did not work")
     person.press("Sign in with a passkey")
-    person.sees("That did not work")
+    person.sees("The passkey did not work")
 
 
 def test_without_javascript_there_is_no_button_for_passkeys(visit: Visit) -> None:
@@ -484,17 +484,17 @@ def walk_inside(person: Person) -> Iterator[str]:
     yield "no passkeys"
     person.fill("Current password", PASSWORD)
     person.press("Add a passkey")
-    person.sees("Create it")
+    person.sees("Create passkey")
     yield "a passkey to create"
     for title in ("Order the cake", f"Write to the {LONG}"):
         add_todo(person, title)
-    person.press("Tick", within="cake")
+    person.press("Mark as done", within="cake")
     person.sees("Order the cake (done)")
     yield "todos"
     person.page.get_by_role("link", name="Edit").first.click()
     person.fill("Title", " ")
     person.press("Save")
-    person.sees("The form is not filled in right.")
+    person.sees("Please correct the fields below.")
     yield "a todo that is refused"
 
 
@@ -502,11 +502,11 @@ def walk_second_factor(person: Person) -> Iterator[str]:
     person.open("/account/second-factor")
     yield "no second factor"
     person.fill("Current password", PASSWORD)
-    person.press("Set it up")
+    person.press("Set up")
     person.sees("Enter this secret")
     yield "a second factor to confirm"
     person.fill("Code", show_code(person.page.locator("main code").inner_text()))
-    person.press("Switch it on")
+    person.press("Turn on")
     person.sees("Recovery codes")
     yield "recovery codes"
     person.open("/account/second-factor")

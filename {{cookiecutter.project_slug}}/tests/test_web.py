@@ -67,7 +67,7 @@ def list_cookies(response: httpx2.Response) -> dict[str, str]:
 
 async def test_person_signs_up_signs_in_and_signs_out(browser: Browser, connection: AsyncConnection) -> None:
     await browser.sign_up(EMAIL)
-    assert "Your account is there" in browser.text
+    assert "Account created" in browser.text
 
     await browser.sign_in(EMAIL)
     assert f"Hello, {EMAIL}." in browser.text

@@ -75,7 +75,7 @@ async def test_password_is_changed_and_other_sessions_end(
         await browser.send("/account/password", current_password=PASSWORD, new_password=NEW_PASSWORD)
         await other.open("/account")
 
-        assert "Your password is changed." in browser.text
+        assert "Your password was changed." in browser.text
         assert other.path == "/sign-in"
         # A copy of the browser's own cookies is worth nothing either.
         other.client.cookies.clear()
@@ -83,7 +83,7 @@ async def test_password_is_changed_and_other_sessions_end(
         await other.open("/account")
         assert other.path == "/sign-in"
         await browser.open("/account/sessions")
-        assert browser.text.count("(here)") == 1
+        assert browser.text.count("(this session)") == 1
     events = (await connection.scalars(select(AuditEvent.event))).all()
     assert "password.changed" in events
     assert (await request_token(browser.client, username=EMAIL, password=NEW_PASSWORD)).status_code == 200
@@ -113,7 +113,7 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
         await other.sign_in(EMAIL)
         await browser.open("/account/sessions")
         (session_id,) = browser.list_ids('href="/account/sessions/{}/end')
-        assert browser.text.count("(here)") == 1
+        assert browser.text.count("(this session)") == 1
         end = f"/account/sessions/{session_id}/end"
         await browser.open(end)
         await browser.send(end, current_password="wrong")
@@ -121,7 +121,7 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
 
         await browser.send(end, current_password=PASSWORD)
 
-        assert "You are signed out there." in browser.text
+        assert "The session was ended." in browser.text
         assert browser.list_ids('href="/account/sessions/{}/end') == []
         await other.open("/account")
         assert other.path == "/sign-in"
@@ -185,7 +185,7 @@ async def test_second_factor_is_switched_on_and_off(
     await browser.send("/account/second-factor/disable", current_password=PASSWORD)
     assert "send a code of it" in browser.text
     await browser.send("/account/second-factor/disable", current_password=PASSWORD, otp=recovery_codes[0])
-    assert "The second factor is off." in browser.text
+    assert "Your second factor is off." in browser.text
 
 
 async def test_account_is_deleted(browser: Browser) -> None:
@@ -194,7 +194,7 @@ async def test_account_is_deleted(browser: Browser) -> None:
     assert browser.page.status_code == 422
     await browser.send("/account/delete", current_password=PASSWORD)
 
-    assert "Your account is deleted." in browser.text
+    assert "Your account was deleted." in browser.text
     assert (await request_token(browser.client, username=EMAIL, password=PASSWORD)).status_code == 400
 
 
@@ -215,7 +215,7 @@ async def test_new_address_counts_once_it_is_confirmed(
 ) -> None:
     await browser.open("/account/email")
     await browser.send("/account/email", new_email="new@example.com", current_password=PASSWORD)
-    assert "We have sent you a message" in browser.text
+    assert "Check your e-mail for instructions" in browser.text
     assert "email change" in await list_messages(connection)
 
     token = await make_token(database, Purpose.CHANGE_EMAIL, "new@example.com")
@@ -240,7 +240,7 @@ async def test_forgotten_password_is_set_anew(
         assert forgetful.page.status_code == 422
         token = await make_token(database, Purpose.RESET_PASSWORD)
         await forgetful.send("/reset-password", token=token, new_password=NEW_PASSWORD)
-        assert "Your password is changed." in forgetful.text
+        assert "Your password was changed." in forgetful.text
         await forgetful.sign_in(EMAIL, NEW_PASSWORD)
 
     await browser.open("/account")
@@ -288,7 +288,7 @@ async def test_link_of_a_message_opens_a_page_that_needs_no_code(
     wanted = typed.keys() & browser.find_form(browser.path).keys()
     await browser.send(browser.path, **{name: typed[name] for name in wanted})
 
-    assert re.search("Your password is changed|Your e-mail address is confirmed", browser.text)
+    assert re.search("Your password was changed|Your e-mail address is confirmed", browser.text)
 
 
 async def test_link_that_was_used_is_refused_and_the_code_asked_for(

@@ -85,14 +85,14 @@ async def test_passkey_stands_in_for_a_code_where_a_page_asks_for_one(browser: B
     refused = browser.text
     proof = await use(browser, key, f"{PASSKEYS}/begin")
     assert await add(browser, spare, "Spare key", passkey=proof) == []
-    assert "Your passkey is added." in browser.text
+    assert "The passkey was added." in browser.text
     (first, second) = browser.list_ids(PASSKEYS + "/{}/remove")
     await browser.open(f"{PASSKEYS}/{first}/remove")
     proof = await use(browser, spare, f"{PASSKEYS}/{first}/remove")
     await browser.send(f"{PASSKEYS}/{first}/remove", current_password=PASSWORD, passkey=proof)
 
     assert "send a code of it as otp" in refused
-    assert "The passkey is removed." in browser.text
+    assert "The passkey was removed." in browser.text
     assert browser.list_ids(PASSKEYS + "/{}/remove") == [second]
 
 

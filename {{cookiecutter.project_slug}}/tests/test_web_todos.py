@@ -27,11 +27,11 @@ async def add(browser: Browser, title: str) -> str:
 
 
 async def test_person_adds_ticks_edits_and_deletes_a_todo(browser: Browser) -> None:
-    assert "There is nothing to do." in browser.text
+    assert "You have no todos." in browser.text
 
     todo_id = await add(browser, "Buy <milk>")
     assert "Buy &lt;milk&gt;" in browser.text
-    assert "Added." in browser.text
+    assert "Todo added." in browser.text
 
     await browser.send(f"/todos/{todo_id}")
     assert 'class="done">Buy' in browser.text
@@ -47,7 +47,7 @@ async def test_person_adds_ticks_edits_and_deletes_a_todo(browser: Browser) -> N
 
     await browser.open("/todos")
     await browser.send(f"/todos/{todo_id}/delete")
-    assert "There is nothing to do." in browser.text
+    assert "You have no todos." in browser.text
 
 
 async def test_title_that_shows_nothing_is_refused_with_a_sentence(browser: Browser) -> None:
@@ -126,7 +126,7 @@ async def test_stranger_is_asked_to_log_in_and_comes_back(app: FastAPI, browser:
     async with open_browser(app) as stranger:
         await stranger.open(f"/todos/{todo_id}")
         assert stranger.path == "/sign-in"
-        assert "Sign in first." in stranger.text
+        assert "Sign in to continue." in stranger.text
         await stranger.send("/sign-in", email="ada@example.com", password="correct horse battery staple")
 
     assert stranger.path == f"/todos/{todo_id}"
@@ -142,7 +142,7 @@ async def test_form_of_a_session_that_has_ended_leads_to_the_sign_in(
     assert browser.path == "/sign-in"
     await browser.sign_in("ada@example.com")
     await browser.open("/todos")
-    assert "There is nothing to do." in browser.text
+    assert "You have no todos." in browser.text
 
 
 @pytest.mark.parametrize("path", ["", "/{}", "/{}/delete"])

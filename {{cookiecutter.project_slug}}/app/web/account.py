@@ -1,4 +1,4 @@
-"""One's account: name, address, password, sessions, and its end."""
+"""Pages of the account: name, e-mail address, password, sessions, deletion."""
 
 from typing import Annotated
 from uuid import UUID
@@ -24,11 +24,15 @@ from app.web.forms import FieldsDep, redisplay_errors, render_form, validate_for
 from app.web.navigation import PageGroup
 from app.web.page_context import CallerDep, CurrentUserDep, PageContextDep
 
-ACCOUNT, PASSWORD, EMAIL = "templates/account.html", "templates/password.html", "templates/email.html"
+ACCOUNT, CHANGE_PASSWORD, CHANGE_EMAIL = (
+    "templates/account.html",
+    "templates/change_password.html",
+    "templates/change_email.html",
+)
 SESSIONS, END_SESSION = "templates/sessions.html", "templates/end_session.html"
 DELETE = "templates/delete_account.html"
 
-# Any of these pages may ask for a passkey.
+# Every page here may ask for a passkey.
 router = APIRouter(prefix="/account", dependencies=[Depends(passkeys.allow_script)])
 router.include_router(second_factor.router)
 router.include_router(passkeys.router)
@@ -56,14 +60,14 @@ async def change_account(page: PageContextDep, user: CurrentUserDep, fields: Fie
 
 @router.get("/password")
 async def show_password_form(page: PageContextDep, _user: CurrentUserDep) -> Response:
-    return render_form(page, PASSWORD)
+    return render_form(page, CHANGE_PASSWORD)
 
 
 @router.post("/password")
 async def change_own_password(
     page: PageContextDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
-    with redisplay_errors(page, PASSWORD, fields):
+    with redisplay_errors(page, CHANGE_PASSWORD, fields):
         opened = await passwords_service.change_password(tools, caller, validate_form(PasswordChange, fields))
     page.set_session(opened.user_id, opened.session_id)
     return page.redirect("/account", "flash.password_changed")
@@ -71,16 +75,16 @@ async def change_own_password(
 
 @router.get("/email")
 async def show_email_form(page: PageContextDep, _user: CurrentUserDep, _mail: MailDep) -> Response:
-    return render_form(page, EMAIL)
+    return render_form(page, CHANGE_EMAIL)
 
 
 @router.post("/email")
 async def change_own_email(
     page: PageContextDep, caller: CallerDep, _mail: MailDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
-    with redisplay_errors(page, EMAIL, fields):
+    with redisplay_errors(page, CHANGE_EMAIL, fields):
         await recovery_service.request_email_change(tools, caller, validate_form(EmailChange, fields))
-    return page.redirect("/account", "flash.see_your_mail")
+    return page.redirect("/account", "flash.check_your_email")
 
 
 @router.get("/sessions")

@@ -99,7 +99,7 @@ class SignInRequiredError(AppError):
     code = "sign-in-required"
 
     def __init__(self, page: PageContext) -> None:
-        super().__init__("Sign in first.")
+        super().__init__("Sign in to continue.")
         self._page = page
 
     def to_response(self, request: Request) -> Response:

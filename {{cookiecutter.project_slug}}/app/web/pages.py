@@ -21,14 +21,14 @@ from app.web.signing import Signer
 logger = structlog.get_logger(__name__)
 
 ROOT = Path(__file__).parent
-NOTHING = "'none'"
+NONE = "'none'"
 CONTENT_SECURITY_POLICY = {
-    "default-src": [NOTHING],
+    "default-src": [NONE],
     "style-src": ["'self'"],
     "img-src": ["'self'"],
     "form-action": ["'self'"],
-    "base-uri": [NOTHING],
-    "frame-ancestors": [NOTHING],
+    "base-uri": [NONE],
+    "frame-ancestors": [NONE],
 }
 HEADERS = {
     "Cache-Control": "no-store",
@@ -40,7 +40,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Web:
-    """What all pages share."""
+    """Resources shared by all pages; `request.state.web`."""
 
     signer: Signer
     assets: Assets
@@ -73,19 +73,19 @@ async def open_web(
         "service": read_project().title,
         "page_groups": page_groups,
     }
-    environment.filters |= {"moment": _moment}
+    environment.filters |= {"format_time": _format_time}
     yield {"web": Web(Signer(settings), assets, translations, environment)}
 
 
 def page_headers(*added: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the headers of a page; features and pages add sources to directives of its Content-Security-Policy."""
+    """Return a page's headers; `added` are more sources for its Content-Security-Policy, by directive."""
     policy = dict(CONTENT_SECURITY_POLICY)
     for directive, sources in (item for each in added for item in each.items()):
-        # Browsers ignore 'none' beside another source, with a warning.
-        policy[directive] = [source for source in policy.get(directive, []) if source != NOTHING] + [*sources]
+        # Browsers ignore 'none' beside another source and log a warning.
+        policy[directive] = [source for source in policy.get(directive, []) if source != NONE] + [*sources]
     text = "; ".join(f"{directive} {' '.join(sources)}" for directive, sources in policy.items())
     return {**HEADERS, "Content-Security-Policy": text}
 
 
-def _moment(value: datetime) -> str:
+def _format_time(value: datetime) -> str:
     return f"{value:%Y-%m-%d %H:%M} UTC"

@@ -1,4 +1,4 @@
-"""The passkeys of one's account, and the script that asks a browser for one."""
+"""Pages of the account's passkeys, and the permission to run the script that they need."""
 
 import json
 from typing import Annotated
@@ -18,7 +18,7 @@ from app.web.page_context import CallerDep, CurrentUserDep, PageContextDep
 
 OVERVIEW, CREATE = "templates/passkeys.html", "templates/create_passkey.html"
 REMOVE, CODES = "templates/remove_passkey.html", "templates/recovery_codes.html"
-# Of the pages with a button for passkeys; no other page runs a script.
+# For pages with a passkey button; no other page runs a script.
 SCRIPT_SOURCES = {"script-src": ("'self'",), "connect-src": ("'self'",)}
 
 router = APIRouter(prefix="/passkeys")
@@ -50,7 +50,7 @@ async def begin_own_passkey(page: PageContextDep, caller: CallerDep, fields: Fie
 
 @router.post("")
 async def create_own_passkey(page: PageContextDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
-    """What is refused begins again: its challenge is used up."""
+    """Show the first page again after an error: each challenge is valid once."""
     known = await passkeys.list_passkeys(tools.session, caller.user.id)
     with redisplay_errors(page, OVERVIEW, fields, passkeys=known):
         created = await passkeys.create(tools, caller, validate_form(PasskeyCreate, fields))

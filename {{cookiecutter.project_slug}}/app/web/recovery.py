@@ -1,4 +1,4 @@
-"""Accounts by mail: verify an address, set a forgotten password."""
+"""Pages that e-mails link to: confirm an address, reset a password."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from app.web.page_context import PageContextDep
 
 VERIFY, FORGOT, RESET = "templates/verify_email.html", "templates/forgot_password.html", "templates/reset_password.html"
 
-# What the link of a message ends with.
+# From the link in an e-mail.
 LinkedToken = Annotated[str, Query(alias="token", max_length=100)]
 
 router = APIRouter()
@@ -48,13 +48,13 @@ async def show_forgotten(page: PageContextDep) -> Response:
 
 @router.post("/forgot-password", dependencies=[require_mail])
 async def send_reset_code(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
-    """The same answer whether or not there is such an account."""
+    """Answer the same whether or not the account exists."""
     with redisplay_errors(page, FORGOT, fields):
         data = validate_form(EmailAddress, fields)
         await release_connection(tools.session)
         await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
         await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
-    return page.redirect("/sign-in", "flash.see_your_mail")
+    return page.redirect("/sign-in", "flash.check_your_email")
 
 
 @router.get("/reset-password")

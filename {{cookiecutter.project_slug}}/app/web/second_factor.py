@@ -1,4 +1,4 @@
-"""The second factor of one's account."""
+"""Pages of the account's authenticator app."""
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -36,7 +36,7 @@ async def begin_own_second_factor(
 async def confirm_own_second_factor(
     page: PageContextDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep
 ) -> Response:
-    """The secret comes back with the form for one reason: to be shown again when the code was wrong."""
+    """The form sends the secret only so that it can be shown again after a wrong code."""
     secret = fields.pop("secret", "")
     with redisplay_errors(page, CONFIRM, fields, secret=secret):
         codes = await second_factor.confirm(tools, caller, validate_form(SecondFactorCode, fields))

@@ -1,4 +1,4 @@
-"""The door: home, sign-up, sign-in and sign-out."""
+"""Pages: home, sign-up, sign-in, sign-out."""
 
 import re
 from typing import Annotated
@@ -23,7 +23,7 @@ from app.web.page_context import PageContext, PageContextDep
 from app.web.passkeys import allow_script
 
 HOME, SIGN_UP, SIGN_IN = "templates/home.html", "templates/sign_up.html", "templates/sign_in.html"
-# A path of this service and nothing else: no link leads from our sign-in to somebody else's copy of it.
+# Only a path of this service: `next` must not redirect to a phishing site after the sign-in.
 OWN_PATH = re.compile(r"/[a-z0-9-]+(/[a-z0-9-]+)*")
 
 router = APIRouter()
@@ -48,7 +48,7 @@ async def sign_up(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) ->
         await limit_sign_ups(tools.settings, tools.throttle, tools.origin)
         user = await sign_up_service.sign_up(tools, data)
     if user is None:
-        return page.redirect("/sign-in", "flash.see_your_mail")
+        return page.redirect("/sign-in", "flash.check_your_email")
     return page.redirect("/sign-in", "flash.signed_up")
 
 
@@ -71,7 +71,7 @@ async def sign_in(page: PageContextDep, fields: FieldsDep, tools: ToolboxDep) ->
 
 @router.post("/sign-in/passkey/options")
 async def begin_passkey(page: PageContextDep, tools: ToolboxDep) -> Response:
-    """For passkeys.js: the answer must come from this browser, or from this session."""
+    """Return options for passkeys.js. Only this browser, or this session, can use their challenge."""
     session_id = page.caller and page.caller.session_id
     options = await passkeys.make_options(tools, bound_to=str(session_id or page.anonymous_id))
     return page.cookies.apply_to(JSONResponse(options, headers={"Cache-Control": "no-store"}))
@@ -101,7 +101,7 @@ def own_path(path: str) -> str:
 
 
 def _read_credentials(fields: Fields) -> TokenForm:
-    """Without the rights of an administrator, which no page needs."""
+    """Request only the scope `account`: no page needs an administrator's."""
     return TokenForm(
         username=fields.get("email"),
         password=fields.get("password"),
@@ -111,6 +111,6 @@ def _read_credentials(fields: Fields) -> TokenForm:
 
 
 async def _end_current_session(page: PageContext, tools: Toolbox) -> None:
-    """End the session that the browser has: nothing leads to it any more."""
+    """End the browser's session before its cookie is replaced or deleted."""
     if page.user is not None and page.session_cookie is not None:
         await sessions.end_session(tools.session, tools.audit, page.session_cookie.session_id)
