@@ -358,7 +358,7 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
 
     person.page.locator("li", has_text="Blue key").get_by_role("link", name="Remove").click()
     person.fill("Current password", PASSWORD)
-    person.press("Use a passkey instead of a code")
+    person.press("Use a passkey instead")
     person.sees("The passkey was removed.")
     person.does_not_see("Blue key")
     sign_out(person)
