@@ -12,7 +12,6 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.exceptions import ForbiddenError, UnavailableError
 from app.web.settings import WebSettings
-from tests.accounts import PASSWORD
 from tests.browsing import Browser, open_browser
 from tests.databases import make_settings, unreachable_url
 
@@ -112,6 +111,7 @@ forbidden = "Kein Zutritt."
 too-many-requests = "Bitte in {retry_after} s wieder."
 invalid-form = "Bitte berichtigen."
 string_too_long = "Höchstens {max_length} Zeichen."
+password_length = "Mindestens {min_length} Zeichen."
 """
 
 
@@ -137,16 +137,17 @@ async def test_better_sentence_of_an_error_breaks_no_translation(german: Setting
     ] * 2
 
 
-async def test_error_of_a_form_and_of_its_field_is_translated_with_its_values(
+async def test_errors_of_a_form_and_of_its_fields_are_translated_with_their_values(
     german: Settings, database: Database
 ) -> None:
     async with open_browser(create_app(german, database)) as browser:
         await browser.open("/sign-up")
-        await browser.send("/sign-up", email="ada@example.com", password=PASSWORD, name="A" * 201)
+        await browser.send("/sign-up", email="ada@example.com", password="short", name="A" * 201)
 
     assert browser.page.status_code == 422
     assert "Bitte berichtigen." in browser.text
     assert "Höchstens 200 Zeichen." in browser.text
+    assert "Mindestens 12 Zeichen." in browser.text
 
 
 @pytest.mark.usefixtures("clock")

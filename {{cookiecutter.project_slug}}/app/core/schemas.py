@@ -14,6 +14,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from app.core.addresses import MailAddress
 from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normalize_password
@@ -77,13 +78,13 @@ class Identified(Output):
 def _refuse_nul(value: str) -> str:
     # PostgreSQL cannot store it, and would answer with an error of its own.
     if "\0" in value:
-        raise ValueError("must not contain the character NUL")
+        raise PydanticCustomError("nul_character", "must not contain the character NUL")
     return value
 
 
 def _refuse_control(value: str) -> str:
     if any(unicodedata.category(character) == "Cc" for character in value):
-        raise ValueError("must not contain control characters")
+        raise PydanticCustomError("control_characters", "must not contain control characters")
     return value
 
 
@@ -105,7 +106,7 @@ def _empty_blank(value: str) -> str:
 
 def _refuse_empty(value: str) -> str:
     if not value:
-        raise ValueError("must not be empty")
+        raise PydanticCustomError("blank", "must not be empty")
     return value
 
 
@@ -114,16 +115,20 @@ def _check_password(value: SecretStr) -> SecretStr:
     password = normalize_password(value.get_secret_value())
     # Half of a character, which JSON can write and UTF-8 cannot.
     if any(unicodedata.category(character) == "Cs" for character in password):
-        raise ValueError("must not contain surrogates")
+        raise PydanticCustomError("surrogates", "must not contain surrogates")
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
-        raise ValueError(f"must have {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+        raise PydanticCustomError(
+            "password_length",
+            "must have {min_length} to {max_length} characters",
+            {"min_length": MIN_PASSWORD_LENGTH, "max_length": MAX_PASSWORD_LENGTH},
+        )
     return value
 
 
 def _refuse_display_name(value: object) -> object:
     # `Ada <ada@example.com>` is a line of a message; the validator would take the address out of it.
     if isinstance(value, str) and "<" in value:
-        raise ValueError("must be an address alone, without a name")
+        raise PydanticCustomError("display_name", "must be an address alone, without a name")
     return value
 
 
