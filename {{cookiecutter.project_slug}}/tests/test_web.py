@@ -1,4 +1,4 @@
-"""The pages' door: home, sign-up, sign-in and sign-out, and what guards them."""
+"""Home, sign-up, sign-in and sign-out; cookies, CSRF tokens and translations."""
 
 import asyncio
 import io
@@ -65,7 +65,7 @@ def list_cookies(response: httpx2.Response) -> dict[str, str]:
     return {cookie.partition("=")[0]: cookie.partition(";")[2] for cookie in cookies}
 
 
-async def test_person_signs_up_signs_in_and_signs_out(browser: Browser, connection: AsyncConnection) -> None:
+async def test_user_signs_up_signs_in_and_signs_out(browser: Browser, connection: AsyncConnection) -> None:
     await browser.sign_up(EMAIL)
     assert "Account created" in browser.text
 
@@ -80,7 +80,7 @@ async def test_person_signs_up_signs_in_and_signs_out(browser: Browser, connecti
     assert await list_events(connection) == ["user.created", "sign-in.succeeded", "session.ended"]
 
 
-async def test_cookies_are_for_this_host_alone_and_out_of_reach_for_scripts(browser: Browser) -> None:
+async def test_cookies_are_limited_to_this_host_and_hidden_from_scripts(browser: Browser) -> None:
     await browser.sign_up(EMAIL)
     await browser.sign_in(EMAIL)
 
@@ -92,7 +92,7 @@ async def test_cookies_are_for_this_host_alone_and_out_of_reach_for_scripts(brow
         assert "Domain" not in attributes
 
 
-async def test_cookies_work_without_tls_on_the_way_to_a_machine_of_ones_own(app: FastAPI) -> None:
+async def test_cookies_work_without_tls_in_development(app: FastAPI) -> None:
     async with open_browser(app, "http://localhost") as browser:
         await browser.open("/sign-in")
 
@@ -100,7 +100,7 @@ async def test_cookies_work_without_tls_on_the_way_to_a_machine_of_ones_own(app:
         assert "Secure" not in list_cookies(browser.page)["anonymous_id"]
 
 
-async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, database: Database) -> None:
+async def test_deployed_service_always_sets_secure_cookies(migrated_url: str, database: Database) -> None:
     settings = make_settings(
         migrated_url,
         environment=Environment.PRODUCTION,
@@ -115,7 +115,7 @@ async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, d
 
 
 @pytest.mark.parametrize("name", ["__Host-session", "session"])
-async def test_forged_cookie_is_nobodys(signed_in: Browser, settings: Settings, name: str) -> None:
+async def test_forged_cookie_is_ignored(signed_in: Browser, settings: Settings, name: str) -> None:
     signed = signed_in.client.cookies["__Host-session"]
     text, timestamp, signature = signed.split(".")
     other_key = settings.model_copy(update={"secret_key": SecretStr("another" * 8)})
@@ -134,7 +134,7 @@ async def test_forged_cookie_is_nobodys(signed_in: Browser, settings: Settings, 
         assert "Hello" not in answer.text
 
 
-async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced(
+async def test_cookie_signed_with_an_old_key_works_and_is_signed_again(
     signed_in: Browser, settings: Settings, database: Database
 ) -> None:
     changes: dict[str, object] = {
@@ -155,7 +155,7 @@ async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced
         assert "set-cookie" not in later.page.headers
 
 
-async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(signed_in: Browser) -> None:
+async def test_session_ended_elsewhere_is_signed_out_at_the_next_page(signed_in: Browser) -> None:
     token = (await request_token(signed_in.client, username=EMAIL, password=PASSWORD)).json()["access_token"]
     headers = {"Authorization": f"Bearer {token}"}
     listed = (await signed_in.client.get("/api/v1/auth/sessions", headers=headers)).json()
@@ -171,7 +171,7 @@ async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(signed_i
     assert "Hello" not in signed_in.text
 
 
-async def test_session_of_the_pages_has_no_rights_of_an_administrator(
+async def test_session_of_the_pages_lacks_the_admin_scope(
     browser: Browser, admin: Account, connection: AsyncConnection
 ) -> None:
     await browser.sign_in(admin.email)
@@ -182,7 +182,7 @@ async def test_session_of_the_pages_has_no_rights_of_an_administrator(
     assert set(sessions) == {Scope.ACCOUNT, format_scope(list_allowed(is_admin=True))}
 
 
-async def test_log_out_ends_the_session_and_not_only_the_cookie(signed_in: Browser) -> None:
+async def test_sign_out_ends_the_session_and_not_only_the_cookie(signed_in: Browser) -> None:
     kept = dict(signed_in.client.cookies)
     await signed_in.send("/sign-out")
 
@@ -192,7 +192,7 @@ async def test_log_out_ends_the_session_and_not_only_the_cookie(signed_in: Brows
     assert "Hello" not in signed_in.text
 
 
-async def test_session_in_use_is_extended_and_its_cookie_replaced(
+async def test_session_in_use_is_extended_and_its_cookie_renewed(
     signed_in: Browser, settings: Settings, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_ago = await connection.scalar(select(UserSession.last_used_at))
@@ -213,7 +213,7 @@ async def test_session_in_use_is_extended_and_its_cookie_replaced(
     assert await connection.scalar(select(UserSession.last_used_at)) != long_ago
 
 
-async def test_expired_session_is_out(signed_in: Browser, connection: AsyncConnection) -> None:
+async def test_expired_session_is_signed_out(signed_in: Browser, connection: AsyncConnection) -> None:
     expired = await connection.scalar(select(UserSession.created_at))
     await connection.execute(update(UserSession).values(expires_at=expired))
 
@@ -222,7 +222,7 @@ async def test_expired_session_is_out(signed_in: Browser, connection: AsyncConne
     assert "Hello" not in signed_in.text
 
 
-async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAPI, logs: io.StringIO) -> None:
+async def test_disconnect_while_sending_a_form_is_not_logged_as_an_error(app: FastAPI, logs: io.StringIO) -> None:
     app.add_middleware(HangUpMiddleware)
     async with open_browser(app) as browser:
         await browser.open("/sign-in")
@@ -257,7 +257,7 @@ async def test_form_from_another_site_is_refused_even_with_a_token(
 
 @pytest.mark.parametrize("token", [None, "", "x", "x.y", "\ud800"], ids=repr)
 @pytest.mark.parametrize("action", ["/sign-out", "/sign-in", "/sign-up"])
-async def test_form_without_a_token_of_its_own_is_refused(signed_in: Browser, action: str, token: str | None) -> None:
+async def test_form_without_a_valid_token_is_refused(signed_in: Browser, action: str, token: str | None) -> None:
     fields = {"email": EMAIL, "password": PASSWORD}
     if token is not None:
         fields["csrf_token"] = token.encode("utf-8", "replace").decode()
@@ -288,7 +288,7 @@ async def test_tokens_of_one_session_differ(signed_in: Browser) -> None:
     assert len(tokens) == 2
 
 
-async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> None:
+async def test_slow_form_holds_no_database_connection(live_url: str) -> None:
     arrives, waits = asyncio.Event(), asyncio.Event()
 
     async def send_slowly() -> AsyncIterator[bytes]:
@@ -312,7 +312,7 @@ async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> No
     assert refused.status_code == 403
 
 
-async def test_raw_utf8_in_a_form_is_what_was_typed(browser: Browser) -> None:
+async def test_form_may_contain_unescaped_utf8(browser: Browser) -> None:
     password = "пароль от сервера"
     await browser.sign_up("ada@example.com", password)
     await browser.open("/sign-in")
@@ -330,7 +330,7 @@ async def test_raw_utf8_in_a_form_is_what_was_typed(browser: Browser) -> None:
     assert (entered.status_code, entered.url.path) == (200, "/")
 
 
-async def test_a_page_takes_its_longest_form_and_no_longer_one(browser: Browser) -> None:
+async def test_longest_form_is_accepted_and_a_longer_one_refused(browser: Browser) -> None:
     longest = {"csrf_token": "x" * 200, "title": "😀" * 200, "description": "😀" * 10_000}
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -340,7 +340,7 @@ async def test_a_page_takes_its_longest_form_and_no_longer_one(browser: Browser)
     assert (taken.status_code, refused.status_code) == (403, 413)
 
 
-async def test_body_that_is_no_form_is_refused(signed_in: Browser) -> None:
+async def test_body_of_another_media_type_is_refused(signed_in: Browser) -> None:
     fields = signed_in.find_form("/sign-out")
 
     answer = await signed_in.client.post("/sign-out", json=fields)
@@ -348,7 +348,7 @@ async def test_body_that_is_no_form_is_refused(signed_in: Browser) -> None:
     assert answer.status_code == 415
 
 
-async def test_wrong_password_is_said_and_the_address_stays_in_the_form(
+async def test_wrong_password_shows_an_error_and_keeps_the_address(
     browser: Browser, connection: AsyncConnection
 ) -> None:
     await browser.sign_up(EMAIL)
@@ -362,7 +362,7 @@ async def test_wrong_password_is_said_and_the_address_stays_in_the_form(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_guessing_is_slowed_down_as_at_the_api(migrated_url: str, database: Database) -> None:
+async def test_sign_in_is_throttled_together_with_the_api(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=2)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -378,7 +378,7 @@ async def test_guessing_is_slowed_down_as_at_the_api(migrated_url: str, database
 
 
 @pytest.mark.usefixtures("clock")
-async def test_sign_ups_are_bounded_as_at_the_api(migrated_url: str, database: Database) -> None:
+async def test_sign_up_is_throttled(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_address_attempts=1)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -409,7 +409,7 @@ async def test_second_factor_is_asked_for(
         assert "Hello" in browser.text
 
 
-async def test_what_is_wrong_with_a_sign_up_is_said_at_the_field(browser: Browser) -> None:
+async def test_sign_up_errors_are_shown_at_their_fields(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", name="Ada", email="nobody", password="short")
 
@@ -420,7 +420,7 @@ async def test_what_is_wrong_with_a_sign_up_is_said_at_the_field(browser: Browse
     assert browser.find_form("/sign-up")["password"] == ""
 
 
-async def test_address_that_mail_software_decodes_is_refused(browser: Browser) -> None:
+async def test_address_with_an_encoded_word_is_refused(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", email="=?utf-8?q?ada?=@example.com", password=PASSWORD)
 
@@ -428,7 +428,7 @@ async def test_address_that_mail_software_decodes_is_refused(browser: Browser) -
     assert 'id="email-note">must not contain =?' in browser.text
 
 
-async def test_taken_address_is_refused_as_at_the_api(browser: Browser) -> None:
+async def test_sign_up_with_a_taken_address_is_refused(browser: Browser) -> None:
     await browser.sign_up(EMAIL)
     await browser.open("/sign-up")
     await browser.send("/sign-up", email=EMAIL, password=PASSWORD)
@@ -437,7 +437,7 @@ async def test_taken_address_is_refused_as_at_the_api(browser: Browser) -> None:
     assert "already an account" in browser.text
 
 
-async def test_sign_up_that_is_closed_is_no_page(migrated_url: str, database: Database) -> None:
+async def test_closed_sign_up_is_forbidden(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, registration_open=False)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -447,7 +447,7 @@ async def test_sign_up_that_is_closed_is_no_page(migrated_url: str, database: Da
     assert "Sign-up is closed." in browser.text
 
 
-async def test_text_of_strangers_is_shown_and_not_run(browser: Browser) -> None:
+async def test_user_input_is_escaped(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", email=EMAIL, password=PASSWORD, name="<script>alert(1)</script>")
     await browser.sign_in(EMAIL)
@@ -457,7 +457,7 @@ async def test_text_of_strangers_is_shown_and_not_run(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/forgot-password", "/sign-up"])
-async def test_pages_allow_nothing_from_elsewhere_and_nothing_inline(browser: Browser, path: str) -> None:
+async def test_content_security_policy_forbids_other_sources_and_inline_code(browser: Browser, path: str) -> None:
     await browser.open(path)
 
     assert browser.page.headers["content-security-policy"] == POLICY
@@ -465,7 +465,7 @@ async def test_pages_allow_nothing_from_elsewhere_and_nothing_inline(browser: Br
     assert browser.page.headers["cache-control"] == "no-store"
 
 
-async def test_features_add_sources_to_the_policy_of_pages(settings: Settings, database: Database) -> None:
+async def test_features_add_sources_to_the_content_security_policy(settings: Settings, database: Database) -> None:
     images = Feature(content_security_policy={"img-src": ("https://images.example.com",)})
     scripts = Feature(
         content_security_policy={"img-src": ("data:",), "script-src": ("'self'",), "base-uri": ("'self'",)}
@@ -480,11 +480,13 @@ async def test_features_add_sources_to_the_policy_of_pages(settings: Settings, d
 @pytest.mark.parametrize(
     "path", ["//evil.example", "/\\evil.example", "https://evil.example", "/a/../b", "/a//b", "/a?b", "", "/\n/a"]
 )
-def test_nobody_is_sent_elsewhere_after_the_sign_in(path: str) -> None:
+def test_sign_in_redirects_to_this_service_only(path: str) -> None:
     assert own_path(path) == "/"
 
 
-async def test_log_in_as_another_ends_the_session_before(signed_in: Browser, connection: AsyncConnection) -> None:
+async def test_sign_in_as_another_user_ends_the_previous_session(
+    signed_in: Browser, connection: AsyncConnection
+) -> None:
     other = f"{uuid4().hex}@example.com"
     await signed_in.client.post("/api/v1/users", json={"email": other, "password": PASSWORD})
     token = signed_in.find_form("/sign-out")["csrf_token"]
@@ -496,7 +498,7 @@ async def test_log_in_as_another_ends_the_session_before(signed_in: Browser, con
     assert len((await connection.scalars(select(UserSession.id))).all()) == 1
 
 
-async def test_static_files_are_named_after_what_is_in_them_and_kept_for_ever(browser: Browser) -> None:
+async def test_static_files_have_hashed_names_and_are_cached_forever(browser: Browser) -> None:
     await browser.open("/")
     (style,) = re.findall(r'<link rel="stylesheet" href="(/static/pages\.[0-9a-f]{16}\.css)">', browser.text)
 
@@ -511,13 +513,13 @@ async def test_static_files_are_named_after_what_is_in_them_and_kept_for_ever(br
 
 @pytest.fixture
 def published(tmp_path: Path) -> dict[str, bytes]:
-    """What a deployment gives the web server."""
+    """Return the files that a deployment copies for the web server."""
     command = [sys.executable, "-m", "app.web.assets", str(tmp_path)]
     subprocess.run(command, check=True)  # noqa: S603  # fixed
     return {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
 
-async def test_web_server_is_given_the_files_that_pages_name(browser: Browser, published: dict[str, bytes]) -> None:
+async def test_published_files_include_all_that_pages_reference(browser: Browser, published: dict[str, bytes]) -> None:
     await browser.open("/")
 
     named = set(re.findall(r'"/static/([^"]+)"', browser.text))
@@ -527,7 +529,7 @@ async def test_web_server_is_given_the_files_that_pages_name(browser: Browser, p
         assert (await browser.client.get(f"/static/{name}")).content == content
 
 
-async def test_browser_gets_a_page_where_there_is_nothing_and_the_api_stays_as_it_was(browser: Browser) -> None:
+async def test_not_found_is_a_page_for_browsers_and_a_problem_document_for_programs(browser: Browser) -> None:
     page = await browser.open("/nothing")
     api = await browser.open("/api/v1/nothing")
     program = await browser.client.get("/nothing", headers={"Accept": "*/*"})
@@ -541,7 +543,7 @@ async def test_browser_gets_a_page_where_there_is_nothing_and_the_api_stays_as_i
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_every_text_that_a_page_names_is_there() -> None:
+async def test_every_referenced_text_exists() -> None:
     sources = [*LOCALES.parent.rglob("*.html"), *LOCALES.parent.rglob("*.py")]
     code = "".join(source.read_text(encoding="utf-8") for source in sources)
     texts = Translations(LOCALES / "en.toml")
@@ -554,7 +556,7 @@ async def test_every_text_that_a_page_names_is_there() -> None:
         assert texts(key, name="Ada", status=404)
 
 
-def test_language_without_texts_refuses_the_start() -> None:
+def test_language_without_a_file_is_refused_at_start() -> None:
     with pytest.raises(ValidationError, match="must name a file of app/web/locales"):
         WebSettings(_env_file=None, web_language="xx")
 
@@ -594,7 +596,7 @@ BROKEN_TEXTS = {
 
 
 @pytest.mark.parametrize(("content", "gap"), BROKEN_TEXTS.values(), ids=BROKEN_TEXTS)
-async def test_english_stands_in_for_texts_that_a_language_lacks(
+async def test_missing_texts_fall_back_to_english(
     settings: Settings,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
@@ -622,7 +624,7 @@ async def test_english_stands_in_for_texts_that_a_language_lacks(
     assert Translations(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
 
 
-def test_a_text_that_is_there_is_used_beside_those_that_are_missing(tmp_path: Path) -> None:
+def test_existing_texts_are_used_although_others_are_missing(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
     file.write_text(SIGN_UP + '[home]\nhello = "{name}, hallo."\n', encoding="utf-8")
 
@@ -631,7 +633,7 @@ def test_a_text_that_is_there_is_used_beside_those_that_are_missing(tmp_path: Pa
     assert (texts("sign_up.title"), texts("home.hello", name="Ada")) == ("Konto anlegen", "Ada, hallo.")
 
 
-def test_english_texts_that_cannot_be_read_refuse_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreadable_english_texts_are_refused_at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "en.toml").write_text("[sign_up\n", encoding="utf-8")
     monkeypatch.setattr("app.web.i18n.ENGLISH", tmp_path / "en.toml")
 
@@ -650,7 +652,7 @@ def test_errors_are_translated_by_their_code(tmp_path: Path) -> None:
     assert translations.error("busy", "Busy.", retry_after="3") == "Busy. (3 s)"
 
 
-def test_error_without_its_text_or_a_value_of_it_is_english(tmp_path: Path) -> None:
+def test_error_falls_back_to_english_without_a_text_or_a_value(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
     file.write_text('[errors]\nbusy = "Bitte in {retry_after} s wieder."\n', encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The pages of one's account: data, password, second factor, sessions, its end, and the way back in by mail."""
+"""Pages of the account: profile, password, second factor, sessions, deletion, recovery by e-mail."""
 
 import re
 from collections.abc import AsyncIterator
@@ -36,14 +36,14 @@ async def browser(app: FastAPI) -> AsyncIterator[Browser]:
 
 
 async def make_token(database: Database, purpose: Purpose, address: str = EMAIL) -> str:
-    """What a message tells."""
+    """Return a token as an e-mail would contain it."""
     async with database.write() as session:
         user_id = (await session.execute(select(User.id).where(User.email == EMAIL))).scalar_one()
         return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
 
 
 async def render_message(database: Database, settings: Settings, kind: EmailKind) -> str:
-    """Return what the account gets, or for a change what the new address does."""
+    """Return the text of the e-mail to the account or, for a change, to the new address."""
     address = "new@example.com" if kind is EmailKind.EMAIL_CHANGE else EMAIL
     async with database.write() as session:
         user_id = (await session.execute(select(User.id).where(User.email == EMAIL))).scalar_one()
@@ -90,9 +90,7 @@ async def test_password_is_changed_and_other_sessions_end(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_current_password_is_asked_for_and_guessing_it_is_slowed_down(
-    migrated_url: str, database: Database
-) -> None:
+async def test_current_password_is_required_and_guessing_it_is_throttled(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=2)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -137,7 +135,7 @@ async def test_ending_ones_own_session_signs_out(browser: Browser) -> None:
     assert "You are signed out." in browser.text
 
 
-async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Browser) -> None:
+async def test_session_of_another_user_is_not_found(app: FastAPI, browser: Browser) -> None:
     await browser.open("/account/sessions")
     (session_id,) = browser.list_ids('action="/account/sessions/{}/end')
 
@@ -151,7 +149,7 @@ async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Brows
     assert browser.path == "/account"
 
 
-async def test_form_that_is_refused_is_recorded_with_who_sent_it(browser: Browser, connection: AsyncConnection) -> None:
+async def test_refused_form_is_audited_with_its_user(browser: Browser, connection: AsyncConnection) -> None:
     answer = await browser.client.post("/account/delete", data={"csrf_token": "of another site"})
 
     assert answer.status_code == 403
@@ -160,7 +158,7 @@ async def test_form_that_is_refused_is_recorded_with_who_sent_it(browser: Browse
     assert (await connection.scalars(refused)).all() == [person]
 
 
-async def test_second_factor_is_switched_on_and_off(
+async def test_second_factor_is_turned_on_and_off(
     browser: Browser,
     clock: list[int],
 ) -> None:
@@ -198,7 +196,7 @@ async def test_account_is_deleted(browser: Browser) -> None:
     assert (await request_token(browser.client, username=EMAIL, password=PASSWORD)).status_code == 400
 
 
-async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
+async def test_last_administrator_cannot_be_deleted(app: FastAPI, admin: Account) -> None:
     async with open_browser(app) as browser:
         await browser.sign_in(admin.email)
         await browser.open("/account/delete")
@@ -210,7 +208,7 @@ async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
         assert browser.path == "/account"
 
 
-async def test_new_address_counts_once_it_is_confirmed(
+async def test_new_address_takes_effect_when_confirmed(
     browser: Browser, database: Database, connection: AsyncConnection
 ) -> None:
     await browser.open("/account/email")
@@ -227,7 +225,7 @@ async def test_new_address_counts_once_it_is_confirmed(
     assert "new@example.com" in browser.text
 
 
-async def test_forgotten_password_is_set_anew(
+async def test_forgotten_password_is_reset(
     app: FastAPI, browser: Browser, database: Database, connection: AsyncConnection
 ) -> None:
     async with open_browser(app) as forgetful:
@@ -247,7 +245,7 @@ async def test_forgotten_password_is_set_anew(
     assert browser.path == "/sign-in"
 
 
-async def test_nobody_learns_from_the_pages_whether_there_is_an_account(app: FastAPI, browser: Browser) -> None:
+async def test_password_reset_does_not_reveal_whether_an_account_exists(app: FastAPI, browser: Browser) -> None:
     pages = []
     for address in (EMAIL, "nobody@example.com"):
         async with open_browser(app) as stranger:
@@ -258,7 +256,9 @@ async def test_nobody_learns_from_the_pages_whether_there_is_an_account(app: Fas
     assert pages[0] == pages[1]
 
 
-async def test_sign_up_with_verified_addresses_tells_nothing_either(migrated_url: str, database: Database) -> None:
+async def test_verified_sign_up_does_not_reveal_whether_an_account_exists(
+    migrated_url: str, database: Database
+) -> None:
     settings = make_settings(migrated_url, email_verification_required=True)
     pages = []
 
@@ -276,7 +276,7 @@ async def test_sign_up_with_verified_addresses_tells_nothing_either(migrated_url
 
 
 @pytest.mark.parametrize("kind", [EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_CHANGE])
-async def test_link_of_a_message_opens_a_page_that_needs_no_code(
+async def test_link_in_an_email_fills_in_the_code(
     browser: Browser, settings: Settings, database: Database, kind: EmailKind
 ) -> None:
     text = await render_message(database, settings.model_copy(update={"public_url": ORIGIN}), kind)
@@ -291,7 +291,7 @@ async def test_link_of_a_message_opens_a_page_that_needs_no_code(
     assert re.search("Your password was changed|Your e-mail address is confirmed", browser.text)
 
 
-async def test_link_that_was_used_is_refused_and_the_code_asked_for(
+async def test_used_link_is_refused_and_the_code_field_shown(
     browser: Browser, settings: Settings, database: Database
 ) -> None:
     text = await render_message(database, settings.model_copy(update={"public_url": ORIGIN}), EmailKind.VERIFICATION)
@@ -307,7 +307,7 @@ async def test_link_that_was_used_is_refused_and_the_code_asked_for(
     assert '<label for="token">' in browser.text
 
 
-async def test_link_leads_to_another_application_where_one_is_named(
+async def test_link_leads_to_the_application_of_account_pages_url(
     browser: Browser, settings: Settings, database: Database
 ) -> None:
     assert browser.path == "/"
@@ -319,7 +319,7 @@ async def test_link_leads_to_another_application_where_one_is_named(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_codes_cannot_be_tried_without_end(migrated_url: str, database: Database) -> None:
+async def test_guessing_codes_is_throttled(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_address_attempts=1)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -338,7 +338,7 @@ async def test_codes_cannot_be_tried_without_end(migrated_url: str, database: Da
         "/account/delete",
     ],
 )
-async def test_stranger_sees_no_page_of_an_account(app: FastAPI, settings: Settings, path: str) -> None:
+async def test_account_pages_require_sign_in(app: FastAPI, settings: Settings, path: str) -> None:
     async with open_browser(app) as stranger:
         await stranger.open(path)
 
@@ -346,7 +346,7 @@ async def test_stranger_sees_no_page_of_an_account(app: FastAPI, settings: Setti
     assert stranger.find_form("/sign-in")["next"] == path
 
 
-async def test_stranger_is_asked_to_log_in_before_mail_is_missed(
+async def test_sign_in_is_required_before_missing_mail_is_reported(
     migrated_url: str, database: Database, tmp_path: Path
 ) -> None:
     settings = make_settings(

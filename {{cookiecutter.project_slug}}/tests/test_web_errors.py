@@ -1,4 +1,4 @@
-"""What a browser is shown when something is wrong; programs get problem documents as ever."""
+"""Error pages for browsers; programs get problem documents."""
 
 import io
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def browser(app: FastAPI, settings: Settings) -> AsyncIterator[Browser]:
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-async def test_browser_is_shown_a_page(browser: Browser, kind: str) -> None:
+async def test_error_is_a_page_for_browsers(browser: Browser, kind: str) -> None:
     await browser.open(f"/{kind}-page")
 
     assert browser.page.status_code == ERRORS[kind][1]
@@ -47,7 +47,7 @@ async def test_browser_is_shown_a_page(browser: Browser, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-async def test_api_and_programs_get_a_problem_document(browser: Browser, kind: str) -> None:
+async def test_error_is_a_problem_document_for_the_api_and_programs(browser: Browser, kind: str) -> None:
     answers = [
         await browser.client.get(f"/api/v1/{kind}"),
         await browser.client.get(f"/{kind}-page", headers={"Accept": "*/*"}),
@@ -60,39 +60,39 @@ async def test_api_and_programs_get_a_problem_document(browser: Browser, kind: s
         assert answer.json()["status"] == ERRORS[kind][1]
 
 
-async def test_page_says_when_to_come_back(browser: Browser) -> None:
+async def test_error_page_keeps_retry_after(browser: Browser) -> None:
     await browser.open("/unavailable-page")
 
     assert browser.page.headers["retry-after"] == "1"
 
 
-async def test_error_is_logged_as_ever(browser: Browser, logs: io.StringIO) -> None:
+async def test_error_behind_an_error_page_is_logged(browser: Browser, logs: io.StringIO) -> None:
     await browser.open("/broken-page")
 
     assert "unhandled error" in logs.getvalue()
 
 
-async def test_path_of_a_stranger_is_not_run(browser: Browser) -> None:
+async def test_path_is_escaped_on_the_error_page(browser: Browser) -> None:
     await browser.open("/<script>alert(1)</script>")
 
     assert browser.page.status_code == 404
     assert "<script" not in browser.text
 
 
-async def test_probes_get_what_they_always_got(browser: Browser) -> None:
+async def test_probes_get_json(browser: Browser) -> None:
     await browser.open("/health/live")
 
     assert browser.page.headers["content-type"] == "application/json"
 
 
-async def test_refusals_of_the_middleware_are_pages_too(browser: Browser) -> None:
+async def test_errors_of_middleware_are_pages(browser: Browser) -> None:
     answer = await browser.client.get("/", headers={"Host": "evil.example"})
 
     assert answer.status_code == 400
     assert answer.headers["content-type"].startswith("text/html")
 
 
-async def test_browser_is_told_that_the_database_is_gone() -> None:
+async def test_unavailable_database_is_reported_on_a_page() -> None:
     app = create_app(make_settings(unreachable_url()))
 
     async with open_browser(app) as browser:

@@ -1,4 +1,4 @@
-"""The pages of passkeys; tests in a real browser run their script."""
+"""Pages of passkeys. Tests in a real browser run their script."""
 
 import html
 import json
@@ -41,7 +41,7 @@ async def add(browser: Browser, key: Authenticator, name: str = "Phone", **proof
 
 
 async def use(browser: Browser, key: Authenticator, form: str = "/sign-in/passkey") -> str:
-    """What the script does with the page's form."""
+    """Do what passkeys.js does with the form of a page."""
     fields = {"csrf_token": browser.find_form(form)["csrf_token"]}
     headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin", "Accept": "*/*"}
     asked = await browser.client.post("/sign-in/passkey/options", data=fields, headers=headers)
@@ -49,7 +49,7 @@ async def use(browser: Browser, key: Authenticator, form: str = "/sign-in/passke
     return json.dumps(key.get(asked.json()))
 
 
-async def test_person_adds_a_passkey_and_signs_in_with_it(app: FastAPI, browser: Browser) -> None:
+async def test_user_adds_a_passkey_and_signs_in_with_it(app: FastAPI, browser: Browser) -> None:
     key = Authenticator()
 
     codes = await add(browser, key)
@@ -64,7 +64,7 @@ async def test_person_adds_a_passkey_and_signs_in_with_it(app: FastAPI, browser:
         assert "last used" in other.text
 
 
-async def test_password_alone_is_answered_with_the_way_on(app: FastAPI, browser: Browser) -> None:
+async def test_password_alone_leads_to_the_second_factor(app: FastAPI, browser: Browser) -> None:
     key = Authenticator()
     codes = await add(browser, key)
 
@@ -76,7 +76,7 @@ async def test_password_alone_is_answered_with_the_way_on(app: FastAPI, browser:
         assert other.path == "/"
 
 
-async def test_passkey_stands_in_for_a_code_where_a_page_asks_for_one(browser: Browser) -> None:
+async def test_passkey_replaces_a_code_on_account_pages(browser: Browser) -> None:
     key, spare = Authenticator(), Authenticator()
     await add(browser, key)
 
@@ -108,7 +108,7 @@ async def test_refused_removal_shows_the_form_again(browser: Browser) -> None:
     assert "The current password is not right." in browser.text
 
 
-async def test_what_is_refused_begins_again(browser: Browser) -> None:
+async def test_refused_passkey_returns_to_the_first_page(browser: Browser) -> None:
     options = await begin(browser)
     foreign = Authenticator(origin="https://evil.example").create(options)
 
@@ -132,7 +132,7 @@ async def test_garbage_is_refused(app: FastAPI, browser: Browser, credential: st
         assert other.find_form("/sign-in")
 
 
-async def test_challenge_is_for_the_browser_that_asked(app: FastAPI, browser: Browser) -> None:
+async def test_challenge_is_bound_to_its_browser(app: FastAPI, browser: Browser) -> None:
     key = Authenticator()
     await add(browser, key)
 
@@ -161,7 +161,7 @@ async def test_other_sites_get_no_options(app: FastAPI) -> None:
     assert (foreign.status_code, without.status_code) == (403, 403)
 
 
-async def test_scripts_run_on_the_pages_with_a_button_for_passkeys_alone(browser: Browser) -> None:
+async def test_scripts_are_allowed_only_on_pages_with_a_passkey_button(browser: Browser) -> None:
     policies = {}
     for path in ("/", "/sign-up", "/verify-email", "/forgot-password", "/account", PASSKEYS):
         policies[path] = (await browser.open(path)).headers["content-security-policy"]
@@ -177,7 +177,7 @@ async def test_scripts_run_on_the_pages_with_a_button_for_passkeys_alone(browser
     assert not re.search(r"<script(?! src=)|\son[a-z]+=", browser.text)
 
 
-async def test_passkey_of_somebody_else_is_not_found(app: FastAPI, browser: Browser) -> None:
+async def test_passkey_of_another_user_is_not_found(app: FastAPI, browser: Browser) -> None:
     await add(browser, Authenticator())
     await browser.open(PASSKEYS)
     (passkey_id,) = browser.list_ids(PASSKEYS + "/{}/remove")
