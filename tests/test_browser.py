@@ -1,4 +1,4 @@
-"""The pages of a baked project, in a real browser; at the end of each test, there was nothing to complain about."""
+"""The pages of a baked project in a real browser. Every test fails if the browser reports an error or a warning."""
 
 import email
 import email.policy
@@ -28,7 +28,7 @@ PHONE = {"width": 320, "height": 640}
 MAIL_SECONDS = 60
 PUBLIC_URL = "http://localhost:8000"
 
-Visit: TypeAlias = Callable[..., Person]
+OpenPage: TypeAlias = Callable[..., Person]
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +45,21 @@ def server(project: BakedProject) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def chromium(server: RunningServer) -> Iterator[Browser]:
-    # Passkeys answer pages of PUBLIC_URL alone.
+    # Passkeys are bound to the host of PUBLIC_URL.
     own = server.base_url.removeprefix("http://")
     with open_chromium(f"--host-resolver-rules=MAP localhost:8000 {own}") as chromium:
         yield chromium
 
 
 @pytest.fixture
-def visit(chromium: Browser, server: RunningServer) -> Iterator[Visit]:
+def open_page(chromium: Browser, server: RunningServer) -> Iterator[OpenPage]:
     people: list[Person] = []
 
-    def open_page(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401  # passed on to new_context, which declares them
+    def open_one(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401  # passed on to new_context, which declares them
         people.append(Person(chromium.new_context(**options), base_url))
         return people[-1]
 
-    yield open_page
+    yield open_one
     for person in people:
         person.context.close()
     assert [complaint for person in people for complaint in person.complaints] == []
@@ -98,15 +98,15 @@ def add_todo(person: Person, title: str) -> None:
 
 
 def show_code(secret: str) -> str:
-    """What an authenticator shows (RFC 6238)."""
+    """Return the code that an authenticator app shows (RFC 6238)."""
     mac = digest(b32decode(secret), int(time.time() // 30).to_bytes(8), sha1)
     start = mac[-1] & 15
     return f"{int.from_bytes(mac[start : start + 4]) & 0x7FFFFFFF:010}"[-6:]
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
-def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) -> None:
-    person = visit(java_script_enabled=javascript)
+def test_user_signs_up_edits_todos_and_signs_out(open_page: OpenPage, javascript: bool) -> None:
+    person = open_page(java_script_enabled=javascript)
     enter(person)
 
     person.page.get_by_role("link", name="Todos").first.click()
@@ -128,8 +128,8 @@ def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) 
     assert person.path == "/sign-in?next=/todos"
 
 
-def test_keyboard_is_enough(visit: Visit) -> None:
-    person = visit()
+def test_pages_work_with_the_keyboard_alone(open_page: OpenPage) -> None:
+    person = open_page()
     keyboard = person.page.keyboard
     address = f"{uuid4().hex}@example.com"
     person.open("/")
@@ -174,12 +174,12 @@ def test_keyboard_is_enough(visit: Visit) -> None:
     person.sees("You are signed out.")
 
 
-# A neighbour on this machine is of the same site: there the browser sends the cookies along.
+# Another port of this machine is the same site, so the browser sends the cookies.
 @pytest.mark.parametrize(
     ("origin", "sends_cookies"), [("http://evil.example", False), ("http://127.0.0.1:18080", True)], ids=["far", "near"]
 )
-def test_form_of_another_site_changes_nothing(visit: Visit, origin: str, sends_cookies: bool) -> None:
-    person = visit()
+def test_form_of_another_site_changes_nothing(open_page: OpenPage, origin: str, sends_cookies: bool) -> None:
+    person = open_page()
     enter(person)
     fields = '<input name="title" value="Pwned"><button>Win</button>'
     page = f'<main><form method="post" action="{person.base_url}/todos">{fields}</form></main>'
@@ -195,8 +195,8 @@ def test_form_of_another_site_changes_nothing(visit: Visit, origin: str, sends_c
     person.sees("You have no todos.")
 
 
-def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
-    person = visit()
+def test_form_without_a_token_changes_nothing(open_page: OpenPage) -> None:
+    person = open_page()
     enter(person)
     person.open("/todos")
     person.page.evaluate("document.querySelectorAll('[name=csrf_token]').forEach(field => field.remove())")
@@ -209,8 +209,8 @@ def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
     person.sees("You have no todos.")
 
 
-def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> None:
-    person = visit()
+def test_cookies_are_hidden_from_scripts_and_other_sites(open_page: OpenPage) -> None:
+    person = open_page()
     enter(person)
 
     cookies = {cookie["name"]: cookie for cookie in person.context.cookies()}
@@ -221,8 +221,8 @@ def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> N
     assert person.page.evaluate("document.cookie") == ""
 
 
-def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None:
-    person = visit()
+def test_content_of_other_origins_is_neither_run_nor_loaded(open_page: OpenPage) -> None:
+    person = open_page()
     person.open("/")
 
     person.page.evaluate(
@@ -247,8 +247,8 @@ def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None
     person.complaints.clear()
 
 
-def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, project: BakedProject) -> None:
-    person = visit()
+def test_forgotten_password_is_reset_with_the_link_in_an_email(open_page: OpenPage, project: BakedProject) -> None:
+    person = open_page()
     address = sign_up(person)
     person.open("/forgot-password")
     person.fill("E-mail address", address)
@@ -265,7 +265,7 @@ def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, p
 
 
 def find_link(project: BakedProject, address: str) -> str | None:
-    """Return the path of the link that a message, which without a mail server is a file, has for this address."""
+    """Return the path of the link in the e-mail to this address; without a mail server, e-mails are files."""
     for file in (project.path / "mail").glob("*.eml"):
         message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
         body = message.get_body(("plain",))
@@ -276,7 +276,7 @@ def find_link(project: BakedProject, address: str) -> str | None:
 
 
 class SecurityKey:
-    """Chromium's own authenticator: it is plugged into one page, and its owner is always there."""
+    """Chromium's virtual authenticator, attached to one page. It confirms every request by itself."""
 
     def __init__(self, person: Person) -> None:
         self._session = person.context.new_cdp_session(person.page)
@@ -286,12 +286,12 @@ class SecurityKey:
         self._id = self._session.send("WebAuthn.addVirtualAuthenticator", {"options": options})["authenticatorId"]
 
     def read(self) -> dict[str, Any]:
-        """Return the one passkey that it has."""
+        """Return the only passkey of the authenticator."""
         (credential,) = self._session.send("WebAuthn.getCredentials", {"authenticatorId": self._id})["credentials"]
         return dict(credential)
 
     def write(self, credential: dict[str, Any]) -> None:
-        """In the place of the one that it has, if any."""
+        """Replace the passkey of the authenticator."""
         self._session.send("WebAuthn.clearCredentials", {"authenticatorId": self._id})
         self._session.send("WebAuthn.addCredential", {"authenticatorId": self._id, "credential": credential})
 
@@ -323,8 +323,8 @@ def press_passkey(person: Person) -> None:
     person.press("Sign in with a passkey")
 
 
-def test_person_signs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_user_with_a_passkey_cannot_sign_in_with_the_password_alone(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     address = enter(person)
     SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -345,8 +345,8 @@ def test_person_signs_in_with_a_passkey_and_no_longer_with_the_password_alone(vi
     person.sees("Hello")
 
 
-def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_second_passkey_replaces_a_lost_one(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     enter(person)
     first = SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -366,14 +366,14 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
     press_passkey(person)
     person.sees("Hello")
     sign_out(person)
-    finder = visit(PUBLIC_URL)
+    finder = open_page(PUBLIC_URL)
     SecurityKey(finder).write(lost)
     press_passkey(finder)
     finder.sees("No account here has this passkey.")
 
 
-def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_recovery_code_replaces_a_lost_passkey(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     address = enter(person)
     key = SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -391,8 +391,8 @@ def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:
         person.sees("Hello" if code else "Your account has a second factor")
 
 
-def test_copied_passkey_is_refused(visit: Visit) -> None:
-    person, thief = visit(PUBLIC_URL), visit(PUBLIC_URL)
+def test_copied_passkey_is_refused(open_page: OpenPage) -> None:
+    person, thief = open_page(PUBLIC_URL), open_page(PUBLIC_URL)
     enter(person)
     key = SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -410,9 +410,9 @@ def test_copied_passkey_is_refused(visit: Visit) -> None:
     assert thief.path == "/sign-in?next=/account"
 
 
-# Chromium does not even sign; the service's own refusal is tested with an authenticator that signs anything.
-def test_passkey_answers_no_other_site(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+# Chromium refuses to sign; the tests of the service cover an authenticator that signs anyway.
+def test_passkey_is_not_used_for_another_site(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     enter(person)
     SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -432,8 +432,8 @@ def test_passkey_answers_no_other_site(visit: Visit) -> None:
     assert outcome == "SecurityError"
 
 
-def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_failed_passkey_shows_an_error_and_can_be_tried_again(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     enter(person)
     SecurityKey(person).unplug()
     sign_out(person)
@@ -447,15 +447,15 @@ def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
     person.sees("The passkey did not work")
 
 
-def test_without_javascript_there_is_no_button_for_passkeys(visit: Visit) -> None:
-    person = visit(java_script_enabled=False)
+def test_passkey_button_is_hidden_without_javascript(open_page: OpenPage) -> None:
+    person = open_page(java_script_enabled=False)
     person.open("/sign-in")
 
     assert person.page.get_by_role("button").all_inner_texts() == ["Sign in"]
 
 
 def walk_outside(person: Person) -> Iterator[str]:
-    """Stop at each page, and each thing that it may say, for who is not signed in."""
+    """Yield at each page, and each of its messages, that is shown without a sign-in."""
     for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
         person.open(path)
         yield path
@@ -520,34 +520,34 @@ def walk(person: Person) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_have_no_barrier_that_axe_finds(visit: Visit, scheme: str) -> None:
-    person = visit(color_scheme=scheme)
+def test_axe_finds_no_barrier_on_any_page(open_page: OpenPage, scheme: str) -> None:
+    person = open_page(color_scheme=scheme)
 
     barriers = [barrier for _ in walk(person) for barrier in person.find_barriers()]
 
     assert barriers == []
 
 
-def test_axe_finds_a_barrier_where_there_is_one(visit: Visit) -> None:
-    person = visit()
+def test_axe_finds_a_barrier_where_there_is_one(open_page: OpenPage) -> None:
+    person = open_page()
     person.open("/sign-in")
     person.page.evaluate("document.querySelector('label').remove()")
 
     assert any("label" in barrier for barrier in person.find_barriers())
 
 
-def test_pages_fit_a_phone(visit: Visit) -> None:
-    person = visit(viewport=PHONE, is_mobile=True, has_touch=True)
+def test_pages_fit_a_phone(open_page: OpenPage) -> None:
+    person = open_page(viewport=PHONE, is_mobile=True, has_touch=True)
 
     too_wide = {stop: pixels for stop in walk(person) if (pixels := person.width_that_is_cut_off()) > 0}
 
     assert too_wide == {}
 
 
-def test_pages_are_light_or_dark_as_the_system_is(visit: Visit) -> None:
+def test_pages_follow_the_colour_scheme_of_the_system(open_page: OpenPage) -> None:
     grounds = []
     for scheme in ("light", "dark"):
-        person = visit(color_scheme=scheme)
+        person = open_page(color_scheme=scheme)
         person.open("/")
         grounds.append(person.page.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor"))
 
