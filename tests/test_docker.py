@@ -1146,7 +1146,7 @@ def test_sqlite_serves_from_three_instances_and_is_backed_up_and_restored(lite: 
 
 
 def test_pages_and_their_files_come_through_the_proxy(lite: Stack) -> None:
-    page = lite.request("GET", "/log-in", headers=OF_A_BROWSER)
+    page = lite.request("GET", "/sign-in", headers=OF_A_BROWSER)
     files = [lite.request("GET", find_style(page)) for _ in range(5)]
 
     assert page.status_code == 200
@@ -1200,11 +1200,11 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
 
 
 def test_guesses_at_the_page_are_limited_and_told_so(lite: Stack) -> None:
-    def log_in(_number: int) -> httpx2.Response:
-        return lite.request("POST", "/log-in", data={"email": "x"}, headers=OF_A_BROWSER)
+    def sign_in(_number: int) -> httpx2.Response:
+        return lite.request("POST", "/sign-in", data={"email": "x"}, headers=OF_A_BROWSER)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        answers = list(threads.map(log_in, range(AT_ONCE)))
+        answers = list(threads.map(sign_in, range(AT_ONCE)))
 
     # By nginx: the application gives each answer an id.
     refused = [answer for answer in answers if answer.status_code == 429 and "x-request-id" not in answer.headers]
@@ -1220,14 +1220,14 @@ def test_person_logs_in_through_the_proxy_with_cookies_for_tls_alone(lite: Stack
     with open_chromium(f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1") as chromium:
         context = chromium.new_context(ignore_https_errors=True)
         person = Person(context, f"https://{DOMAIN}:{lite.https_port}")
-        person.open("/log-in")
+        person.open("/sign-in")
         person.fill("E-mail address", email)
         person.fill("Password", PASSWORD)
-        person.press("Log in")
+        person.press("Sign in")
         person.sees(f"Hello, {email}.")
         cookies = {cookie["name"]: cookie for cookie in context.cookies()}
 
-    assert {"__Host-session", "__Host-visitor"} <= set(cookies)
+    assert {"__Host-session", "__Host-anonymous_id"} <= set(cookies)
     assert {(c["secure"], c["httpOnly"], c["sameSite"]) for c in cookies.values()} == {(True, True, "Lax")}
     assert person.complaints == []
 

@@ -844,13 +844,13 @@ class DeploymentTests(ProcessTests):
             ask("POST", TOKEN),
             ask("GET", f"{TODOS}?limit=1"),
             ask("GET", "/x/..%2fapi/v1/todos"),
-            ask("POST", "/log-in"),
+            ask("POST", "/sign-in"),
             ask("GET", "/", Authorization="Bearer secret"),
         ]
 
         assert {(status, media_type) for status, media_type, _ in refused} == {(403, "application/problem+json")}
         assert all("Use https." in json.loads(body)["detail"] for *_, body in refused)
-        assert server.site.redirect_of("/log-in?next=%2F") == (308, f"https://{DOMAIN}/log-in?next=%2F")
+        assert server.site.redirect_of("/sign-in?next=%2F") == (308, f"https://{DOMAIN}/sign-in?next=%2F")
 
     def test_browsers_are_told_of_subdomains_where_the_operator_says_so(self, server: Server) -> None:
         setting = "/etc/nginx/service/hsts.conf"
@@ -940,10 +940,10 @@ class TestOnSQLite(ProcessTests):
     answers: ClassVar[dict[str, str]] = {"web_pages": "yes"}
 
     def test_person_logs_in_on_a_page_with_cookies_for_tls_alone(self, server: Server) -> None:
-        page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
+        page = server.site.request("GET", "/sign-in", headers=OF_A_BROWSER)
         (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', page.body.decode())[-1:]
         form = {"csrf_token": token, "email": EMAIL, "password": PASSWORD}
-        entered = server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER | cookies_of(page))
+        entered = server.site.request("POST", "/sign-in", form, form=True, headers=OF_A_BROWSER | cookies_of(page))
         account = server.site.request("GET", "/account", headers=OF_A_BROWSER | cookies_of(entered))
 
         assert (entered.status, entered.headers["Location"]) == (303, "/")
@@ -952,7 +952,7 @@ class TestOnSQLite(ProcessTests):
             assert {"HttpOnly", "Path=/", "SameSite=lax", "Secure"} <= set(cookie.split("; "))
         assert account.status == 200
         assert EMAIL in account.body.decode()
-        assert server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER).status == 403
+        assert server.site.request("POST", "/sign-in", form, form=True, headers=OF_A_BROWSER).status == 403
 
     def test_form_that_no_page_needs_is_refused_before_the_service(self, server: Server) -> None:
         refused = server.site.request("POST", "/todos", {"description": "x" * 170_000}, form=True)
@@ -965,7 +965,7 @@ class TestOnSQLite(ProcessTests):
         assert (by_api.status, bool(by_api.headers["X-Request-ID"])) == (401, True)
 
     def test_nginx_serves_the_files_of_the_pages_and_speaks_while_the_service_is_stopped(self, server: Server) -> None:
-        page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
+        page = server.site.request("GET", "/sign-in", headers=OF_A_BROWSER)
         (style,) = re.findall(r'href="(/static/pages\.[0-9a-f]{16}\.css)"', page.body.decode())
         code = uuid4().hex
         server.machine.run(f"systemctl stop {server.slug}.target")
