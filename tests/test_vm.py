@@ -849,7 +849,7 @@ class DeploymentTests(ProcessTests):
         ]
 
         assert {(status, media_type) for status, media_type, _ in refused} == {(403, "application/problem+json")}
-        assert all("Use https." in json.loads(body)["detail"] for *_, body in refused)
+        assert all("Use HTTPS." in json.loads(body)["detail"] for *_, body in refused)
         assert server.site.redirect_of("/log-in?next=%2F") == (308, f"https://{DOMAIN}/log-in?next=%2F")
 
     def test_browsers_are_told_of_subdomains_where_the_operator_says_so(self, server: Server) -> None:
@@ -984,7 +984,7 @@ class TestOnSQLite(ProcessTests):
         assert file.headers["Content-Type"].startswith("text/css")
         assert refused.status == 503
         assert refused.headers["Content-Type"].startswith("text/html")
-        assert b"Out of reach for a moment" in refused.body
+        assert b"Temporarily unavailable" in refused.body
         # What a message holds is in no log.
         server.machine.run("grep 'request: \"GET /todos' /var/log/nginx/error.log")
         server.machine.fails(f"grep --recursive --fixed-strings {code} /var/log/nginx")
