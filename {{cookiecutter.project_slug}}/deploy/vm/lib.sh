@@ -28,10 +28,12 @@ ACTIVE=$CONFIG/active.sock
 LOCK=$BASE
 
 # The contents of a release. Other files, such as .env and the tests, are not copied to the server.
-RELEASE_FILES=(alembic.ini app deploy docs migrations pyproject.toml start.sh)
+RELEASE_FILES=(
+    alembic.ini app deploy docs migrations pyproject.toml start.sh
 #% if cookiecutter.process_manager == "gunicorn"
-RELEASE_FILES+=(gunicorn_conf.py)
+    gunicorn_conf.py
 #% endif
+)
 
 log() { printf '%s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }

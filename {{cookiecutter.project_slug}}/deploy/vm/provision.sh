@@ -174,8 +174,8 @@ write_configuration() {
     text=${text/@DATABASE_PASSWORD@/$(openssl rand -hex 24)}
     install_file 640 "$ACCOUNT" "$CONFIG/env" < <(printf '%s\n' "$text")
 }
-#% if cookiecutter.database == "postgresql"
 
+#% if cookiecutter.database == "postgresql"
 # setting NAME: read by systemd, whose rules for quotes, escapes and comments in this file differ from the shell's.
 setting() {
     systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
@@ -251,8 +251,8 @@ SELECT format('CREATE ROLE %I LOGIN', :'owner') WHERE NOT EXISTS (SELECT FROM pg
 CREATE DATABASE :"name" OWNER :"owner" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C.UTF-8';
 END
 }
-#% endif
 
+#% endif
 install_uv() {
     [[ -x $BASE/uv/bin/uv ]] || change "install uv into $BASE/uv" install_uv_package
 }
