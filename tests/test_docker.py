@@ -1408,5 +1408,6 @@ def test_instance_that_got_ready_is_drained_when_another_one_did_not(bake: Bake)
     )
 
     drain = "compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain"
-    assert "The new instances do not get ready: the old ones stay.\nended with 1" in output
+    refusal = "The new instances did not become ready: the old ones keep serving. The log of newer:"
+    assert f"{refusal}\nended with 1" in output
     assert project.read("asked").splitlines()[-4:] == [f"{drain} new newer", "stop new newer", "rm new newer", drain]
