@@ -110,7 +110,9 @@ def find_refusal(name: str) -> str | None:
     """Return a sentence about the rule that the answer breaks, or None."""
     answer = ANSWERS[name]
     if not isinstance(answer, str):
-        return f"{name} is {answer!r:.80}, but it must be text: put it in quotes in the file with the answers."
+        return (
+            f"{name} is {answer!r:.80}, but it must be text: put it in quotes in the file that the answers come from."
+        )
     rule = next((rule for is_right, rule in RULES[name] if not is_right(answer)), None)
     return f"{name} is {answer!r:.80}, but it must be {rule}." if rule else None
 
