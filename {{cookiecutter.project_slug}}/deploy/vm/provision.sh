@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/changes.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# Services that this one needs, and that Debian does not restart after a crash.
+# Services that this one needs. Debian does not restart them after a crash, or gives up after several crashes in a row.
 RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
 RESTARTED+=(postgresql@)
@@ -350,7 +350,7 @@ prepare_firewall() {
             change "allow $port/tcp through the firewall" quietly ufw allow "$port/tcp"
     done
     ufw status 2>/dev/null | grep -q '^Status: active' ||
-        change "enable the firewall, which rejects all other connections" quietly ufw --force enable
+        change "enable the firewall, which blocks all other ports" quietly ufw --force enable
     # `ufw enable` leaves the unit inactive until the next boot.
     systemctl is-active --quiet ufw.service || change "enable ufw.service" systemctl --quiet enable --now ufw.service
 }
