@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, Bake, is_copied, list_files
 from tests.rendering import list_conditions, render_combinations
+from tests.test_generation import TAGGED
 
 TEXTS = [
     path.relative_to(SERVICE).as_posix()
@@ -176,16 +177,25 @@ def find_scars_of_markdown(lines: list[str]) -> Iterator[str]:
             yield f"no blank line after: {above}"
         if ITEM.match(line) and above and not ITEM.match(above) and not above.startswith(" "):
             yield f"no blank line before: {line}"
-        if is_prose(above) and is_prose(line) and not ITEM.match(line) and is_too_short(above, line):
+        goes_on = is_prose(above) and is_prose(line) and not ITEM.match(line)
+        # A command may have a line of its own.
+        if goes_on and not (above.endswith(":") and line.startswith("`")) and is_too_short(above, line):
             yield f"a paragraph is broken after: {above}"
-    filled = [line for line in [*lines, "#"] if line]
+    filled = [line for line in [*lines, "# "] if line]
+    depth = 0
     for above, line in pairwise(filled):
-        if above.endswith(":") and is_prose(above) and (line.startswith("#") or line == "```end"):
-            yield f"nothing follows: {above}"
-        if above.startswith("#") and line.startswith("#") and len(line.split()[0]) <= len(above.split()[0]):
+        depth = count_level(above) or depth
+        ends = 0 < count_level(line) <= depth
+        if (above.endswith(":") and is_prose(above) and (ends or line == "```end")) or (count_level(above) and ends):
             yield f"nothing follows: {above}"
         if re.fullmatch(r"\|[-| :]+\|", above) and not line.startswith("|"):
             yield "a table without rows"
+
+
+def count_level(line: str) -> int:
+    """The level of a heading, and none of other lines."""
+    heading = re.match(r"(#+) ", line)
+    return len(heading[1]) if heading else 0
 
 
 def is_prose(line: str) -> bool:
@@ -250,7 +260,7 @@ def test_python_that_differs_is_formatted(web_pages: str, weather_example: str, 
     ruff = str(Path(sys.executable).with_name("ruff"))
 
     done = subprocess.run(
-        [ruff, "format", "--check", "--no-cache", "app/api.py"], cwd=project.path, capture_output=True, text=True
+        [ruff, "format", "--check", "--no-cache", TAGGED], cwd=project.path, capture_output=True, text=True
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -283,7 +293,7 @@ def test_python_that_differs_is_formatted(web_pages: str, weather_example: str, 
         ("no blank line before: ## B", "x.md", "# A\n\nText.\n## B\n\nText.\n"),
         ("no blank line after: | a |", "x.md", "# A\n\n| a |\nText.\n"),
         ("nothing follows: ## A", "x.md", "# A\n\nText.\n\n## A\n\n## B\n\nText.\n"),
-        ("nothing follows: The files:", "x.md", "# A\n\nThe files:\n\n## B\n\nText.\n"),
+        ("nothing follows: The files:", "x.md", "# A\n\n## B\n\nThe files:\n\n## C\n\nText.\n"),
     ],
 )
 def test_each_kind_of_scar_is_found(scar: str, name: str, text: str) -> None:
