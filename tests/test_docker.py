@@ -398,7 +398,7 @@ def test_http_is_redirected_and_calls_of_the_api_are_refused(stack: Stack) -> No
     assert redirected.status_code == 308
     assert redirected.headers["location"] == f"https://{DOMAIN}:{stack.https_port}/todos?page=2"
     assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
-    assert "Use https." in refused.json()["detail"]
+    assert "Use HTTPS." in refused.json()["detail"]
 
 
 def test_unknown_host_is_refused(stack: Stack) -> None:
@@ -456,6 +456,17 @@ def speak(stack: Stack, request: str) -> str:
 
 
 PAGE_ORIGIN = "https://pages.example.com"
+# As the application names them.
+PROBLEM_CODES = {
+    400: "bad-request",
+    405: "method-not-allowed",
+    413: "content-too-large",
+    414: "uri-too-long",
+    416: "range-not-satisfiable",
+    431: "request-header-fields-too-large",
+    501: "not-implemented",
+    505: "http-version-not-supported",
+}
 
 
 @pytest.mark.parametrize("path", ["/api/v1/x.png", "/api/v1/x.html"])
@@ -484,8 +495,10 @@ def test_refusals_of_nginx_are_problems_whatever_the_path_ends_in(
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert re.findall("(?im)^content-type: *(.*?)\r?$", head) == ["application/problem+json"]
     assert re.findall("(?im)^x-content-type-options: *(.*?)\r?$", head) == ["nosniff"]
-    assert json.loads(body).keys() == {"type", "title", "status", "detail"}
-    assert json.loads(body)["status"] == status
+    problem = json.loads(body)
+    assert problem.keys() == {"type", "code", "title", "status", "detail", "instance"}
+    assert (problem["status"], problem["code"]) == (status, PROBLEM_CODES[status])
+    assert problem["type"] == f"urn:problem-type:{stack.project.answers['project_slug']}:{problem['code']}"
     if status in {405, 413, 416}:
         assert re.findall("(?im)^access-control-allow-origin: *(.*?)\r?$", head) == [PAGE_ORIGIN]
     assert len(re.findall("(?im)^allow:", head)) == (1 if status == 405 else 0)
@@ -1190,7 +1203,7 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
 
     assert page.status_code == 503
     assert page.headers["content-type"].startswith("text/html")
-    assert "Out of reach for a moment" in page.text
+    assert "Temporarily unavailable" in page.text
     assert page.headers["retry-after"] == "1"
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert answer.headers["access-control-allow-origin"] == PAGE_ORIGIN
@@ -1395,5 +1408,6 @@ def test_instance_that_got_ready_is_drained_when_another_one_did_not(bake: Bake)
     )
 
     drain = "compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain"
-    assert "The new instances do not get ready: the old ones stay.\nended with 1" in output
+    refusal = "The new instances did not become ready: the old ones keep serving. The log of newer:"
+    assert f"{refusal}\nended with 1" in output
     assert project.read("asked").splitlines()[-4:] == [f"{drain} new newer", "stop new newer", "rm new newer", drain]

@@ -11,7 +11,8 @@ from cookiecutter.utils import create_env_with_context
 from jinja2 import FileSystemLoader
 
 from tests.conftest import CHOICES, ROOT, SERVICE, Bake
-from tests.test_generation import is_chosen, read_sources
+from tests.rendering import is_chosen
+from tests.test_generation import read_sources
 
 PAGE = "docs/security.md"
 STATES = {"met", "operator", "not met", "n/a"}

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cookiecutter.utils import create_env_with_context
-from jinja2 import FileSystemLoader
 
 from tests import nasty
 from tests.conftest import (
@@ -27,11 +25,9 @@ from tests.conftest import (
     BakedProject,
     is_copied,
     list_files,
-    read_table,
     run_cookiecutter,
 )
-
-ONLY_FOR = read_table("post_gen_project.py", "ONLY_FOR")
+from tests.rendering import is_chosen, render_combinations
 
 
 def parse_shell_script(text: str) -> None:
@@ -96,14 +92,6 @@ def files(project: BakedProject) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def texts(project: BakedProject) -> dict[str, str]:
     return project.list_texts()
-
-
-def is_chosen(name: str, answers: dict[str, str]) -> bool:
-    return all(
-        answers[option] in choices
-        for path, (option, *choices) in ONLY_FOR.items()
-        if name == path or name.startswith(f"{path}/")
-    )
 
 
 def assert_every_file_parses(texts: dict[str, str]) -> None:
@@ -294,24 +282,12 @@ def test_each_file_is_right_with_every_combination_of_what_it_depends_on(
     name: str, template: Path, other: BakedProject
 ) -> None:
     """Rendered as cookiecutter does, and not baked: with all options there are thousands."""
-    environment = create_env_with_context({"cookiecutter": other.answers})
-    environment.loader = FileSystemLoader(template / SERVICE)
-    source = environment.get_template(name)
-    options = [
-        option
-        for option in CHOICES
-        if f"cookiecutter.{option}" in (template / SERVICE / name).read_text(encoding="utf-8")
-        or not all(is_chosen(name, other.answers | {option: choice}) for choice in CHOICES[option])
-    ]
-
-    for choices in product(*(CHOICES[option] for option in options)):
-        chosen = dict(zip(options, choices, strict=True))
-        if is_chosen(name, other.answers | chosen):
-            texts = {name: source.render(cookiecutter=other.answers | chosen)}
-            assert_nothing_is_left(texts)
-            assert_every_file_parses(texts)
-            assert_nothing_else_is_mentioned(texts, chosen)
-            assert_no_blank_lines_are_left(texts, template)
+    for chosen, text in render_combinations(name, template, other.answers):
+        texts = {name: text}
+        assert_nothing_is_left(texts)
+        assert_every_file_parses(texts)
+        assert_nothing_else_is_mentioned(texts, chosen)
+        assert_no_blank_lines_are_left(texts, template)
 
 
 def test_projects_are_baked_with_every_structure_and_every_label() -> None:

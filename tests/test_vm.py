@@ -849,7 +849,7 @@ class DeploymentTests(ProcessTests):
         ]
 
         assert {(status, media_type) for status, media_type, _ in refused} == {(403, "application/problem+json")}
-        assert all("Use https." in json.loads(body)["detail"] for *_, body in refused)
+        assert all("Use HTTPS." in json.loads(body)["detail"] for *_, body in refused)
         assert server.site.redirect_of("/sign-in?next=%2F") == (308, f"https://{DOMAIN}/sign-in?next=%2F")
 
     def test_browsers_are_told_of_subdomains_where_the_operator_says_so(self, server: Server) -> None:
@@ -984,7 +984,7 @@ class TestOnSQLite(ProcessTests):
         assert file.headers["Content-Type"].startswith("text/css")
         assert refused.status == 503
         assert refused.headers["Content-Type"].startswith("text/html")
-        assert b"Out of reach for a moment" in refused.body
+        assert b"Temporarily unavailable" in refused.body
         # What a message holds is in no log.
         server.machine.run("grep 'request: \"GET /todos' /var/log/nginx/error.log")
         server.machine.fails(f"grep --recursive --fixed-strings {code} /var/log/nginx")
@@ -1118,7 +1118,7 @@ class TestOnPostgreSQL(DeploymentTests):
         superusers = server.machine.run(
             "cd /; runuser -u postgres -- psql -At -c 'SELECT rolname FROM pg_roles WHERE rolsuper'"
         )
-        assert f"make the role {server.slug}" in provisioned
+        assert f"create the PostgreSQL role {server.slug}" in provisioned
         assert "The database answers." in checked
         assert "Nothing changed" in again
         assert superusers == "postgres"
@@ -1173,7 +1173,7 @@ class TestOnPostgreSQL(DeploymentTests):
         completed = server.machine.run(provision)
 
         assert "unknown directive" in stopped or "unexpected end of file" in stopped
-        assert "could not reload nginx. When that is mended run it again" in stopped
+        assert "could not reload nginx. Fix the cause and run it again" in stopped
         assert served
         assert "- reload nginx" in completed
         assert "Nothing changed" in server.machine.run(provision)
@@ -1216,7 +1216,7 @@ class TestOnPostgreSQL(DeploymentTests):
         planned = "" if is_container else server.machine.run(f"{provision} --dry-run")
         output = server.machine.fails(provision) if is_container else server.machine.run(provision)
 
-        assert is_container or "- make a swap file of 64M" in planned
+        assert is_container or "- create a swap file of 64M" in planned
         assert ("--swap: this is a container" in output) == is_container
         assert ("/swapfile" in server.machine.run("cat /proc/swaps /etc/fstab")) != is_container
 
@@ -1344,7 +1344,7 @@ class TestOnPostgreSQL(DeploymentTests):
             output = server.machine.fails(f"{copy}/deploy/vm/deploy.sh")
 
         assert "broken on purpose" in output
-        assert f"rolled back: {release} goes on serving" in output
+        assert f"rolled back: {release} keeps serving" in output
         assert (server.release, server.instance) == (release, instance)
         assert {outcome[1] for outcome in load.outcomes} == {200, 201}, load.outcomes
         assert server.schema == head
@@ -1359,7 +1359,7 @@ class TestOnPostgreSQL(DeploymentTests):
         output = server.machine.fails(f"{PROJECT}/deploy/vm/deploy.sh")
         server.machine.run(f"rm -r {in_the_way}")
 
-        assert f"rolled back: {release} goes on serving" in output
+        assert f"rolled back: {release} keeps serving" in output
         assert (server.release, server.instance) == (release, instance)
         assert is_served(server, token)
         assert server.machine.run(f"systemctl list-units --plain --no-legend '{server.slug}@*.service' | wc -l") == "1"
@@ -1373,7 +1373,7 @@ class TestOnPostgreSQL(DeploymentTests):
 
         output = server.machine.fails(f"{copy}/deploy/vm/deploy.sh")
 
-        assert "the migration failed: the service goes on" in output
+        assert "the migration failed: the current release keeps serving" in output
         assert server.release == release
         assert "ready" in server.deploy("status")
 
@@ -1490,8 +1490,8 @@ class TestOnPostgreSQL(DeploymentTests):
             lambda: serial_of(server) not in {self_signed, issued}, 60, lambda: "nginx serves the renewed certificate"
         )
 
-        assert "does not lead to this server yet" in server.outputs["first"]
-        assert "has a certificate of a certificate authority" in provisioned
+        assert "does not point to this server yet" in server.outputs["first"]
+        assert "has a certificate from Let's Encrypt" in provisioned
         assert EMAIL in contact
         assert issued != self_signed
         assert trusting_it.answers()

@@ -1,4 +1,4 @@
-"""Run circus in this process, beside the keeper that does what it lacks."""
+"""Run circus in this process, together with the keeper, which adds what circus lacks."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ TURN_SECONDS = 0.05
 
 
 class InheritedSocket(socket.socket):
-    """The keeper's, in a copy that circus takes for one of its own."""
+    """A copy of the keeper's socket that circus uses as one of its own."""
 
     so_reuseport = False
 
@@ -26,11 +26,11 @@ class InheritedSocket(socket.socket):
         keeper.at_stop.append(self.close)
 
     def bind_and_listen(self) -> None:
-        """It does."""
+        """The keeper's socket is already bound and listening."""
 
 
 class PatientArbiter(Arbiter):  # type: ignore[misc]  # the library has no annotation
-    """One thing after another: circus itself refuses what is asked while it does something, even to stop."""
+    """An arbiter that queues a stop: circus rejects every command while another one is running."""
 
     def manage_watchers(self) -> Awaitable[None] | None:
         return None if self._exclusive_running_command else super().manage_watchers()
@@ -39,7 +39,7 @@ class PatientArbiter(Arbiter):  # type: ignore[misc]  # the library has no annot
         return asyncio.ensure_future(self._stop_when_free())
 
     async def _stop_when_free(self) -> None:
-        while self._exclusive_running_command:  # noqa: ASYNC110  # circus tells nobody that it is free
+        while self._exclusive_running_command:  # noqa: ASYNC110  # circus has no event for this
             await asyncio.sleep(TURN_SECONDS)
         await super().stop()
 
@@ -54,7 +54,7 @@ def run(keeper: WorkerMonitor) -> None:
 
 
 if __name__ == "__main__":
-    # As gunicorn's: what it did is a line of its own, and what it thinks is none.
+    # Circus logs the details of its own work with INFO.
     logging.getLogger("circus").setLevel(logging.WARNING)
     with keep() as keeper:
         run(keeper)
