@@ -58,7 +58,7 @@ bench-sign-ins: $(INSTALLED_UV) ## Measure what many sign-ins at once cost every
 	$(UV) run python -m benchmarks.sign_ins
 
 screenshots: $(INSTALLED_UV) ## Retake the pictures of the README
-	$(UV) run python -m tests.screenshots
+	$(UV) run python -m tests.support.screenshots
 
 check: install ## Lint and type-check the template, and the service in place
 	$(UV) run ruff check

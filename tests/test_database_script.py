@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import Bake, person_environment
-from tests.programs import end_group, run_program
-from tests.serving import wait_until
+from tests.support.programs import end_group, person_environment, run_program
+from tests.support.projects import Bake
+from tests.support.serving import wait_until
 
 PATIENCE_SECONDS = 60
 # In the place of `trust`: the password counts.

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.conftest import ROOT, SERVICE, read_literal
+from tests.support.template import ROOT, SERVICE, read_literal
 
 
 def name_installed(requirements: Iterable[str], extras: Iterable[str] = ("",)) -> set[str]:

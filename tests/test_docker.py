@@ -18,9 +18,8 @@ from uuid import uuid4
 import httpx2
 import pytest
 
-from tests.browsers import Person, open_chromium
-from tests.conftest import UV, Bake, BakedProject
-from tests.containers import (
+from tests.support.browsers import Person, open_chromium
+from tests.support.containers import (
     DOMAIN,
     PASSWORD,
     RECOVERY_SECONDS,
@@ -33,8 +32,10 @@ from tests.containers import (
     run_docker,
     unverified,
 )
-from tests.serving import wait_until
-from tests.stored_files import READ_FILE, STORE_FILE
+from tests.support.programs import UV
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import wait_until
+from tests.support.stored_files import READ_FILE, STORE_FILE
 
 pytestmark = [
     pytest.mark.docker,

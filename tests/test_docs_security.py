@@ -9,8 +9,8 @@ import pytest
 from cookiecutter.utils import create_env_with_context
 from jinja2 import FileSystemLoader
 
-from tests.conftest import CHOICES, ROOT, SERVICE, Bake
-from tests.test_generation import is_chosen, read_sources
+from tests.support.projects import Bake
+from tests.support.template import CHOICES, ROOT, SERVICE, is_chosen, read_sources
 
 DOCUMENTS = ("docs/security.md", "README.md", "docs/operations.md")
 STATES = {"met", "operator", "not met", "n/a"}

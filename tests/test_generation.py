@@ -16,22 +16,19 @@ import yaml
 from cookiecutter.utils import create_env_with_context
 from jinja2 import FileSystemLoader
 
-from tests import nasty
-from tests.conftest import (
+from tests.support import nasty
+from tests.support.projects import Bake, BakedProject, run_cookiecutter
+from tests.support.template import (
     CHOICES,
     LABELS,
     ROOT,
     SERVICE,
     VARIANTS,
-    Bake,
-    BakedProject,
+    is_chosen,
     is_copied,
     list_files,
-    read_table,
-    run_cookiecutter,
+    read_sources,
 )
-
-ONLY_FOR = read_table("post_gen_project.py", "ONLY_FOR")
 
 
 def parse_shell_script(text: str) -> None:
@@ -98,14 +95,6 @@ def texts(project: BakedProject) -> dict[str, str]:
     return project.list_texts()
 
 
-def is_chosen(name: str, answers: dict[str, str]) -> bool:
-    return all(
-        answers[option] in choices
-        for path, (option, *choices) in ONLY_FOR.items()
-        if name == path or name.startswith(f"{path}/")
-    )
-
-
 def assert_every_file_parses(texts: dict[str, str]) -> None:
     for name, text in texts.items():
         try:
@@ -118,12 +107,6 @@ def assert_every_file_parses(texts: dict[str, str]) -> None:
 def parse(suffix: str, text: str) -> None:
     """Most files are the same in most projects."""
     PARSERS.get(suffix, str)(text)
-
-
-@cache
-def read_sources(template: Path) -> dict[str, bytes]:
-    source = template / SERVICE
-    return {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if not path.is_dir()}
 
 
 def test_project_has_exactly_the_files_of_its_choices(

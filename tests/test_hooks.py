@@ -10,8 +10,10 @@ import jinja2
 import pytest
 import yaml
 
-from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, UV, person_environment, read_table, run_cookiecutter
+from tests.support import nasty
+from tests.support.programs import UV, person_environment
+from tests.support.projects import run_cookiecutter
+from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, read_table
 
 HOOKS = sorted((ROOT / "hooks").iterdir())
 TEXTS = ("project_name", "description", "author_name")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, list_files, person_environment
-from tests.programs import run_program
+from tests.support.programs import person_environment, run_program
+from tests.support.projects import TIMEOUT_SECONDS
+from tests.support.template import ROOT, SERVICE, list_files
 
 
 def run_in_place(verb: str) -> None:

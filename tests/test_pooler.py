@@ -13,9 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import Bake, BakedProject, person_environment
-from tests.programs import end_group, run_program
-from tests.serving import find_free_port, serve, wait_until
+from tests.support.programs import end_group, person_environment, run_program
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import find_free_port, serve, wait_until
 
 pytestmark = [pytest.mark.pooler, pytest.mark.slow]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import nasty
-from tests.conftest import UV, Bake, BakedProject, person_environment
-from tests.serving import RunningServer, serve
-from tests.walkthrough import read_steps
+from tests.support import nasty
+from tests.support.programs import UV, person_environment
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import RunningServer, serve
+from tests.support.walkthrough import read_steps
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, person_environment
-from tests.programs import run_program
-from tests.serving import find_free_port, wait_until
+from tests.support.programs import person_environment, run_program
+from tests.support.serving import find_free_port, wait_until
+from tests.support.template import ROOT, SERVICE
 
 PROGRAMS = Path(sys.executable).parent
 PATIENCE_SECONDS = 300

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, UV, Bake, list_files, person_environment
-from tests.serving import serve
+from tests.support import nasty
+from tests.support.programs import UV, person_environment
+from tests.support.projects import Bake
+from tests.support.serving import serve
+from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, list_files
 
 # Each command in a document, and what runs it.
 RUN_BY = {

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.conftest import Bake, BakedProject
-from tests.machines import COMMANDS, Load, Machine, Site, start_machine
-from tests.serving import Answer, wait_until
-from tests.stored_files import READ_FILE, STORE_FILE
+from tests.support.machines import COMMANDS, Load, Machine, Site, start_machine
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import Answer, wait_until
+from tests.support.stored_files import READ_FILE, STORE_FILE
 
 pytestmark = [
     pytest.mark.slow,

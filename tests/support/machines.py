@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.programs import run_program
-from tests.serving import Answer, wait_until
+from tests.support.programs import run_program
+from tests.support.serving import Answer, wait_until
 
 # The folder of the programs up, run, push, reboot and down: see CONTRIBUTING.md.
 COMMANDS = os.environ.get("TEST_MACHINE_COMMANDS")

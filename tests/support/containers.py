@@ -18,9 +18,9 @@ from uuid import uuid4
 
 import httpx2
 
-from tests.conftest import BakedProject, person_environment
-from tests.programs import run_program
-from tests.serving import find_free_port, wait_until
+from tests.support.programs import person_environment, run_program
+from tests.support.projects import BakedProject
+from tests.support.serving import find_free_port, wait_until
 
 DOMAIN = "example.com"
 PASSWORD = "correct horse battery staple"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from playwright.sync_api import Error, ViewportSize
 
-from tests.browsers import Person, open_chromium
-from tests.conftest import ROOT, run_cookiecutter
-from tests.serving import serve
+from tests.support.browsers import Person, open_chromium
+from tests.support.projects import run_cookiecutter
+from tests.support.serving import serve
+from tests.support.template import ROOT
 
 FOLDER = ROOT / "docs" / "screenshots"
 DESKTOP = ViewportSize(width=800, height=600)

@@ -1,14 +1,27 @@
 """Run a program that may hang, or leave something behind: neither is waited for, and nothing of it stays."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+UV = os.environ.get("UV") or shutil.which("uv") or "uv"  # uv itself tells its children where it is.
+# What a person's shell has; nothing of the environment that these tests run in.
+PASSED_ON = ("HOME", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy")
 KILL_AFTER_SECONDS = 20
+
+
+def person_environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a person who runs the commands of a project in a shell of their own."""
+    kept = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(("UV_", "PIP_"))}
+    kept.pop("UV_PROJECT_ENVIRONMENT", None)
+    path = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.prefix, "bin")]
+    return kept | {"PATH": os.pathsep.join(path)} | variables
 
 
 def end_group(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.conftest import person_environment
+from tests.support.programs import person_environment
 
 START_TIMEOUT_SECONDS = 300  # the first start installs
 STOP_TIMEOUT_SECONDS = 60
