@@ -46,7 +46,7 @@ test: install ## Run every test that this machine can run
 	else echo 'Left out: the tests of the containers, because no container engine answers (docker info).'; fi
 
 test-docker: $(INSTALLED_UV) ## Bring up and use the containers, alone: minutes that depend on time
-	$(UV) run pytest tests/test_docker.py $(if $(BROWSER),,-m 'not browser')
+	$(UV) run pytest tests/docker $(if $(BROWSER),,-m 'not browser')
 
 bench: $(INSTALLED_UV) ## Measure the service beside the least that gives the same answers, and at scale
 	$(UV) run --group bench python -m benchmarks.service

@@ -27,6 +27,20 @@ PASSWORD = "correct horse battery staple"
 RECOVERY_SECONDS = 90
 COMMAND_SECONDS = 400  # a build that downloads everything
 TAG = "1.3.0"
+ADMIN = "you@example.com"
+PAGE_ORIGIN = "https://pages.example.com"
+OF_A_BROWSER = {"Accept": "text/html,*/*;q=0.8"}
+HEADERS = {
+    "strict-transport-security": "max-age=31536000",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+# More than nginx lets through, and fewer than it allows connections.
+AT_ONCE = 30
+# For what has ended in no time: a one-shot, whose container is still there.
+HARDENED = ("proxy", "app", "backup", "db", "migrate")
+RUNNING = HARDENED[:-1]
 
 
 def has_engine() -> bool:
@@ -299,3 +313,49 @@ def unverified() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def list_all(stack: Stack, service: str) -> list[str]:
+    """List the containers of a service, also those that have ended."""
+    return stack.compose("ps", "--all", "--quiet", service).split()
+
+
+def describe_network(stack: Stack, name: str) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the engine
+    return json.loads(run_docker("network", "inspect", f"{stack.project.path.name}_{name}"))[0]
+
+
+def address_in(stack: Stack, service: str, network: str) -> str:
+    (container,) = stack.list_containers(service)
+    networks = stack.inspect(container)["NetworkSettings"]["Networks"]
+    address: str = networks[f"{stack.project.path.name}_{network}"]["IPAddress"]
+    return address
+
+
+def find_in_log(stack: Stack, service: str, pattern: str) -> list[str]:
+    """Return what matches, once something does: a line may come after the answer that it tells of."""
+    found: list[str] = []
+
+    def is_there() -> bool:
+        found[:] = re.findall(pattern, stack.compose("logs", "--no-log-prefix", service))
+        return bool(found)
+
+    wait_until(is_there, RECOVERY_SECONDS, lambda: f"{service} logs {pattern}")
+    return found
+
+
+def list_workers(stack: Stack) -> set[int]:
+    """The children of the container's first process."""
+    return set(map(int, stack.execute("app", "cat", "/proc/1/task/1/children").split()))
+
+
+def kill_a_worker(stack: Stack) -> None:
+    stack.execute("app", "python", "-c", f"import os; os.kill({min(list_workers(stack))}, 9)")
+
+
+def kill_the_application(stack: Stack) -> None:
+    stack.kill(stack.list_containers("app")[0])
+
+
+def commit(project: BakedProject, message: str) -> None:
+    project.run(["git", "add", "--all"])
+    project.run(["git", "-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", message])

@@ -1,0 +1,159 @@
+"""The containers: their privileges, networks, accounts of the database, and the order in which they start and stop."""
+
+import json
+import re
+
+import pytest
+
+from tests.support.containers import HARDENED, RUNNING, Stack, address_in, describe_network, list_all
+
+
+@pytest.mark.parametrize("service", RUNNING)
+def test_containers_may_do_nothing_beyond_their_work(stack: Stack, service: str) -> None:
+    status = stack.execute(service, "cat", "/proc/1/status")
+
+    # Also what a program with more rights than its caller would get.
+    assert re.search(r"(?m)^CapBnd:\s+0+$", status)
+    assert re.search(r"(?m)^NoNewPrivs:\s+1$", status)
+    assert not re.search(r"(?m)^Uid:\s+0", status)
+    assert "Read-only file system" in stack.execute(service, "touch", "/etc/x", check=False)
+
+
+@pytest.mark.parametrize("service", HARDENED)
+def test_containers_are_confined_and_limited(stack: Stack, service: str) -> None:
+    host = stack.inspect(list_all(stack, service)[0])["HostConfig"]
+    log = host["LogConfig"]
+
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert not host["Privileged"]
+    assert 0 < host["Memory"] <= 1024**3
+    assert 0 < host["PidsLimit"] <= 256
+    # What may be written is in memory, and bounded.
+    assert host["Tmpfs"]
+    assert all("size=" in options for options in host["Tmpfs"].values())
+    assert (log["Type"], log["Config"]) == ("json-file", {"max-size": "10m", "max-file": "5"})
+    assert host["RestartPolicy"]["Name"] == ("no" if service == "migrate" else "unless-stopped")
+
+
+def test_settings_of_the_application_stand_in_a_file(stack: Stack) -> None:
+    file = stack.project.path / "secrets" / "env"
+    secret = r'a${HOME}b$HOME$$ "c" \d #e'
+    file.write_text(f"REGISTRATION_OPEN=false\nSMTP_PASSWORD='{secret}'\n", encoding="utf-8")
+    try:
+        services = json.loads(stack.compose("config", "--format", "json"))["services"]
+        output = stack.compose("run", "--rm", "--no-deps", "app", "env")
+    finally:
+        file.unlink()
+
+    assert {"REGISTRATION_OPEN=false", f"SMTP_PASSWORD={secret}"} <= {*output.splitlines()}
+    # All that use the database have to find the same one.
+    told = {name for name, service in services.items() if "REGISTRATION_OPEN" in (service.get("environment") or {})}
+    assert told == {"app", "migrate", "backup"}
+
+
+def test_only_the_proxy_is_published(stack: Stack) -> None:
+    published = {
+        service: stack.inspect(container)["NetworkSettings"]["Ports"]
+        for service in RUNNING
+        for container in stack.list_containers(service)
+    }
+
+    assert {service for service, ports in published.items() if any(ports.values())} == {"proxy"}
+    # Over IPv6, which its network does not have, each client would come from the address of that network's gateway.
+    proxy = stack.inspect(stack.list_containers("proxy")[0])
+    bindings = [binding for port in proxy["HostConfig"]["PortBindings"].values() for binding in port]
+    assert [binding["HostIp"].count(".") for binding in bindings] == [3, 3]
+
+
+def test_nobody_but_the_proxy_shares_a_network_with_the_application_and_the_way_out(stack: Stack) -> None:
+    members: dict[str, set[str]] = {}
+    for service in HARDENED:
+        for network in stack.inspect(list_all(stack, service)[0])["NetworkSettings"]["Networks"]:
+            members.setdefault(network.removeprefix(f"{stack.project.path.name}_"), set()).add(service)
+    is_internal = {name: describe_network(stack, name)["Internal"] for name in members}
+
+    assert members == {"front": {"proxy", "app"}, "back": {"app", "migrate", "backup", "db"}}
+    assert is_internal == {"front": False, "back": True}
+
+
+def test_database_is_out_of_reach_for_the_proxy_and_has_no_way_out(stack: Stack) -> None:
+    url = f"telnet://{address_in(stack, 'db', 'back')}:5432"
+
+    named = stack.execute("proxy", "sh", "-c", "getent hosts db || echo unknown")
+    reached = stack.execute("proxy", "sh", "-c", f"curl --silent --max-time 2 {url} < /dev/null; echo =$?")
+    routes = stack.execute("db", "cat", "/proc/net/route")
+
+    assert "unknown" in named
+    # It does not answer at all, or there is no route to it.
+    assert reached.strip() in {"=28", "=7"}
+    assert not re.search(r"(?m)^\w+\s+00000000\s", routes)
+
+
+def test_application_is_no_superuser_of_its_database(stack: Stack, user: dict[str, str]) -> None:
+    rights = "rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls"
+    query = "SELECT {} FROM pg_roles JOIN pg_stat_activity ON rolname = usename WHERE client_addr IS NOT NULL"
+    stack.request("GET", "/api/v1/todos", headers=user)
+
+    found = stack.execute("db", "psql", "-U", "postgres", "-Atc", query.format(rights))
+
+    assert set(found.split()) == {"f|f|f|f|f"}
+
+
+def test_application_does_not_own_its_tables_and_has_no_password_of_the_owner(stack: Stack) -> None:
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+    as_service = ["db", "psql", "-U", "service", "-c"]
+    forget = ["TRUNCATE audit_events", "ALTER TABLE audit_events DISABLE TRIGGER ALL", "SET ROLE owner"]
+
+    owner = stack.execute("db", "psql", "-U", "postgres", "-Atc", owners, "service").split()
+    secrets = stack.execute("app", "ls", "/run/secrets").split()
+    refusals = [stack.execute(*as_service, statement, check=False) for statement in forget]
+
+    assert owner == ["owner"]
+    assert secrets == ["database_password", "secret_key"]
+    assert "OWNER" not in stack.execute("app", "env")
+    for refusal, reason in zip(refusals, ("permission denied", "must be owner", "permission denied"), strict=True):
+        assert reason in refusal
+
+
+def test_proxy_stops_after_the_application_and_that_after_its_workers(stack: Stack) -> None:
+    config = json.loads(stack.compose("config", "--format", "json"))["services"]["app"]
+    proxy, app, db = (
+        stack.inspect(stack.list_containers(service)[0])["Config"]["StopTimeout"] for service in ("proxy", "app", "db")
+    )
+
+    assert proxy > app > int(config["environment"]["GRACEFUL_TIMEOUT_SECONDS"])
+    # It ends its connections and writes down what it has.
+    assert db >= 60
+
+
+def test_containers_start_when_what_they_need_is_ready(stack: Stack) -> None:
+    services = json.loads(stack.compose("config", "--format", "json"))["services"]
+
+    needed = {
+        service: {name: need["condition"] for name, need in services[service].get("depends_on", {}).items()}
+        for service in HARDENED
+    }
+
+    assert needed == {
+        "proxy": {"app": "service_healthy"},
+        "app": {"migrate": "service_completed_successfully"},
+        "backup": {"migrate": "service_completed_successfully"},
+        "migrate": {"db": "service_healthy"},
+        "db": {},
+    }
+    assert {service for service in services if "healthcheck" in services[service]} == {"proxy", "backup", "db"}
+
+
+def test_application_does_not_start_without_its_schema(stack: Stack) -> None:
+    other = ["--project-name", f"{stack.project.path.name}-gate"]
+    try:
+        # What nobody may serve in production: the migration ends with an error.
+        output = stack.compose(*other, "up", "--detach", "--no-build", "app", check=False, DOMAIN="*")
+        states = stack.compose(*other, "ps", "--all", "--format", "{{.Service}} {{.State}}", "app", "db")
+    finally:
+        stack.compose(*other, "down", "--volumes", "--timeout", "5")
+
+    assert "didn't complete successfully" in output
+    assert set(states.splitlines()) == {"db running", "app created"}

@@ -1,0 +1,109 @@
+"""The pages through nginx."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import httpx2
+import pytest
+
+from tests.support.browsers import Person, open_chromium
+from tests.support.containers import (
+    AT_ONCE,
+    DOMAIN,
+    HEADERS,
+    OF_A_BROWSER,
+    PAGE_ORIGIN,
+    PASSWORD,
+    RECOVERY_SECONDS,
+    Stack,
+    find_in_log,
+)
+from tests.support.serving import wait_until
+
+
+def test_pages_and_their_files_come_through_the_proxy(lite: Stack) -> None:
+    page = lite.request("GET", "/log-in", headers=OF_A_BROWSER)
+    files = [lite.request("GET", find_style(page)) for _ in range(5)]
+
+    assert page.status_code == 200
+    assert {name: page.headers.get_list(name) for name in HEADERS} == {n: [v] for n, v in HEADERS.items()}
+    (policy,) = page.headers.get_list("content-security-policy")
+    assert "style-src 'self'" in policy
+    assert page.headers["cache-control"] == "no-store"
+    assert {file.headers["cache-control"] for file in files} == {"public, max-age=31536000, immutable"}
+    assert {file.headers["content-type"] for file in files} == {"text/css; charset=utf-8"}
+    assert {file.headers["content-encoding"] for file in files} == {"gzip"}
+    assert "HIT" in {file.headers["x-cache-status"] for file in files}
+
+
+def find_style(page: httpx2.Response) -> str:
+    (style,) = re.findall(r'href="(/static/pages\.[0-9a-f]{16}\.css)"', page.text)
+    return str(style)
+
+
+def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_reach(lite: Stack) -> None:
+    style = find_style(lite.request("GET", "/", headers=OF_A_BROWSER))
+    lite.request("GET", style)
+    lite.compose("stop", "app")
+    try:
+        asked = {**OF_A_BROWSER, "Origin": PAGE_ORIGIN}
+        page, answer = (lite.request("GET", path, headers=asked) for path in ("/todos", "/api/v1/todos"))
+        file = lite.request("GET", style)
+        codes = [uuid4().hex, uuid4().hex]
+        for name, code in zip(("reset-password", "verify-email"), codes, strict=True):
+            lite.request("GET", f"/{name}?token={code}", headers=OF_A_BROWSER)
+        find_in_log(lite, "proxy", 'request: "GET /todos')
+        # Under the name of nginx's own page: /todos is there twice.
+        wait_until(
+            lambda: len(find_in_log(lite, "proxy", '"status":503')) >= 4,
+            RECOVERY_SECONDS,
+            lambda: "four refusals are in the log",
+        )
+        logs = lite.compose("logs", "--no-log-prefix", "proxy")
+    finally:
+        lite.up()
+        lite.wait_until_it_answers()
+
+    assert page.status_code == 503
+    assert page.headers["content-type"].startswith("text/html")
+    assert "Out of reach for a moment" in page.text
+    assert page.headers["retry-after"] == "1"
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert answer.headers["access-control-allow-origin"] == PAGE_ORIGIN
+    assert file.status_code == 200
+    # What a message holds is in no log.
+    assert not [code for code in codes if code in logs]
+
+
+def test_guesses_at_the_page_are_limited_and_told_so(lite: Stack) -> None:
+    def log_in(_number: int) -> httpx2.Response:
+        return lite.request("POST", "/log-in", data={"email": "x"}, headers=OF_A_BROWSER)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        answers = list(threads.map(log_in, range(AT_ONCE)))
+
+    # By nginx: the application gives each answer an id.
+    refused = [answer for answer in answers if answer.status_code == 429 and "x-request-id" not in answer.headers]
+    assert len(refused) >= 10
+    assert refused[0].headers["content-type"].startswith("text/html")
+    assert "Too many requests" in refused[0].text
+
+
+@pytest.mark.browser
+def test_person_logs_in_through_the_proxy_with_cookies_for_tls_alone(lite: Stack) -> None:
+    email = lite.create_account()
+
+    with open_chromium(f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1") as chromium:
+        context = chromium.new_context(ignore_https_errors=True)
+        person = Person(context, f"https://{DOMAIN}:{lite.https_port}")
+        person.open("/log-in")
+        person.fill("E-mail address", email)
+        person.fill("Password", PASSWORD)
+        person.press("Log in")
+        person.sees(f"Hello, {email}.")
+        cookies = {cookie["name"]: cookie for cookie in context.cookies()}
+
+    assert {"__Host-session", "__Host-visitor"} <= set(cookies)
+    assert {(c["secure"], c["httpOnly"], c["sameSite"]) for c in cookies.values()} == {(True, True, "Lax")}
+    assert person.complaints == []
