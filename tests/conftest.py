@@ -1,14 +1,34 @@
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import CodeType
 
 import pytest
 from jinja2 import Environment
 from pytest_cookies.plugin import Cookies
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.projects import Bake, BakedProject
+from tests.support.servers import SERVERS
 from tests.support.template import ROOT, SERVICE, list_files
+
+
+class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives all chapters of a folder to one worker, or to one for each server, so that each is set up once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = PurePosixPath(nodeid.partition("::")[0]).parent
+        if folder.name == "tests":
+            return str(super()._split_scope(nodeid))
+        parameter = nodeid.partition("[")[2].rstrip("]").partition("-")[0]
+        return f"{folder}[{parameter}]" if parameter in SERVERS else str(folder)
+
+
+# Optional, because xdist may be switched off (`-p no:xdist`).
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ChapterScheduling | None:
+    return ChapterScheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")
