@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 from tests.support import nasty
 from tests.support.programs import UV, person_environment
 from tests.support.projects import Bake
+from tests.support.servers import SERVERS
 from tests.support.serving import serve
 from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, list_files
 
@@ -60,6 +63,50 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / target).exists(), target
+
+
+def list_layout() -> Iterator[str]:
+    """Yield each path of the layout in CONTRIBUTING.md; folders end in a slash."""
+    layout = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## Layout\n")[2]
+    folders: list[str] = []
+    for line in layout.split("```")[1].strip().splitlines():
+        folders[(len(line) - len(line.lstrip())) // 2 :] = line.split()[:1]
+        yield "".join(folders)
+
+
+def test_layout_of_the_documents_is_that_of_the_repository() -> None:
+    shown = list(list_layout())
+    # The root holds more files than a reader looks for.
+    opened = {f"{Path(name).parent}/" for name in shown} - {"./"}
+
+    assert [name for name in shown if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()] == []
+    assert {"tests/", "tests/support/"} <= opened
+    for folder in opened:
+        inside = {path.relative_to(folder).parts for path in list_files(folder) if path.name != "__init__.py"}
+        names = {f"{folder}{name}{'/' if rest else ''}" for name, *rest in inside}
+
+        assert {name for name in shown if f"{Path(name).parent}/" == folder} == names
+
+
+def test_chapters_share_each_server_and_the_containers(tmp_path: Path) -> None:
+    engine = tmp_path / "docker"
+    engine.write_text("#!/bin/sh\n", encoding="utf-8")
+    engine.chmod(0o755)
+    environment = person_environment(TEST_MACHINE_COMMANDS=str(tmp_path))
+    plan = [sys.executable, "-m", "pytest", "--setup-plan", "-p", "no:cacheprovider", "-m", "slow"]
+
+    done = subprocess.run(
+        plan,
+        cwd=ROOT,
+        env=environment | {"PATH": f"{tmp_path}:{environment['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    set_up = re.findall(r"(?m)^SETUP +S (stack|lite|server) [^\[\n]*(.*)$", done.stdout)
+    servers = [("server", f"[{server!r}]") for server in SERVERS]
+    assert set_up == [("stack", ""), ("lite", "['supervisor']"), ("lite", "['circus']"), *servers]
 
 
 def test_pictures_are_few_small_and_shown() -> None:

@@ -43,8 +43,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("server", mark.args if mark else SERVERS, indirect=True, scope="session")
 
 
-# After pytest's own sorting, which compares servers by their place in each mark.
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Finish with a server before the next one is set up; run the chapters in the order of CHAPTERS."""
     places = [place for place, item in enumerate(items) if item.path.parent == FOLDER]
