@@ -88,12 +88,14 @@ def test_layout_of_the_documents_is_that_of_the_repository() -> None:
         assert {name for name in shown if f"{Path(name).parent}/" == folder} == names
 
 
-def test_chapters_share_each_server_and_the_containers(tmp_path: Path) -> None:
+# pytest loads the conftest.py of a folder that it is given earlier than that of another folder.
+@pytest.mark.parametrize("folders", [[], ["tests/docker", "tests/vm"]], ids=["all", "given"])
+def test_chapters_share_each_server_and_the_containers(tmp_path: Path, folders: list[str]) -> None:
     engine = tmp_path / "docker"
     engine.write_text("#!/bin/sh\n", encoding="utf-8")
     engine.chmod(0o755)
     environment = person_environment(TEST_MACHINE_COMMANDS=str(tmp_path))
-    plan = [sys.executable, "-m", "pytest", "--setup-plan", "-p", "no:cacheprovider", "-m", "slow"]
+    plan = [sys.executable, "-m", "pytest", "--setup-plan", "-p", "no:cacheprovider", "-m", "slow", *folders]
 
     done = subprocess.run(
         plan,
