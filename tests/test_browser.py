@@ -128,7 +128,7 @@ def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) 
     assert person.path == "/log-in?next=/todos"
 
 
-def test_keyboard_is_enough(visit: Visit) -> None:
+def test_keyboard_alone_is_enough(visit: Visit) -> None:
     person = visit()
     keyboard = person.page.keyboard
     address = f"{uuid4().hex}@example.com"
@@ -209,7 +209,7 @@ def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
     person.sees("There is nothing to do.")
 
 
-def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> None:
+def test_cookies_are_http_only_and_same_site(visit: Visit) -> None:
     person = visit()
     enter(person)
 
@@ -221,7 +221,7 @@ def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> N
     assert person.page.evaluate("document.cookie") == ""
 
 
-def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None:
+def test_content_security_policy_blocks_foreign_scripts_and_images(visit: Visit) -> None:
     person = visit()
     person.open("/")
 
@@ -247,7 +247,7 @@ def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None
     person.complaints.clear()
 
 
-def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, project: BakedProject) -> None:
+def test_forgotten_password_is_reset_through_the_link_in_a_message(visit: Visit, project: BakedProject) -> None:
     person = visit()
     address = sign_up(person)
     person.open("/forgot-password")
@@ -323,7 +323,7 @@ def press_passkey(person: Person) -> None:
     person.press("Log in with a passkey")
 
 
-def test_person_logs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
+def test_person_signs_in_with_a_passkey_and_not_with_the_password_alone(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     address = enter(person)
     SecurityKey(person)
@@ -345,7 +345,7 @@ def test_person_logs_in_with_a_passkey_and_no_longer_with_the_password_alone(vis
     person.sees("Hello")
 
 
-def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
+def test_second_passkey_replaces_a_lost_one(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     enter(person)
     first = SecurityKey(person)
@@ -372,7 +372,7 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
     finder.sees("No account here has this passkey.")
 
 
-def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:
+def test_recovery_code_replaces_a_lost_passkey(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     address = enter(person)
     key = SecurityKey(person)
@@ -411,7 +411,7 @@ def test_copied_passkey_is_refused(visit: Visit) -> None:
 
 
 # Chromium does not even sign; the service's own refusal is tested with an authenticator that signs anything.
-def test_passkey_answers_no_other_site(visit: Visit) -> None:
+def test_passkey_works_on_no_other_site(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     enter(person)
     SecurityKey(person)
@@ -432,7 +432,7 @@ def test_passkey_answers_no_other_site(visit: Visit) -> None:
     assert outcome == "SecurityError"
 
 
-def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
+def test_failed_passkey_is_reported_and_can_be_tried_again(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     enter(person)
     SecurityKey(person).unplug()
@@ -520,7 +520,7 @@ def walk(person: Person) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_have_no_barrier_that_axe_finds(visit: Visit, scheme: str) -> None:
+def test_axe_finds_no_violation_on_any_page(visit: Visit, scheme: str) -> None:
     person = visit(color_scheme=scheme)
 
     barriers = [barrier for _ in walk(person) for barrier in person.find_barriers()]
@@ -528,7 +528,7 @@ def test_pages_have_no_barrier_that_axe_finds(visit: Visit, scheme: str) -> None
     assert barriers == []
 
 
-def test_axe_finds_a_barrier_where_there_is_one(visit: Visit) -> None:
+def test_axe_finds_a_missing_label(visit: Visit) -> None:
     person = visit()
     person.open("/log-in")
     person.page.evaluate("document.querySelector('label').remove()")

@@ -37,9 +37,7 @@ def server(bake: Bake) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("written", ["hex0123\n", "it's \\ \"x\" :'y' ÄÖ", "x' SUPERUSER; --", "  around \r\n\n"])
-def test_roles_get_the_passwords_that_are_read_elsewhere(
-    server: tuple[Path, str], tmp_path: Path, written: str
-) -> None:
+def test_roles_get_the_passwords_in_the_secret_files(server: tuple[Path, str], tmp_path: Path, written: str) -> None:
     project, url = server
     secrets, script = tmp_path / "secrets", tmp_path / "database.sql"
     secrets.mkdir()

@@ -98,7 +98,7 @@ def test_every_file_that_the_page_names_exists(rendered: list[Rendered]) -> None
         } == set()
 
 
-def test_every_name_in_a_file_that_the_page_names_is_there(rendered: list[Rendered]) -> None:
+def test_every_identifier_that_the_page_names_is_in_its_file(rendered: list[Rendered]) -> None:
     for each in rendered:
         named = re.findall(r"`(\w+)` in `([\w./]+)`", each.page)
 
@@ -117,7 +117,7 @@ def test_every_setting_and_command_that_the_page_names_is_in_the_readme(rendered
         assert {name for name in commands if f"`{name}" not in each.readme} == set()
 
 
-def test_links_of_the_page_lead_somewhere(rendered: list[Rendered]) -> None:
+def test_links_of_the_page_resolve(rendered: list[Rendered]) -> None:
     for each in rendered:
         assert "](docs/security.md)" in each.readme
         for target in re.findall(r"\]\((?!https:)([^)]+)\)", each.page):

@@ -47,7 +47,7 @@ def list_imports(path: Path) -> set[str]:
     return {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
-def test_modules_that_start_servers_are_left_to_the_verb_for_all_tests() -> None:
+def test_modules_that_start_servers_have_the_mark_processes() -> None:
     modules = list((ROOT / SERVICE / "tests").glob("test_*.py"))
     starting = {path.name for path in modules if list_imports(path) & {"run_server", "start_process", "run_inherited"}}
     marked = {path.name for path in modules if "\npytestmark = pytest.mark.processes\n" in path.read_text("utf-8")}
@@ -57,7 +57,7 @@ def test_modules_that_start_servers_are_left_to_the_verb_for_all_tests() -> None
 
 
 @pytest.mark.parametrize("path", ["Dockerfile", "compose.yaml", "deploy/vm/units/service@.service"])
-def test_every_deployment_starts_workers_with_what_start_sh_sets(path: str) -> None:
+def test_every_deployment_starts_workers_through_start_sh(path: str) -> None:
     text = (ROOT / SERVICE / path).read_text(encoding="utf-8")
 
     assert re.search(r'(?m)(CMD|command:|ExecStart=).*/start\.sh("\])?$', text)
@@ -65,7 +65,7 @@ def test_every_deployment_starts_workers_with_what_start_sh_sets(path: str) -> N
     assert "MALLOC" not in text
 
 
-def test_tests_of_the_sample_feature_alone_name_it() -> None:
+def test_only_the_sample_features_own_tests_mention_it() -> None:
     tests = (ROOT / SERVICE / "tests").glob("*.py")
 
     assert {path.name for path in tests if "todo" in path.read_text(encoding="utf-8").lower()} == {
@@ -75,7 +75,7 @@ def test_tests_of_the_sample_feature_alone_name_it() -> None:
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass_in_place_and_leave_nothing() -> None:
+def test_service_tests_pass_in_place_and_leave_no_files() -> None:
     """On PostgreSQL; the project that is baked for SQLite runs the same tests there."""
     before = list_files(SERVICE, ignored=True)
 

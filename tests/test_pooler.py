@@ -107,7 +107,7 @@ def follow_the_manual(database: Database) -> None:
             connection.execute(statement.encode())
 
 
-def test_service_works_on_connections_that_are_shared(database: Database) -> None:
+def test_service_works_on_pooled_connections(database: Database) -> None:
     settings = {
         "DATABASE_URL": database.url,
         "DATABASE_POOLER_HOST": "127.0.0.1",
@@ -151,12 +151,12 @@ def count_connections(database: Database) -> int:
         return int(count)
 
 
-def test_service_that_is_not_told_of_the_pooler_is_not_ready(database: Database) -> None:
+def test_service_is_not_ready_if_the_pooler_is_not_configured(database: Database) -> None:
     with serve(["./start.sh"], database.project.path, PATH=PROGRAMS, DATABASE_URL=database.pooler_url) as server:
         assert server.request("GET", "/health/ready").status == 503
 
 
-def test_migrations_and_backups_go_past_the_pooler(database: Database, tmp_path: Path) -> None:
+def test_migrations_and_backups_bypass_the_pooler(database: Database, tmp_path: Path) -> None:
     # Where nothing answers: they would fail.
     settings = {"DATABASE_URL": database.url, "DATABASE_POOLER_HOST": "127.0.0.1", "DATABASE_POOLER_PORT": "1"}
 

@@ -78,7 +78,7 @@ class ServiceTests:
     def test_style_types_and_architecture_are_clean(self, service: BakedProject) -> None:
         service.run(["make", "check"])
 
-    def test_its_own_tests_pass(self, service: BakedProject) -> None:
+    def test_own_tests_pass(self, service: BakedProject) -> None:
         output = service.run(["make", "test-all"])
 
         assert re.search(r"\d+ passed", output), output
@@ -88,7 +88,7 @@ class ServiceTests:
         for verb in (["upgrade"], ["check"], ["downgrade", "base"], ["upgrade"], ["check"]):
             service.run([*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db", *verb])
 
-    def test_person_signs_up_logs_in_and_keeps_todos(self, service: BakedProject) -> None:
+    def test_person_signs_up_signs_in_and_keeps_todos(self, service: BakedProject) -> None:
         # A machine that pauses is no failure.
         with serve(["make", "run"], service.path, READINESS_TIMEOUT_SECONDS="60") as server:
             account = {"email": "ada@example.com", "password": PASSWORD}
@@ -114,7 +114,7 @@ class ServiceTests:
     @pytest.mark.parametrize(
         "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name
     )
-    def test_nothing_is_left_behind_when_make_run_ends(self, service: BakedProject, number: signal.Signals) -> None:
+    def test_make_run_leaves_no_processes(self, service: BakedProject, number: signal.Signals) -> None:
         with serve(["make", "run"], service.path) as server:
             server.stop(number, group=number != signal.SIGKILL)
 
@@ -148,7 +148,7 @@ class TestOnSQLite(ServiceTests):
 
 
 class TestOnCircus:
-    def test_its_checks_and_its_tests_of_processes_pass(self, bake: Bake) -> None:
+    def test_checks_and_process_tests_pass(self, bake: Bake) -> None:
         project = bake(database="sqlite", process_manager="circus")
         project.run(["make", "check"])
 
@@ -246,7 +246,7 @@ class DrillTests:
     database: str
     web_pages: str
 
-    def test_every_check_is_green_in_the_end(self, outputs: dict[str, str]) -> None:
+    def test_all_checks_pass_after_the_samples_are_removed(self, outputs: dict[str, str]) -> None:
         output = outputs["make check test"]
 
         assert "Required test coverage of 95.0% reached" in output, output
@@ -280,7 +280,7 @@ class TestDrillOnPostgreSQL(DrillTests):
     web_pages = "no"
 
     @pytest.mark.usefixtures("outputs")
-    def test_its_tests_of_processes_pass(self, used: BakedProject) -> None:
+    def test_process_tests_pass(self, used: BakedProject) -> None:
         output = used.run([PYTHON, "-m", "pytest", "-n", "auto", "-m", "processes"])
 
         assert re.search(r"\d+ passed", output), output

@@ -66,7 +66,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_a_bucket_stores_what_a_folder_does(endpoint: str) -> None:
+def test_s3_bucket_passes_the_tests_of_the_object_stores(endpoint: str) -> None:
     environment = person_environment(
         PYTHONDONTWRITEBYTECODE="1",
         TEST_S3_ENDPOINT=endpoint,

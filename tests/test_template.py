@@ -59,7 +59,7 @@ def test_every_command_of_the_documents_is_run() -> None:
             assert command in (ROOT / RUN_BY[command]).read_text(encoding="utf-8")
 
 
-def test_links_of_the_documents_lead_somewhere() -> None:
+def test_links_of_the_documents_resolve() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / target).exists(), target
@@ -74,7 +74,7 @@ def list_layout() -> Iterator[str]:
         yield "".join(folders)
 
 
-def test_layout_of_the_documents_is_that_of_the_repository() -> None:
+def test_layout_in_contributing_matches_the_tree() -> None:
     shown = list(list_layout())
     # The root holds more files than a reader looks for.
     opened = {f"{Path(name).parent}/" for name in shown} - {"./"}
@@ -141,7 +141,7 @@ def test_actions_are_pinned_by_commit_and_keep_no_credentials(folder: str) -> No
     assert text.count("actions/checkout@") == text.count("persist-credentials: false")
 
 
-def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:
+def test_pipeline_bakes_every_combination_of_options_but_ci_and_license() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
     matrix = jobs["bake"]["strategy"]["matrix"]
     (bake,) = (step["run"] for step in jobs["bake"]["steps"] if "make bake" in step.get("run", ""))
@@ -156,7 +156,7 @@ def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:
 
 @pytest.mark.parametrize("setting", ["index-url = http://127.0.0.1:9/simple", "cert = /ca.pem", "proxy = [::1]:9", ""])
 @pytest.mark.parametrize("verb", ["bake", "install"])
-def test_first_failure_says_what_uv_does_not_know_of_pip(
+def test_failed_install_explains_that_uv_does_not_read_pip_conf(
     clone: Path, bake: Bake, tmp_path: Path, verb: str, setting: str
 ) -> None:
     file = tmp_path / "pip.conf" if setting else Path(os.devnull)  # The latter makes pip read no file at all.
@@ -184,7 +184,7 @@ def test_first_failure_says_what_uv_does_not_know_of_pip(
 
 
 @pytest.mark.slow
-def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(clone_for_postgresql: Path) -> None:
+def test_demo_starts_within_a_minute_the_second_time_and_leaves_no_processes(clone_for_postgresql: Path) -> None:
     with serve(["make", "demo"], clone_for_postgresql) as server:
         server.stop(signal.SIGINT, group=True)
 
@@ -194,7 +194,7 @@ def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(cl
 
 
 @pytest.mark.slow
-def test_bake_asks_and_takes_answers(clone: Path) -> None:
+def test_make_bake_asks_questions_and_accepts_answers(clone: Path) -> None:
     name = "Pet {{ Shop }} {% #% {#"
     questions = len([option for option in CONTEXT if not option.startswith("_")])
 

@@ -7,7 +7,7 @@ from tests.support.serving import wait_until
 from tests.support.stored_files import READ_FILE, STORE_FILE
 
 
-def test_backup_brings_back_what_was_destroyed(stack: Stack, manual: dict[str, list[str]]) -> None:
+def test_restore_recovers_deleted_rows_and_files(stack: Stack, manual: dict[str, list[str]]) -> None:
     write, restore = manual["Backup and restore"]
     email = stack.create_account()
     headers = stack.log_in(email)
@@ -46,7 +46,7 @@ def test_truncated_backup_is_refused(stack: Stack, user: dict[str, str]) -> None
     assert stack.list_todos(user) == before
 
 
-def test_backups_are_made_by_themselves_and_a_missing_one_is_seen(stack: Stack) -> None:
+def test_backups_are_periodic_and_an_overdue_one_is_unhealthy(stack: Stack) -> None:
     stack.execute("backup", "sh", "-c", "touch --date=2020-01-01 /backups/*; ./backup.sh health && exit 1 || exit 0")
 
     def is_healthy() -> bool:

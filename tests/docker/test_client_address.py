@@ -7,7 +7,7 @@ from tests.support.containers import DOMAIN, Stack, address_in, describe_network
 FORGED = {name: "6.6.6.6" for name in ("X-Forwarded-For", "X-Real-IP")} | {"Forwarded": "for=6.6.6.6"}
 
 
-def test_forged_address_reaches_nobody(stack: Stack) -> None:
+def test_forged_client_address_is_ignored(stack: Stack) -> None:
     path = f"/api/v1/{uuid4().hex}"
 
     stack.request("GET", path, headers=FORGED)
@@ -30,7 +30,7 @@ def ask_past_the_proxy(url: str) -> list[str]:
     return ["python", "-c", code]
 
 
-def test_application_believes_no_other_container(stack: Stack) -> None:
+def test_application_ignores_client_addresses_from_other_containers(stack: Stack) -> None:
     path = f"/api/v1/{uuid4().hex}"
 
     output = stack.execute("backup", *ask_past_the_proxy(f"http://app:8000{path}"), check=False)
@@ -39,7 +39,7 @@ def test_application_believes_no_other_container(stack: Stack) -> None:
     assert seen_by_the_application(stack, path) == address_in(stack, "backup", "back")
 
 
-def test_application_does_not_believe_the_machines_own_programs(stack: Stack) -> None:
+def test_application_ignores_client_addresses_from_programs_on_the_host(stack: Stack) -> None:
     path = f"/api/v1/{uuid4().hex}"
     command = ask_past_the_proxy(f"http://{address_in(stack, 'app', 'front')}:8000{path}")
 
@@ -49,7 +49,7 @@ def test_application_does_not_believe_the_machines_own_programs(stack: Stack) ->
     assert seen_by_the_application(stack, path) == describe_network(stack, "front")["IPAM"]["Config"][0]["Gateway"]
 
 
-def test_proxy_has_to_be_named_where_no_network_has_a_way_out(stack: Stack) -> None:
+def test_start_fails_if_no_network_identifies_the_proxy(stack: Stack) -> None:
     output = run_docker(
         *("run", "--rm", "--network=none", stack.image, "python", "-I", "trust_proxy.py", "echo", "started"),
         check=False,
@@ -58,7 +58,7 @@ def test_proxy_has_to_be_named_where_no_network_has_a_way_out(stack: Stack) -> N
     assert output == "No network has a way out, so none is known to be the proxy's: set FORWARDED_ALLOW_IPS.\n"
 
 
-def test_proxy_that_comes_back_elsewhere_is_believed(stack: Stack, manual: dict[str, list[str]]) -> None:
+def test_proxy_with_a_new_address_is_trusted(stack: Stack, manual: dict[str, list[str]]) -> None:
     before = address_in(stack, "proxy", "front")
     path = f"/api/v1/{uuid4().hex}"
     name = f"{stack.project.path.name}_front"

@@ -9,7 +9,7 @@ from tests.support.containers import HARDENED, RUNNING, Stack, address_in, descr
 
 
 @pytest.mark.parametrize("service", RUNNING)
-def test_containers_may_do_nothing_beyond_their_work(stack: Stack, service: str) -> None:
+def test_containers_have_no_capabilities_and_a_read_only_root(stack: Stack, service: str) -> None:
     status = stack.execute(service, "cat", "/proc/1/status")
 
     # Also what a program with more rights than its caller would get.
@@ -37,7 +37,7 @@ def test_containers_are_confined_and_limited(stack: Stack, service: str) -> None
     assert host["RestartPolicy"]["Name"] == ("no" if service == "migrate" else "unless-stopped")
 
 
-def test_settings_of_the_application_stand_in_a_file(stack: Stack) -> None:
+def test_settings_in_secrets_env_reach_the_containers(stack: Stack) -> None:
     file = stack.project.path / "secrets" / "env"
     secret = r'a${HOME}b$HOME$$ "c" \d #e'
     file.write_text(f"REGISTRATION_OPEN=false\nSMTP_PASSWORD='{secret}'\n", encoding="utf-8")
@@ -67,7 +67,7 @@ def test_only_the_proxy_is_published(stack: Stack) -> None:
     assert [binding["HostIp"].count(".") for binding in bindings] == [3, 3]
 
 
-def test_nobody_but_the_proxy_shares_a_network_with_the_application_and_the_way_out(stack: Stack) -> None:
+def test_only_proxy_and_application_are_on_the_network_with_internet_access(stack: Stack) -> None:
     members: dict[str, set[str]] = {}
     for service in HARDENED:
         for network in stack.inspect(list_all(stack, service)[0])["NetworkSettings"]["Networks"]:
@@ -78,7 +78,7 @@ def test_nobody_but_the_proxy_shares_a_network_with_the_application_and_the_way_
     assert is_internal == {"front": False, "back": True}
 
 
-def test_database_is_out_of_reach_for_the_proxy_and_has_no_way_out(stack: Stack) -> None:
+def test_proxy_cannot_reach_the_database_and_the_database_cannot_reach_the_internet(stack: Stack) -> None:
     url = f"telnet://{address_in(stack, 'db', 'back')}:5432"
 
     named = stack.execute("proxy", "sh", "-c", "getent hosts db || echo unknown")
@@ -91,7 +91,7 @@ def test_database_is_out_of_reach_for_the_proxy_and_has_no_way_out(stack: Stack)
     assert not re.search(r"(?m)^\w+\s+00000000\s", routes)
 
 
-def test_application_is_no_superuser_of_its_database(stack: Stack, user: dict[str, str]) -> None:
+def test_application_connects_without_superuser_rights(stack: Stack, user: dict[str, str]) -> None:
     rights = "rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls"
     query = "SELECT {} FROM pg_roles JOIN pg_stat_activity ON rolname = usename WHERE client_addr IS NOT NULL"
     stack.request("GET", "/api/v1/todos", headers=user)
@@ -101,7 +101,7 @@ def test_application_is_no_superuser_of_its_database(stack: Stack, user: dict[st
     assert set(found.split()) == {"f|f|f|f|f"}
 
 
-def test_application_does_not_own_its_tables_and_has_no_password_of_the_owner(stack: Stack) -> None:
+def test_application_neither_owns_its_tables_nor_has_the_owners_password(stack: Stack) -> None:
     owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
     as_service = ["db", "psql", "-U", "service", "-c"]
     forget = ["TRUNCATE audit_events", "ALTER TABLE audit_events DISABLE TRIGGER ALL", "SET ROLE owner"]
@@ -117,7 +117,7 @@ def test_application_does_not_own_its_tables_and_has_no_password_of_the_owner(st
         assert reason in refusal
 
 
-def test_proxy_stops_after_the_application_and_that_after_its_workers(stack: Stack) -> None:
+def test_stop_timeouts_grow_from_workers_to_application_to_proxy(stack: Stack) -> None:
     config = json.loads(stack.compose("config", "--format", "json"))["services"]["app"]
     proxy, app, db = (
         stack.inspect(stack.list_containers(service)[0])["Config"]["StopTimeout"] for service in ("proxy", "app", "db")
@@ -128,7 +128,7 @@ def test_proxy_stops_after_the_application_and_that_after_its_workers(stack: Sta
     assert db >= 60
 
 
-def test_containers_start_when_what_they_need_is_ready(stack: Stack) -> None:
+def test_containers_start_after_their_dependencies_are_ready(stack: Stack) -> None:
     services = json.loads(stack.compose("config", "--format", "json"))["services"]
 
     needed = {

@@ -26,7 +26,7 @@ def test_no_acknowledged_write_is_lost_in_a_crash(
     assert clients.acknowledged <= stack.list_todos(user)
 
 
-def test_readiness_tells_the_truth_about_the_database(stack: Stack, user: dict[str, str]) -> None:
+def test_readiness_follows_the_state_of_the_database(stack: Stack, user: dict[str, str]) -> None:
     probe = ["python", "-I", "healthcheck.py"]
     ready = stack.execute("app", *probe)
 
@@ -51,7 +51,7 @@ def test_readiness_tells_the_truth_about_the_database(stack: Stack, user: dict[s
     )
 
 
-def test_the_application_ends_its_requests_and_itself_when_told(stack: Stack) -> None:
+def test_application_stops_gracefully(stack: Stack) -> None:
     (container,) = stack.list_containers("app")
     started = time.monotonic()
 

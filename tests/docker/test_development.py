@@ -9,7 +9,7 @@ from tests.support.projects import Bake
 from tests.support.serving import wait_until
 
 
-def test_development_reloads_what_is_changed_and_keeps_messages(bake: Bake) -> None:
+def test_development_reloads_changed_code_and_writes_mail_to_files(bake: Bake) -> None:
     stack = Stack(bake(project_slug=f"dev-{uuid4().hex[:8]}"), production=False)
     router = stack.project.path / "app" / "health" / "router.py"
     try:

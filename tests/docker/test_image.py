@@ -10,7 +10,7 @@ from tests.support.programs import UV
 from tests.support.projects import Bake
 
 
-def test_image_has_what_it_needs_and_nothing_else(stack: Stack) -> None:
+def test_image_has_no_build_tools_and_no_files_of_development(stack: Stack) -> None:
     image = stack.inspect(stack.image)
     config = image["Config"]
     look = "ls -A /service; which gcc cc make uv pg_dump; find /opt/venv /service/app -name '*.py' | wc -l; "
@@ -64,7 +64,7 @@ def read_layers(image: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
             )
 
 
-def test_image_is_built_from_a_lock_file_where_there_is_one(bake: Bake) -> None:
+def test_image_is_built_from_the_lock_file_if_there_is_one(bake: Bake) -> None:
     stack = Stack(bake(project_slug=f"lock-{uuid4().hex[:8]}", database="sqlite"))
     stack.project.run([UV, "lock"])
     lock = stack.project.path / "uv.lock"

@@ -12,7 +12,7 @@ from tests.support.containers import AT_ONCE, DOMAIN, PAGE_ORIGIN, RECOVERY_SECO
 from tests.support.serving import wait_until
 
 
-def test_body_that_is_too_large_is_refused_before_the_application(stack: Stack, user: dict[str, str]) -> None:
+def test_nginx_refuses_a_body_that_is_too_large(stack: Stack, user: dict[str, str]) -> None:
     fits = stack.request("POST", "/api/v1/todos", content=b"x" * 1024 * 1024, headers=user)
     refused = stack.request("POST", "/api/v1/todos", content=b"x" * (1024 * 1024 + 1), headers=user)
 
@@ -23,7 +23,7 @@ def test_body_that_is_too_large_is_refused_before_the_application(stack: Stack, 
     assert "access-control-allow-origin" not in refused.headers
 
 
-def test_location_for_uploads_has_a_limit_of_its_own(stack: Stack) -> None:
+def test_upload_routes_accept_larger_bodies(stack: Stack) -> None:
     # No route: the application's own limit answers what nginx lets through.
     path = f"/api/v1/{uuid4().hex}/file"
     passed_on = stack.request("PUT", path, content=b"x" * 10 * 1024 * 1024)
@@ -47,7 +47,7 @@ ALSO_HASHING = (
 )
 
 
-def test_sign_ins_are_limited_and_the_rest_goes_on(stack: Stack, user: dict[str, str]) -> None:
+def test_sign_ins_are_rate_limited_and_other_requests_are_not(stack: Stack, user: dict[str, str]) -> None:
     form = {"grant_type": "password", "password": "wrong"}
 
     def sign_in(_number: int) -> httpx2.Response:
@@ -72,7 +72,7 @@ def test_sign_ins_are_limited_and_the_rest_goes_on(stack: Stack, user: dict[str,
     assert stack.request("GET", "/api/v1/todos", headers=user).status_code == 200
 
 
-def test_slow_clients_are_closed_and_stop_nobody(stack: Stack, user: dict[str, str]) -> None:
+def test_slow_clients_are_disconnected_and_block_nobody(stack: Stack, user: dict[str, str]) -> None:
     context = unverified()
     connections = []
     for _ in range(100):

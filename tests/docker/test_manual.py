@@ -12,7 +12,7 @@ def test_first_deployment_has_an_administrator(stack: Stack) -> None:
     assert stack.request("GET", "/api/v1/users", headers=stack.log_in(ADMIN)).status_code == 200
 
 
-def test_logs_tell_of_each_request_and_the_probe_answers_inside(stack: Stack, manual: dict[str, list[str]]) -> None:
+def test_logs_show_each_request_and_the_probe_answers(stack: Stack, manual: dict[str, list[str]]) -> None:
     (look,) = manual["Logs and health"]
     path = f"/api/v1/{uuid4().hex}"
     request_id = stack.request("GET", path).headers["x-request-id"]

@@ -42,7 +42,7 @@ def find_style(page: httpx2.Response) -> str:
     return str(style)
 
 
-def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_reach(lite: Stack) -> None:
+def test_proxy_answers_browsers_and_clients_while_the_application_is_down(lite: Stack) -> None:
     style = find_style(lite.request("GET", "/", headers=OF_A_BROWSER))
     lite.request("GET", style)
     lite.compose("stop", "app")
@@ -76,7 +76,7 @@ def test_proxy_speaks_to_people_and_programs_while_the_application_is_out_of_rea
     assert not [code for code in codes if code in logs]
 
 
-def test_guesses_at_the_page_are_limited_and_told_so(lite: Stack) -> None:
+def test_sign_in_page_is_rate_limited_with_an_explanation(lite: Stack) -> None:
     def log_in(_number: int) -> httpx2.Response:
         return lite.request("POST", "/log-in", data={"email": "x"}, headers=OF_A_BROWSER)
 
@@ -91,7 +91,7 @@ def test_guesses_at_the_page_are_limited_and_told_so(lite: Stack) -> None:
 
 
 @pytest.mark.browser
-def test_person_logs_in_through_the_proxy_with_cookies_for_tls_alone(lite: Stack) -> None:
+def test_person_signs_in_through_the_proxy_with_secure_cookies(lite: Stack) -> None:
     email = lite.create_account()
 
     with open_chromium(f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1") as chromium:

@@ -43,7 +43,7 @@ def test_other_process_managers_are_restarted_when_they_are_killed(lite: Stack) 
     assert lite.add_todo(headers).status_code == 201
 
 
-def test_other_process_managers_end_their_requests_and_themselves_when_told(lite: Stack) -> None:
+def test_other_process_managers_stop_gracefully(lite: Stack) -> None:
     (container,) = lite.list_containers("app")
 
     lite.compose("stop", "app")
@@ -70,7 +70,7 @@ def test_update_under_other_process_managers_fails_no_request(lite: Stack, manua
     assert not set(before) & set(lite.list_containers("app"))
 
 
-def test_other_process_managers_log_json_and_add_up_what_their_workers_count(lite: Stack) -> None:
+def test_other_process_managers_log_json_and_add_up_metrics(lite: Stack) -> None:
     before = count_deletions(lite)
     asked = [lite.request("DELETE", "/api/v1/users/me").status_code for _ in range(10)]
     wait_until(lambda: count_deletions(lite) == before + 10, RECOVERY_SECONDS, lambda: "all are counted")

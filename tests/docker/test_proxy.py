@@ -11,7 +11,7 @@ import pytest
 from tests.support.containers import DOMAIN, HEADERS, PAGE_ORIGIN, Stack, unverified
 
 
-def test_person_signs_up_logs_in_and_keeps_todos(stack: Stack) -> None:
+def test_person_signs_up_signs_in_and_keeps_todos(stack: Stack) -> None:
     headers = stack.sign_up()
     created = stack.add_todo(headers, "Write a test")
     path = created.headers["location"]
@@ -41,7 +41,7 @@ def test_tls_is_modern_and_speaks_http_2(stack: Stack, version: ssl.TLSVersion) 
         assert connection.selected_alpn_protocol() == "h2"
 
 
-def test_http_is_redirected_and_calls_of_the_api_are_refused(stack: Stack) -> None:
+def test_plain_http_redirects_pages_and_refuses_api_calls(stack: Stack) -> None:
     plain = f"http://127.0.0.1:{stack.http_port}"
     redirected = stack.client.get(f"{plain}/todos?page=2", headers={"Host": DOMAIN})
     refused = stack.client.get(f"{plain}/api/v1/todos?limit=1", headers={"Host": DOMAIN})
@@ -65,7 +65,7 @@ def test_unknown_host_is_refused(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("path", "status"), [("/health", 200), ("/api/v1/users/me", 401), ("/metrics", 404), ("/static/favicon.svg", 200)]
 )
-def test_every_answer_has_the_security_headers_once(stack: Stack, path: str, status: int) -> None:
+def test_every_response_has_each_security_header_once(stack: Stack, path: str, status: int) -> None:
     response = stack.request("GET", path)
 
     assert response.status_code == status
@@ -84,7 +84,7 @@ def test_every_answer_has_the_security_headers_once(stack: Stack, path: str, sta
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_what_is_not_for_the_public_is_not_found(stack: Stack, method: str, path: str) -> None:
+def test_internal_routes_are_not_found(stack: Stack, method: str, path: str) -> None:
     assert f" {404} " in speak(stack, f"{method} {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
 
 
@@ -122,7 +122,7 @@ def speak(stack: Stack, request: str) -> str:
         (505, "GET {path} HTTP/3.0", "X-A: 1"),
     ],
 )
-def test_refusals_of_nginx_are_problems_whatever_the_path_ends_in(
+def test_nginx_refuses_with_problem_documents_for_any_file_extension(
     stack: Stack, path: str, status: int, start: str, header: str
 ) -> None:
     lines = (start.replace("{path}", path), f"Host: {DOMAIN}", f"Origin: {PAGE_ORIGIN}", "Connection: close", header)
@@ -139,7 +139,7 @@ def test_refusals_of_nginx_are_problems_whatever_the_path_ends_in(
     assert len(re.findall("(?im)^allow:", head)) == (1 if status == 405 else 0)
 
 
-def test_own_redirects_keep_the_port(stack: Stack) -> None:
+def test_redirects_of_the_application_keep_the_port(stack: Stack) -> None:
     assert stack.request("GET", "/api/v1/users/").headers["location"] == "/api/v1/users"
 
 
@@ -164,7 +164,7 @@ def test_static_files_are_cached_for_a_year_and_read_only(stack: Stack) -> None:
     assert stack.request("GET", "/robots.txt").text.startswith("User-agent")
 
 
-def test_public_answer_is_cached_and_one_persons_never(stack: Stack, user: dict[str, str]) -> None:
+def test_public_responses_are_cached_and_private_ones_are_not(stack: Stack, user: dict[str, str]) -> None:
     stranger = stack.sign_up()
     stack.add_todo(user, "mine alone")
 

@@ -12,7 +12,7 @@ from tests.support.projects import Bake, BakedProject
 from tests.support.serving import wait_until
 
 
-def test_missing_secrets_are_made_and_given_ones_kept(bake: Bake) -> None:
+def test_missing_secrets_are_created_and_existing_ones_are_kept(bake: Bake) -> None:
     project: BakedProject = bake()
     names = project.secrets - {".env"}
     kept = hashlib.sha256(project.read("secrets/database_password").encode()).hexdigest()
@@ -25,7 +25,7 @@ def test_missing_secrets_are_made_and_given_ones_kept(bake: Bake) -> None:
     assert (project.path / "secrets").stat().st_mode & 0o777 == 0o700
 
 
-def test_new_signing_key_logs_nobody_out_and_the_database_takes_a_new_password(
+def test_rotating_the_signing_key_and_the_database_password_signs_nobody_out(
     stack: Stack, manual: dict[str, list[str]]
 ) -> None:
     new_key, new_password = manual["Secrets"]
@@ -45,9 +45,7 @@ def test_new_signing_key_logs_nobody_out_and_the_database_takes_a_new_password(
     assert "Done: " in stack.execute("backup", "python", "-m", "app", "db", "backup", "/backups")
 
 
-def test_given_certificate_and_its_successor_are_used_without_a_restart(
-    stack: Stack, manual: dict[str, list[str]]
-) -> None:
+def test_new_certificates_are_used_without_a_restart(stack: Stack, manual: dict[str, list[str]]) -> None:
     (replace,) = manual["Certificate"]
     folder = stack.project.path
     try:

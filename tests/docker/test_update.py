@@ -10,7 +10,7 @@ from tests.support.projects import Bake, BakedProject
 from tests.support.serving import wait_until
 
 
-def test_load_is_balanced_and_survives_the_crash_of_an_instance(three: Stack, user: dict[str, str]) -> None:
+def test_load_is_balanced_and_a_crashed_instance_fails_no_request(three: Stack, user: dict[str, str]) -> None:
     served = {address.split(":")[0] for address in three.serving()}
     paths = {f"/api/v1/{uuid4().hex}" for _ in range(30)}
     for path in paths:
@@ -51,7 +51,7 @@ def downgrade() -> None:
 """
 
 
-def test_update_and_the_way_back_fail_no_request(
+def test_update_and_rollback_fail_no_request(
     three: Stack, origin: BakedProject, user: dict[str, str], manual: dict[str, list[str]]
 ) -> None:
     update, back, downgrade = manual["Update, roll back, scale"][:3]
@@ -93,7 +93,7 @@ def wait_for_version(stack: Stack, version: str) -> None:
     )
 
 
-def test_instance_that_nginx_never_asked_is_out_of_use_at_once(stack: Stack) -> None:
+def test_draining_an_instance_without_requests_returns_at_once(stack: Stack) -> None:
     """As one that never got ready: an update replaces it like any other."""
     drain = ("/bin/sh", "/etc/nginx/proxy/proxy.sh", "drain")
     started = time.monotonic()
@@ -116,7 +116,7 @@ esac
 """
 
 
-def test_instance_that_got_ready_is_drained_when_another_one_did_not(bake: Bake) -> None:
+def test_failed_update_drains_the_new_instance_that_became_ready(bake: Bake) -> None:
     project: BakedProject = bake()
     update, engine = project.path / "deploy" / "docker" / "update.sh", project.path / "bin" / "docker"
     update.write_text(

@@ -7,7 +7,7 @@ from tests.support.servers import Server, create, is_served
 from tests.support.serving import wait_until
 
 
-def test_machine_is_up_and_everything_runs(server: Server) -> None:
+def test_all_units_run(server: Server) -> None:
     timers = " ".join(f"{server.slug}-{job}.timer" for job in ("backup", "certificate", "health"))
 
     assert server.machine.run("systemctl is-system-running") == "running"
@@ -25,7 +25,7 @@ def kill_and_wait(machine: Machine, unit: str) -> None:
     )
 
 
-def test_what_the_service_stands_on_comes_back_when_it_is_killed(server: Server, token: str) -> None:
+def test_killed_database_proxy_and_fail2ban_are_restarted(server: Server, token: str) -> None:
     created = create(server, token, "Before the crash")
     units = server.machine.run("systemctl list-units --plain --no-legend 'postgresql@*' | cut -d ' ' -f 1").split()
 
@@ -40,7 +40,7 @@ def test_what_the_service_stands_on_comes_back_when_it_is_killed(server: Server,
     assert len(units) == (server.project.answers["database"] == "postgresql")
 
 
-def test_everything_is_back_after_a_reboot(server: Server, token: str) -> None:
+def test_everything_runs_again_after_a_reboot(server: Server, token: str) -> None:
     created = create(server, token, "Survives a reboot")
     boot = server.machine.run("cat /proc/sys/kernel/random/boot_id")
 
@@ -65,7 +65,7 @@ def test_killed_worker_is_replaced(server: Server, token: str) -> None:
     assert "Under" not in server.titles(token)
 
 
-def test_killed_master_is_replaced_and_requests_wait_meanwhile(server: Server) -> None:
+def test_killed_process_manager_is_restarted(server: Server) -> None:
     main = server.main_pid()
     restarts = server.restarts
 
@@ -113,7 +113,7 @@ def test_hung_service_is_restarted_by_the_health_timer(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql")
-def test_restarted_database_is_found_again(server: Server, token: str) -> None:
+def test_service_reconnects_after_a_database_restart(server: Server, token: str) -> None:
     before = server.wait_for_workers()
     created = create(server, token, "Before the restart")
 

@@ -49,7 +49,9 @@ def serial_of(server: Server) -> str:
     return server.machine.run(f"{connect} | openssl x509 -noout -serial")
 
 
-def test_certificate_comes_by_itself_once_the_name_leads_here_and_is_renewed(server: Server, acme_root: str) -> None:
+def test_certificate_is_issued_when_the_name_resolves_to_the_server_and_is_renewed(
+    server: Server, acme_root: str
+) -> None:
     trusting_it = Site(server.site.address, DOMAIN, acme_root)
     self_signed = serial_of(server)
 

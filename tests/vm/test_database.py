@@ -9,7 +9,7 @@ from tests.support.servers import PROJECT, Server
 pytestmark = pytest.mark.servers("postgresql")
 
 
-def test_database_grants_the_connections_of_two_instances(server: Server) -> None:
+def test_max_connections_is_enough_for_two_instances(server: Server) -> None:
     pool = 10
     query = "SELECT setting, sourcefile FROM pg_settings WHERE name = 'max_connections'"
 
@@ -43,7 +43,7 @@ def test_service_owns_neither_its_tables_nor_their_backups(server: Server) -> No
     assert "Done: " in purged
 
 
-def test_certificate_of_the_database_is_verified_as_the_manual_says(server: Server) -> None:
+def test_database_certificate_is_verified_as_the_manual_says(server: Server) -> None:
     configuration, folder = f"/etc/{server.slug}/env", f"/etc/{server.slug}"
     key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
     server.machine.run(
@@ -116,7 +116,7 @@ def test_database_is_in_utf_8(server: Server) -> None:
         "first\nDATABASE_PASSWORD=last:'name' %h ÄÖ",
     ],
 )
-def test_password_of_the_role_is_what_the_service_reads(server: Server, written: str) -> None:
+def test_role_gets_the_password_that_the_service_reads(server: Server, written: str) -> None:
     configuration, manage = f"/etc/{server.slug}/env", f"{server.slug}-manage"
     server.machine.run(f"cp -p {configuration} /root/env")
     try:
@@ -137,7 +137,7 @@ def test_password_of_the_role_is_what_the_service_reads(server: Server, written:
     server.site.wait()
 
 
-def test_password_that_is_missing_is_named(server: Server) -> None:
+def test_missing_database_password_is_reported(server: Server) -> None:
     configuration = f"/etc/{server.slug}/env"
     server.machine.run(f"cp -p {configuration} /root/env; echo DATABASE_PASSWORD= >> {configuration}")
     try:

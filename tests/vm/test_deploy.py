@@ -26,7 +26,7 @@ def test_deployment_and_restart_under_load_fail_no_request(server: Server, token
     assert server.machine.run(f"systemctl list-units --plain --no-legend '{server.slug}@*.service' | wc -l") == "1"
 
 
-def test_proxy_waits_longer_than_the_unit_and_the_unit_longer_than_the_workers(server: Server) -> None:
+def test_timeouts_grow_from_workers_to_unit_to_proxy(server: Server) -> None:
     proxy = re.findall(r"proxy_read_timeout (\d+)s;", server.machine.run("nginx -T 2>/dev/null"))
     unit = re.fullmatch(r"(\d+)s", server.unit_properties("TimeoutStopUSec")["TimeoutStopUSec"])
 
@@ -43,7 +43,7 @@ def count_new_code(server: Server) -> int:
     return int(server.machine.run(f"{journal} | grep -c 'the code is new' || true"))
 
 
-def test_reload_under_load_brings_new_code(server: Server, token: str) -> None:
+def test_reload_under_load_activates_new_code(server: Server, token: str) -> None:
     main, workers = server.wait_for_workers()
     code = f"/opt/{server.slug}/current/app/main.py"
     server.machine.run(f"cp -p {code} /root/main.py; echo {shlex.quote(TELL_OF_NEW_CODE)} >> {code}")

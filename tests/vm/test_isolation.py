@@ -9,7 +9,7 @@ import pytest
 from tests.support.servers import Server, reaches
 
 
-def test_units_are_hardened_and_without_a_complaint(server: Server) -> None:
+def test_units_are_hardened_and_valid(server: Server) -> None:
     kinds = ".service,.socket,.target,.timer,@.service,@.socket"
     listing = f"cd /etc/systemd/system && ls {server.slug}{{-*,}}{{{kinds}}} 2>/dev/null || true"
     units = server.machine.run(listing).replace("@.", "@a.").split()
@@ -28,7 +28,7 @@ def test_units_are_hardened_and_without_a_complaint(server: Server) -> None:
     assert max(exposures.values()) <= 2.5, exposures
 
 
-def test_account_has_no_shell_and_only_it_reads_the_secrets(server: Server) -> None:
+def test_only_the_services_account_reads_the_secrets_and_it_has_no_shell(server: Server) -> None:
     account = server.slug[:31]
 
     assert server.machine.run(f"getent passwd {account}").endswith("/usr/sbin/nologin")
@@ -125,7 +125,7 @@ def test_code_of_a_dependency_never_runs_as_root(server: Server, copy: str) -> N
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_service_reaches_no_backup_and_no_credentials_of_the_cloud(server: Server) -> None:
+def test_service_cannot_read_backups_or_cloud_credentials(server: Server) -> None:
     pid, group = server.main_pid(), f"$(systemctl show -P ControlGroup {server.instance})"
     inside = f'echo 0 > "/sys/fs/cgroup{group}/cgroup.procs"; exec'
     ask = "curl --silent --show-error --max-time 20 http://169.254.169.254:8000/"
@@ -150,7 +150,7 @@ def test_service_reaches_no_backup_and_no_credentials_of_the_cloud(server: Serve
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_service_executes_nothing_that_it_can_write(server: Server) -> None:
+def test_service_cannot_execute_files_that_it_can_write(server: Server) -> None:
     enter = f"nsenter --mount --target {server.main_pid()}"
     folders = f"/var/lib/{server.slug} /tmp /var/tmp /dev/shm"
 
@@ -169,7 +169,7 @@ def test_service_executes_nothing_that_it_can_write(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql")
-def test_limits_of_the_unit_reach_the_service(server: Server) -> None:
+def test_unit_limits_apply_to_the_service(server: Server) -> None:
     shown = server.unit_properties("MemoryMax", "TasksMax", "LimitNOFILE", "OOMPolicy", "Restart")
     memory = int(server.machine.run("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")) * 1024
     files = server.machine.run(f"sed -n 's/^Max open files *//p' /proc/{server.main_pid()}/limits")

@@ -76,7 +76,7 @@ time.sleep(600)
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_network_of_ipv6_is_limited_and_banned_as_one_client(
+def test_ipv6_network_is_limited_and_banned_as_one_client(
     server: Server, networks: tuple[list[str], list[str]]
 ) -> None:
     crowd, others = networks
@@ -94,7 +94,7 @@ def test_network_of_ipv6_is_limited_and_banned_as_one_client(
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_failed_sign_ins_of_a_network_of_ipv6_are_counted_together(
+def test_failed_sign_ins_of_an_ipv6_network_are_counted_together(
     server: Server, networks: tuple[list[str], list[str]]
 ) -> None:
     crowd, others = networks
@@ -111,7 +111,7 @@ def test_failed_sign_ins_of_a_network_of_ipv6_are_counted_together(
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_connections_of_a_network_of_ipv6_leave_room_for_others(
+def test_connections_of_an_ipv6_network_are_limited_together(
     server: Server, networks: tuple[list[str], list[str]]
 ) -> None:
     crowd, others = networks
@@ -142,7 +142,7 @@ def test_connections_of_a_network_of_ipv6_leave_room_for_others(
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_page_of_another_site_uses_up_no_sign_in_of_its_visitor(
+def test_cross_site_requests_do_not_count_against_the_visitor(
     server: Server, networks: tuple[list[str], list[str]]
 ) -> None:
     client = networks[1][0]
@@ -158,7 +158,7 @@ def test_page_of_another_site_uses_up_no_sign_in_of_its_visitor(
     assert client not in server.machine.run("cat /var/log/nginx/limited.log")
 
 
-def test_who_guesses_for_ssh_loses_all_ports_and_who_guesses_for_the_service_the_web(server: Server) -> None:
+def test_ssh_ban_closes_all_ports_and_service_ban_closes_http(server: Server) -> None:
     rules = {}
     for jail in ("sshd", "service"):
         server.machine.run(f"fail2ban-client set {jail} banip 192.0.2.7")
@@ -184,7 +184,7 @@ def banned_until_unbanned(server: Server, jail: str, offend: Callable[[], object
     server.site.wait()
 
 
-def test_who_fails_to_sign_in_again_and_again_is_banned(server: Server) -> None:
+def test_repeated_failed_sign_ins_lead_to_a_ban(server: Server) -> None:
     form = {"grant_type": "password", "username": EMAIL, "password": "wrong password 123"}
 
     def offend() -> None:
@@ -200,7 +200,7 @@ def test_who_fails_to_sign_in_again_and_again_is_banned(server: Server) -> None:
         server.machine.run("fail2ban-client reload --unban")
 
 
-def test_who_hammers_is_banned(server: Server) -> None:
+def test_repeatedly_exceeding_the_rate_limit_leads_to_a_ban(server: Server) -> None:
     form = {"grant_type": "password", "username": EMAIL, "password": "short"}
 
     def offend() -> None:

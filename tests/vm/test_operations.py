@@ -12,7 +12,7 @@ from tests.support.serving import wait_until
 from tests.support.stored_files import READ_FILE, STORE_FILE
 
 
-def test_commands_of_the_service_run_on_the_server(server: Server) -> None:
+def test_manage_commands_run_on_the_server(server: Server) -> None:
     manage = f"{server.slug}-manage"
 
     output = server.machine.run(
@@ -24,7 +24,7 @@ def test_commands_of_the_service_run_on_the_server(server: Server) -> None:
     server.machine.run(f"{manage} users deactivate root@example.com")
 
 
-def test_arguments_of_a_command_arrive_as_they_were_typed(server: Server) -> None:
+def test_manage_command_passes_its_arguments_on_unchanged(server: Server) -> None:
     revision = "$HOME.${HOME}$$%h'\"`id`"
 
     # Encoded: the program that runs commands on the machine may be systemd's, and put in values itself.
@@ -34,7 +34,7 @@ def test_arguments_of_a_command_arrive_as_they_were_typed(server: Server) -> Non
     assert f"Upgrading to {revision} ..." in output
 
 
-def test_backup_brings_everything_back_after_a_loss(server: Server, token: str) -> None:
+def test_restore_recovers_a_lost_database_and_lost_files(server: Server, token: str) -> None:
     created = create(server, token, "Worth keeping")
     file_id = server.run_python(STORE_FILE, "as worthy")
     server.machine.run(f"systemctl start {server.slug}-backup.service")
@@ -65,7 +65,7 @@ def destroy_database(server: Server) -> None:
         server.machine.run(f"rm /var/lib/{server.slug}/app.sqlite3*")
 
 
-def test_counts_of_the_workers_add_up(server: Server) -> None:
+def test_metrics_add_up_the_counts_of_all_workers(server: Server) -> None:
     before = server.count_requests()
 
     statuses = [server.site.request("DELETE", "/api/v1/users/me").status for _ in range(10)]
@@ -75,7 +75,7 @@ def test_counts_of_the_workers_add_up(server: Server) -> None:
     assert [server.count_requests() - before for _ in range(10)] == [10] * 10
 
 
-def test_every_line_of_the_service_is_json(server: Server) -> None:
+def test_every_log_line_of_the_service_is_json(server: Server) -> None:
     # Of its last start, and not those that systemd has to say of the unit.
     run = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {server.instance})"
 
@@ -107,7 +107,7 @@ def test_backups_and_logs_do_not_fill_the_disk(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql")
-def test_full_disk_of_the_logs_stops_no_request(server: Server, token: str) -> None:
+def test_full_log_disk_stops_no_request(server: Server, token: str) -> None:
     fill = "cat /dev/zero > {0}/fill 2>/dev/null || true"
     folders = ["/var/log/nginx", "/var/log/journal"]
     for folder in folders:

@@ -17,7 +17,7 @@ def cookies_of(answer: Answer) -> dict[str, str]:
     return {"Cookie": "; ".join(cookie.partition(";")[0] for cookie in cookies)}
 
 
-def test_person_logs_in_on_a_page_with_cookies_for_tls_alone(server: Server) -> None:
+def test_person_signs_in_on_a_page_with_secure_cookies(server: Server) -> None:
     page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
     (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', page.body.decode())[-1:]
     form = {"csrf_token": token, "email": EMAIL, "password": PASSWORD}
@@ -33,7 +33,7 @@ def test_person_logs_in_on_a_page_with_cookies_for_tls_alone(server: Server) -> 
     assert server.site.request("POST", "/log-in", form, form=True, headers=OF_A_BROWSER).status == 403
 
 
-def test_form_that_no_page_needs_is_refused_before_the_service(server: Server) -> None:
+def test_nginx_refuses_a_form_larger_than_any_page_needs(server: Server) -> None:
     refused = server.site.request("POST", "/todos", {"description": "x" * 170_000}, form=True)
     longest = server.site.request("POST", "/todos", {"description": "🎉" * 10_000}, form=True)
     by_api = server.site.request("POST", TODOS, {"description": "x" * 170_000})
@@ -44,7 +44,7 @@ def test_form_that_no_page_needs_is_refused_before_the_service(server: Server) -
     assert (by_api.status, bool(by_api.headers["X-Request-ID"])) == (401, True)
 
 
-def test_nginx_serves_the_files_of_the_pages_and_speaks_while_the_service_is_stopped(server: Server) -> None:
+def test_nginx_serves_static_files_and_an_error_page_while_the_service_is_down(server: Server) -> None:
     page = server.site.request("GET", "/log-in", headers=OF_A_BROWSER)
     (style,) = re.findall(r'href="(/static/pages\.[0-9a-f]{16}\.css)"', page.body.decode())
     code = uuid4().hex

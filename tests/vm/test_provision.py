@@ -7,7 +7,7 @@ import pytest
 from tests.support.servers import PROJECT, Server, reaches
 
 
-def test_dry_run_tells_what_it_would_change_and_changes_nothing(server: Server) -> None:
+def test_dry_run_lists_the_changes_and_changes_nothing(server: Server) -> None:
     planned = [line for line in server.outputs["dry run"].splitlines() if line.startswith("- ")]
 
     assert any("install" in line and "nginx" in line for line in planned)
@@ -36,7 +36,7 @@ def test_nginx_listens_on_ipv4_alone_where_the_kernel_has_no_ipv6(server: Server
 
 
 @pytest.mark.servers("postgresql")
-def test_provision_that_stops_says_where_and_the_next_one_completes_it(server: Server) -> None:
+def test_failed_provision_reports_the_step_and_the_next_one_completes_it(server: Server) -> None:
     provision = f"{PROJECT}/deploy/vm/provision.sh"
     server.machine.run("rm /etc/nginx/service/tls.conf; echo nonsense > /etc/nginx/conf.d/broken.conf")
 
@@ -74,7 +74,7 @@ def opened_by_provision(server: Server, port: int) -> bool:
 
 
 @pytest.mark.servers("postgresql")
-def test_ssh_stays_reachable_on_whatever_port_it_has(server: Server, ssh_settings: tuple[str, str]) -> None:
+def test_ssh_stays_reachable_on_any_port(server: Server, ssh_settings: tuple[str, str]) -> None:
     sshd, activation = ssh_settings
 
     server.machine.run(f"echo 'Port 2222' > {sshd}; systemctl restart ssh")
@@ -96,7 +96,7 @@ def test_ssh_stays_reachable_on_whatever_port_it_has(server: Server, ssh_setting
 
 
 @pytest.mark.servers("postgresql")
-def test_swap_is_made_only_where_it_can_be(server: Server) -> None:
+def test_swap_file_is_created_except_in_containers(server: Server) -> None:
     provision = f"{PROJECT}/deploy/vm/provision.sh --swap 64M"
     is_container = server.machine.run("systemd-detect-virt --container || true") != "none"
 
@@ -109,7 +109,7 @@ def test_swap_is_made_only_where_it_can_be(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql")
-def test_wrong_call_does_nothing(server: Server) -> None:
+def test_wrong_arguments_change_nothing(server: Server) -> None:
     release = server.release
     calls = ("deploy.sh rolback root@localhost", "deploy.sh --downgrade", "provision.sh --dryrun", "deploy.sh -x")
 

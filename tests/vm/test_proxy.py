@@ -23,7 +23,7 @@ def test_person_signs_in_and_keeps_todos_over_https(server: Server, token: str) 
     assert "Trust it" not in server.titles(token)
 
 
-def test_plain_http_leads_to_https_and_what_is_internal_stays_inside(server: Server) -> None:
+def test_plain_http_redirects_to_https_and_internal_routes_are_hidden(server: Server) -> None:
     code = uuid4().hex
     path = f"/reset-password?token={code}"
     assert server.site.redirect_of(path) == (308, f"https://{DOMAIN}{path}")
@@ -44,7 +44,7 @@ def test_control_characters_in_a_path_are_refused(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_form_that_no_route_needs_is_refused_before_the_service(server: Server) -> None:
+def test_nginx_refuses_a_form_larger_than_any_route_needs(server: Server) -> None:
     for path in (TOKEN, "/api/v1/auth/revoke"):
         refused = server.site.request("POST", path, {"password": "x" * 20_000}, form=True)
         answered = server.site.request("POST", path, {"password": "x" * 15_000}, form=True)
@@ -68,7 +68,7 @@ def test_longest_passwords_reach_the_service(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_plain_http_refuses_what_should_not_have_been_sent(server: Server) -> None:
+def test_plain_http_refuses_credentials_and_api_calls(server: Server) -> None:
     def ask(method: str, path: str, **headers: str) -> tuple[int, str | None, bytes]:
         with closing(HTTPConnection(server.site.address, 80, timeout=20)) as connection:
             connection.request(method, path, headers={"Host": DOMAIN, **headers})
@@ -89,7 +89,7 @@ def test_plain_http_refuses_what_should_not_have_been_sent(server: Server) -> No
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_browsers_are_told_of_subdomains_where_the_operator_says_so(server: Server) -> None:
+def test_hsts_includes_subdomains_when_the_operator_configures_it(server: Server) -> None:
     setting = "/etc/nginx/service/hsts.conf"
     seen = [server.site.request("GET", "/health").headers["Strict-Transport-Security"]]
 
@@ -125,7 +125,7 @@ def test_address_that_the_operator_denies_is_refused(server: Server) -> None:
 
 
 @pytest.mark.servers("postgresql")
-def test_forged_address_reaches_no_log(server: Server) -> None:
+def test_forged_client_address_appears_in_no_log(server: Server) -> None:
     forged = {"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6", "Forwarded": "for=6.6.6.6"}
     form = {"grant_type": "password", "username": "nobody@example.com", "password": "wrong password 123"}
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.servers("postgresql")
 
 
 @pytest.mark.servers("postgresql", "debian13")
-def test_rollback_goes_to_the_release_before_and_five_are_kept(server: Server) -> None:
+def test_rollback_returns_to_the_previous_release_and_five_are_kept(server: Server) -> None:
     releases = f"/opt/{server.slug}/releases"
     server.machine.run(f"for n in 1 2 3 4 5 6; do cp -Rl {releases}/{server.release} {releases}/20000101-00000$n; done")
     before = server.release
@@ -69,7 +69,9 @@ def add_migration(server: Server, folder: str) -> str:
     return head
 
 
-def test_release_that_does_not_start_is_rolled_back_and_says_why(server: Server, copy: str, token: str) -> None:
+def test_a_release_that_does_not_start_is_rolled_back_and_its_error_is_shown(
+    server: Server, copy: str, token: str
+) -> None:
     release, instance = server.release, server.instance
     head = add_migration(server, copy)
     server.machine.run(f"echo 'raise RuntimeError(\"broken on purpose\")' >> {copy}/app/main.py")
@@ -86,7 +88,7 @@ def test_release_that_does_not_start_is_rolled_back_and_says_why(server: Server,
     assert "ready" in server.deploy("status")
 
 
-def test_release_that_cannot_take_over_leaves_the_old_one_serving(server: Server, token: str) -> None:
+def test_a_release_that_cannot_take_over_keeps_the_old_one_serving(server: Server, token: str) -> None:
     release, instance = server.release, server.instance
     in_the_way = f"/etc/{server.slug}/active.sock.new"
     server.machine.run(f"mkdir {in_the_way}")
@@ -100,7 +102,7 @@ def test_release_that_cannot_take_over_leaves_the_old_one_serving(server: Server
     assert server.machine.run(f"systemctl list-units --plain --no-legend '{server.slug}@*.service' | wc -l") == "1"
 
 
-def test_migration_that_fails_changes_nothing(server: Server, copy: str) -> None:
+def test_a_failed_migration_keeps_the_old_release(server: Server, copy: str) -> None:
     release = server.release
     add_migration(server, copy)
     server.machine.run(f"sed -i 's/CREATE TABLE extra (id integer)/no SQL/' {copy}/migrations/versions/9999_extra.py")
@@ -112,7 +114,7 @@ def test_migration_that_fails_changes_nothing(server: Server, copy: str) -> None
     assert "ready" in server.deploy("status")
 
 
-def test_rollback_takes_the_schema_back_only_when_told_to(server: Server, copy: str, token: str) -> None:
+def test_rollback_downgrades_the_schema_only_on_request(server: Server, copy: str, token: str) -> None:
     release = server.release
     head = add_migration(server, copy)
     # As with a umask that keeps everybody else out.
