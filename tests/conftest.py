@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Chapter
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the template as a clone would have it, so that other tests can work in place meanwhile."""
+    """Copy the template as a clone would contain it, so that other tests can work in place meanwhile."""
     copy = tmp_path_factory.mktemp("template")
     for path in list_files("cookiecutter.json", "hooks", SERVICE):
         target = copy / path
@@ -44,7 +44,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_templates() -> Iterator[None]:
-    """Compile each template once for all bakes, which takes half of the time of a bake; what it renders is its own."""
+    """Compile each template once for all bakes: compiling takes half of the time of a bake."""
     compile_template = Environment.compile
     codes: dict[tuple[str, str | None, str | None, str | None], CodeType] = {}
 

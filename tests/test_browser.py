@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
+from tests.support.browsers import TIMEOUT_MILLISECONDS, Person, open_chromium
 from tests.support.projects import Bake, BakedProject
 from tests.support.serving import RunningServer, serve, wait_until
 
@@ -238,7 +238,7 @@ def test_content_security_policy_blocks_foreign_scripts_and_images(visit: Visit)
     )
     wait_until(
         lambda: person.page.evaluate("1") == 1 and len(person.complaints) >= 3,
-        PATIENCE_MILLISECONDS / 1000,
+        TIMEOUT_MILLISECONDS / 1000,
         lambda: f"three complaints: {person.complaints}",
     )
 
@@ -523,9 +523,9 @@ def walk(person: Person) -> Iterator[str]:
 def test_axe_finds_no_violation_on_any_page(visit: Visit, scheme: str) -> None:
     person = visit(color_scheme=scheme)
 
-    barriers = [barrier for _ in walk(person) for barrier in person.find_barriers()]
+    violations = [violation for _ in walk(person) for violation in person.find_violations()]
 
-    assert barriers == []
+    assert violations == []
 
 
 def test_axe_finds_a_missing_label(visit: Visit) -> None:
@@ -533,13 +533,13 @@ def test_axe_finds_a_missing_label(visit: Visit) -> None:
     person.open("/log-in")
     person.page.evaluate("document.querySelector('label').remove()")
 
-    assert any("label" in barrier for barrier in person.find_barriers())
+    assert any("label" in violation for violation in person.find_violations())
 
 
 def test_pages_fit_a_phone(visit: Visit) -> None:
     person = visit(viewport=PHONE, is_mobile=True, has_touch=True)
 
-    too_wide = {stop: pixels for stop in walk(person) if (pixels := person.width_that_is_cut_off()) > 0}
+    too_wide = {stop: pixels for stop in walk(person) if (pixels := person.horizontal_overflow()) > 0}
 
     assert too_wide == {}
 

@@ -52,11 +52,11 @@ RENDERED = [
     for path in list_files(SERVICE)
     if (ROOT / path).is_file() and not is_copied(name := path.relative_to(SERVICE).as_posix())
 ]
-# The one Python file that differs, and what its tagged lines name.
+# The only Python file that differs between projects, and the words in its tagged lines.
 TAGGED = "app/api.py"
 TAGGED_OPTIONS = {"web_pages": "app.web", "weather_example": "weather"}
 LEFTOVERS = r"(?<!\$)\{\{.*|\{%.*|#%.*|.*cookiecutter.*"
-# Words that only a project with this choice may say.
+# Words that only a project with this choice may contain.
 WORDS = {
     ("database", "postgresql"): r"postgres|psycopg|pgserver|libpq",
     ("database", "sqlite"): r"sqlite",
@@ -74,7 +74,7 @@ WORDS = {
     ("license", "Proprietary"): r"proprietary",
 }
 
-# Where a person reads of what was not chosen, to choose.
+# Documents that compare all choices of an option.
 COMPARISONS = {"process_manager": "docs/process-managers.md"}
 
 
@@ -105,7 +105,7 @@ def assert_every_file_parses(texts: dict[str, str]) -> None:
 
 @cache
 def parse(suffix: str, text: str) -> None:
-    """Most files are the same in most projects."""
+    """Parse a text; cached, because most files are the same in most projects."""
     PARSERS.get(suffix, str)(text)
 
 
@@ -121,14 +121,14 @@ def test_project_contains_no_template_syntax(texts: dict[str, str]) -> None:
 
 
 def assert_nothing_is_left(texts: dict[str, str]) -> None:
-    # docs/developing.md shows Jinja templates of the service, which are not those of cookiecutter.
+    # docs/developing.md contains Jinja templates of the service, which are not templates of cookiecutter.
     own = {name: re.sub(r"(?ms)^```jinja\n.*?^```$", "", text) for name, text in texts.items()}
     assert {name: left for name, text in own.items() if (left := find(LEFTOVERS, text))} == {}
 
 
 @cache
 def find(pattern: str, text: str) -> list[str]:
-    """Most texts are the same in most projects."""
+    """Find a pattern; cached, because most texts are the same in most projects."""
     return re.findall(pattern, text, re.IGNORECASE)
 
 
@@ -143,7 +143,7 @@ def test_python_and_mail_templates_are_copied_unchanged(files: dict[str, Path], 
 def test_tagged_lines_are_kept_only_for_options_answered_yes(project: BakedProject, template: Path) -> None:
     expected = (template / SERVICE / TAGGED).read_text(encoding="utf-8")
     for option in TAGGED_OPTIONS:
-        # A line of its own; or nothing but the tag.
+        # Remove only the tag, or the whole line.
         is_kept = project.answers[option] == "yes"
         pattern = rf"(?m)  # only: {option}$" if is_kept else rf"(?m)^.*  # only: {option}\n"
         expected, count = re.subn(pattern, "", expected)
@@ -238,7 +238,7 @@ def test_project_mentions_no_choice_that_was_not_taken(
 
 
 def assert_nothing_else_is_mentioned(texts: dict[str, str], answers: dict[str, str]) -> None:
-    """Where an answer is missing, none of its choices may be mentioned."""
+    """Check that the texts mention only chosen options; without an answer, no choice of that option."""
     for (option, choice), words in WORDS.items():
         if answers.get(option) not in {choice, "both"}:
             line = f"(?m)^.*(?:{words}).*$"
@@ -274,7 +274,7 @@ def assert_no_blank_lines_are_left(texts: dict[str, str], template: Path) -> Non
 def test_each_file_is_correct_with_every_combination_of_its_options(
     name: str, template: Path, other: BakedProject
 ) -> None:
-    """Rendered as cookiecutter does, and not baked: with all options there are thousands."""
+    """The file is rendered and not baked: all options together have thousands of combinations."""
     environment = create_env_with_context({"cookiecutter": other.answers})
     environment.loader = FileSystemLoader(template / SERVICE)
     source = environment.get_template(name)

@@ -1,4 +1,4 @@
-"""The template is the project: the service's own tests pass in its folder; `make check` sees to the rest.
+"""The service's own tests pass in its folder of the template; `make check` lints and type-checks it there.
 
 Tests that start servers take minutes; they run where each project is baked and used.
 """
@@ -17,7 +17,7 @@ from tests.support.template import ROOT, SERVICE, list_files
 
 
 def run_in_place(verb: str) -> None:
-    """Run what the service's Makefile would, with this environment for the one it would install."""
+    """Run the commands of a verb of the service's Makefile with the Python of this environment."""
     recipe = ["make", "--dry-run", "--no-print-directory", "--assume-old=install", verb]
     commands = subprocess.run(
         recipe, cwd=ROOT / SERVICE, env=person_environment(), check=True, capture_output=True, text=True
@@ -37,7 +37,7 @@ def test_python_of_the_service_holds_no_template_syntax() -> None:
         if path.suffix == ".py":
             text = (ROOT / path).read_text(encoding="utf-8")
 
-            # Not even where Python would mean braces by it: a reader need not ask.
+            # Doubled braces are not allowed in Python either, so that nobody has to ask whether they are Jinja.
             assert not {mark for mark in ("{{", "{%", "{#", "#%") if mark in text}, path
             assert "cookiecutter" not in text, path
 
@@ -61,7 +61,7 @@ def test_every_deployment_starts_workers_through_start_sh(path: str) -> None:
     text = (ROOT / SERVICE / path).read_text(encoding="utf-8")
 
     assert re.search(r'(?m)(CMD|command:|ExecStart=).*/start\.sh("\])?$', text)
-    # One place says what the memory of the workers needs.
+    # start.sh alone configures the memory allocator.
     assert "MALLOC" not in text
 
 
@@ -76,7 +76,7 @@ def test_only_the_sample_features_own_tests_mention_it() -> None:
 
 @pytest.mark.slow
 def test_service_tests_pass_in_place_and_leave_no_files() -> None:
-    """On PostgreSQL; the project that is baked for SQLite runs the same tests there."""
+    """On PostgreSQL; `test_service.py` runs the same tests on SQLite."""
     before = list_files(SERVICE, ignored=True)
 
     run_in_place("test")

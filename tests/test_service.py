@@ -1,4 +1,4 @@
-"""Each baked project, used as its user would: these tests take minutes."""
+"""Baked projects, used as a developer uses them. These tests take minutes."""
 
 import os
 import re
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ANSWERS = {
     "postgresql": {},
-    # Whatever a person types, the project's own checks and tests pass.
+    # Hostile texts: the project's own checks and tests must pass with any answer.
     "sqlite": {
         "project_name": nasty.ACCEPTED["backslash-and-quotes"] + nasty.ACCEPTED["emoji-of-parts"],
         "description": nasty.ACCEPTED["assignment"] + nasty.ACCEPTED["percent"] + nasty.ACCEPTED["dollar"],
@@ -33,11 +33,11 @@ ANSWERS = {
     },
 }
 PYTHON = ".venv/bin/python"
-WITH_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sqlite": []}
-# These commands of a README serve until they are stopped.
+RUN_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sqlite": []}
+# Commands of the README that serve until they are stopped.
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
-# Where the service's own tests start what keeps its workers alive.
-MANAGED = ("keeper", "leaving", "processes", "sockets", "startup", "throttled_workers")
+# The service's test modules that start a process manager.
+PROCESSES = ("keeper", "leaving", "processes", "sockets", "startup", "throttled_workers")
 TESTED_ELSEWHERE = (
     "make check",
     "make test",
@@ -48,7 +48,7 @@ TESTED_ELSEWHERE = (
 PASSWORD = "correct horse battery staple"
 
 
-def log_in(server: RunningServer, email: str) -> str:
+def sign_in(server: RunningServer, email: str) -> str:
     form = {"grant_type": "password", "username": email, "password": PASSWORD}
     answer = server.request("POST", "/api/v1/auth/token", form, form=True)
     assert answer.status == 200, answer.body
@@ -60,7 +60,7 @@ def log_in(server: RunningServer, email: str) -> str:
 def service(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> BakedProject:
     database = request.cls.database
     baked = bake(database=database, **ANSWERS[database])
-    # Wherever a person has their projects, and uv.
+    # The project and uv are in a folder whose name holds spaces, quotes and other special characters.
     folder = tmp_path_factory.mktemp(nasty.DATABASE_FOLDER if database == "postgresql" else nasty.FOLDER)
     shutil.move(baked.path, folder)
     project = BakedProject(folder / baked.path.name, baked.answers)
@@ -71,7 +71,7 @@ def service(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest
 
 
 class ServiceTests:
-    """One class for each database, so that pytest-xdist gives each to one worker, which installs it once."""
+    """One subclass for each database: pytest-xdist gives a class to one worker, which installs the project once."""
 
     database: str
 
@@ -86,14 +86,14 @@ class ServiceTests:
 
     def test_migrations_go_up_down_and_up_without_drift(self, service: BakedProject) -> None:
         for verb in (["upgrade"], ["check"], ["downgrade", "base"], ["upgrade"], ["check"]):
-            service.run([*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db", *verb])
+            service.run([*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db", *verb])
 
     def test_person_signs_up_signs_in_and_keeps_todos(self, service: BakedProject) -> None:
-        # A machine that pauses is no failure.
+        # A machine that pauses must not fail the test.
         with serve(["make", "run"], service.path, READINESS_TIMEOUT_SECONDS="60") as server:
             account = {"email": "ada@example.com", "password": PASSWORD}
             assert server.request("POST", "/api/v1/users", account).status == 201
-            token = log_in(server, "ada@example.com")
+            token = sign_in(server, "ada@example.com")
 
             created = server.request("POST", "/api/v1/todos", {"title": "Write a test"}, token=token)
             todos = server.request("GET", "/api/v1/todos", token=token)
@@ -107,7 +107,7 @@ class ServiceTests:
         with serve(["make", "run"], service.path) as server:
             assert server.seconds_to_start < 60
             assert (service.path / ".venv" / ".installed").stat().st_mtime_ns == installed
-            todos = server.request("GET", "/api/v1/todos", token=log_in(server, "ada@example.com"))
+            todos = server.request("GET", "/api/v1/todos", token=sign_in(server, "ada@example.com"))
             assert [todo["title"] for todo in todos.json["items"]] == ["Write a test"]
             server.stop(signal.SIGINT, group=True)
 
@@ -118,7 +118,7 @@ class ServiceTests:
         with serve(["make", "run"], service.path) as server:
             server.stop(number, group=number != signal.SIGKILL)
 
-        service.run([*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db", "check"])
+        service.run([*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db", "check"])
 
     def test_every_command_of_the_readme_works(self, bake: Bake, tmp_path: Path) -> None:
         project = bake(database=self.database)
@@ -129,8 +129,9 @@ class ServiceTests:
 
         for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", readme)]:
             command = line.partition(" #")[0].strip()
-            # make brings a database; the rest is given one. `copy` and `set` are for Windows; `set` does nothing here.
-            database = [] if command.startswith("make") else WITH_DATABASE[self.database]
+            # `make` starts a database; other commands get one here.
+            # `copy` and `set` are commands of Windows; `set` has no effect here.
+            database = [] if command.startswith("make") else RUN_DATABASE[self.database]
             script = [*database, "sh", "-ec", f'copy() {{ cp "$@"; }}; {command}']
             if command in SERVING:
                 with serve(script, project.path, PATH=":".join(path)) as server:
@@ -152,7 +153,7 @@ class TestOnCircus:
         project = bake(database="sqlite", process_manager="circus")
         project.run(["make", "check"])
 
-        output = project.run([PYTHON, "-m", "pytest", "-n", "auto", *(f"tests/test_{name}.py" for name in MANAGED)])
+        output = project.run([PYTHON, "-m", "pytest", "-n", "auto", *(f"tests/test_{name}.py" for name in PROCESSES)])
 
         assert re.search(r"\d+ passed", output), output
 
@@ -166,13 +167,13 @@ def replace(path: Path, *replacements: tuple[str, str]) -> None:
 
 
 def add_notes(project: BakedProject) -> None:
-    """Add a feature as the README says, by copying the sample."""
+    """Add a feature as the README describes, by copying the sample."""
     renamed = (("todo", "note"), ("Todo", "Note"))
     shutil.copytree(project.path / "app" / "todos", project.path / "app" / "notes")
     shutil.copy(project.path / "tests" / "test_todos.py", project.path / "tests" / "test_notes.py")
     for path in (*(project.path / "app" / "notes").glob("*.py"), project.path / "tests" / "test_notes.py"):
         text = path.read_text(encoding="utf-8")
-        # The upper-case form is that of constants, such as TODO_BY_ID.
+        # Constants such as TODO_BY_ID are in upper case.
         for old, new in (*renamed, ("TODO", "NOTE")):
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
@@ -183,12 +184,12 @@ def add_notes(project: BakedProject) -> None:
     )
     replace(project.path / "pyproject.toml", (r"\((app\.)?todos\)", r"\g<0> | \1notes"))
     project.run(["make", "migrate", "m=add notes"])
-    # The imports are in another order.
+    # The new names change the order of the imports.
     project.run(["make", "fix"])
 
 
 def list_removal(project: BakedProject) -> list[str]:
-    """The commands in the README's steps for the removal of a feature."""
+    """Return the commands in the README's steps for removing a feature."""
     section = project.read("README.md").partition("\nTo remove a feature")[2].partition("\nNever delete a migration")[0]
     steps = re.findall(r"(?m)^\d+\. (.*)$", section)
     assert len(steps) > 5
@@ -196,7 +197,7 @@ def list_removal(project: BakedProject) -> list[str]:
 
 
 def remove_routes(project: BakedProject) -> None:
-    """What the README says of the first of two releases: the tables are left as they are."""
+    """Remove the routes but not the tables, as the README describes for the first of two releases."""
     for sample in ("todos", "projects"):
         replace(
             project.path / "app" / sample / "feature.py",
@@ -210,22 +211,22 @@ def remove_routes(project: BakedProject) -> None:
         replace(sections, (r"(?m)^.*todos.*\n", ""))
 
 
-def follow_the_day(project: BakedProject) -> None:
-    """Do what docs/developing.md tells a new developer, word for word."""
+def follow_developing_md(project: BakedProject) -> None:
+    """Follow docs/developing.md word for word, as a new developer does."""
     for step in read_steps(project.read("docs/developing.md")):
         step.follow(project.path, lambda command: project.run(["sh", "-ec", command]))
 
 
 @pytest.fixture(scope="class")
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
-    """A project in which a team has built features, and that has rows in the tables of the samples."""
+    """A project with features of a team, and with rows in the tables of the samples."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
-    follow_the_day(project)
+    follow_developing_md(project)
     add_notes(project)
     with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
         account = {"email": "ada@example.com", "password": PASSWORD}
         assert server.request("POST", "/api/v1/users", account).status == 201
-        token = log_in(server, "ada@example.com")
+        token = sign_in(server, "ada@example.com")
         for name in ("todos", "notes"):
             assert server.request("POST", f"/api/v1/{name}", {"title": "Keep me"}, token=token).status == 201
         sample = {"name": "Delete me", "starts_on": "2026-01-12"}
@@ -236,12 +237,12 @@ def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="class")
 def outputs(used: BakedProject) -> dict[str, str]:
-    """Remove the samples, and return what each command of the README's steps printed."""
+    """Remove the samples by the README's commands, and return the output of each command."""
     return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
 
 
 class DrillTests:
-    """A new developer's day: build features by the documents, and remove the samples, which have data by then."""
+    """A new developer's day: build features by the documents, then remove the samples, which hold data."""
 
     database: str
     web_pages: str
@@ -264,13 +265,13 @@ class DrillTests:
     @pytest.mark.usefixtures("outputs")
     def test_data_of_other_features_stays(self, used: BakedProject) -> None:
         with serve(["make", "run"], used.path, READINESS_TIMEOUT_SECONDS="60") as server:
-            token = log_in(server, "ada@example.com")
+            token = sign_in(server, "ada@example.com")
             removed = [server.request("GET", f"/api/v1/{name}", token=token) for name in ("todos", "projects")]
             assert [answer.status for answer in removed] == [404, 404]
             notes = server.request("GET", "/api/v1/notes", token=token)
             assert [note["title"] for note in notes.json["items"]] == ["Keep me"]
             server.stop(signal.SIGINT, group=True)
-        app = [*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db"]
+        app = [*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db"]
         for verb in (["check"], ["downgrade", "base"], ["upgrade"], ["check"]):
             used.run([*app, *verb])
 

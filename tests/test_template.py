@@ -21,7 +21,7 @@ from tests.support.servers import SERVERS
 from tests.support.serving import serve
 from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, list_files
 
-# Each command in a document, and what runs it.
+# Each command in a document, and the file that runs it.
 RUN_BY = {
     "make demo": "tests/test_template.py",
     "make bake": "tests/test_template.py",
@@ -88,7 +88,7 @@ def test_layout_in_contributing_matches_the_tree() -> None:
         assert {name for name in shown if f"{Path(name).parent}/" == folder} == names
 
 
-# pytest loads the conftest.py of a folder that it is given earlier than that of another folder.
+# The order of the hooks differs: pytest loads the conftest.py of a folder on its command line before the collection.
 @pytest.mark.parametrize("folders", [[], ["tests/docker", "tests/vm"]], ids=["all", "given"])
 def test_chapters_share_each_server_and_the_containers(tmp_path: Path, folders: list[str]) -> None:
     engine = tmp_path / "docker"
@@ -106,9 +106,9 @@ def test_chapters_share_each_server_and_the_containers(tmp_path: Path, folders: 
         check=True,
     )
 
-    set_up = re.findall(r"(?m)^SETUP +S (stack|lite|server) [^\[\n]*(.*)$", done.stdout)
+    set_up = re.findall(r"(?m)^SETUP +S (stack|sqlite|server) [^\[\n]*(.*)$", done.stdout)
     servers = [("server", f"[{server!r}]") for server in SERVERS]
-    assert set_up == [("stack", ""), ("lite", "['supervisor']"), ("lite", "['circus']"), *servers]
+    assert set_up == [("stack", ""), ("sqlite", "['supervisor']"), ("sqlite", "['circus']"), *servers]
 
 
 def test_pictures_are_few_small_and_shown() -> None:
@@ -159,7 +159,7 @@ def test_pipeline_bakes_every_combination_of_options_but_ci_and_license() -> Non
 def test_failed_install_explains_that_uv_does_not_read_pip_conf(
     clone: Path, bake: Bake, tmp_path: Path, verb: str, setting: str
 ) -> None:
-    file = tmp_path / "pip.conf" if setting else Path(os.devnull)  # The latter makes pip read no file at all.
+    file = tmp_path / "pip.conf" if setting else Path(os.devnull)  # With os.devnull, pip reads no file at all.
     file.write_text(f"[global]\n{setting}\n", encoding="utf-8")
     unreachable = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
     elsewhere = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv"), "UV_CACHE_DIR": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""The containers that all chapters share; they are built and started once."""
+"""The containers that all chapters share. They are built and started once."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -26,7 +26,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def origin(bake: Bake) -> BakedProject:
-    """What a team keeps in git, and every deployment clones."""
+    """The team's git repository, which every deployment clones."""
     project = bake(project_slug=f"pg-{uuid4().hex[:8]}")
     project.run(["git", "init", "--quiet", "--initial-branch=main"])
     commit(project, "First release")
@@ -35,7 +35,7 @@ def origin(bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="session")
 def manual(origin: BakedProject) -> dict[str, list[str]]:
-    """The commands of docs/operations.md, by heading; test_every_command_of_the_manual_is_run reads the uses."""
+    """The commands of docs/operations.md by heading; test_every_command_of_the_manual_is_run looks for all uses."""
     return read_manual(origin)
 
 
@@ -43,7 +43,7 @@ def manual(origin: BakedProject) -> dict[str, list[str]]:
 def stack(
     origin: BakedProject, manual: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """PostgreSQL, in production, with one instance: brought up by the manual's first deployment."""
+    """One instance on PostgreSQL in production, brought up by the manual's first deployment."""
     folder = tmp_path_factory.mktemp("server")
     stack = Stack(BakedProject(folder / origin.path.name, origin.answers))
     url = f"https://git.example.com/{origin.path.name}.git"
@@ -55,7 +55,7 @@ def stack(
     (deploy,) = manual["First deployment"]
     password = f"{PASSWORD}\n"
     try:
-        # As hardened machines have it: whatever the containers need to read they have to be let.
+        # Hardened machines have this umask; the manual's commands must let the containers read their files.
         stack.follow(f"umask 077\n{deploy}", folder, {"Password: ": password, "Repeat for confirmation: ": password})
         yield stack
     finally:
@@ -63,8 +63,8 @@ def stack(
 
 
 @pytest.fixture(scope="session", params=["supervisor", "circus"])
-def lite(bake: Bake, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """SQLite and the pages, in production, with one instance, under the process managers that `stack` does without."""
+def sqlite(bake: Bake, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """One instance with SQLite and the pages in production, under the process managers that `stack` does not use."""
     answers = {"database": "sqlite", "web_pages": "yes", "process_manager": request.param}
     stack = Stack(bake(project_slug=f"lite-{uuid4().hex[:8]}", **answers))
     try:
@@ -81,11 +81,11 @@ def account(stack: Stack) -> str:
 
 @pytest.fixture
 def user(stack: Stack, account: str) -> dict[str, str]:
-    return stack.log_in(account)
+    return stack.sign_in(account)
 
 
 @pytest.fixture
-def three(stack: Stack, manual: dict[str, list[str]]) -> Iterator[Stack]:
+def scaled(stack: Stack, manual: dict[str, list[str]]) -> Iterator[Stack]:
     stack.follow(manual["Update, roll back, scale"][3])
     wait_until(lambda: len(stack.serving()) == 3, RECOVERY_SECONDS, lambda: "nginx serves from three instances")
     yield stack

@@ -10,7 +10,7 @@ from tests.support.stored_files import READ_FILE, STORE_FILE
 def test_restore_recovers_deleted_rows_and_files(stack: Stack, manual: dict[str, list[str]]) -> None:
     write, restore = manual["Backup and restore"]
     email = stack.create_account()
-    headers = stack.log_in(email)
+    headers = stack.sign_in(email)
     stack.add_todo(headers, "precious")
     file_id = stack.execute("app", "python", "-c", STORE_FILE, "as precious").strip()
     output = stack.follow(write).split("docker compose logs")[0]
@@ -19,18 +19,18 @@ def test_restore_recovers_deleted_rows_and_files(stack: Stack, manual: dict[str,
 
     stack.delete_account(headers)
     form = {"grant_type": "password", "username": email, "password": PASSWORD}
-    gone = stack.request_patiently("POST", "/api/v1/auth/token", data=form).status_code
+    gone = stack.request_with_retries("POST", "/api/v1/auth/token", data=form).status_code
     stack.execute("app", "sh", "-c", "rm -r /files/*")
-    # The periodic backup of the files fails now, and leaves the container to the restore.
+    # The next periodic backup of the files fails, so that none runs during the restore.
     stack.execute("backup", "sh", "-c", "rm /backups/.files-done")
     find_in_log(stack, "backup", "has no files, but")
     stack.follow(restore.replace("FILE", name).replace("FOLDER", folder))
-    stack.wait_until_it_answers()
+    stack.wait_until_ready()
 
     assert gone == 400
     assert stack.execute("app", "python", "-c", READ_FILE, file_id).strip() == "as precious"
     assert (stack.project.path / "backups" / name).stat().st_size > 1000
-    assert stack.list_todos(stack.log_in(email)) == {"precious"}
+    assert stack.list_todos(stack.sign_in(email)) == {"precious"}
 
 
 def test_truncated_backup_is_refused(stack: Stack, user: dict[str, str]) -> None:
@@ -69,46 +69,46 @@ def test_failed_backup_ends_with_an_error(stack: Stack) -> None:
 
 def test_data_outlives_the_containers(stack: Stack) -> None:
     email = stack.create_account()
-    stack.add_todo(stack.log_in(email), "lasting")
+    stack.add_todo(stack.sign_in(email), "lasting")
 
     stack.compose("down")
     stack.up()
 
-    assert stack.list_todos(stack.log_in(email)) == {"lasting"}
+    assert stack.list_todos(stack.sign_in(email)) == {"lasting"}
 
 
 def test_database_moves_to_a_new_server(stack: Stack, manual: dict[str, list[str]]) -> None:
     reach, minor, leave, arrive = manual["PostgreSQL"]
     email = stack.create_account()
-    stack.add_todo(stack.log_in(email), "moved")
+    stack.add_todo(stack.sign_in(email), "moved")
 
     stack.follow(reach, typed={"service=#": "\\q\n"})
-    # See above.
+    # The image of this machine is used: there may be no registry.
     stack.follow(minor.replace("docker compose pull db\n", ""))
     stack.follow(leave)
     volumes = run_docker("volume", "ls", "--quiet")
     stack.follow(arrive)
-    stack.wait_until_it_answers()
+    stack.wait_until_ready()
 
     assert f"{stack.project.path.name}_database" not in volumes
-    assert stack.list_todos(stack.log_in(email)) == {"moved"}
+    assert stack.list_todos(stack.sign_in(email)) == {"moved"}
 
 
-def test_sqlite_serves_from_three_instances_and_is_backed_up_and_restored(lite: Stack) -> None:
-    email = lite.create_account()
-    lite.up("--scale", "app=3", "--no-recreate")
-    headers = lite.log_in(email)
-    with load(lite, headers) as clients:
+def test_sqlite_serves_from_three_instances_and_is_backed_up_and_restored(sqlite: Stack) -> None:
+    email = sqlite.create_account()
+    sqlite.up("--scale", "app=3", "--no-recreate")
+    headers = sqlite.sign_in(email)
+    with load(sqlite, headers) as clients:
         clients.wait_for_answers(60)
-    file_id = lite.execute("app", "python", "-c", STORE_FILE, "stored").strip()
-    lite.execute("backup", "python", "-m", "app", "db", "backup", "/backups/test")
-    lite.delete_account(headers)
+    file_id = sqlite.execute("app", "python", "-c", STORE_FILE, "stored").strip()
+    sqlite.execute("backup", "python", "-m", "app", "db", "backup", "/backups/test")
+    sqlite.delete_account(headers)
 
-    lite.execute("backup", "python", "-m", "app", "db", "restore", "/backups/test", "--yes")
-    lite.compose("down")
-    lite.up()
+    sqlite.execute("backup", "python", "-m", "app", "db", "restore", "/backups/test", "--yes")
+    sqlite.compose("down")
+    sqlite.up()
 
-    # In a volume, which outlives the containers.
-    assert lite.execute("app", "python", "-c", READ_FILE, file_id).strip() == "stored"
+    # Stored files are in a volume, which outlives the containers.
+    assert sqlite.execute("app", "python", "-c", READ_FILE, file_id).strip() == "stored"
     assert clients.failures == []
-    assert clients.acknowledged <= lite.list_todos(lite.log_in(email))
+    assert clients.acknowledged <= sqlite.list_todos(sqlite.sign_in(email))

@@ -12,19 +12,19 @@ def test_forged_client_address_is_ignored(stack: Stack) -> None:
 
     stack.request("GET", path, headers=FORGED)
 
-    seen = seen_by_the_application(stack, path)
+    seen = logged_client(stack, path)
     (noted,) = find_in_log(stack, "proxy", rf'"client":"([^"]+)".*"path":"{path}"')
     assert "6.6.6.6" not in stack.compose("logs", "--no-log-prefix", "app", "proxy")
     assert seen == noted != address_in(stack, "proxy", "front")
 
 
-def seen_by_the_application(stack: Stack, path: str) -> str:
-    """The client's address, as it stands in the application's log."""
+def logged_client(stack: Stack, path: str) -> str:
+    """Return the client's address in the application's log."""
     (client,) = find_in_log(stack, "app", rf'"path": "{path}".*"client": "([^"]+)"')
     return client
 
 
-def ask_past_the_proxy(url: str) -> list[str]:
+def request_without_proxy(url: str) -> list[str]:
     headers = FORGED | {"Host": DOMAIN}
     code = f"import urllib.request as u; u.urlopen(u.Request({url!r}, headers={headers}), timeout=30)"
     return ["python", "-c", code]
@@ -33,20 +33,20 @@ def ask_past_the_proxy(url: str) -> list[str]:
 def test_application_ignores_client_addresses_from_other_containers(stack: Stack) -> None:
     path = f"/api/v1/{uuid4().hex}"
 
-    output = stack.execute("backup", *ask_past_the_proxy(f"http://app:8000{path}"), check=False)
+    output = stack.execute("backup", *request_without_proxy(f"http://app:8000{path}"), check=False)
 
     assert "404" in output
-    assert seen_by_the_application(stack, path) == address_in(stack, "backup", "back")
+    assert logged_client(stack, path) == address_in(stack, "backup", "back")
 
 
 def test_application_ignores_client_addresses_from_programs_on_the_host(stack: Stack) -> None:
     path = f"/api/v1/{uuid4().hex}"
-    command = ask_past_the_proxy(f"http://{address_in(stack, 'app', 'front')}:8000{path}")
+    command = request_without_proxy(f"http://{address_in(stack, 'app', 'front')}:8000{path}")
 
     output = run_docker("run", "--rm", "--network=host", stack.image, *command, check=False)
 
     assert "404" in output
-    assert seen_by_the_application(stack, path) == describe_network(stack, "front")["IPAM"]["Config"][0]["Gateway"]
+    assert logged_client(stack, path) == describe_network(stack, "front")["IPAM"]["Config"][0]["Gateway"]
 
 
 def test_start_fails_if_no_network_identifies_the_proxy(stack: Stack) -> None:
@@ -65,12 +65,12 @@ def test_proxy_with_a_new_address_is_trusted(stack: Stack, manual: dict[str, lis
     stack.compose("rm", "--stop", "--force", "proxy")
     squatter = run_docker("run", "--detach", f"--network={name}", stack.image, "sleep", "60").strip()
     try:
-        # What a registry has beyond this machine's images is the registry's affair.
+        # The image of this machine is used: there may be no registry.
         stack.follow(manual["Update, roll back, scale"][5].replace("docker compose pull proxy\n", ""))
-        stack.wait_until_it_answers()
+        stack.wait_until_ready()
         stack.request("GET", path)
     finally:
         run_docker("rm", "--force", squatter)
 
     assert address_in(stack, "proxy", "front") != before
-    assert seen_by_the_application(stack, path) != address_in(stack, "proxy", "front")
+    assert logged_client(stack, path) != address_in(stack, "proxy", "front")

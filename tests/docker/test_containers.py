@@ -1,18 +1,18 @@
-"""The containers: their privileges, networks, accounts of the database, and the order in which they start and stop."""
+"""Privileges, networks and database roles of the containers, and the order in which they start and stop."""
 
 import json
 import re
 
 import pytest
 
-from tests.support.containers import HARDENED, RUNNING, Stack, address_in, describe_network, list_all
+from tests.support.containers import HARDENED, RUNNING, Stack, address_in, describe_network, list_with_exited
 
 
 @pytest.mark.parametrize("service", RUNNING)
 def test_containers_have_no_capabilities_and_a_read_only_root(stack: Stack, service: str) -> None:
     status = stack.execute(service, "cat", "/proc/1/status")
 
-    # Also what a program with more rights than its caller would get.
+    # The bounding set also limits setuid programs.
     assert re.search(r"(?m)^CapBnd:\s+0+$", status)
     assert re.search(r"(?m)^NoNewPrivs:\s+1$", status)
     assert not re.search(r"(?m)^Uid:\s+0", status)
@@ -21,7 +21,7 @@ def test_containers_have_no_capabilities_and_a_read_only_root(stack: Stack, serv
 
 @pytest.mark.parametrize("service", HARDENED)
 def test_containers_are_confined_and_limited(stack: Stack, service: str) -> None:
-    host = stack.inspect(list_all(stack, service)[0])["HostConfig"]
+    host = stack.inspect(list_with_exited(stack, service)[0])["HostConfig"]
     log = host["LogConfig"]
 
     assert host["ReadonlyRootfs"]
@@ -30,7 +30,7 @@ def test_containers_are_confined_and_limited(stack: Stack, service: str) -> None
     assert not host["Privileged"]
     assert 0 < host["Memory"] <= 1024**3
     assert 0 < host["PidsLimit"] <= 256
-    # What may be written is in memory, and bounded.
+    # Writable folders are in memory and have a size limit.
     assert host["Tmpfs"]
     assert all("size=" in options for options in host["Tmpfs"].values())
     assert (log["Type"], log["Config"]) == ("json-file", {"max-size": "10m", "max-file": "5"})
@@ -48,9 +48,11 @@ def test_settings_in_secrets_env_reach_the_containers(stack: Stack) -> None:
         file.unlink()
 
     assert {"REGISTRATION_OPEN=false", f"SMTP_PASSWORD={secret}"} <= {*output.splitlines()}
-    # All that use the database have to find the same one.
-    told = {name for name, service in services.items() if "REGISTRATION_OPEN" in (service.get("environment") or {})}
-    assert told == {"app", "migrate", "backup"}
+    # All services that use the database must have the same settings.
+    configured = {
+        name for name, service in services.items() if "REGISTRATION_OPEN" in (service.get("environment") or {})
+    }
+    assert configured == {"app", "migrate", "backup"}
 
 
 def test_only_the_proxy_is_published(stack: Stack) -> None:
@@ -61,7 +63,7 @@ def test_only_the_proxy_is_published(stack: Stack) -> None:
     }
 
     assert {service for service, ports in published.items() if any(ports.values())} == {"proxy"}
-    # Over IPv6, which its network does not have, each client would come from the address of that network's gateway.
+    # IPv4 only: the network has no IPv6, so every IPv6 client would have the address of the network's gateway.
     proxy = stack.inspect(stack.list_containers("proxy")[0])
     bindings = [binding for port in proxy["HostConfig"]["PortBindings"].values() for binding in port]
     assert [binding["HostIp"].count(".") for binding in bindings] == [3, 3]
@@ -70,7 +72,7 @@ def test_only_the_proxy_is_published(stack: Stack) -> None:
 def test_only_proxy_and_application_are_on_the_network_with_internet_access(stack: Stack) -> None:
     members: dict[str, set[str]] = {}
     for service in HARDENED:
-        for network in stack.inspect(list_all(stack, service)[0])["NetworkSettings"]["Networks"]:
+        for network in stack.inspect(list_with_exited(stack, service)[0])["NetworkSettings"]["Networks"]:
             members.setdefault(network.removeprefix(f"{stack.project.path.name}_"), set()).add(service)
     is_internal = {name: describe_network(stack, name)["Internal"] for name in members}
 
@@ -86,7 +88,7 @@ def test_proxy_cannot_reach_the_database_and_the_database_cannot_reach_the_inter
     routes = stack.execute("db", "cat", "/proc/net/route")
 
     assert "unknown" in named
-    # It does not answer at all, or there is no route to it.
+    # curl exits with 28 after a timeout and with 7 if there is no route.
     assert reached.strip() in {"=28", "=7"}
     assert not re.search(r"(?m)^\w+\s+00000000\s", routes)
 
@@ -124,7 +126,7 @@ def test_stop_timeouts_grow_from_workers_to_application_to_proxy(stack: Stack) -
     )
 
     assert proxy > app > int(config["environment"]["GRACEFUL_TIMEOUT_SECONDS"])
-    # It ends its connections and writes down what it has.
+    # PostgreSQL closes its connections and writes a checkpoint.
     assert db >= 60
 
 
@@ -149,7 +151,7 @@ def test_containers_start_after_their_dependencies_are_ready(stack: Stack) -> No
 def test_application_does_not_start_without_its_schema(stack: Stack) -> None:
     other = ["--project-name", f"{stack.project.path.name}-gate"]
     try:
-        # What nobody may serve in production: the migration ends with an error.
+        # The wildcard is refused in production: the migration fails.
         output = stack.compose(*other, "up", "--detach", "--no-build", "app", check=False, DOMAIN="*")
         states = stack.compose(*other, "ps", "--all", "--format", "{{.Service}} {{.State}}", "app", "db")
     finally:

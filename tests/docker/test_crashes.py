@@ -22,7 +22,7 @@ def test_no_acknowledged_write_is_lost_in_a_crash(
         crash(stack)
         clients.wait_for_answers(20)
 
-    stack.wait_until_it_answers()
+    stack.wait_until_ready()
     assert clients.acknowledged <= stack.list_todos(user)
 
 
@@ -32,10 +32,10 @@ def test_readiness_follows_the_state_of_the_database(stack: Stack, user: dict[st
 
     def is_refused() -> bool:
         answer = stack.request("GET", "/api/v1/todos", headers=user)
-        # By the application, which gives each answer an id, and not by nginx.
+        # Responses of the application have a request id; those of nginx have none.
         return answer.status_code == 503 and "x-request-id" in answer.headers
 
-    # As the operator's wish: otherwise the engine brings it back before anybody could look.
+    # `compose kill` counts as a deliberate stop; after a crash the engine would restart the database at once.
     stack.compose("kill", "--signal", "KILL", "db")
     try:
         wait_until(
@@ -62,7 +62,7 @@ def test_application_stops_gracefully(stack: Stack) -> None:
         answer = stack.request("GET", "/api/v1/users/me")
     finally:
         stack.up()
-        stack.wait_until_it_answers()
+        stack.wait_until_ready()
 
     assert stopped - started < 20
     assert state["ExitCode"] == 0

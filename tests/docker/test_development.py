@@ -1,4 +1,4 @@
-"""The containers of a developer."""
+"""The containers with the development settings of compose.override.yaml."""
 
 from uuid import uuid4
 

@@ -1,11 +1,11 @@
-"""The image: what is in it, and what is not."""
+"""The image: its contents, and that it holds no secrets."""
 
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from tests.support.containers import HARDENED, TAG, Stack, list_all, run_docker
+from tests.support.containers import HARDENED, TAG, Stack, list_with_exited, run_docker
 from tests.support.programs import UV
 from tests.support.projects import Bake
 
@@ -25,7 +25,7 @@ def test_image_has_no_build_tools_and_no_files_of_development(stack: Stack) -> N
     assert "/make" not in found
     assert "/pg_dump" not in found
     assert compiled > 0.95 * sources
-    # It sets what the memory of the workers needs.
+    # start.sh configures the memory allocator.
     assert config["Cmd"] == ["./start.sh"]
     assert config["User"] == "10001:10001"
     assert config["Healthcheck"]["Test"][:2] == ["CMD", "python"]
@@ -36,7 +36,7 @@ def test_image_has_no_build_tools_and_no_files_of_development(stack: Stack) -> N
 
 def test_no_secret_is_in_a_layer_or_in_the_environment(stack: Stack, tmp_path: Path) -> None:
     secrets = {stack.project.read(name) for name in stack.project.secrets - {".env"}}
-    containers = run_docker("inspect", *(name for service in HARDENED for name in list_all(stack, service)))
+    containers = run_docker("inspect", *(name for service in HARDENED for name in list_with_exited(stack, service)))
     run_docker("save", "--output", str(tmp_path / "image.tar"), stack.image)
 
     assert len(secrets) == 4
@@ -48,7 +48,7 @@ def test_no_secret_is_in_a_layer_or_in_the_environment(stack: Stack, tmp_path: P
 
 
 def read_layers(image: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """Every file of every layer, also of those that a later layer hides."""
+    """Yield every file of every layer, including files that a later layer hides."""
     for member in image:
         blob = image.extractfile(member)
         if blob is None:

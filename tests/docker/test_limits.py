@@ -1,4 +1,4 @@
-"""Limits that nginx sets: sizes of bodies, rates, connections, and addresses that are denied."""
+"""Limits of nginx: body sizes, request rates, connections, and denied addresses."""
 
 import socket
 import ssl
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import httpx2
 
-from tests.support.containers import AT_ONCE, DOMAIN, PAGE_ORIGIN, RECOVERY_SECONDS, Stack, unverified
+from tests.support.containers import CONCURRENCY, DOMAIN, PAGE_ORIGIN, RECOVERY_SECONDS, Stack, unverified
 from tests.support.serving import wait_until
 
 
@@ -24,17 +24,17 @@ def test_nginx_refuses_a_body_that_is_too_large(stack: Stack, user: dict[str, st
 
 
 def test_upload_routes_accept_larger_bodies(stack: Stack) -> None:
-    # No route: the application's own limit answers what nginx lets through.
+    # There is no such route: the application's own limit refuses the bodies that nginx lets through.
     path = f"/api/v1/{uuid4().hex}/file"
-    passed_on = stack.request("PUT", path, content=b"x" * 10 * 1024 * 1024)
+    forwarded = stack.request("PUT", path, content=b"x" * 10 * 1024 * 1024)
     refused = stack.request("PUT", path, content=b"x" * (11 * 1024 * 1024 + 1))
 
-    assert [passed_on.status_code, refused.status_code] == [413, 413]
-    assert "x-request-id" in passed_on.headers
+    assert [forwarded.status_code, refused.status_code] == [413, 413]
+    assert "x-request-id" in forwarded.headers
     assert "x-request-id" not in refused.headers
 
 
-ALSO_HASHING = (
+ALSO_LIMITED = (
     "auth/confirmation",
     "auth/email/verify",
     "auth/password/reset",
@@ -54,13 +54,13 @@ def test_sign_ins_are_rate_limited_and_other_requests_are_not(stack: Stack, user
         data, headers = form | {"username": f"{uuid4().hex}@example.com"}, {"Origin": PAGE_ORIGIN}
         return stack.request("POST", "/api/v1/auth/token", data=data, headers=headers)
 
-    # At once: nginx lets one more through each second.
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        answers = list(threads.map(sign_in, range(AT_ONCE)))
-    # Several each, for the same reason.
-    as_costly = {path: [stack.request("POST", f"/api/v1/{path}", json={}) for _ in range(6)] for path in ALSO_HASHING}
+    # All at once: nginx lets one more request through each second.
+    with ThreadPoolExecutor(CONCURRENCY) as threads:
+        answers = list(threads.map(sign_in, range(CONCURRENCY)))
+    # Several requests to each path, for the same reason.
+    as_costly = {path: [stack.request("POST", f"/api/v1/{path}", json={}) for _ in range(6)] for path in ALSO_LIMITED}
 
-    # By nginx: the application, which gives each answer an id, counts what one account is tried.
+    # Responses of nginx have no request id; those of the application come from the throttles of accounts.
     refused = [answer for answer in answers if answer.status_code == 429 and "x-request-id" not in answer.headers]
     assert len(refused) >= 10
     assert refused[0].headers["retry-after"] == "1"

@@ -9,7 +9,7 @@ from tests.support.projects import BakedProject
 
 
 def test_first_deployment_has_an_administrator(stack: Stack) -> None:
-    assert stack.request("GET", "/api/v1/users", headers=stack.log_in(ADMIN)).status_code == 200
+    assert stack.request("GET", "/api/v1/users", headers=stack.sign_in(ADMIN)).status_code == 200
 
 
 def test_logs_show_each_request_and_the_probe_answers(stack: Stack, manual: dict[str, list[str]]) -> None:
@@ -17,7 +17,7 @@ def test_logs_show_each_request_and_the_probe_answers(stack: Stack, manual: dict
     path = f"/api/v1/{uuid4().hex}"
     request_id = stack.request("GET", path).headers["x-request-id"]
 
-    # Ctrl-C, as soon as both have told.
+    # Ctrl-C as soon as nginx and the application have logged the request.
     output = stack.follow(look, typed={f'"request_id":"{request_id}"': "\x03"})
 
     assert '{"status":"ready"' in output

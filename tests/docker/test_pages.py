@@ -9,25 +9,27 @@ import pytest
 
 from tests.support.browsers import Person, open_chromium
 from tests.support.containers import (
-    AT_ONCE,
+    BROWSER_HEADERS,
+    CONCURRENCY,
     DOMAIN,
-    HEADERS,
-    OF_A_BROWSER,
     PAGE_ORIGIN,
     PASSWORD,
     RECOVERY_SECONDS,
+    SECURITY_HEADERS,
     Stack,
     find_in_log,
 )
 from tests.support.serving import wait_until
 
 
-def test_pages_and_their_files_come_through_the_proxy(lite: Stack) -> None:
-    page = lite.request("GET", "/log-in", headers=OF_A_BROWSER)
-    files = [lite.request("GET", find_style(page)) for _ in range(5)]
+def test_pages_and_their_files_come_through_the_proxy(sqlite: Stack) -> None:
+    page = sqlite.request("GET", "/log-in", headers=BROWSER_HEADERS)
+    files = [sqlite.request("GET", find_style(page)) for _ in range(5)]
 
     assert page.status_code == 200
-    assert {name: page.headers.get_list(name) for name in HEADERS} == {n: [v] for n, v in HEADERS.items()}
+    assert {name: page.headers.get_list(name) for name in SECURITY_HEADERS} == {
+        n: [v] for n, v in SECURITY_HEADERS.items()
+    }
     (policy,) = page.headers.get_list("content-security-policy")
     assert "style-src 'self'" in policy
     assert page.headers["cache-control"] == "no-store"
@@ -42,28 +44,28 @@ def find_style(page: httpx2.Response) -> str:
     return str(style)
 
 
-def test_proxy_answers_browsers_and_clients_while_the_application_is_down(lite: Stack) -> None:
-    style = find_style(lite.request("GET", "/", headers=OF_A_BROWSER))
-    lite.request("GET", style)
-    lite.compose("stop", "app")
+def test_proxy_answers_browsers_and_clients_while_the_application_is_down(sqlite: Stack) -> None:
+    style = find_style(sqlite.request("GET", "/", headers=BROWSER_HEADERS))
+    sqlite.request("GET", style)
+    sqlite.compose("stop", "app")
     try:
-        asked = {**OF_A_BROWSER, "Origin": PAGE_ORIGIN}
-        page, answer = (lite.request("GET", path, headers=asked) for path in ("/todos", "/api/v1/todos"))
-        file = lite.request("GET", style)
+        asked = {**BROWSER_HEADERS, "Origin": PAGE_ORIGIN}
+        page, answer = (sqlite.request("GET", path, headers=asked) for path in ("/todos", "/api/v1/todos"))
+        file = sqlite.request("GET", style)
         codes = [uuid4().hex, uuid4().hex]
         for name, code in zip(("reset-password", "verify-email"), codes, strict=True):
-            lite.request("GET", f"/{name}?token={code}", headers=OF_A_BROWSER)
-        find_in_log(lite, "proxy", 'request: "GET /todos')
-        # Under the name of nginx's own page: /todos is there twice.
+            sqlite.request("GET", f"/{name}?token={code}", headers=BROWSER_HEADERS)
+        find_in_log(sqlite, "proxy", 'request: "GET /todos')
+        # /todos is logged twice: the second time under the name of nginx's error page.
         wait_until(
-            lambda: len(find_in_log(lite, "proxy", '"status":503')) >= 4,
+            lambda: len(find_in_log(sqlite, "proxy", '"status":503')) >= 4,
             RECOVERY_SECONDS,
             lambda: "four refusals are in the log",
         )
-        logs = lite.compose("logs", "--no-log-prefix", "proxy")
+        logs = sqlite.compose("logs", "--no-log-prefix", "proxy")
     finally:
-        lite.up()
-        lite.wait_until_it_answers()
+        sqlite.up()
+        sqlite.wait_until_ready()
 
     assert page.status_code == 503
     assert page.headers["content-type"].startswith("text/html")
@@ -72,18 +74,18 @@ def test_proxy_answers_browsers_and_clients_while_the_application_is_down(lite: 
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert answer.headers["access-control-allow-origin"] == PAGE_ORIGIN
     assert file.status_code == 200
-    # What a message holds is in no log.
+    # No log contains the codes that are sent by mail.
     assert not [code for code in codes if code in logs]
 
 
-def test_sign_in_page_is_rate_limited_with_an_explanation(lite: Stack) -> None:
-    def log_in(_number: int) -> httpx2.Response:
-        return lite.request("POST", "/log-in", data={"email": "x"}, headers=OF_A_BROWSER)
+def test_sign_in_page_is_rate_limited_with_an_explanation(sqlite: Stack) -> None:
+    def sign_in(_number: int) -> httpx2.Response:
+        return sqlite.request("POST", "/log-in", data={"email": "x"}, headers=BROWSER_HEADERS)
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        answers = list(threads.map(log_in, range(AT_ONCE)))
+    with ThreadPoolExecutor(CONCURRENCY) as threads:
+        answers = list(threads.map(sign_in, range(CONCURRENCY)))
 
-    # By nginx: the application gives each answer an id.
+    # Responses of nginx have no request id.
     refused = [answer for answer in answers if answer.status_code == 429 and "x-request-id" not in answer.headers]
     assert len(refused) >= 10
     assert refused[0].headers["content-type"].startswith("text/html")
@@ -91,12 +93,12 @@ def test_sign_in_page_is_rate_limited_with_an_explanation(lite: Stack) -> None:
 
 
 @pytest.mark.browser
-def test_person_signs_in_through_the_proxy_with_secure_cookies(lite: Stack) -> None:
-    email = lite.create_account()
+def test_person_signs_in_through_the_proxy_with_secure_cookies(sqlite: Stack) -> None:
+    email = sqlite.create_account()
 
     with open_chromium(f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1") as chromium:
         context = chromium.new_context(ignore_https_errors=True)
-        person = Person(context, f"https://{DOMAIN}:{lite.https_port}")
+        person = Person(context, f"https://{DOMAIN}:{sqlite.https_port}")
         person.open("/log-in")
         person.fill("E-mail address", email)
         person.fill("Password", PASSWORD)

@@ -8,7 +8,7 @@ import ssl
 import httpx2
 import pytest
 
-from tests.support.containers import DOMAIN, HEADERS, PAGE_ORIGIN, Stack, unverified
+from tests.support.containers import DOMAIN, PAGE_ORIGIN, SECURITY_HEADERS, Stack, unverified
 
 
 def test_person_signs_up_signs_in_and_keeps_todos(stack: Stack) -> None:
@@ -69,7 +69,9 @@ def test_every_response_has_each_security_header_once(stack: Stack, path: str, s
     response = stack.request("GET", path)
 
     assert response.status_code == status
-    assert {name: response.headers.get_list(name) for name in HEADERS} == {n: [v] for n, v in HEADERS.items()}
+    assert {name: response.headers.get_list(name) for name in SECURITY_HEADERS} == {
+        n: [v] for n, v in SECURITY_HEADERS.items()
+    }
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert "geolocation=()" in response.headers["permissions-policy"]
     assert response.headers["server"] == "nginx"
@@ -85,16 +87,16 @@ def test_every_response_has_each_security_header_once(stack: Stack, path: str, s
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_internal_routes_are_not_found(stack: Stack, method: str, path: str) -> None:
-    assert f" {404} " in speak(stack, f"{method} {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
+    assert f" {404} " in send_raw(stack, f"{method} {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
 
 
 @pytest.mark.parametrize("path", ["/metrics%0a", "/health/%0a", "/health%2Flive%0a", "/openapi.json%0d", "/%7f"])
 def test_control_characters_in_a_path_are_refused(stack: Stack, path: str) -> None:
-    assert f" {400} " in speak(stack, f"GET {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
+    assert f" {400} " in send_raw(stack, f"GET {path} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n")
 
 
-def speak(stack: Stack, request: str) -> str:
-    """Send a request as it stands, which clients would mend, and return the answer."""
+def send_raw(stack: Stack, request: str) -> str:
+    """Send raw bytes, which an HTTP client would correct, and return the response."""
     with (
         socket.create_connection(("127.0.0.1", stack.https_port), timeout=30) as plain,
         unverified().wrap_socket(plain, server_hostname=DOMAIN) as connection,
@@ -127,7 +129,7 @@ def test_nginx_refuses_with_problem_documents_for_any_file_extension(
 ) -> None:
     lines = (start.replace("{path}", path), f"Host: {DOMAIN}", f"Origin: {PAGE_ORIGIN}", "Connection: close", header)
 
-    head, _, body = speak(stack, "\r\n".join(lines) + "\r\n\r\n").partition("\r\n\r\n")
+    head, _, body = send_raw(stack, "\r\n".join(lines) + "\r\n\r\n").partition("\r\n\r\n")
 
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert re.findall("(?im)^content-type: *(.*?)\r?$", head) == ["application/problem+json"]
@@ -187,11 +189,11 @@ def test_connections_to_the_application_are_kept_open(stack: Stack, user: dict[s
 
         opened = count_connections(stack) - before
 
-    # The probe's among them.
+    # This includes the connections of the health probe.
     assert opened <= 5
 
 
 def count_connections(stack: Stack) -> int:
-    """All that the application has accepted so far."""
+    """Return the number of connections that the application has accepted so far."""
     names, numbers = re.findall(r"(?m)^Tcp: (.*)", stack.execute("app", "cat", "/proc/net/snmp"))
     return int(dict(zip(names.split(), numbers.split(), strict=True))["PassiveOpens"])

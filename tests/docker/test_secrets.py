@@ -39,7 +39,7 @@ def test_rotating_the_signing_key_and_the_database_password_signs_nobody_out(
 
     assert kept == 200
     assert not [name for name, secret in before.items() if stack.project.read(f"secrets/{name}") == secret]
-    # Without the fallback: who signed with the old key has expired by then.
+    # The last update ran without the fallback, so tokens signed with the old key are invalid.
     assert stack.request("GET", "/api/v1/users/me", headers=headers).status_code == 401
     assert stack.add_todo(newer).status_code == 201
     assert "Done: " in stack.execute("backup", "python", "-m", "app", "db", "backup", "/backups")
@@ -54,10 +54,10 @@ def test_new_certificates_are_used_without_a_restart(stack: Stack, manual: dict[
             stack.follow(replace)
             wait_for_certificate(stack, given)
 
-        # What is not a pair is not used.
+        # A certificate that does not belong to the key is not used.
         make_certificate(folder)
         stack.follow("cp fullchain.pem secrets/tls/")
-        wait_for_the_next_look(stack)
+        wait_for_the_next_check(stack)
         assert served_certificate(stack) == given
     finally:
         for name in ("privkey.pem", "fullchain.pem", "secrets/tls/privkey.pem", "secrets/tls/fullchain.pem"):
@@ -68,15 +68,15 @@ def wait_for_certificate(stack: Stack, given: bytes) -> None:
     wait_until(lambda: served_certificate(stack) == given, RECOVERY_SECONDS, lambda: "the given certificate is served")
 
 
-def wait_for_the_next_look(stack: Stack) -> None:
-    """Wait until proxy.sh has looked for something new, from beginning to end."""
-    looks: set[str] = set()
+def wait_for_the_next_check(stack: Stack) -> None:
+    """Wait until proxy.sh has completed a whole check for new certificates and instances."""
+    heartbeats: set[str] = set()
 
-    def has_looked() -> bool:
-        looks.add(stack.execute("proxy", "stat", "--format=%y", "/run/nginx/heartbeat"))
-        return len(looks) > 2
+    def has_checked() -> bool:
+        heartbeats.add(stack.execute("proxy", "stat", "--format=%y", "/run/nginx/heartbeat"))
+        return len(heartbeats) > 2
 
-    wait_until(has_looked, RECOVERY_SECONDS, lambda: "two more looks")
+    wait_until(has_checked, RECOVERY_SECONDS, lambda: "two more checks")
 
 
 def make_certificate(folder: Path) -> bytes:

@@ -10,24 +10,24 @@ from tests.support.projects import Bake, BakedProject
 from tests.support.serving import wait_until
 
 
-def test_load_is_balanced_and_a_crashed_instance_fails_no_request(three: Stack, user: dict[str, str]) -> None:
-    served = {address.split(":")[0] for address in three.serving()}
+def test_load_is_balanced_and_a_crashed_instance_fails_no_request(scaled: Stack, user: dict[str, str]) -> None:
+    served = {address.split(":")[0] for address in scaled.serving()}
     paths = {f"/api/v1/{uuid4().hex}" for _ in range(30)}
     for path in paths:
-        three.request("GET", path)
-    wait_until(lambda: paths <= read_upstreams(three).keys(), RECOVERY_SECONDS, lambda: "nginx logs all requests")
-    used = {upstream for path, upstream in read_upstreams(three).items() if path in paths}
+        scaled.request("GET", path)
+    wait_until(lambda: paths <= read_upstreams(scaled).keys(), RECOVERY_SECONDS, lambda: "nginx logs all requests")
+    used = {upstream for path, upstream in read_upstreams(scaled).items() if path in paths}
 
-    three.kill(three.list_containers("app")[0])
-    statuses = [three.request("GET", "/api/v1/todos", headers=user).status_code for _ in range(60)]
+    scaled.kill(scaled.list_containers("app")[0])
+    statuses = [scaled.request("GET", "/api/v1/todos", headers=user).status_code for _ in range(60)]
 
     assert used == served
     assert set(statuses) == {200}
-    wait_until(lambda: len(three.serving()) == 3, RECOVERY_SECONDS, lambda: "the instance is back")
+    wait_until(lambda: len(scaled.serving()) == 3, RECOVERY_SECONDS, lambda: "the instance is back")
 
 
 def read_upstreams(stack: Stack) -> dict[str, str]:
-    """The address of the instance that each path was asked of, as nginx logs it."""
+    """Return the address of the instance that served each path, from nginx's log."""
     logs = stack.compose("logs", "--no-log-prefix", "proxy")
     return dict(re.findall(r'"path":"(/api/v1/[0-9a-f]{32})".*"upstream":"([0-9.]+):', logs))
 
@@ -52,10 +52,10 @@ def downgrade() -> None:
 
 
 def test_update_and_rollback_fail_no_request(
-    three: Stack, origin: BakedProject, user: dict[str, str], manual: dict[str, list[str]]
+    scaled: Stack, origin: BakedProject, user: dict[str, str], manual: dict[str, list[str]]
 ) -> None:
     update, back, downgrade = manual["Update, roll back, scale"][:3]
-    before = set(three.list_containers("app"))
+    before = set(scaled.list_containers("app"))
     pyproject = origin.path / "pyproject.toml"
     pyproject.write_text(origin.read("pyproject.toml").replace('"0.1.0"', '"0.2.0"', 1), encoding="utf-8")
     migrations = origin.path / "migrations" / "versions"
@@ -63,29 +63,29 @@ def test_update_and_rollback_fail_no_request(
     (migrations / "9999_notes.py").write_text(MIGRATION.format(head=head), encoding="utf-8")
     commit(origin, "Second release")
 
-    with load(three, user) as clients:
+    with load(scaled, user) as clients:
         clients.wait_for_answers(20)
-        three.follow(update)
-        updated = set(three.list_containers("app"))
-        wait_for_version(three, "0.2.0")
-        three.follow(f"export TAG=1.4.0; {downgrade.replace('REVISION', head)}")
-        three.follow(back)
-        wait_for_version(three, "0.1.0")
+        scaled.follow(update)
+        updated = set(scaled.list_containers("app"))
+        wait_for_version(scaled, "0.2.0")
+        scaled.follow(f"export TAG=1.4.0; {downgrade.replace('REVISION', head)}")
+        scaled.follow(back)
+        wait_for_version(scaled, "0.1.0")
         clients.wait_for_answers(20)
 
-    restored = set(three.list_containers("app"))
-    granted = int(three.execute("db", "psql", "-U", "postgres", "-Atc", "SHOW max_connections"))
-    # Three workers with a pool of ten, as many as fit into the memory of one instance, and twice as many instances.
+    restored = set(scaled.list_containers("app"))
+    granted = int(scaled.execute("db", "psql", "-U", "postgres", "-Atc", "SHOW max_connections"))
+    # An instance has up to three workers with a pool of ten each; an update doubles the number of instances.
     assert granted > 2 * len(before) * 3 * 10
     assert clients.failures == []
-    assert clients.acknowledged <= three.list_todos(user)
-    assert (len(before), len(updated), len(restored), len(three.serving())) == (3, 3, 3, 3)
+    assert clients.acknowledged <= scaled.list_todos(user)
+    assert (len(before), len(updated), len(restored), len(scaled.serving())) == (3, 3, 3, 3)
     assert not before & updated
     assert not updated & restored
 
 
 def wait_for_version(stack: Stack, version: str) -> None:
-    # The last answer is cached for a second.
+    # nginx caches the response for a second.
     wait_until(
         lambda: stack.request("GET", "/health").json()["version"] == version,
         RECOVERY_SECONDS,
@@ -94,11 +94,11 @@ def wait_for_version(stack: Stack, version: str) -> None:
 
 
 def test_draining_an_instance_without_requests_returns_at_once(stack: Stack) -> None:
-    """As one that never got ready: an update replaces it like any other."""
+    """An instance that never became ready has served no request."""
     drain = ("/bin/sh", "/etc/nginx/proxy/proxy.sh", "drain")
     started = time.monotonic()
 
-    # A name on the network that is no instance's.
+    # `proxy` is a name on the network, but not an instance.
     stack.execute("proxy", *drain, "proxy")
     stack.execute("proxy", *drain)
 
@@ -106,7 +106,7 @@ def test_draining_an_instance_without_requests_returns_at_once(stack: Stack) -> 
     assert len(stack.serving()) == 1
 
 
-# Writes down what it is asked for. Of two new instances one gets ready.
+# A stand-in for `docker` that records its arguments. One of two new instances becomes ready.
 ENGINE = """#!/bin/sh
 echo "$*" >> asked
 case "$*" in

@@ -1,4 +1,4 @@
-"""A real browser, driven as a person would: what it complains about is kept, and pages are judged in it."""
+"""A real browser that is driven as a person would: it collects errors, and axe checks its pages."""
 
 import os
 import shutil
@@ -9,20 +9,20 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect, sync_playwright
 
-# The system's: Playwright would download one of its own.
+# The browser of the system; Playwright would download one.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     *("--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-# A busy machine is no failure.
-PATIENCE_MILLISECONDS = 60_000
-# The longest way by keyboard through any of the pages.
-MOST_STOPS = 60
-# What Chromium says in the console of any page that is answered with an error.
+# Long enough for a busy machine.
+TIMEOUT_MILLISECONDS = 60_000
+# The maximum number of Tab stops on any page.
+MAX_TAB_STOPS = 60
+# Chromium logs this for every page with an error status.
 REFUSAL = "Failed to load resource: the server responded with a status of "
 
-expect.set_options(timeout=PATIENCE_MILLISECONDS)
+expect.set_options(timeout=TIMEOUT_MILLISECONDS)
 
 
 def find_chromium() -> str:
@@ -34,11 +34,11 @@ def find_chromium() -> str:
 
 @contextmanager
 def open_chromium(*more_flags: str) -> Iterator[Browser]:
-    # Its sandbox does not work for root.
+    # Chromium's sandbox does not work for root.
     flags = [*FLAGS, *more_flags, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=find_chromium(), args=flags, timeout=PATIENCE_MILLISECONDS, handle_sigint=False
+            executable_path=find_chromium(), args=flags, timeout=TIMEOUT_MILLISECONDS, handle_sigint=False
         )
         try:
             yield browser
@@ -47,11 +47,11 @@ def open_chromium(*more_flags: str) -> Iterator[Browser]:
 
 
 class Person:
-    """A page of a browser, and what there was to complain about; names are those that a screen reader says."""
+    """A page of a browser and the errors on it. Controls are found by their accessible names."""
 
     def __init__(self, context: BrowserContext, base_url: str) -> None:
         self.context = context
-        context.set_default_timeout(PATIENCE_MILLISECONDS)
+        context.set_default_timeout(TIMEOUT_MILLISECONDS)
         self.base_url = base_url
         self.complaints: list[str] = []
         self.page: Page = context.new_page()
@@ -80,12 +80,12 @@ class Person:
         self.page.get_by_label(label, exact=True).fill(text)
 
     def press(self, name: str, *, within: str | None = None) -> None:
-        """Press a button of the page, or of the list item with this text."""
+        """Press a button of the page, or of the list item that contains this text."""
         scope = self.page.locator("main") if within is None else self.page.locator("li", has_text=within)
         scope.get_by_role("button", name=name, exact=True).click()
 
     def follow(self, key: str = "Enter") -> None:
-        """Press a key on what has the focus, and wait until the browser is where that leads."""
+        """Press a key on the focused control, and wait for the navigation."""
         with self.page.expect_navigation():
             self.page.keyboard.press(key)
 
@@ -96,8 +96,8 @@ class Person:
         expect(self.page.locator("body")).not_to_contain_text(text)
 
     def tab_to(self, name: str) -> None:
-        """Press Tab until the control of this name has the focus, and a person sees that it has."""
-        for _ in range(MOST_STOPS):
+        """Press Tab until this control has the focus, and check that the focus is visible."""
+        for _ in range(MAX_TAB_STOPS):
             self.page.keyboard.press("Tab")
             focused = self.page.locator(":focus")
             if focused.count() and name in (focused.inner_text().strip(), self._label_of_focused()):
@@ -110,15 +110,15 @@ class Person:
         label: str = self.page.evaluate("document.activeElement.labels?.[0]?.innerText ?? ''")
         return label.strip()
 
-    def width_that_is_cut_off(self) -> int:
-        """How many pixels there are to scroll to the side."""
+    def horizontal_overflow(self) -> int:
+        """Return the number of pixels that overflow horizontally."""
         pixels: int = self.page.evaluate(
             "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
         )
         return pixels
 
-    def find_barriers(self) -> list[str]:
-        """Judge the page by axe, all of its rules; they need no network."""
+    def find_violations(self) -> list[str]:
+        """Return all violations that axe finds on the page."""
         found = Axe().run(self.page, options={"resultTypes": ["violations", "incomplete"]}).response
         return [
             f"{kind['id']} on {self.path}: {node['html']} ({node['failureSummary']})"

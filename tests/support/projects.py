@@ -12,23 +12,23 @@ import yaml
 from tests.support.programs import person_environment, run_program
 from tests.support.template import is_copied
 
-# A bake's whole suite on a busy machine; less than pytest-timeout's, so that what it printed is told.
+# Enough for a project's whole test suite on a busy machine; below pytest-timeout, so that a failure shows the output.
 TIMEOUT_SECONDS = 1800
 
 
 def run_cookiecutter(template: Path, folder: Path, *options: str, **answers: str) -> subprocess.CompletedProcess[str]:
-    """Bake into `folder/out` with the command, as a person does; what it remembers stays in `folder/home`."""
+    """Bake into `folder/out` with the cookiecutter command; its own files stay in `folder/home`."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     (folder / "out").mkdir(exist_ok=True)
-    # cookiecutter leaves every hook that it has rendered in the folder for temporary files.
+    # cookiecutter leaves its rendered hooks in the folder for temporary files.
     (home / "tmp").mkdir(exist_ok=True)
     config = {"cookiecutters_dir": str(home / "templates"), "replay_dir": str(home / "replay")}
     (home / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return subprocess.run(
         [
             *(sys.executable, "-m", "cookiecutter", "--config-file", str(home / "config.yaml"), *options),
-            *(() if "--replay-file" in options else ("--no-input",)),  # cookiecutter refuses both together
+            *(() if "--replay-file" in options else ("--no-input",)),  # cookiecutter refuses both options together
             *("--output-dir", str(folder / "out"), str(template)),
             *(f"{option}={answer}" for option, answer in answers.items()),
         ],
@@ -53,12 +53,12 @@ class BakedProject:
 
     @cached_property
     def secrets(self) -> set[str]:
-        """What the hook makes, and no other bake has."""
+        """The files with secrets that the hook creates; they differ in each bake."""
         compose = self.path / "compose.yaml"
         return {".env"} | (list_secrets(compose.read_text(encoding="utf-8")) if compose.exists() else set())
 
     def list_texts(self) -> dict[str, str]:
-        """Every file that cookiecutter has rendered."""
+        """Return the text of every file that cookiecutter has rendered, by name."""
         return {
             name: path.read_text(encoding="utf-8")
             for name, path in self.list_files().items()
@@ -69,7 +69,7 @@ class BakedProject:
         return (self.path / name).read_text(encoding="utf-8")
 
     def run(self, command: Sequence[str], **variables: str) -> str:
-        """Run a command as the project's user would; what it printed is in the failure's message."""
+        """Run a command in the project, and return its output; a failure shows the output."""
         done = run_program(command, TIMEOUT_SECONDS, folder=self.path, env=person_environment(**variables))
         assert done.returncode == 0, f"{' '.join(command)} failed with {done.returncode}:\n{done.stdout[-20000:]}"
         return done.stdout

@@ -1,4 +1,4 @@
-"""The servers that the tests provision, each with a project that differs from the others'."""
+"""The servers that the tests provision, each with a different project."""
 
 import re
 import shlex
@@ -16,11 +16,11 @@ EMAIL = "ada@example.com"
 PROJECT = "/root/project"
 TOKEN = "/api/v1/auth/token"
 TODOS = "/api/v1/todos"
-OF_A_BROWSER = {"Accept": "text/html,*/*;q=0.8"}
+BROWSER_HEADERS = {"Accept": "text/html,*/*;q=0.8"}
 
 
-# As a fresh server that fetches apt's lists by itself, for some seconds; perl is on each.
-HOLD_THE_LISTS = """
+# Locks apt's lists for five seconds, as the automatic update of a fresh server does. Every Debian has perl.
+LOCK_APT_LISTS = """
 perl -MFcntl -e '
     open(my $file, ">>", "/var/lib/apt/lists/lock") or die;
     my $whole = pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0);
@@ -32,7 +32,7 @@ perl -MFcntl -e '
 
 @dataclass(frozen=True)
 class Options:
-    """How a server and its project differ from the others."""
+    """The options of a server and of its project."""
 
     slug: str
     database: str = "postgresql"
@@ -44,7 +44,7 @@ class Options:
 SERVERS = {
     "postgresql": Options("todo-list"),
     "debian13": Options("todo-list", process_manager="circus", release="trixie"),
-    # The longest name: sockets, accounts and firewall chains have limits of their own.
+    # The longest slug: the names of sockets, accounts and firewall chains have shorter limits.
     "sqlite": Options(
         "a-service-whose-name-is-as-long-as-a-name-may-be-x",
         database="sqlite",
@@ -59,7 +59,7 @@ class Server:
     machine: Machine
     project: BakedProject
     site: Site
-    # What was printed, in the order that it was.
+    # Output of each step of `prepare`.
     outputs: dict[str, str]
 
     @property
@@ -68,7 +68,7 @@ class Server:
 
     @property
     def owner(self) -> str:
-        """The account and the role of PostgreSQL that owns the database; on SQLite, the service's account."""
+        """The owner of the database: a role of PostgreSQL and its account, or on SQLite the service's account."""
         if self.project.answers["database"] == "postgresql":
             return f"{self.slug[:25]}-owner"
         return self.slug[:31]
@@ -78,7 +78,7 @@ class Server:
 
     @property
     def instance(self) -> str:
-        """The unit that serves."""
+        """The systemd unit of the active instance."""
         return self.machine.run(f"basename $(readlink /etc/{self.slug}/active.sock) .sock | sed 's/.*/{self.slug}@&/'")
 
     @property
@@ -93,18 +93,18 @@ class Server:
         return int(self.machine.run(f"systemctl show -P MainPID {self.instance}"))
 
     def pids(self) -> tuple[int, set[int]]:
-        """The process that keeps the workers alive, and those of the workers."""
+        """Return the id of the process manager and the ids of the workers."""
         main = self.main_pid()
         return main, set(map(int, self.machine.run(f"pgrep -P {main} || true").split()))
 
     def wait_for_workers(self) -> tuple[int, set[int]]:
-        """The same once all are there: one a core, and two at least. The first one serves before the others exist."""
+        """Wait until all workers run (one per core, at least two), and return the same ids."""
         count = max(2, int(self.machine.run("nproc")))
         wait_until(lambda: len(self.pids()[1]) == count, 60, lambda: f"{count} workers: {self.pids()}")
         return self.pids()
 
     def worker_stop_seconds(self) -> int:
-        """How long the process manager waits for a worker that it has told to stop."""
+        """Return how long the process manager waits for a worker to stop."""
         if self.project.answers["process_manager"] == "gunicorn":
             release, environment = f"/opt/{self.slug}/current", f"/etc/{self.slug}/env"
             show = f"cd {release}; set -a; . {environment}; .venv/bin/gunicorn -c gunicorn_conf.py --print-config"
@@ -117,7 +117,7 @@ class Server:
         return int(found[1])
 
     def count_requests(self) -> float:
-        """How many requests to delete something were counted, as one of the workers tells."""
+        """Return the number of DELETE requests in the metrics of one worker."""
         socket = f"/etc/{self.slug}/active.sock"
         metrics = self.machine.run(f"curl --silent --show-error --fail --unix-socket {socket} http://{DOMAIN}/metrics")
         counts = re.findall(r'(?m)^http_requests_total\{method="DELETE".*\} (\S+)$', metrics)
@@ -135,7 +135,7 @@ class Server:
         return [todo["title"] for todo in self.site.request("GET", f"{TODOS}?limit=100", token=token).json["items"]]
 
     def run_python(self, program: str, argument: str) -> str:
-        """Run it as the service's account, with the configuration and the Python of the release that serves."""
+        """Run a program as the service's account, with the configuration and the Python of the active release."""
         command = f"runuser -u {self.slug[:31]} -- .venv/bin/python -c {shlex.quote(program)} {shlex.quote(argument)}"
         return self.machine.run(f"set -a; . /etc/{self.slug}/env; cd /opt/{self.slug}/current; {command}")
 
@@ -144,7 +144,7 @@ class Server:
 
     @property
     def schema(self) -> str:
-        """The revision that PostgreSQL's database is at."""
+        """The migration revision of PostgreSQL's database."""
         return self.machine.run(f"cd /; runuser -u postgres -- psql -At {self.slug} -c 'TABLE alembic_version'")
 
     @property
@@ -159,7 +159,7 @@ def prepare(machine: Machine, project: BakedProject) -> Server:
     outputs["dry run"] = machine.run(f"{provision} --dry-run")
     outputs["after the dry run"] = machine.run("ls /etc /opt; getent passwd")
     started = time.monotonic()
-    outputs["first"] = machine.run(f"{HOLD_THE_LISTS}{provision}")
+    outputs["first"] = machine.run(f"{LOCK_APT_LISTS}{provision}")
     outputs["deploy"] = machine.run(f"{PROJECT}/deploy/vm/deploy.sh")
     trusted = machine.run(f"cat /etc/{project.answers['project_slug']}/tls/fullchain.pem")
     site = Site(machine.address, DOMAIN, trusted)

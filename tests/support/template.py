@@ -15,14 +15,14 @@ CONTEXT = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 CHOICES: dict[str, list[str]] = {
     name: value for name, value in CONTEXT.items() if name[0] != "_" and type(value) is list
 }
-# Options that fill in a version, a name or a file of their own, and change nothing of what the others do.
+# Options that only fill in a version or a name or add a file; they do not interact with the others.
 LABELS = ("python_version", "ci", "license")
 
 
 def list_variants() -> list[dict[str, str]]:
-    """Every combination of the options that decide how the service is built, each with every label.
+    """Return every combination of the structural options, each with every label.
 
-    The labels take turns, so that each of their combinations is there as well, in some project.
+    The labels rotate, so that each combination of labels also occurs in some project.
     """
     structure = {option: choices for option, choices in CHOICES.items() if option not in LABELS}
     structures = [dict(zip(structure, choices, strict=True)) for choices in product(*structure.values())]
@@ -45,7 +45,7 @@ def read_table(hook: str, name: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_literal(hook: str, name: str) -> Any:  # noqa: ANN401  # whatever is written there
-    """Return a constant of a hook; a hook cannot be imported before cookiecutter has rendered it."""
+    """Return a constant of a hook. A hook cannot be imported before cookiecutter has rendered it."""
     tree = ast.parse((ROOT / "hooks" / hook).read_text(encoding="utf-8"))
     (table,) = (
         statement.value
@@ -64,7 +64,7 @@ def is_copied(name: str) -> bool:
 
 
 def list_files(*folders: str, ignored: bool = False) -> list[Path]:
-    """List what a commit of the work tree would hold; or, instead, what git ignores."""
+    """List the files that a commit of the work tree would contain, or those that git ignores."""
     kind = ["--others", "--ignored"] if ignored else ["--cached", "--others"]
     command = ["git", "ls-files", "-z", *kind, "--exclude-standard", "--", *folders]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

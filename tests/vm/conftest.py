@@ -1,4 +1,4 @@
-"""The servers that all chapters share; each is provisioned once."""
+"""The servers that all chapters share. Each is provisioned once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +81,7 @@ def token(server: Server) -> str:
 
 @pytest.fixture
 def copy(server: Server) -> Iterator[str]:
-    """A copy of the project on the server, to change."""
+    """The folder of a copy of the project on the server; a test may change it."""
     folder = "/root/copy"
     server.machine.run(f"rm -rf {folder}; cp -R {PROJECT} {folder}")
     yield folder

@@ -29,7 +29,7 @@ def test_killed_database_proxy_and_fail2ban_are_restarted(server: Server, token:
     created = create(server, token, "Before the crash")
     units = server.machine.run("systemctl list-units --plain --no-legend 'postgresql@*' | cut -d ' ' -f 1").split()
 
-    # As often as systemd would otherwise give up.
+    # Six times each: systemd's default limit of restarts is five.
     for unit in [*units, "nginx.service", "fail2ban.service"] * 6:
         kill_and_wait(server.machine, unit)
 
@@ -119,7 +119,7 @@ def test_service_reconnects_after_a_database_restart(server: Server, token: str)
 
     server.machine.run("systemctl restart postgresql")
 
-    # Each connection of the pools learns of it when it is used.
+    # A pool finds a dead connection only when it uses it.
     wait_until(lambda: all(is_served(server, token) for _ in range(20)), 30, lambda: "the database is found again")
     assert created.json["title"] in server.titles(token)
     assert server.pids() == before

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.servers("postgresql")
 
 @pytest.fixture
 def acme_root(server: Server) -> Iterator[str]:
-    """An authority that speaks ACME, on the server itself: the certificate that it signs others with."""
+    """The root certificate of an ACME authority that runs on the server itself."""
     machine, slug = server.machine, server.slug
     machine.push(machine.commands / "acme-server.sh", "/root/acme-server.sh")
-    # By itself the server refuses every twentieth nonce, and certbot gives up when it refuses two in a row.
+    # pebble rejects every twentieth nonce by default, and certbot gives up after two rejections in a row.
     machine.run(
         f"""
         cd /etc/systemd/system && mkdir acme-server.service.d
@@ -58,7 +58,7 @@ def test_certificate_is_issued_when_the_name_resolves_to_the_server_and_is_renew
     provisioned = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh --email {EMAIL}")
     trusting_it.wait()
     contact = server.machine.run("certbot show_account")
-    # As before the name led here.
+    # Back to the state before the name resolved to the server.
     server.machine.run(
         f"""
         rm -r /etc/letsencrypt/{{archive,live,renewal}}

@@ -34,8 +34,8 @@ def test_timeouts_grow_from_workers_to_unit_to_proxy(server: Server) -> None:
     assert min(map(int, proxy)) > int(unit[1]) > server.worker_stop_seconds()
 
 
-# As JSON, like every other line of the service.
-TELL_OF_NEW_CODE = "print('\"the code is new\"')"
+# JSON, because every log line of the service must be JSON.
+LOG_NEW_CODE = "print('\"the code is new\"')"
 
 
 def count_new_code(server: Server) -> int:
@@ -46,7 +46,7 @@ def count_new_code(server: Server) -> int:
 def test_reload_under_load_activates_new_code(server: Server, token: str) -> None:
     main, workers = server.wait_for_workers()
     code = f"/opt/{server.slug}/current/app/main.py"
-    server.machine.run(f"cp -p {code} /root/main.py; echo {shlex.quote(TELL_OF_NEW_CODE)} >> {code}")
+    server.machine.run(f"cp -p {code} /root/main.py; echo {shlex.quote(LOG_NEW_CODE)} >> {code}")
 
     with Load(server.site, token) as load:
         server.machine.run(f"systemctl reload {server.instance}")
@@ -56,7 +56,7 @@ def test_reload_under_load_activates_new_code(server: Server, token: str) -> Non
 
     assert server.main_pid() == main
     failed = {outcome: count for outcome, count in load.outcomes.items() if outcome[1] not in {200, 201}}
-    # A POST that meets a worker just as it ends is not repeated: for that there is `deploy.sh restart`.
+    # nginx does not retry a POST that reaches a worker while it stops; `deploy.sh restart` avoids this.
     assert all(method == "POST" for method, _ in failed), failed
     assert sum(failed.values()) <= 2 * len(workers), failed
 

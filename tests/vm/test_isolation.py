@@ -39,8 +39,8 @@ def test_only_the_services_account_reads_the_secrets_and_it_has_no_shell(server:
     assert server.machine.run(f"stat -c '%a %U %G' /etc/{server.slug}/self-signed/privkey.pem") == "600 root root"
 
 
-# A dependency whose code tries what it likes when it is built, and each time that Python starts where it is installed.
-# Building it needs no other package.
+# A malicious dependency: its code runs when it is built, and at every start of a Python that has it installed.
+# It needs no other package to be built.
 DEPENDENCY = {
     "pyproject.toml": """
 [project]

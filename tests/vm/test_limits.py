@@ -15,13 +15,13 @@ from tests.support.serving import wait_until
 pytestmark = pytest.mark.servers("postgresql")
 
 
-# Its addresses stand for clients: the machine itself has them all, so that it can speak from each.
+# The site and its clients have addresses in the range for documentation; the server itself holds all of them.
 SITE_ADDRESS = "2001:db8:ffff::1"
 
 
 @pytest.fixture
 def networks(server: Server) -> Iterator[tuple[list[str], list[str]]]:
-    """The addresses of two networks of IPv6, of 60 clients and of 3."""
+    """Addresses of clients in two IPv6 networks: 60 in the first, 3 in the second."""
     crowd = [f"2001:db8:0:a::{number:x}" for number in range(1, 61)]
     others = [f"2001:db8:0:b::{number:x}" for number in range(1, 4)]
     addresses = [SITE_ADDRESS, *crowd, *others]
@@ -34,7 +34,7 @@ def networks(server: Server) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def ask_from(server: Server, sources: Sequence[str], path: str, *options: str) -> list[int]:
-    """Send one request from each address, and return the statuses; 0 is no answer."""
+    """Send one request from each address, and return the statuses; 0 stands for no response."""
     curl = ["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}\\n", "--interface", "{}"]
     curl += ["--max-time", "60", "--resolve", f"{DOMAIN}:443:[{SITE_ADDRESS}]", *options, f"https://{DOMAIN}{path}"]
     each = f"printf '%s\\n' {shlex.join(sources)} | xargs --max-procs=4 --replace={{}} {shlex.join(curl)} || true"
@@ -44,8 +44,8 @@ def ask_from(server: Server, sources: Sequence[str], path: str, *options: str) -
 GUESS = ("--data", "grant_type=password&username=nobody@example.com&password=wrong-password-123")
 
 
-# Sends all but the end of a request from each address twice, and tells how many are answered all the same. nginx waits
-# 10 seconds for the rest, and then 10 more after the last byte.
+# Sends two incomplete requests from each address, and prints how many of them nginx refuses. nginx waits 10 seconds for
+# the rest of a request, counted from the last byte.
 HOLD_CONNECTIONS = """
 import socket, ssl, sys, time
 context = ssl._create_unverified_context()
@@ -81,7 +81,7 @@ def test_ipv6_network_is_limited_and_banned_as_one_client(
 ) -> None:
     crowd, others = networks
 
-    # One each: an address alone meets no limit.
+    # One request from each address: no single address reaches the limit.
     asked = ask_from(server, crowd[:40], "/api/v1/users", "--json", "{}")
     elsewhere = ask_from(server, others, "/api/v1/users", "--json", "{}")
 
@@ -102,7 +102,7 @@ def test_failed_sign_ins_of_an_ipv6_network_are_counted_together(
 
     for client in crowd[:10]:
         ask_from(server, [client], TOKEN, *GUESS)
-        # Slower than nginx's limit, which another jail watches.
+        # Slower than nginx's rate limit, which another jail watches.
         time.sleep(1.1)
 
     wait_until(lambda: server.machine.run(banned) == "2001:db8:0:a::/64", 60, lambda: server.machine.run(banned))
@@ -152,7 +152,7 @@ def test_cross_site_requests_do_not_count_against_the_visitor(
     from_page = ask_from(server, [client] * 60, *sign_up, *foreign)
     own = ask_from(server, [client] * 5, *sign_up)
 
-    # The page has used up its own allowance: the header is no way round the limit.
+    # Cross-site requests have a limit of their own: the header is no way around the limit.
     assert 429 in from_page
     assert own == [422] * 5
     assert client not in server.machine.run("cat /var/log/nginx/limited.log")
@@ -170,10 +170,10 @@ def test_ssh_ban_closes_all_ports_and_service_ban_closes_http(server: Server) ->
     assert rules["service"] == "-A INPUT -p tcp -m multiport --dports 80,443 -j f2b-service"
 
 
-def banned_until_unbanned(server: Server, jail: str, offend: Callable[[], object]) -> None:
+def check_ban(server: Server, jail: str, offend: Callable[[], object]) -> None:
     ours = json.loads(server.machine.run("tail -n 1 /var/log/nginx/access.log"))["client"]
     try:
-        # The last ones may be refused already.
+        # The ban may already refuse the last requests.
         with suppress(OSError):
             offend()
         wait_until(lambda: not reaches(server.site.address, 443), 30, lambda: f"{jail} has banned us")
@@ -190,12 +190,12 @@ def test_repeated_failed_sign_ins_lead_to_a_ban(server: Server) -> None:
     def offend() -> None:
         for _ in range(10):
             server.site.request("POST", TOKEN, form, form=True)
-            # Slower than nginx's limit, which another jail watches.
+            # Slower than nginx's rate limit, which another jail watches.
             time.sleep(1.1)
 
     server.site.request("GET", "/health")
     try:
-        banned_until_unbanned(server, "service", offend)
+        check_ban(server, "service", offend)
     finally:
         server.machine.run("fail2ban-client reload --unban")
 
@@ -210,6 +210,6 @@ def test_repeatedly_exceeding_the_rate_limit_leads_to_a_ban(server: Server) -> N
 
     server.site.request("GET", "/health")
     try:
-        banned_until_unbanned(server, "nginx-limit-req", offend)
+        check_ban(server, "nginx-limit-req", offend)
     finally:
         server.machine.run("fail2ban-client reload --unban")

@@ -27,7 +27,7 @@ def test_manage_commands_run_on_the_server(server: Server) -> None:
 def test_manage_command_passes_its_arguments_on_unchanged(server: Server) -> None:
     revision = "$HOME.${HOME}$$%h'\"`id`"
 
-    # Encoded: the program that runs commands on the machine may be systemd's, and put in values itself.
+    # In base64, because systemd-run, which may run this command, expands `$` and `%`.
     encoded = base64.b64encode(revision.encode()).decode()
     output = server.machine.fails(f'{server.slug}-manage db upgrade "$(base64 -d <<< {encoded})"')
 
@@ -76,7 +76,7 @@ def test_metrics_add_up_the_counts_of_all_workers(server: Server) -> None:
 
 
 def test_every_log_line_of_the_service_is_json(server: Server) -> None:
-    # Of its last start, and not those that systemd has to say of the unit.
+    # Only the lines of the service since its last start, without those of systemd about the unit.
     run = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {server.instance})"
 
     lines = server.machine.run(f"journalctl {run} -o cat").splitlines()
@@ -131,7 +131,8 @@ def test_every_command_of_the_operations_document_works(server: Server, token: s
     backup = server.machine.run(f"cd /var/backups/{server.slug}; ls -d {server.slug}-* | tail -n 1")
     files = server.machine.run(f"ls /var/backups/{server.slug}/files | tail -n 1")
     server.machine.run("fail2ban-client set service banip 203.0.113.7")
-    # On the server itself; what follows the journal, or tells that something is not running, is ended and fine.
+    # The commands run on the server itself. A timeout ends `journalctl --follow`; `systemctl status` fails if a unit is
+    # inactive.
     meant = {" root@server.example.com": "", "/FILE ": f"/{backup} ", "/FOLDER": f"/{files}"}
 
     for line in commands:

@@ -1,4 +1,4 @@
-"""`provision.sh`: its plan, its effects, and what it refuses."""
+"""`provision.sh`: dry runs, repeated runs, failures, and arguments that it refuses."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def test_nginx_listens_on_ipv4_alone_where_the_kernel_has_no_ipv6(server: Server
     provision = f"{PROJECT}/deploy/vm/provision.sh"
     listed = "nginx -T 2>/dev/null | grep -c 'listen \\[::\\]:' || true"
     before = int(server.machine.run(listed))
-    # The folder is missing where IPv6 is switched off when the kernel starts.
+    # A kernel that starts without IPv6 has no /proc/sys/net/ipv6.
     without = server.machine.run(f"unshare --mount sh -c 'mount -t tmpfs none /proc/sys/net && {provision}'")
     meanwhile = int(server.machine.run(listed))
     server.machine.run(provision)
@@ -54,7 +54,7 @@ def test_failed_provision_reports_the_step_and_the_next_one_completes_it(server:
 
 @pytest.fixture
 def ssh_settings(server: Server) -> Iterator[tuple[str, str]]:
-    """Files for settings of sshd and of the socket that systemd can start it by; everything is as before afterwards."""
+    """The paths of settings files for sshd and for its systemd socket; both are removed after the test."""
     files = "/etc/ssh/sshd_config.d/port.conf", "/etc/systemd/system/ssh.socket.d/port.conf"
     yield files
     server.machine.run(
@@ -66,8 +66,8 @@ def ssh_settings(server: Server) -> Iterator[tuple[str, str]]:
     )
 
 
-def opened_by_provision(server: Server, port: int) -> bool:
-    """Whether it was closed before."""
+def provision_opens(server: Server, port: int) -> bool:
+    """Return whether a provision opened this port, which was closed before."""
     closed = not reaches(server.site.address, port)
     server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
     return closed and reaches(server.site.address, port)
@@ -78,10 +78,10 @@ def test_ssh_stays_reachable_on_any_port(server: Server, ssh_settings: tuple[str
     sshd, activation = ssh_settings
 
     server.machine.run(f"echo 'Port 2222' > {sshd}; systemctl restart ssh")
-    as_configured = opened_by_provision(server, 2222)
-    # It still listens there, and has another one after its next start.
+    as_configured = provision_opens(server, 2222)
+    # sshd still listens on 2222; the new port applies after its next start.
     server.machine.run(f"ufw delete allow 2222/tcp; echo 'Port 2223' > {sshd}")
-    as_it_is = opened_by_provision(server, 2222)
+    as_it_is = provision_opens(server, 2222)
     server.machine.run(
         f"""
         rm {sshd}; systemctl stop ssh
@@ -89,7 +89,7 @@ def test_ssh_stays_reachable_on_any_port(server: Server, ssh_settings: tuple[str
         systemctl daemon-reload; systemctl start ssh.socket
         """
     )
-    as_systemd_listens = opened_by_provision(server, 2224)
+    as_systemd_listens = provision_opens(server, 2224)
 
     assert (as_configured, as_it_is, as_systemd_listens) == (True, True, True)
     assert reaches(server.site.address, 22)
@@ -118,6 +118,6 @@ def test_wrong_arguments_change_nothing(server: Server) -> None:
 
     assert all("Usage: " in output for output in outputs), outputs
     assert "another deployment is under way" in meanwhile
-    # Nobody else can stand in the way.
+    # Another account cannot hold the lock.
     server.machine.fails(f"runuser -u nobody -- flock --nonblock /opt/{server.slug} true")
     assert server.release == release

@@ -49,7 +49,7 @@ def test_nginx_refuses_a_form_larger_than_any_route_needs(server: Server) -> Non
         refused = server.site.request("POST", path, {"password": "x" * 20_000}, form=True)
         answered = server.site.request("POST", path, {"password": "x" * 15_000}, form=True)
 
-        # By nginx: the service gives each answer an id.
+        # Responses of nginx have no request id.
         assert (refused.status, refused.headers["X-Request-ID"]) == (413, None)
         assert answered.headers["X-Request-ID"]
 
@@ -62,7 +62,7 @@ def test_longest_passwords_reach_the_service(server: Server) -> None:
     changed = server.site.request("POST", "/api/v1/users/me/password", change)
     signed_in = server.site.request("POST", TOKEN, {"username": EMAIL, "password": longest}, form=True)
 
-    # nginx gives its refusals no id.
+    # Responses of nginx have no request id.
     assert changed.headers["X-Request-ID"]
     assert signed_in.headers["X-Request-ID"]
 
@@ -118,7 +118,7 @@ def test_address_that_the_operator_denies_is_refused(server: Server) -> None:
         provisioned = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh")
     finally:
         server.machine.run(f"cp /root/deny.conf {denied}; systemctl reload nginx")
-        # Workers of before may still take a connection.
+        # Old nginx workers may still accept a connection.
         wait_until(lambda: all(server.site.answers() for _ in range(10)), 60, lambda: "we are let in again")
 
     assert "Nothing changed" in provisioned

@@ -62,7 +62,7 @@ def downgrade() -> None:
 
 
 def add_migration(server: Server, folder: str) -> str:
-    """Write a migration, and return the revision before it."""
+    """Write a migration into the copy, and return the revision before it."""
     head = server.machine.run(f"cat /opt/{server.slug}/current/.schema")
     text = MIGRATION.format(revision="9999", down=head)
     server.machine.run(f"printf %s {shlex.quote(text)} > {folder}/migrations/versions/9999_extra.py")
@@ -117,7 +117,7 @@ def test_a_failed_migration_keeps_the_old_release(server: Server, copy: str) -> 
 def test_rollback_downgrades_the_schema_only_on_request(server: Server, copy: str, token: str) -> None:
     release = server.release
     head = add_migration(server, copy)
-    # As with a umask that keeps everybody else out.
+    # A checkout under umask 077.
     server.machine.run(f"chmod -R go= {copy}")
     server.deploy(folder=copy)
     newer = server.release
