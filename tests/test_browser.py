@@ -1,4 +1,4 @@
-"""The pages of a baked project, in a real browser; at the end of each test, there was nothing to complain about."""
+"""The pages of a baked project, in a real browser; a test fails if its browser has reported an error."""
 
 import email
 import email.policy
@@ -45,7 +45,7 @@ def server(project: BakedProject) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def chromium(server: RunningServer) -> Iterator[Browser]:
-    # Passkeys answer pages of PUBLIC_URL alone.
+    # Passkeys work only on pages of PUBLIC_URL.
     own = server.base_url.removeprefix("http://")
     with open_chromium(f"--host-resolver-rules=MAP localhost:8000 {own}") as chromium:
         yield chromium
@@ -98,7 +98,7 @@ def add_todo(person: Person, title: str) -> None:
 
 
 def show_code(secret: str) -> str:
-    """What an authenticator shows (RFC 6238)."""
+    """Return the current code of an authenticator app (RFC 6238)."""
     mac = digest(b32decode(secret), int(time.time() // 30).to_bytes(8), sha1)
     start = mac[-1] & 15
     return f"{int.from_bytes(mac[start : start + 4]) & 0x7FFFFFFF:010}"[-6:]
@@ -174,7 +174,7 @@ def test_keyboard_alone_is_enough(visit: Visit) -> None:
     person.sees("You are logged out.")
 
 
-# A neighbour on this machine is of the same site: there the browser sends the cookies along.
+# Another port of this machine is the same site, so the browser sends the cookies.
 @pytest.mark.parametrize(
     ("origin", "sends_cookies"), [("http://evil.example", False), ("http://127.0.0.1:18080", True)], ids=["far", "near"]
 )
@@ -265,7 +265,7 @@ def test_forgotten_password_is_reset_through_the_link_in_a_message(visit: Visit,
 
 
 def find_link(project: BakedProject, address: str) -> str | None:
-    """Return the path of the link that a message, which without a mail server is a file, has for this address."""
+    """Return the path of the link in the message to this address. Without a mail server, messages are files."""
     for file in (project.path / "mail").glob("*.eml"):
         message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
         body = message.get_body(("plain",))
@@ -276,7 +276,7 @@ def find_link(project: BakedProject, address: str) -> str | None:
 
 
 class SecurityKey:
-    """Chromium's own authenticator: it is plugged into one page, and its owner is always there."""
+    """Chromium's virtual authenticator for one page; its user always confirms."""
 
     def __init__(self, person: Person) -> None:
         self._session = person.context.new_cdp_session(person.page)
@@ -286,12 +286,12 @@ class SecurityKey:
         self._id = self._session.send("WebAuthn.addVirtualAuthenticator", {"options": options})["authenticatorId"]
 
     def read(self) -> dict[str, Any]:
-        """Return the one passkey that it has."""
+        """Return its only passkey."""
         (credential,) = self._session.send("WebAuthn.getCredentials", {"authenticatorId": self._id})["credentials"]
         return dict(credential)
 
     def write(self, credential: dict[str, Any]) -> None:
-        """In the place of the one that it has, if any."""
+        """Replace its passkey, if it has one."""
         self._session.send("WebAuthn.clearCredentials", {"authenticatorId": self._id})
         self._session.send("WebAuthn.addCredential", {"authenticatorId": self._id, "credential": credential})
 
@@ -323,7 +323,7 @@ def press_passkey(person: Person) -> None:
     person.press("Log in with a passkey")
 
 
-def test_person_signs_in_with_a_passkey_and_not_with_the_password_alone(visit: Visit) -> None:
+def test_person_signs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     address = enter(person)
     SecurityKey(person)
@@ -410,7 +410,7 @@ def test_copied_passkey_is_refused(visit: Visit) -> None:
     assert thief.path == "/log-in?next=/account"
 
 
-# Chromium does not even sign; the service's own refusal is tested with an authenticator that signs anything.
+# Chromium refuses to sign. The service's own tests check its refusal with an authenticator that signs anything.
 def test_passkey_works_on_no_other_site(visit: Visit) -> None:
     person = visit(PUBLIC_URL)
     enter(person)
