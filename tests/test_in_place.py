@@ -48,7 +48,7 @@ def list_imports(path: Path) -> set[str]:
 
 
 def test_modules_that_start_servers_have_the_mark_processes() -> None:
-    modules = list((ROOT / SERVICE / "tests").glob("test_*.py"))
+    modules = list((ROOT / SERVICE / "tests").rglob("test_*.py"))
     starting = {path.name for path in modules if list_imports(path) & {"run_server", "start_process", "run_inherited"}}
     marked = {path.name for path in modules if "\npytestmark = pytest.mark.processes\n" in path.read_text("utf-8")}
 
@@ -66,7 +66,7 @@ def test_every_deployment_starts_workers_through_start_sh(path: str) -> None:
 
 
 def test_only_the_sample_features_own_tests_mention_it() -> None:
-    tests = (ROOT / SERVICE / "tests").glob("*.py")
+    tests = (ROOT / SERVICE / "tests").rglob("*.py")
 
     assert {path.name for path in tests if "todo" in path.read_text(encoding="utf-8").lower()} == {
         "test_todos.py",

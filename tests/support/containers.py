@@ -99,8 +99,8 @@ class Terminal:
     def _read(self, deadline: float) -> str:
         with selectors.DefaultSelector() as selector:
             selector.register(self._screen, selectors.EVENT_READ)
-            has_matches = selector.select(max(0, deadline - time.monotonic()))
-        assert has_matches, f"{self._script}: not within {COMMAND_SECONDS} seconds\n{self.output[-20000:]}"
+            is_readable = selector.select(max(0, deadline - time.monotonic()))
+        assert is_readable, f"{self._script}: not within {COMMAND_SECONDS} seconds\n{self.output[-20000:]}"
         try:
             return os.read(self._screen, 65536).decode(errors="replace")
         except OSError:  # the last program has closed the terminal
