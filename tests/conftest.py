@@ -65,7 +65,7 @@ def bake(cookies_session: Cookies, template: Path, tmp_path_factory: pytest.Temp
 
     def bake_project(**answers: str) -> BakedProject:
         with pytest.MonkeyPatch.context() as patch:
-            # As in run_cookiecutter.
+            # cookiecutter leaves its rendered hooks in the folder for temporary files.
             patch.setattr("tempfile.tempdir", str(hooks))
             result = cookies_session.bake(extra_context=answers, template=str(template))
         if result.exception:
