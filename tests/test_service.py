@@ -37,7 +37,7 @@ RUN_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sqli
 # Commands of the README that serve until they are stopped.
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
 # The service's test modules that start a process manager.
-PROCESSES = ("keeper", "leaving", "processes", "sockets", "startup", "throttled_workers")
+MANAGED = ("keeper", "leaving", "processes", "sockets", "startup", "throttled_workers")
 TESTED_ELSEWHERE = (
     "make check",
     "make test",
@@ -153,7 +153,7 @@ class TestOnCircus:
         project = bake(database="sqlite", process_manager="circus")
         project.run(["make", "check"])
 
-        output = project.run([PYTHON, "-m", "pytest", "-n", "auto", *(f"tests/test_{name}.py" for name in PROCESSES)])
+        output = project.run([PYTHON, "-m", "pytest", "-n", "auto", *(f"tests/test_{name}.py" for name in MANAGED)])
 
         assert re.search(r"\d+ passed", output), output
 
