@@ -15,16 +15,16 @@ ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 # path: (the option, the choices of it that keep the path)
 ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "app/core/backup_postgresql.py": ("database", "postgresql"),
-    "app/core/backup_sqlite.py": ("database", "sqlite"),
+    "app/core/db/backup/postgresql.py": ("database", "postgresql"),
+    "app/core/db/backup/sqlite.py": ("database", "sqlite"),
     ".dockerignore": ("deployment", "docker", "both"),
     ".github": ("ci", "github"),
     ".gitlab-ci.yml": ("ci", "gitlab"),
     "Dockerfile": ("deployment", "docker", "both"),
     "compose.override.yaml": ("deployment", "docker", "both"),
     "compose.yaml": ("deployment", "docker", "both"),
-    "app/core/keeper.py": ("process_manager", "supervisor", "circus"),
-    "app/core/worker.py": ("process_manager", "supervisor", "circus"),
+    "app/core/process/monitor.py": ("process_manager", "supervisor", "circus"),
+    "app/core/process/worker.py": ("process_manager", "supervisor", "circus"),
     "app/weather": ("weather_example", "yes"),
     "app/web": ("web_pages", "yes"),
     "deploy/circus": ("process_manager", "circus"),
@@ -38,27 +38,21 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "migrations/versions/0005_weather_reports.py": ("weather_example", "yes"),
     "scripts/embedded_postgres.py": ("database", "postgresql"),
     "secrets": ("deployment", "docker", "both"),
-    "tests/test_backup_postgresql.py": ("database", "postgresql"),
-    "tests/test_backup_sqlite.py": ("database", "sqlite"),
-    "tests/test_database_roles.py": ("database", "postgresql"),
+    "tests/core/db/test_backup_postgresql.py": ("database", "postgresql"),
+    "tests/core/db/test_backup_sqlite.py": ("database", "sqlite"),
+    "tests/core/db/test_database_roles.py": ("database", "postgresql"),
     "tests/test_embedded_postgres.py": ("database", "postgresql"),
-    "tests/test_gunicorn.py": ("process_manager", "gunicorn"),
-    "tests/test_postgresql.py": ("database", "postgresql"),
-    "tests/test_keeper.py": ("process_manager", "supervisor", "circus"),
-    "tests/test_weather.py": ("weather_example", "yes"),
-    "tests/test_weather_processes.py": ("weather_example", "yes"),
-    "tests/test_weather_reports.py": ("weather_example", "yes"),
-    "tests/browsing.py": ("web_pages", "yes"),
-    "tests/test_web.py": ("web_pages", "yes"),
-    "tests/test_web_account.py": ("web_pages", "yes"),
-    "tests/test_web_errors.py": ("web_pages", "yes"),
-    "tests/test_web_passkeys.py": ("web_pages", "yes"),
-    "tests/test_web_todos.py": ("web_pages", "yes"),
-    "tests/weather_service.py": ("weather_example", "yes"),
+    "tests/core/process/test_gunicorn.py": ("process_manager", "gunicorn"),
+    "tests/core/db/test_postgresql.py": ("database", "postgresql"),
+    "tests/core/process/test_monitor.py": ("process_manager", "supervisor", "circus"),
+    "tests/weather": ("weather_example", "yes"),
+    "tests/support/browsing.py": ("web_pages", "yes"),
+    "tests/web": ("web_pages", "yes"),
+    "tests/support/weather_service.py": ("weather_example", "yes"),
 }
 
 # The only Python that differs: a line that ends so is kept, without this, where the option's answer is yes.
-TAGGED = Path("app/api.py")
+TAGGED = Path("app/features.py")
 TAG = re.compile(r"  # only: ([a-z_]+)$")
 
 NEXT_STEPS = """\

@@ -53,7 +53,7 @@ RENDERED = [
     if (ROOT / path).is_file() and not is_copied(name := path.relative_to(SERVICE).as_posix())
 ]
 # The only Python file that differs between projects, and the words in its tagged lines.
-TAGGED = "app/api.py"
+TAGGED = "app/features.py"
 TAGGED_OPTIONS = {"web_pages": "app.web", "weather_example": "weather"}
 LEFTOVERS = r"(?<!\$)\{\{.*|\{%.*|#%.*|.*cookiecutter.*"
 # Words that only a project with this choice may contain.
@@ -135,7 +135,7 @@ def find(pattern: str, text: str) -> list[str]:
 def test_python_and_mail_templates_are_copied_unchanged(files: dict[str, Path], template: Path) -> None:
     copied = {name: path.read_bytes() for name, path in files.items() if is_copied(name) and name != TAGGED}
 
-    assert {"app/main.py", "app/core/mails/layout.html", "app/core/mails/layout.txt"} <= set(copied)
+    assert {"app/main.py", "app/core/email/templates/layout.html", "app/core/email/templates/layout.txt"} <= set(copied)
     sources = read_sources(template)
     assert [name for name, content in copied.items() if content != sources[name]] == []
 

@@ -37,7 +37,14 @@ RUN_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sqli
 # Commands of the README that serve until they are stopped.
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
 # The service's test modules that start a process manager.
-MANAGED = ("keeper", "leaving", "processes", "sockets", "startup", "throttled_workers")
+MANAGED = (
+    "tests/core/process/test_monitor.py",
+    "tests/core/process/test_leaving.py",
+    "tests/core/process/test_processes.py",
+    "tests/core/process/test_sockets.py",
+    "tests/core/security/test_throttled_workers.py",
+    "tests/test_startup.py",
+)
 TESTED_ELSEWHERE = (
     "make check",
     "make test",
@@ -153,7 +160,7 @@ class TestOnCircus:
         project = bake(database="sqlite", process_manager="circus")
         project.run(["make", "check"])
 
-        output = project.run([PYTHON, "-m", "pytest", "-n", "auto", *(f"tests/test_{name}.py" for name in MANAGED)])
+        output = project.run([PYTHON, "-m", "pytest", "-n", "auto", *MANAGED])
 
         assert re.search(r"\d+ passed", output), output
 
@@ -296,4 +303,4 @@ class TestDrillOnSQLite(DrillTests):
         remove_routes(project)
 
         project.run(["make", "check"])
-        project.run([PYTHON, "-m", "pytest", "-n", "auto", "tests/test_migrations.py", "tests/test_docs.py"])
+        project.run([PYTHON, "-m", "pytest", "-n", "auto", "tests/core/db/test_migrations.py", "tests/test_docs.py"])

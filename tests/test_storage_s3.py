@@ -76,7 +76,7 @@ def test_s3_bucket_passes_the_tests_of_the_object_stores(endpoint: str) -> None:
         # The tests of the object stores need no database.
         TEST_DATABASE_URL="sqlite://",
     )
-    pytest_options = ["-p", "no:cacheprovider", "-q", "-k", "s3", "tests/test_storage.py"]
+    pytest_options = ["-p", "no:cacheprovider", "-q", "-k", "s3", "tests/core/storage/test_storage.py"]
 
     done = run_program(
         [sys.executable, "-m", "pytest", *pytest_options], TIMEOUT_SECONDS, folder=ROOT / SERVICE, env=environment

@@ -10,10 +10,11 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
 from app.core.config import load_settings_or_exit
-from app.core.draining import DrainingServer
-from app.core.lifecycle import mark_start, stop_with_parent
-from app.core.logging import logging_config
-from app.core.server import bind_address, memory_folder, trusted_proxies, worker_count
+from app.core.observability.logging import logging_config
+from app.core.process.draining import DrainingServer
+from app.core.process.lifecycle import exit_with_parent, record_start_time
+from app.core.process.sockets import bind_address, trusted_proxies
+from app.core.process.workers import tmpfs_directory, worker_count
 
 # All of them: a mistake ends the start here, and not each worker in turn.
 _settings = load_settings_or_exit()
@@ -33,7 +34,7 @@ for _class in (uvicorn_worker.UvicornWorker, uvicorn_worker.UvicornH11Worker):
         "timeout_graceful_shutdown": max(1, _settings.graceful_timeout_seconds - 1),
     }
 # Of a disk that stalls, the heartbeat would kill healthy workers.
-worker_tmp_dir = memory_folder()
+worker_tmp_dir = tmpfs_directory()
 timeout = _settings.worker_timeout_seconds
 graceful_timeout = _settings.graceful_timeout_seconds
 keepalive = _settings.keepalive_seconds
@@ -46,11 +47,11 @@ control_socket_disable = True
 accesslog = None
 logconfig_dict = logging_config(_settings)
 
-mark_start()
+record_start_time()
 
 # Where the workers add up their metrics; made by the master, fresh at each start.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    _metrics = tempfile.mkdtemp(prefix="metrics-", dir=memory_folder())
+    _metrics = tempfile.mkdtemp(prefix="metrics-", dir=tmpfs_directory())
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
     _master = os.getpid()
 
@@ -63,4 +64,4 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 
 def post_fork(_server: Arbiter, _worker: Worker) -> None:
     # uvicorn's worker never looks: without its master it would keep the port, and nobody would replace it.
-    stop_with_parent()
+    exit_with_parent()

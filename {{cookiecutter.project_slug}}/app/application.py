@@ -1,6 +1,6 @@
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
@@ -10,48 +10,40 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.api import FEATURES
-from app.core.audit import handle_refusal
+from app.core.audit.log import handle_refusal
 from app.core.config import Settings, load_settings_or_exit
-from app.core.database import Database, open_database
-from app.core.email import Renderer
-from app.core.exceptions import (
-    EXCEPTION_HANDLERS,
-    AppError,
-    PlainErrorMiddleware,
-    PlainStartupMiddleware,
-    UnhandledErrorMiddleware,
-    problem_responses,
-)
-from app.core.features import Feature, settings_of
-from app.core.housekeeping import keep_house
-from app.core.http_client import LazyHttpClient, open_http_client
-from app.core.lifecycle import Stopping, mark_start, watch_for_stop
-from app.core.logging import AccessLogMiddleware, configure_logging
-from app.core.metrics import MetricsMiddleware
-from app.core.openapi import add_docs, customize_openapi
-from app.core.overload import OverloadMiddleware
+from app.core.db.purge import purge_periodically
+from app.core.db.session import Database, open_database
+from app.core.email.message import Renderer
+from app.core.errors import AppError
+from app.core.feature import Feature, settings_of
+from app.core.http.middleware.access_log import AccessLogMiddleware
+from app.core.http.middleware.body_limit import BodyLimitMiddleware
+from app.core.http.middleware.concurrency_limit import ConcurrencyLimitMiddleware
+from app.core.http.middleware.head import HeadMiddleware
+from app.core.http.middleware.internal_error import InternalErrorMiddleware
+from app.core.http.middleware.metrics import MetricsMiddleware
+from app.core.http.middleware.problems import ProblemDetailsMiddleware
+from app.core.http.middleware.request_check import RequestCheckMiddleware
+from app.core.http.middleware.startup_error import StartupErrorMiddleware
+from app.core.http.middleware.trusted_host import ProbeFriendlyHostMiddleware
+from app.core.http.openapi import add_docs, customize_openapi
+from app.core.http.paths import redirect_slashes
+from app.core.http.problems import EXCEPTION_HANDLERS, problem_responses
+from app.core.http.request import State, is_request_id, mark_request_id
+from app.core.http_client import open_http_client
+from app.core.observability.logging import configure_logging
+from app.core.process.lifecycle import record_start_time, track_shutdown_signals
+from app.core.process.sockets import trusted_proxies
 from app.core.project import read_project
-from app.core.protocol import BodyLimitMiddleware, HeadMiddleware, RequestCheckMiddleware, redirect_slashes
-from app.core.requests import HostMiddleware, is_request_id, mark_request_id
-from app.core.security import Security
-from app.core.server import trusted_proxies
+from app.core.security.encryption import SecretBox
+from app.core.security.hashing import PasswordHasher
+from app.core.security.tokens import TokenSigner
+from app.features import FEATURES
 from app.outbox.sender import run_sender
 
 if TYPE_CHECKING:
     from httpx2 import AsyncBaseTransport
-
-
-class State(TypedDict):
-    """What the lifespan gives to every request, as `request.state`; features may add to it."""
-
-    settings: Settings
-    database: Database
-    security: Security
-    stopping: Stopping
-    http: LazyHttpClient
-    # What features add to the Content-Security-Policy of pages: sources by directive.
-    content_security_policy: Mapping[str, Sequence[str]]
 
 
 def create_app(
@@ -64,7 +56,7 @@ def create_app(
 
     Tests pass their database, their features, and the transport of a fake for calls to other services.
     """
-    mark_start()
+    record_start_time()
     if settings is None:
         settings = load_settings_or_exit(settings_of(features))
         configure_logging(settings)
@@ -77,7 +69,7 @@ def create_app(
         redoc_url=None,
         openapi_url="/openapi.json" if settings.serves_docs else None,
         generate_unique_id_function=_operation_id,
-        exception_handlers={**EXCEPTION_HANDLERS, AppError: handle_refusal},
+        exception_handlers=_exception_handlers(features),
         middleware=_middleware(settings, features),
         lifespan=_create_lifespan(settings, database, http_transport, features),
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -99,12 +91,11 @@ def _create_lifespan(
 ) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
-        security = Security(settings, issuer=read_project().name)
         if settings.reset_db or settings.update_db:
             # Not above: with its imports, it is for who does both at once.
             from app.startup import prepare_database
 
-            await prepare_database(settings, security, features)
+            await prepare_database(settings, features)
         async with AsyncExitStack() as stack:
             opened = database
             if opened is None:
@@ -112,21 +103,30 @@ def _create_lifespan(
                 if settings.sends_mail:
                     await stack.enter_async_context(run_sender(settings, opened, email_renderers(features)))
             purges = [feature.purge for feature in features if feature.purge]
-            await stack.enter_async_context(keep_house(opened, settings, purges))
+            await stack.enter_async_context(purge_periodically(opened, settings, purges))
             # One connection for each concurrent request: a slow service that one feature calls starves no other.
             http = await stack.enter_async_context(open_http_client(settings.max_concurrent_requests, http_transport))
-            stopping = stack.enter_context(watch_for_stop())
+            shutdown = stack.enter_context(track_shutdown_signals())
             state = State(
                 settings=settings,
                 database=opened,
-                security=security,
-                stopping=stopping,
+                passwords=PasswordHasher(settings),
+                tokens=TokenSigner(settings),
+                secret_box=SecretBox(settings),
+                shutdown=shutdown,
                 http=http,
                 content_security_policy=_merge_policies(features),
             )
             yield await _enter_features(stack, features, state)
 
     return lifespan
+
+
+def _exception_handlers(features: Iterable[Feature]) -> dict[Any, Any]:
+    handlers: dict[Any, Any] = {**EXCEPTION_HANDLERS, AppError: handle_refusal}
+    for feature in features:
+        handlers |= feature.exception_handlers
+    return handlers
 
 
 async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], state: State) -> dict[str, object]:
@@ -157,7 +157,7 @@ def email_renderers(features: Iterable[Feature] = FEATURES) -> dict[str, Rendere
 
 def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middleware]:
     """The outermost first."""
-    middleware = [Middleware(PlainStartupMiddleware)]
+    middleware = [Middleware(StartupErrorMiddleware)]
     if settings.worker_class == "asgi":
         # Alone among the workers it leaves the client's address to the application.
         middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
@@ -178,14 +178,14 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     # Further in, nothing knows of HEAD: what turns errors into pages needs their bodies.
     middleware.append(Middleware(HeadMiddleware))
     middleware += [each for feature in features for each in feature.middleware]
-    middleware.append(Middleware(PlainErrorMiddleware))
+    middleware.append(Middleware(ProblemDetailsMiddleware))
     if settings.cors_origins:
         middleware.append(_cors_middleware(settings, features))
     return [
         *middleware,
-        Middleware(OverloadMiddleware, limit=settings.max_concurrent_requests),
-        Middleware(HostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
-        Middleware(UnhandledErrorMiddleware),
+        Middleware(ConcurrencyLimitMiddleware, limit=settings.max_concurrent_requests),
+        Middleware(ProbeFriendlyHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False),
+        Middleware(InternalErrorMiddleware),
         Middleware(BodyLimitMiddleware, max_body_size=settings.max_body_bytes),
         Middleware(RequestCheckMiddleware),
     ]

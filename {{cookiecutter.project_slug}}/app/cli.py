@@ -13,18 +13,20 @@ import uvicorn
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api import FEATURES, SETTINGS
 from app.application import create_app
-from app.core import housekeeping, migrations
-from app.core.backup import BackupError, restore_backup, write_backup
-from app.core.commands import LOOP_FACTORY, add_commands, fail, make_security, run
+from app.core.commands import LOOP_FACTORY, add_commands, fail, run
 from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
-from app.core.database import open_database
-from app.core.exceptions import AppError, first_line
-from app.core.lifecycle import mark_start, stop_with_parent
-from app.core.logging import logging_config
+from app.core.db import migrations
+from app.core.db import purge as housekeeping
+from app.core.db.backup import BackupError, restore_backup, write_backup
+from app.core.db.session import open_database
+from app.core.errors import AppError, first_line
+from app.core.observability.logging import logging_config
+from app.core.process.lifecycle import exit_with_parent, record_start_time
+from app.core.process.sockets import trusted_proxies
+from app.core.process.workers import metrics_directory
 from app.core.project import ROOT
-from app.core.server import share_metrics, trusted_proxies
+from app.features import FEATURES, SETTINGS
 from app.startup import reset
 
 cli = typer.Typer(
@@ -46,12 +48,12 @@ def serve(
 ) -> None:
     """Serve from one process; start.sh serves with several, for all of the machine's cores."""
     settings = load_settings_or_exit(SETTINGS)
-    mark_start()
+    record_start_time()
     if reload:
-        stop_with_parent()
+        exit_with_parent()
     # uvicorn raises it again once it has stopped; to stop when told to is a success.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
-    with share_metrics() if workers > 1 else nullcontext():
+    with metrics_directory() if workers > 1 else nullcontext():
         start = uvicorn.run if reload or workers > 1 or settings.unix_socket else _serve_alone
         start(
             "app.main:app",
@@ -159,7 +161,7 @@ def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
         fail(f"ENVIRONMENT is {settings.environment}: nothing is deleted there.")
     if not yes:
         typer.confirm(f"Delete everything in {settings.owner_url.render_as_string(hide_password=True)}?", abort=True)
-    run(reset(settings, make_security(settings), FEATURES))
+    run(reset(settings, FEATURES))
     typer.echo("Done: the schema is at head and has the sample data.")
 
 

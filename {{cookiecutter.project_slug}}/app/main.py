@@ -18,7 +18,7 @@ def build_app() -> FastAPI:
     # An import leaves no cycles behind that are worth a search.
     gc.disable()
     # Imported after gc.disable(). open_files comes first, because creating a metric opens its file.
-    from app.core.metrics_files import open_files
+    from app.core.observability.metrics_files import open_files
 
     open_files()
     from app.application import create_app

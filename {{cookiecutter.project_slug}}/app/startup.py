@@ -10,14 +10,13 @@ from alembic import command
 from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspect, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core import migrations
 from app.core.config import Settings
-from app.core.database import Database, Session
-from app.core.features import Feature
-from app.core.lifecycle import started_at
-from app.core.schema import head_revision
-from app.core.security import Security
-from app.core.toolbox import make_toolbox
+from app.core.context import Context
+from app.core.db import migrations
+from app.core.db.revisions import head_revision
+from app.core.db.session import Database, Session
+from app.core.feature import Feature
+from app.core.process.lifecycle import started_at
 
 logger = structlog.get_logger(__name__)
 
@@ -25,35 +24,35 @@ logger = structlog.get_logger(__name__)
 LAST_RESET = Table("last_reset", MetaData(), Column("ended_at", Float, nullable=False))
 
 
-async def prepare_database(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
+async def prepare_database(settings: Settings, features: Sequence[Feature]) -> None:
     """Once per start of the service: while the database is out of reach, workers that die can still be replaced."""
-    if _was_prepared():
+    if _already_prepared():
         return
     if settings.reset_db:
-        await reset_once(settings, security, features)
+        await reset_once(settings, features)
         _remember_prepared()
     elif settings.update_db:
         await update_once(settings)
 
 
-def _was_prepared() -> bool:
-    mark = _mark()
-    return mark is not None and mark.exists()
+def _already_prepared() -> bool:
+    marker = _marker_path()
+    return marker is not None and marker.exists()
 
 
 def _remember_prepared() -> bool:
     """Return whether this process is the first of its start to do so."""
-    mark = _mark()
+    marker = _marker_path()
     try:
-        if mark is not None:
-            mark.touch(mode=0o600, exist_ok=False)
+        if marker is not None:
+            marker.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
         return False
     return True
 
 
-def _mark() -> Path | None:
-    """In the folder that the workers of one start share; a process alone has none, and nobody to tell."""
+def _marker_path() -> Path | None:
+    """Return the marker in the folder that all workers of this start share; None for a single process."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     # An operator's own folder outlives the start; and a reload may bring code with new migrations.
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
@@ -70,33 +69,31 @@ async def update_once(settings: Settings) -> None:
         logger.info("database is up to date")
 
 
-async def reset_once(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
+async def reset_once(settings: Settings, features: Sequence[Feature]) -> None:
     """Reset unless somebody else did since this service started."""
     async with migrations.locked_connection(settings) as connection:
         last_reset = await connection.run_sync(_read_last_reset)
         await connection.rollback()
         if last_reset is None or last_reset < started_at():
-            await _reset(connection, settings, security, features)
+            await _reset(connection, settings, features)
             logger.info("database was reset and has the sample data")
 
 
-async def reset(settings: Settings, security: Security, features: Sequence[Feature]) -> None:
+async def reset(settings: Settings, features: Sequence[Feature]) -> None:
     async with migrations.locked_connection(settings) as connection:
-        await _reset(connection, settings, security, features)
+        await _reset(connection, settings, features)
 
 
-async def _reset(
-    connection: AsyncConnection, settings: Settings, security: Security, features: Sequence[Feature]
-) -> None:
+async def _reset(connection: AsyncConnection, settings: Settings, features: Sequence[Feature]) -> None:
     await connection.run_sync(_drop_everything)
     await connection.run_sync(LAST_RESET.create)
     await migrations.run_alembic(connection, command.upgrade, "head")
     await migrations.grant_access(connection, settings)
     async with Session(connection, {}) as session:
-        tools = make_toolbox(session, Database(reading=connection, writing=connection), settings, security)
+        ctx = Context.for_operator(session, Database(reading=connection, writing=connection), settings)
         for feature in features:
             if feature.load_sample_data is not None:
-                await feature.load_sample_data(tools)
+                await feature.load_sample_data(ctx)
         await session.execute(insert(LAST_RESET), {"ended_at": time.time()})
         await session.commit()
 

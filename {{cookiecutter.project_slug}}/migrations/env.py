@@ -6,11 +6,11 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from app.api import FEATURES
-from app.core import autogenerate
 from app.core.config import load_settings_or_exit
-from app.core.migrations import locked_connection
-from app.core.models import Base
+from app.core.db import autogenerate
+from app.core.db.migrations import locked_connection
+from app.core.db.models import Base
+from app.features import FEATURES
 from app.startup import LAST_RESET
 
 # The features' models are what fills the metadata.
@@ -29,7 +29,7 @@ def complete(migration: MigrationContext, _revision: object, scripts: list[Migra
 
 
 def require_foreign_keys(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
-    """SQLite enforces none during a migration (see app/core/migrations.py); PostgreSQL has done so already."""
+    """SQLite enforces none during a migration (see app/core/db/migrations.py); PostgreSQL has done so already."""
     if ctx.dialect.name != "sqlite" or ctx.connection is None:
         return
     if violation := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").first():

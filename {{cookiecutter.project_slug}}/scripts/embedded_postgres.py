@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from app.core.config import read_env_file
-from app.core.lifecycle import stop_with_parent
+from app.core.process.lifecycle import exit_with_parent
 
 if TYPE_CHECKING:
     import pytest
@@ -194,7 +194,7 @@ def run(command: list[str]) -> int:
         child = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": server.url})  # noqa: S603  # the user's own
         if is_told:
             child.terminate()
-        stop_with_parent()
+        exit_with_parent()
         code = child.wait()
         return code if code >= 0 else 128 - code
 

@@ -16,17 +16,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
 from app.core.config import ServerSettings, Settings
-from app.core.database import Database, create_patient_engine
-from app.core.logging import configure_logging
+from app.core.db.engine import create_owner_engine
+from app.core.db.revisions import read_revisions
+from app.core.db.session import Database
+from app.core.observability.logging import configure_logging
 from app.core.project import ROOT
-from app.core.schema import read_revisions
-from tests.accounts import Account, create_account
-from tests.clients import open_client
-from tests.databases import create_test_database, make_settings, migrate
-from tests.mail import Mailbox
-from tests.outgoing import Outgoing
-from tests.second_factor import NOW
-from tests.throttle_clock import ThrottleClock
+from tests.support.accounts import Account, create_account
+from tests.support.clients import open_client
+from tests.support.databases import create_test_database, make_settings, migrate
+from tests.support.mail import Mailbox
+from tests.support.outgoing import Outgoing
+from tests.support.second_factor import NOW
+from tests.support.throttle_clock import ThrottleClock
 
 THREAD_PATIENCE_SECONDS = 30
 
@@ -126,7 +127,7 @@ def migrations_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     shutil.copytree(ROOT / "migrations", project / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("alembic.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, project / name)
-    monkeypatch.setattr("app.core.schema.ROOT", project)
+    monkeypatch.setattr("app.core.db.revisions.ROOT", project)
     # Alembic puts the folder of alembic.ini first.
     monkeypatch.setattr(sys, "path", list(sys.path))
     read_revisions.cache_clear()
@@ -137,7 +138,7 @@ def migrations_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
     """A connection whose transaction is rolled back after the test."""
-    engine = create_patient_engine(settings)
+    engine = create_owner_engine(settings)
     try:
         async with engine.connect() as connection:
             await connection.begin()

@@ -1,4 +1,4 @@
-"""The attacks of tests/attacks.py notice the holes of a small service, and need no help for what is closed."""
+"""The attacks of tests/support/attacks.py notice the holes of a small service, and need no help for what is closed."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,11 +10,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response, UploadFi
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.accounts.dependencies import oauth2_scheme
-from app.core.schemas import Input
-from tests.accounts import Account
-from tests.attacks import Operation, Target, check_guard, check_owner, list_owned
-from tests.clients import open_client
-from tests.test_bodies import Everything
+from app.core.http.schemas import RequestModel
+from tests.core.http.test_bodies import Everything
+from tests.support.accounts import Account
+from tests.support.attacks import Operation, Target, check_guard, check_owner, list_owned
+from tests.support.clients import open_client
 
 PROJECT = "/projects/{project_id}"
 EXPENSES = PROJECT + "/expenses"
@@ -39,7 +39,7 @@ OWNED = [
 Row = dict[str, Any]
 
 
-class Named(Input):
+class Named(RequestModel):
     name: str
 
 
@@ -207,7 +207,7 @@ async def test_a_route_that_takes_any_token_is_noticed(scheme: Callable[..., Any
             await check_guard(target, "get", "/open", make_account("eve").headers)
 
 
-class Note(Input):
+class Note(RequestModel):
     currency: str
 
 

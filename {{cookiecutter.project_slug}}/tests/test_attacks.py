@@ -14,14 +14,14 @@ import pytest
 from app.accounts.scopes import Scope
 from app.application import create_app
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.project import read_project
-from app.core.security import Security
-from tests.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
-from tests.attacks import TOKEN_SCHEME, Operation, Target, check_guard, check_owner, list_operations, list_owned
-from tests.bodies import make_request
-from tests.clients import open_client
-from tests.databases import make_settings, unreachable_url
+from app.core.db.session import Database
+from app.core.security.hashing import PasswordHasher
+from app.core.security.tokens import TokenSigner
+from tests.support.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
+from tests.support.attacks import TOKEN_SCHEME, Operation, Target, check_guard, check_owner, list_operations, list_owned
+from tests.support.bodies import make_request
+from tests.support.clients import open_client
+from tests.support.databases import make_settings, unreachable_url
 
 ME = "/api/v1/users/me"
 USERS = "/api/v1/users"
@@ -73,9 +73,9 @@ def test_every_route_is_public_on_purpose_or_guarded() -> None:
 async def test_every_guarded_route_asks_for_a_token_of_a_scope_that_may(
     target: Target, user: Account, settings: Settings, method: str, path: str
 ) -> None:
-    security = Security(settings, issuer=read_project().name)
-    claims = security.read_access_token(user.access_token)
-    useless = security.create_access_token(claims.sub, claims.sid, "nothing")
+    tokens = TokenSigner(settings)
+    claims = tokens.verify(user.access_token)
+    useless = tokens.sign(claims.sub, claims.sid, "nothing")
 
     await check_guard(target, method, path, {"Authorization": f"Bearer {useless}"})
 
@@ -273,7 +273,7 @@ async def test_many_sign_ins_at_once_leave_the_event_loop_to_everybody_else(sett
     """By processor time, which a busy machine does not change."""
     live = make_settings(live_url, password_hash_memory_cost=19 * 1024, password_hash_time_cost=2)
     # The first one also loads the library.
-    seconds_of_a_hash = min([await measure_hash(Security(live, issuer="service")) for _ in range(3)])
+    seconds_of_a_hash = min([await measure_hash(PasswordHasher(live)) for _ in range(3)])
     async with open_client(create_app(live)) as client:
         user = await create_account(client)
         started = seconds_beside_the_loop()
@@ -290,9 +290,9 @@ async def test_many_sign_ins_at_once_leave_the_event_loop_to_everybody_else(sett
     assert seconds > AT_ONCE * seconds_of_a_hash / 2
 
 
-async def measure_hash(security: Security) -> float:
+async def measure_hash(passwords: PasswordHasher) -> float:
     started = time.process_time()
-    await security.hash_password(PASSWORD)
+    await passwords.hash(PASSWORD)
     return time.process_time() - started
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.api import SETTINGS
 from app.cli import cli
 from app.core.config import Settings, env_names
+from app.core.db.revisions import head_revision
 from app.core.project import ROOT
-from app.core.schema import head_revision
-from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, execute, migrate, unreachable_url
+from app.features import SETTINGS
+from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, execute, migrate, unreachable_url
 
 PASSWORD = "correct horse battery staple"
 CHEAP_HASHING = {"PASSWORD_HASH_TIME_COST": "1", "PASSWORD_HASH_MEMORY_COST": "8"}

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from app.accounts.dependencies import oauth2_scheme
 from app.application import create_app
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.openapi import customize_openapi
+from app.core.db.session import Database
+from app.core.http.openapi import customize_openapi
 from app.core.project import ROOT, Project, read_project
-from tests.clients import open_client
-from tests.databases import make_settings, unreachable_url
+from tests.support.clients import open_client
+from tests.support.databases import make_settings, unreachable_url
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

@@ -16,7 +16,7 @@ import pytest
 
 from app.core.project import ROOT
 from scripts.embedded_postgres import refuse_unquoted
-from tests.servers import PATIENCE_SECONDS, is_running, start_process, wait_for
+from tests.support.servers import PATIENCE_SECONDS, is_running, start_process, wait_for
 
 pytestmark = pytest.mark.processes
 

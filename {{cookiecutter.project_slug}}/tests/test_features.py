@@ -20,27 +20,26 @@ from typer.testing import CliRunner
 from app.accounts import one_time_tokens
 from app.accounts.dependencies import CurrentUser
 from app.accounts.emails import LIFETIMES, Purpose
-from app.api import FEATURES
 from app.application import create_app
-from app.core.commands import add_commands, load_settings, open_toolbox, run
+from app.core.commands import add_commands, load_settings, open_context, run
 from app.core.config import FeatureSettings, Settings
-from app.core.database import Database, Session, SessionDep, open_database
-from app.core.email import Email as Message
-from app.core.email import QueuedEmail
-from app.core.features import Feature, settings_of
+from app.core.context import Context
+from app.core.db.query import Command, Query
+from app.core.db.session import Database, Session, open_database
+from app.core.dependencies import SessionDep, SettingsDep
+from app.core.email.message import EmailMessage as Message
+from app.core.email.message import QueuedEmail
+from app.core.feature import Feature, settings_of
+from app.core.http.routing import FeatureRouter
+from app.core.http.schemas import EmailAddress, RequestModel, SingleLine
 from app.core.http_client import LazyHttpClient
-from app.core.query import Command, Query
-from app.core.requests import SettingsDep
-from app.core.routing import FeatureRouter
-from app.core.schemas import Email, Input, Line
-from app.core.security import Security
-from app.core.toolbox import Toolbox
+from app.features import FEATURES
 from app.outbox.service import enqueue
 from app.startup import reset
-from tests.accounts import create_account
-from tests.clients import open_client
-from tests.databases import SECRET_KEY, execute_async, make_settings
-from tests.mail import wait_for
+from tests.support.accounts import create_account
+from tests.support.clients import open_client
+from tests.support.databases import SECRET_KEY, execute_async, make_settings
+from tests.support.mail import wait_for
 
 INVITATION = "invitations: accept"
 PATH = "/api/v1/tested-invitations"
@@ -74,12 +73,12 @@ class InvitationSettings(FeatureSettings):
     invitation_lifetime_seconds: int = 3600
 
 
-class InvitationCreate(Input):
-    email: Email
-    role: Line
+class InvitationCreate(RequestModel):
+    email: EmailAddress
+    role: SingleLine
 
 
-class InvitationAccept(Input):
+class InvitationAccept(RequestModel):
     token: str
 
 
@@ -138,8 +137,8 @@ async def purge_members(session: Session, _settings: Settings) -> int:
     return await session.run(PURGE_MEMBERS)
 
 
-async def load_sample_invitation(tools: Toolbox) -> None:
-    await enqueue(tools.session, INVITATION, PERSON, payload={"role": "sample"})
+async def load_sample_invitation(ctx: Context) -> None:
+    await enqueue(ctx.session, INVITATION, PERSON, payload={"role": "sample"})
 
 
 commands = typer.Typer(name="tested-invitations", no_args_is_help=True)
@@ -154,8 +153,8 @@ def list_members(context: typer.Context) -> None:
 
 
 async def fetch_members(settings: Settings) -> list[MemberRecord]:
-    async with open_toolbox(settings) as tools:
-        return await tools.session.fetch_all(LIST_MEMBERS)
+    async with open_context(settings) as ctx:
+        return await ctx.session.fetch_all(LIST_MEMBERS)
 
 
 invitations = Feature(
@@ -313,7 +312,7 @@ async def test_rows_of_the_feature_are_purged(client: httpx2.AsyncClient, member
 
 
 async def test_reset_loads_the_sample_data_of_the_feature(settings: Settings, members_url: str) -> None:
-    await reset(settings, Security(settings, issuer="tests"), ALL_FEATURES)
+    await reset(settings, ALL_FEATURES)
 
     assert await execute_async(members_url, "SELECT kind, address FROM outgoing_emails") == [(INVITATION, PERSON)]
 

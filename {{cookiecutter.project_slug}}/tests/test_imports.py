@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from app.core.project import ROOT
-from tests.databases import REQUIRED_ENVIRONMENT, SECRET_KEY
+from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 # For some requests only, for commands, for development, and for tests.

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import make_url
 
 from app.accounts.feature import DEMO_EMAIL
-from app.core.schema import head_revision
-from tests.databases import execute, migrate, server_url
-from tests.servers import (
+from app.core.db.revisions import head_revision
+from tests.support.databases import execute, migrate, server_url
+from tests.support.servers import (
     MANAGERS,
     SERVE,
     SERVE_TWO,

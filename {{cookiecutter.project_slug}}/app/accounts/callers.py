@@ -9,11 +9,11 @@ from sqlalchemy import bindparam, select
 
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.core.config import Settings
-from app.core.database import Database, Session
-from app.core.exceptions import UnauthorizedError
+from app.core.db.models import utc_now
+from app.core.db.query import Query, columns
+from app.core.db.session import Database, Session
+from app.core.errors import UnauthorizedError
 from app.core.http_client import LazyHttpClient
-from app.core.models import utc_now
-from app.core.query import Query, columns
 
 MAX_REMEMBERED = 10_000
 

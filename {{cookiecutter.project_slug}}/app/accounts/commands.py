@@ -11,9 +11,10 @@ from app.accounts.second_factor import service as second_factor
 from app.accounts.sessions import service as sessions_service
 from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
-from app.core.commands import fail_validation, load_settings, open_toolbox, read_password, run
+from app.core.commands import fail_validation, load_settings, open_context, read_password, run
 from app.core.config import Settings
-from app.core.schemas import NewPassword, as_stored
+from app.core.http.schemas import as_stored
+from app.core.security.schemas import NewPassword
 
 users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
 sessions = typer.Typer(name="sessions", help="Manage where accounts are signed in.", no_args_is_help=True)
@@ -39,8 +40,8 @@ def create_admin(context: typer.Context, email: EmailArgument, password_stdin: P
 
 
 async def create_admin_user(settings: Settings, data: UserCreate) -> None:
-    async with open_toolbox(settings) as tools:
-        await users_service.create_user(tools, data, is_admin=True)
+    async with open_context(settings) as ctx:
+        await users_service.create_user(ctx, data, is_admin=True)
 
 
 @users.command("set-password")
@@ -56,9 +57,9 @@ def set_password(context: typer.Context, email: EmailArgument, password_stdin: P
 
 
 async def set_user_password(settings: Settings, email: str, password: str) -> None:
-    async with open_toolbox(settings) as tools:
-        user = await get_user_by_email(tools.session, as_stored(email))
-        await passwords_service.set_password(tools, user, password)
+    async with open_context(settings) as ctx:
+        user = await get_user_by_email(ctx.session, as_stored(email))
+        await passwords_service.set_password(ctx, user, password)
 
 
 @users.command()
@@ -69,9 +70,9 @@ def deactivate(context: typer.Context, email: EmailArgument) -> None:
 
 
 async def deactivate_user(settings: Settings, email: str) -> None:
-    async with open_toolbox(settings) as tools:
-        user = await get_user_by_email(tools.session, as_stored(email))
-        await users_service.update_user(tools, user, UserAdminUpdate(is_active=False))
+    async with open_context(settings) as ctx:
+        user = await get_user_by_email(ctx.session, as_stored(email))
+        await users_service.update_user(ctx, user, UserAdminUpdate(is_active=False))
 
 
 @users.command()
@@ -82,8 +83,8 @@ def reencrypt(context: typer.Context) -> None:
 
 
 async def reencrypt_secrets(settings: Settings) -> int:
-    async with open_toolbox(settings) as tools:
-        return await second_factor.reencrypt(tools)
+    async with open_context(settings) as ctx:
+        return await second_factor.reencrypt(ctx)
 
 
 @users.command("disable-second-factor")
@@ -94,9 +95,9 @@ def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
 
 
 async def remove_second_factor(settings: Settings, email: str) -> None:
-    async with open_toolbox(settings) as tools:
-        user = await get_user_by_email(tools.session, as_stored(email))
-        await second_factor.remove(tools, user.id)
+    async with open_context(settings) as ctx:
+        user = await get_user_by_email(ctx.session, as_stored(email))
+        await second_factor.remove(ctx, user.id)
 
 
 @sessions.command("end-all")
@@ -113,6 +114,6 @@ def end_all(
 
 
 async def end_sessions(settings: Settings, email: str | None) -> int:
-    async with open_toolbox(settings) as tools:
-        user = None if email is None else await get_user_by_email(tools.session, as_stored(email))
-        return await sessions_service.end_all(tools.session, tools.audit, user)
+    async with open_context(settings) as ctx:
+        user = None if email is None else await get_user_by_email(ctx.session, as_stored(email))
+        return await sessions_service.end_all(ctx.session, ctx.audit, user)

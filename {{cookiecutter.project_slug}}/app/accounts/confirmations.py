@@ -14,10 +14,11 @@ from app.accounts import one_time_tokens
 from app.accounts.dependencies import ClaimsDep, CurrentCaller
 from app.accounts.models import Caller
 from app.accounts.scopes import Scope
-from app.core.database import Session, SessionDep, release_connection
-from app.core.exceptions import ForbiddenError, UnprocessableError
-from app.core.schemas import MAX_CODE_LENGTH
-from app.core.security import AccessClaims
+from app.core.db.session import Session, release_connection
+from app.core.dependencies import SessionDep
+from app.core.errors import ForbiddenError, UnprocessableError
+from app.core.http.schemas import MAX_CODE_LENGTH
+from app.core.security.tokens import AccessClaims
 
 PURPOSE = "confirmation"
 LIFETIME = timedelta(minutes=5)

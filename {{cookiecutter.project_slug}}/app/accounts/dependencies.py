@@ -1,5 +1,5 @@
 import time
-from typing import Annotated
+from typing import Annotated, NotRequired, cast
 
 from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
@@ -7,13 +7,23 @@ from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from app.accounts.callers import RecentCallers
 from app.accounts.models import Caller, UserRecord
 from app.accounts.scopes import SCOPES, Scope, parse_scope
-from app.core.database import SAFE_METHODS
-from app.core.exceptions import ForbiddenError, InsufficientScopeError, UnauthorizedError
-from app.core.security import AccessClaims
-from app.core.security import Security as TokenSecurity
+from app.core.errors import ForbiddenError, InsufficientScopeError, UnauthorizedError
+from app.core.http.request import SAFE_METHODS, State
+from app.core.security.tokens import AccessClaims
 
 # A caller whose body took longer is looked up again.
 MAX_BODY_SECONDS = 1
+
+
+class AccountsState(State):
+    callers: RecentCallers
+    # The caller, and when it was found in the database or the cache (`time.monotonic()`).
+    caller: NotRequired[Caller]
+    caller_found_at: NotRequired[float]
+
+
+class AccountsRequest(Request[AccountsState]):
+    """A request with the typed state of this feature."""
 
 
 class AccessTokenBearer(OAuth2PasswordBearer):
@@ -21,12 +31,14 @@ class AccessTokenBearer(OAuth2PasswordBearer):
 
     async def authenticate(self, request: Request) -> None:
         token = await self(request)
+        authenticated = cast(AccountsRequest, request)
         # OAuth2PasswordBearer raises for a missing token and does not return None.
-        request.state.caller = await _find_caller(request, await get_claims(request, token or ""))
-        request.state.caller_found_at = time.monotonic()
+        claims = await get_claims(authenticated, token or "")
+        authenticated.state["caller"] = await _find_caller(authenticated, claims)
+        authenticated.state["caller_found_at"] = time.monotonic()
 
 
-# Relative URLs; app/core/openapi.py puts API_PREFIX before them.
+# Relative URLs; app/core/http/openapi.py puts API_PREFIX before them.
 oauth2_scheme = AccessTokenBearer(
     tokenUrl="auth/token",
     refreshUrl="auth/token",
@@ -37,46 +49,44 @@ oauth2_scheme = AccessTokenBearer(
 TokenDep = Annotated[str, Depends(oauth2_scheme)]
 
 
-async def get_claims(request: Request, token: TokenDep) -> AccessClaims:
+async def get_claims(request: AccountsRequest, token: TokenDep) -> AccessClaims:
     # Out of the state, here and below: a dependency costs as much as what it would bring.
-    security: TokenSecurity = request.state.security
-    return security.read_access_token(token)
+    return request.state["tokens"].verify(token)
 
 
 ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 
 
-async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsDep) -> Caller:
+async def get_caller(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> Caller:
     """Check the token, its session and its user at each request: what was ended is out at the next call.
 
     With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
     """
     # In most routes oauth2_scheme.authenticate has found the caller, before the body was read.
-    caller: Caller | None = getattr(request.state, "caller", None)
+    caller = request.state["caller"] if "caller" in request.state else None  # noqa: SIM401  # Starlette's State has no `get`
     if caller is None or (request.method not in SAFE_METHODS and _is_old(request)):
         caller = await _find_caller(request, claims)
     require_scopes(claims, *required.scopes)
     return caller
 
 
-def _is_old(request: Request) -> bool:
+def _is_old(request: AccountsRequest) -> bool:
     """Whether the session may have ended since, while a slow body arrived."""
-    found_at: float = request.state.caller_found_at
-    return time.monotonic() - found_at > MAX_BODY_SECONDS
+    return time.monotonic() - request.state["caller_found_at"] > MAX_BODY_SECONDS
 
 
-async def _find_caller(request: Request, claims: AccessClaims) -> Caller:
-    callers: RecentCallers = request.state.callers
+async def _find_caller(request: AccountsRequest, claims: AccessClaims) -> Caller:
+    callers = request.state["callers"]
     find = callers.find if request.method in SAFE_METHODS else callers.find_again
-    caller = await find(request.state.database, claims.sub, claims.sid)
+    caller = await find(request.state["database"], claims.sub, claims.sid)
     if caller is None:
         raise UnauthorizedError("The session has ended.")
     # The audit log tells who was refused what.
-    request.state.actor_id = caller.user.id
+    request.state["actor_id"] = caller.user.id
     return caller
 
 
-async def get_current_user(request: Request, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
+async def get_current_user(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
     # Called and not depended on: that would cost every request one dependency more.
     return (await get_caller(request, required, claims)).user
 

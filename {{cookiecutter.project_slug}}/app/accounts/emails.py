@@ -12,12 +12,12 @@ from sqlalchemy import bindparam, select
 from app.accounts import one_time_tokens
 from app.accounts.models import User
 from app.core.config import Settings
-from app.core.database import Session
-from app.core.email import Email, QueuedEmail, Renderer, render_email
+from app.core.context import Context
+from app.core.db.query import Query, columns
+from app.core.db.session import Session
+from app.core.email.message import EmailMessage, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
-from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, count_origin, network_of
-from app.core.toolbox import Toolbox
+from app.core.security.throttling import AttemptCounter, count_origin, network_of
 from app.outbox import service as outbox_service
 
 
@@ -151,7 +151,7 @@ LIFETIMES = {
 }
 
 
-async def limit_messages(tools: Toolbox, kind: EmailKind, address: str, account_id: UUID | None = None) -> None:
+async def limit_messages(ctx: Context, kind: EmailKind, address: str, account_id: UUID | None = None) -> None:
     """Refuse a requested message beyond the limit of its address, account or network.
 
     The caller must hold no connection. Raises TooManyRequestsError.
@@ -159,38 +159,38 @@ async def limit_messages(tools: Toolbox, kind: EmailKind, address: str, account_
     Each kind by itself: some lead to no message, and must not keep somebody from those that do. With an account, its
     messages to whatever address are bounded as well.
     """
-    free = tools.settings.throttle_account_attempts
+    free = ctx.settings.throttle_account_attempts
     counters = [
-        *count_origin("message asked for from address", tools.origin.address, tools.settings),
+        *count_origin("message asked for from address", ctx.client.ip_address, ctx.settings),
         AttemptCounter(f"message to address: {kind}", address, free),
     ]
     if account_id is not None:
         counters.append(AttemptCounter(f"message of account: {kind}", str(account_id), free))
-    await tools.throttle.count(*counters)
+    await ctx.throttle.count(*counters)
 
 
-async def admit_sign_up(tools: Toolbox, address: str) -> bool:
+async def admit_sign_up(ctx: Context, address: str) -> bool:
     """Return whether a sign-up may lead to a message; the caller must hold no connection.
 
     It is never refused because of what others asked for this address, and one network uses up only a part of what the
     address may get. Raises TooManyRequestsError for a network that asks for too many messages.
     """
-    network, settings = network_of(tools.origin.address), tools.settings
-    asked = count_origin("message asked for from address", tools.origin.address, settings)
+    network, settings = network_of(ctx.client.ip_address), ctx.settings
+    asked = count_origin("message asked for from address", ctx.client.ip_address, settings)
     own = AttemptCounter("sign-up of address from network", f"{network} {address}", settings.throttle_account_attempts)
     all_ = AttemptCounter("sign-up of address", address, settings.throttle_address_attempts)
-    return await tools.throttle.count(*asked, tolerated=[own, all_]) is None
+    return await ctx.throttle.count(*asked, tolerated=[own, all_]) is None
 
 
-async def notify_owner(tools: Toolbox, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:
+async def notify_owner(ctx: Context, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:
     """Tell the owner of a change, at the address that the account has unless another one is given."""
-    if not tools.settings.sends_mail:
+    if not ctx.settings.sends_mail:
         return
     if address is None:
-        address = await tools.session.fetch_value(ADDRESS, user_id=user_id)
+        address = await ctx.session.fetch_value(ADDRESS, user_id=user_id)
     if address is not None:
         payload = {"change": change.value}
-        await outbox_service.notify(tools, EmailKind.ACCOUNT_CHANGED, address, user_id, payload, topic=change)
+        await outbox_service.notify(ctx, EmailKind.ACCOUNT_CHANGED, address, user_id, payload, topic=change)
 
 
 def link_to_application(settings: Settings, page: str, token: str) -> str | None:
@@ -200,7 +200,7 @@ def link_to_application(settings: Settings, page: str, token: str) -> str | None
 
 async def render_verification(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
-) -> Email | None:
+) -> EmailMessage | None:
     user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
     if user is None or not user.is_active:
         return None
@@ -214,7 +214,7 @@ async def render_verification(
 
 async def render_password_reset(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
-) -> Email | None:
+) -> EmailMessage | None:
     user = await session.fetch_one_or_none(ADDRESSEE, user_email=email.address)
     if user is None or not user.is_active:
         return None
@@ -225,7 +225,7 @@ async def render_password_reset(
 
 async def render_email_change(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
-) -> Email | None:
+) -> EmailMessage | None:
     """To the new address: it has to be confirmed, unless there is another account with it."""
     if await _exists(session, email.address):
         return await render_already_registered(session, settings, email)
@@ -237,26 +237,26 @@ async def render_email_change(
     return _render_with_token(settings, email, "email_change", "Confirm your new address", token, link)
 
 
-async def render_already_registered(session: Session, settings: Settings, email: QueuedEmail) -> Email | None:
+async def render_already_registered(session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage | None:
     if not await _exists(session, email.address):
         return None
     return _render(settings, email, "already_registered", "You already have an account")
 
 
-async def render_email_change_notice(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+async def render_email_change_notice(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
     return _render(settings, email, "email_change_notice", "Your address is about to change")
 
 
-async def render_account_changed(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+async def render_account_changed(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
     subject, what, advice = CHANGES[AccountChange(str(email.payload["change"]))]
     return _render(settings, email, "account_changed", subject, what=what, advice=advice)
 
 
-async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
     return _render(settings, email, "second_factor_failures", "Somebody signs in with your password")
 
 
-async def render_passkey_copied(_session: Session, settings: Settings, email: QueuedEmail) -> Email:
+async def render_passkey_copied(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
     return _render(settings, email, "passkey_copied", "A passkey of yours was refused")
 
 
@@ -273,12 +273,12 @@ async def _create_token(
 
 def _render_with_token(
     settings: Settings, email: QueuedEmail, template: str, subject: str, token: str, link: str | None
-) -> Email:
+) -> EmailMessage:
     lifetime = _in_words(LIFETIMES[TEMPLATE_PURPOSES[template]])
     return _render(settings, email, template, subject, token=token, link=link, lifetime=lifetime)
 
 
-def _render(settings: Settings, email: QueuedEmail, template: str, subject: str, **values: str | None) -> Email:
+def _render(settings: Settings, email: QueuedEmail, template: str, subject: str, **values: str | None) -> EmailMessage:
     full_subject = f"{read_project().title}: {subject[0].lower()}{subject[1:]}"
     return render_email(f"accounts/mails/{template}", email.address, full_subject, settings, **values)
 

@@ -8,6 +8,7 @@ from app.accounts.recovery.router import router as recovery
 from app.accounts.second_factor.router import router as second_factor
 from app.accounts.sessions.router import router as sessions
 from app.accounts.sign_in import service as sign_in_service
+from app.accounts.sign_in.exceptions import OAuthError, handle_oauth_error
 from app.accounts.sign_in.passkeys_router import router as passkey_sign_in
 from app.accounts.sign_in.router import router as sign_in
 from app.accounts.sign_up.router import router as sign_up
@@ -15,17 +16,17 @@ from app.accounts.users import service as users_service
 from app.accounts.users.router import router as users
 from app.accounts.users.schemas import UserCreate
 from app.core.config import Settings
-from app.core.database import Session
-from app.core.features import Feature
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.session import Session
+from app.core.feature import Feature
 
 DEMO_EMAIL = "demo@example.com"
 DEMO_PASSWORD = "demo-password"  # noqa: S105  # in the README; only a reset makes this account, never in production
 
 
-async def load_sample_data(tools: Toolbox) -> None:
+async def load_sample_data(ctx: Context) -> None:
     data = UserCreate.model_validate({"email": DEMO_EMAIL, "password": DEMO_PASSWORD, "name": "Demo"})
-    await users_service.create_user(tools, data, is_admin=True)
+    await users_service.create_user(ctx, data, is_admin=True)
 
 
 async def purge(session: Session, settings: Settings) -> int:
@@ -40,6 +41,7 @@ feature = Feature(
         *(users, sign_in, sessions, recovery, second_factor, sign_up),
         *(passwords, confirmation, address, passkey_sign_in, passkeys),
     ),
+    exception_handlers={OAuthError: handle_oauth_error},
     lifespan=open_callers,
     purge=purge,
     load_sample_data=load_sample_data,

@@ -6,10 +6,10 @@ from pydantic import JsonValue
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.models import Base, Identity, Timestamps
+from app.core.db.models import Base, IdMixin, TimestampMixin
 
 
-class User(Timestamps, Base):
+class User(TimestampMixin, Base):
     __tablename__ = "users"
     # What a page of all accounts is read from.
     __table_args__ = (Index(None, "created_at", "id"),)
@@ -23,7 +23,7 @@ class User(Timestamps, Base):
     email_verified_at: Mapped[datetime | None]
 
 
-class UserSession(Identity, Base):
+class UserSession(IdMixin, Base):
     """A sign-in; its tokens work for as long as this row exists and has not expired."""
 
     __tablename__ = "sessions"
@@ -50,7 +50,7 @@ class OneTimeToken(Base):
     expires_at: Mapped[datetime]
 
 
-class RefreshToken(Identity, Base):
+class RefreshToken(IdMixin, Base):
     """One link in a session's chain: used once, and kept afterwards to recognise a stolen copy."""
 
     __tablename__ = "refresh_tokens"
@@ -110,7 +110,7 @@ class RecoveryCode(Base):
     code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
-class Passkey(Identity, Base):
+class Passkey(IdMixin, Base):
     """A key pair of WebAuthn: its owner signs in with it alone, or beside the password."""
 
     __tablename__ = "passkeys"

@@ -15,12 +15,12 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from app.accounts.models import OneTimeToken
 from app.core.config import Settings
-from app.core.database import Session
-from app.core.exceptions import UnprocessableError
-from app.core.models import utc_now
-from app.core.query import Command, Query, columns, delete_batch
-from app.core.schemas import normalize_code
-from app.core.security import create_opaque_token, hash_opaque_token
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query, columns, delete_batch
+from app.core.db.session import Session
+from app.core.errors import UnprocessableError
+from app.core.http.schemas import normalize_code
+from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
 
 class TokenRecord(NamedTuple):

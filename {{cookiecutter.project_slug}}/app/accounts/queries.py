@@ -16,12 +16,12 @@ from app.accounts.models import (
     UserRecord,
     UserSession,
 )
-from app.core.database import Session
-from app.core.exceptions import NotFoundError
-from app.core.models import utc_now
-from app.core.query import Command, Query, columns
-from app.core.throttling import network_of
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query, columns
+from app.core.db.session import Session
+from app.core.errors import NotFoundError
+from app.core.security.throttling import network_of
 from app.outbox import service as outbox_service
 
 COLUMNS = columns(UserRecord, User)
@@ -81,10 +81,10 @@ async def withdraw_email_change(session: Session, user_id: UUID) -> None:
     await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
 
 
-async def remember_network(tools: Toolbox, user_id: UUID) -> None:
+async def remember_network(ctx: Context, user_id: UUID) -> None:
     """From where the owner has acted, the attempts of strangers elsewhere no longer keep them out."""
-    network = network_of(tools.origin.address)
-    await tools.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
+    network = network_of(ctx.client.ip_address)
+    await ctx.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
 
 
 async def withdraw_codes(session: Session, user: UserRecord) -> None:
@@ -99,11 +99,11 @@ async def forget_access(session: Session, user_id: UUID) -> None:
         await session.run(command, owner_id=user_id)
 
 
-async def settle_password(tools: Toolbox, user: UserRecord) -> None:
+async def settle_password(ctx: Context, user: UserRecord) -> None:
     """End what was begun with the old password, and tell the owner of the new one."""
     # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
-    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
-    await one_time_tokens.revoke_tokens(tools.session, user.id)
+    await outbox_service.withdraw(ctx.session, EmailKind.EMAIL_CHANGE, user.id)
+    await one_time_tokens.revoke_tokens(ctx.session, user.id)
     # Whoever knew the former password does not know this one.
-    await tools.session.run(FORGET_FAILURES, owner_id=user.id)
-    await notify_owner(tools, user.id, AccountChange.PASSWORD)
+    await ctx.session.run(FORGET_FAILURES, owner_id=user.id)
+    await notify_owner(ctx, user.id, AccountChange.PASSWORD)

@@ -1,5 +1,5 @@
 from app.audit.router import router
-from app.core.audit import purge_events
-from app.core.features import Feature
+from app.core.audit.log import purge_events
+from app.core.feature import Feature
 
 feature = Feature(api=router, purge=purge_events)

@@ -7,15 +7,15 @@ from app.accounts.dependencies import AdminUser
 from app.audit import service
 from app.audit.schemas import AuditEventRead
 from app.audit.service import EventRecord
-from app.core.database import SessionDep
-from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, PageResult
-from app.core.routing import FeatureRouter
-from app.core.schemas import Line
+from app.core.dependencies import SessionDep
+from app.core.http.pagination import Page, PageDep, PageResult
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
+from app.core.http.schemas import SingleLine
 
 router = FeatureRouter(prefix="/audit-events", tags=["audit"])
 
-EventQuery = Annotated[Line | None, Query(description="Only events of this name.")]
+EventQuery = Annotated[SingleLine | None, Query(description="Only events of this name.")]
 
 
 @router.get("", response_model=Page[AuditEventRead], responses=problem_responses(401, 403))

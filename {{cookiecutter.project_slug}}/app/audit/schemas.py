@@ -2,10 +2,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.core.schemas import Output
+from app.core.http.schemas import ResponseModel
 
 
-class AuditEventRead(Output):
+class AuditEventRead(ResponseModel):
     """`user_id` is the account that it happened to, `actor_id` the one that did it, where that is known."""
 
     id: UUID

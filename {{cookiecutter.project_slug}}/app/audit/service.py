@@ -5,10 +5,10 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, select
 
-from app.core.audit import AuditEvent
-from app.core.database import Session
-from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.query import Query, columns
+from app.core.audit.log import AuditEvent
+from app.core.db.query import Query, columns
+from app.core.db.session import Session
+from app.core.http.pagination import PageRequest, PageResult, paginate
 
 NEWEST = "-created_at"
 

@@ -15,13 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from typer.main import get_command_name, solve_typer_info_defaults
 
 from app.core.config import Settings, load_settings_or_exit
-from app.core.database import open_database
-from app.core.exceptions import AppError, first_line
-from app.core.features import Feature
+from app.core.context import Context
+from app.core.db.session import open_database
+from app.core.errors import AppError, first_line
+from app.core.feature import Feature
 from app.core.http_client import open_http_client
-from app.core.project import read_project
-from app.core.security import Security
-from app.core.toolbox import Toolbox, make_toolbox
 
 EXIT_FAILED = 1
 DRIVER_GRACE_SECONDS = 0.1
@@ -96,11 +94,7 @@ def read_password(from_stdin: bool) -> str:
     return password
 
 
-def make_security(settings: Settings) -> Security:
-    return Security(settings, issuer=read_project().name)
-
-
 @asynccontextmanager
-async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
+async def open_context(settings: Settings) -> AsyncIterator[Context]:
     async with open_http_client(1) as http, open_database(settings) as database, database.write() as session:
-        yield make_toolbox(session, database, settings, make_security(settings), http)
+        yield Context.for_operator(session, database, settings, http)

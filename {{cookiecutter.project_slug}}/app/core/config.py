@@ -34,6 +34,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.core.addresses import SenderAddress, WebUrl, to_ascii_url
+from app.core.cgroups import usable_memory
 from app.core.hosts import (
     check_url,
     normalize_host,
@@ -355,9 +356,6 @@ class Settings(ServerSettings):
     @field_validator("password_hash_concurrency")
     @classmethod
     def check_memory(cls, value: int, info: ValidationInfo) -> int:
-        # Imported here because that module imports this one.
-        from app.core.server import usable_memory
-
         memory, usable = info.data.get("password_hash_memory_cost"), usable_memory()
         if memory is not None and usable is not None and memory * 1024 * value > usable:
             raise ValueError("times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import structlog
 from asgi_correlation_id import correlation_id
-from fastapi import Depends, Request
+from fastapi import Depends
+
+from app.core.http.request import AppRequest
 
 if TYPE_CHECKING:
     from httpx2 import AsyncBaseTransport, AsyncClient, Response
@@ -117,18 +119,16 @@ def _cause_of(error: BaseException) -> BaseException | None:
     return error.__cause__ or error.__context__
 
 
-async def get_lazy_http(request: Request) -> LazyHttpClient:
-    http: LazyHttpClient = request.state.http
-    return http
+async def get_lazy_http(request: AppRequest) -> LazyHttpClient:
+    return request.state["http"]
 
 
 # For what may do without a client: none is opened before it is used.
 LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
 
 
-async def get_http_client(request: Request) -> "AsyncClient":
-    http: LazyHttpClient = request.state.http
-    return await http.get()
+async def get_http_client(request: AppRequest) -> "AsyncClient":
+    return await request.state["http"].get()
 
 
 HttpClientDep = Annotated["AsyncClient", Depends(get_http_client)]

@@ -9,9 +9,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.core.backup import STALE_SECONDS
+from app.core.db.backup import STALE_SECONDS
+from app.core.filesystem import sync_path
 from app.core.project import read_project
-from app.core.storage import PARTIAL_SUFFIX, sync_path
+from app.core.storage.folder import PARTIAL_SUFFIX
 
 
 def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:

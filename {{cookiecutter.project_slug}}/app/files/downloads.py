@@ -3,8 +3,8 @@ from urllib.parse import quote
 import structlog
 from fastapi.responses import StreamingResponse
 
-from app.core.exceptions import UnavailableError
-from app.core.storage import ObjectStore
+from app.core.errors import UnavailableError
+from app.core.storage.objects import ObjectStore
 from app.files.models import FileRecord
 
 logger = structlog.get_logger(__name__)

@@ -2,10 +2,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.features import Feature
+from app.core.db.session import Database
+from app.core.feature import Feature
 from app.core.http_client import LazyHttpClient
-from app.core.storage import create_store
+from app.core.storage.store import create_store
 from app.files import service
 
 

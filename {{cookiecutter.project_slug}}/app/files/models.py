@@ -6,11 +6,11 @@ from sqlalchemy import BigInteger, ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.accounts.models import User
-from app.core.models import Base, Identity
+from app.core.db.models import Base, IdMixin
 
 
-class StoredFile(Identity, Base):
-    """A file of a user's; its content is the object of the same id in the store (app/core/storage.py)."""
+class StoredFile(IdMixin, Base):
+    """A file of a user's; its content is the object of the same id in the store (app/core/storage/store.py)."""
 
     __tablename__ = "stored_files"
 

@@ -11,11 +11,12 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
 from app.core.config import Settings
-from app.core.database import Database, Session, release_connection
-from app.core.exceptions import NotFoundError, UnavailableError
-from app.core.models import utc_now
-from app.core.query import Command, Query, columns
-from app.core.storage import ObjectStore, create_store, require_store
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query, columns
+from app.core.db.session import Database, Session, release_connection
+from app.core.errors import NotFoundError, UnavailableError
+from app.core.storage.objects import ObjectStore
+from app.core.storage.store import create_store, require_store
 from app.files.models import FileRecord, StoredFile
 
 # No object is deleted sooner: every row in a backup of the database finds its object in the files' backup right after.

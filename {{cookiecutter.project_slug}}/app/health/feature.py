@@ -1,4 +1,4 @@
-from app.core.features import Feature
+from app.core.feature import Feature
 from app.health.router import router
 
 feature = Feature(root=router)

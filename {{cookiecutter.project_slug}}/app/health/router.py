@@ -1,11 +1,13 @@
 import asyncio
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from app.core.exceptions import UnavailableError, problem_responses
-from app.core.metrics import render_metrics
+from app.core.dependencies import SettingsDep
+from app.core.errors import UnavailableError
+from app.core.http.problems import problem_responses
+from app.core.http.request import AppRequest
+from app.core.observability.metrics import render_metrics
 from app.core.project import read_project
-from app.core.requests import SettingsDep
 from app.health import service
 from app.health.schemas import Health, Liveness, Readiness
 
@@ -26,11 +28,11 @@ async def read_liveness() -> Liveness:
 
 
 @router.get("/health/ready", responses=problem_responses(503))
-async def read_readiness(request: Request, settings: SettingsDep) -> Readiness:
+async def read_readiness(request: AppRequest, settings: SettingsDep) -> Readiness:
     """Tell whether requests can be served: the database answers, its schema is right, and the process goes on."""
-    await service.require_ready(request.state.database, settings.readiness_timeout_seconds)
+    await service.require_ready(request.state["database"], settings.readiness_timeout_seconds)
     # Last: it may be told to stop while the database is asked.
-    if request.state.stopping.is_set:
+    if request.state["shutdown"].is_set:
         raise UnavailableError("The service is stopping.")
     return Readiness()
 

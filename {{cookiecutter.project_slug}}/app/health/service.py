@@ -4,9 +4,9 @@ import structlog
 from sqlalchemy import String, func, select
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
-from app.core.database import Database
-from app.core.exceptions import UnavailableError, first_line
-from app.core.schema import MigrationsError, is_up_to_date
+from app.core.db.revisions import MigrationsError, is_up_to_date
+from app.core.db.session import Database
+from app.core.errors import UnavailableError, first_line
 
 logger = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 import typer
 
-from app.core.commands import load_settings, open_toolbox, run
+from app.core.commands import load_settings, open_context, run
 from app.core.config import Settings
 from app.outbox import service
 from app.outbox.service import FailedEmailRecord
@@ -16,8 +16,8 @@ def list_failed_emails(context: typer.Context) -> None:
 
 
 async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
-    async with open_toolbox(settings) as tools:
-        return await service.list_failed(tools.session)
+    async with open_context(settings) as ctx:
+        return await service.list_failed(ctx.session)
 
 
 @commands.command("retry")
@@ -27,5 +27,5 @@ def retry_failed_emails(context: typer.Context) -> None:
 
 
 async def retry_emails(settings: Settings) -> int:
-    async with open_toolbox(settings) as tools:
-        return await service.retry_failed(tools.session)
+    async with open_context(settings) as ctx:
+        return await service.retry_failed(ctx.session)

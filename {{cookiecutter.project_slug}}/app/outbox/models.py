@@ -5,10 +5,10 @@ from pydantic import JsonValue
 from sqlalchemy import JSON, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.models import Base, Identity
+from app.core.db.models import Base, IdMixin
 
 
-class OutgoingEmail(Identity, Base):
+class OutgoingEmail(IdMixin, Base):
     """A message to send; the row is deleted once it is sent."""
 
     __tablename__ = "outgoing_emails"

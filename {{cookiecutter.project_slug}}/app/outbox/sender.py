@@ -11,11 +11,12 @@ from aiosmtplib import SMTPException
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.email import QueuedEmail, RefusedEmailError, Renderer, compose, deliver
-from app.core.exceptions import first_line
-from app.core.metrics import EMAILS, EMAILS_PENDING_SECONDS
-from app.core.models import utc_now
+from app.core.db.models import utc_now
+from app.core.db.session import Database
+from app.core.email.delivery import deliver
+from app.core.email.message import QueuedEmail, RefusedEmailError, Renderer, compose
+from app.core.errors import first_line
+from app.core.observability.metrics import EMAILS, EMAILS_PENDING_SECONDS
 from app.outbox import service
 from app.outbox.service import EmailRecord
 

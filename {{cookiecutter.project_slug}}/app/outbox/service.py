@@ -12,12 +12,12 @@ from sqlalchemy import bindparam, delete, event, insert, or_, select, update
 from sqlalchemy.sql import func
 
 from app.core.config import Settings
-from app.core.database import Session
-from app.core.metrics import EMAILS
-from app.core.models import utc_now
-from app.core.query import Command, Query, columns, delete_batch
-from app.core.throttling import AttemptCounter
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query, columns, delete_batch
+from app.core.db.session import Session
+from app.core.observability.metrics import EMAILS
+from app.core.security.throttling import AttemptCounter
 from app.outbox.models import OutgoingEmail
 
 logger = structlog.get_logger(__name__)
@@ -137,7 +137,7 @@ async def enqueue(
 
 
 async def notify(
-    tools: Toolbox,
+    ctx: Context,
     kind: str,
     address: str,
     account_id: UUID | None = None,
@@ -149,12 +149,12 @@ async def notify(
 
     Notices of different topics are counted by themselves: a flood of one hides no other.
     """
-    free = tools.settings.throttle_account_attempts
+    free = ctx.settings.throttle_account_attempts
     counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
     if account_id is not None:
         counters.append(AttemptCounter(f"notice to account: {kind} {topic}", str(account_id), free))
-    if await tools.throttle.admits(tools.session, *counters):
-        await enqueue(tools.session, kind, address, account_id, payload)
+    if await ctx.throttle.admits(ctx.session, *counters):
+        await enqueue(ctx.session, kind, address, account_id, payload)
     else:
         note_dropped(kind, topic)
 

@@ -4,9 +4,9 @@ from uuid import UUID
 from fastapi import Depends
 
 from app.accounts.dependencies import CurrentUser
-from app.core import uploads
-from app.core.database import DatabaseDep, SessionDep
-from app.core.uploads import Upload
+from app.core.dependencies import DatabaseDep, SessionDep
+from app.core.http import uploads
+from app.core.http.uploads import Upload
 from app.projects import service
 from app.projects.models import ExpenseRecord, ProjectRecord
 

@@ -5,8 +5,8 @@ import io
 from collections.abc import AsyncIterator, Iterable
 from uuid import UUID
 
-from app.core.database import Database
-from app.core.pagination import PageRequest
+from app.core.db.session import Database
+from app.core.http.pagination import PageRequest
 from app.projects import service
 from app.projects.models import ExpenseRecord
 

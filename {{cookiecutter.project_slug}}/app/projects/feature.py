@@ -3,8 +3,8 @@ from decimal import Decimal
 
 from app.accounts.feature import DEMO_EMAIL
 from app.accounts.queries import get_user_by_email
-from app.core.features import Feature
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.feature import Feature
 from app.projects import service
 from app.projects.models import ExpenseCategory
 from app.projects.router import router
@@ -19,11 +19,11 @@ EXPENSES = (
 )
 
 
-async def load_sample_data(tools: Toolbox) -> None:
-    owner = await get_user_by_email(tools.session, DEMO_EMAIL)
-    project = await service.create_project(tools.session, owner.id, PROJECT)
+async def load_sample_data(ctx: Context) -> None:
+    owner = await get_user_by_email(ctx.session, DEMO_EMAIL)
+    project = await service.create_project(ctx.session, owner.id, PROJECT)
     for expense in EXPENSES:
-        await service.create_expense(tools.session, project, expense)
+        await service.create_expense(ctx.session, project, expense)
 
 
 feature = Feature(api=router, load_sample_data=load_sample_data)

@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.accounts.models import User
-from app.core.models import Base, Timestamps
+from app.core.db.models import Base, TimestampMixin
 from app.files.models import StoredFile
 
 
@@ -24,7 +24,7 @@ class ExpenseCategory(StrEnum):
     OTHER = "other"
 
 
-class Project(Timestamps, Base):
+class Project(TimestampMixin, Base):
     __tablename__ = "projects"
     # A page of the owner's projects is read from this index.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
@@ -40,7 +40,7 @@ class Project(Timestamps, Base):
     expenses: Mapped[list["Expense"]] = relationship(back_populates="project", passive_deletes=True)
 
 
-class Expense(Timestamps, Base):
+class Expense(TimestampMixin, Base):
     __tablename__ = "expenses"
     # A page of a project's expenses is read from this index.
     __table_args__ = (Index(None, "project_id", "created_at", "id"),)

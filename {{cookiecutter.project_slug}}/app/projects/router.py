@@ -2,11 +2,11 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.accounts.dependencies import CurrentUser
-from app.core.database import DatabaseDep, SessionDep
-from app.core.exceptions import NotFoundError, problem_responses
-from app.core.pagination import Page, PageDep, PageResult
-from app.core.routing import FeatureRouter
-from app.core.storage import StoreDep
+from app.core.dependencies import DatabaseDep, SessionDep, StoreDep
+from app.core.errors import NotFoundError
+from app.core.http.pagination import Page, PageDep, PageResult
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 from app.files import service as files_service
 from app.files.downloads import download
 from app.projects import service

@@ -5,35 +5,35 @@ from uuid import UUID
 
 from pydantic import Field
 
-from app.core.schemas import FilledLine, Identified, Input, Output, PartialInput, Text
+from app.core.http.schemas import MultiLine, NonEmptyLine, PatchModel, RequestModel, ResponseModel, TimestampedModel
 from app.projects.models import ExpenseCategory, ProjectStatus
 
 # JSON has no decimal numbers: an amount is a string in answers, and may be one in requests.
 Amount = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2)]
 
 
-class ProjectCreate(Input):
-    name: FilledLine
+class ProjectCreate(RequestModel):
+    name: NonEmptyLine
     status: ProjectStatus = ProjectStatus.ACTIVE
     starts_on: date
     budget: Amount | None = None
 
 
-class ProjectUpdate(PartialInput):
-    name: FilledLine = ""
+class ProjectUpdate(PatchModel):
+    name: NonEmptyLine = ""
     status: ProjectStatus = ProjectStatus.ACTIVE
     starts_on: date = date.min
     budget: Amount | None = None
 
 
-class ProjectRead(Identified):
+class ProjectRead(TimestampedModel):
     name: str
     status: ProjectStatus
     starts_on: date
     budget: Decimal | None
 
 
-class ProjectReport(Output):
+class ProjectReport(ResponseModel):
     """What was spent, in all and by category; `remaining` is null without a budget."""
 
     spent: Decimal
@@ -41,23 +41,23 @@ class ProjectReport(Output):
     by_category: dict[ExpenseCategory, Decimal]
 
 
-class ExpenseCreate(Input):
-    title: FilledLine
+class ExpenseCreate(RequestModel):
+    title: NonEmptyLine
     amount: Amount
     spent_on: date
     category: ExpenseCategory = ExpenseCategory.OTHER
-    note: Text | None = None
+    note: MultiLine | None = None
 
 
-class ExpenseUpdate(PartialInput):
-    title: FilledLine = ""
+class ExpenseUpdate(PatchModel):
+    title: NonEmptyLine = ""
     amount: Amount = Decimal(0)
     spent_on: date = date.min
     category: ExpenseCategory = ExpenseCategory.OTHER
-    note: Text | None = None
+    note: MultiLine | None = None
 
 
-class ExpenseRead(Identified):
+class ExpenseRead(TimestampedModel):
     title: str
     amount: Decimal
     spent_on: date

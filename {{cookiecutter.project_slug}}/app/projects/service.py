@@ -9,11 +9,11 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 from sqlalchemy.orm import selectinload
 
-from app.core.database import Session
-from app.core.exceptions import NotFoundError
-from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.query import Command, Query, columns
-from app.core.schemas import dump_changes
+from app.core.db.query import Command, Query, columns
+from app.core.db.session import Session
+from app.core.errors import NotFoundError
+from app.core.http.pagination import PageRequest, PageResult, paginate
+from app.core.http.schemas import changed_fields
 from app.files import service as files_service
 from app.projects.models import Expense, ExpenseCategory, ExpenseRecord, Project, ProjectRecord
 from app.projects.schemas import ExpenseCreate, ExpenseUpdate, ProjectCreate, ProjectReport, ProjectUpdate
@@ -81,7 +81,7 @@ async def create_project(session: Session, owner_id: UUID, data: ProjectCreate) 
 
 
 async def update_project(session: Session, project: ProjectRecord, data: ProjectUpdate) -> ProjectRecord:
-    changes = dump_changes(data)
+    changes = changed_fields(data)
     if not changes:
         return project
     changed = await session.fetch_one_or_none(UPDATE_PROJECT, project=project.id, **changes)
@@ -136,7 +136,7 @@ async def create_expense(session: Session, project: ProjectRecord, data: Expense
 
 
 async def update_expense(session: Session, expense: ExpenseRecord, data: ExpenseUpdate) -> ExpenseRecord:
-    changes = dump_changes(data)
+    changes = changed_fields(data)
     return await _change_expense(session, expense, **changes) if changes else expense
 
 

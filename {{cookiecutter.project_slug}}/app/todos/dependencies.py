@@ -4,7 +4,7 @@ from uuid import UUID
 from fastapi import Depends
 
 from app.accounts.dependencies import CurrentUser
-from app.core.database import SessionDep
+from app.core.dependencies import SessionDep
 from app.todos import service
 from app.todos.models import TodoRecord
 

@@ -1,7 +1,7 @@
 from app.accounts.feature import DEMO_EMAIL
 from app.accounts.queries import get_user_by_email
-from app.core.features import Feature
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.feature import Feature
 from app.todos import service
 from app.todos.router import router
 from app.todos.schemas import TodoCreate
@@ -13,10 +13,10 @@ SAMPLES = (
 )
 
 
-async def load_sample_data(tools: Toolbox) -> None:
-    owner = await get_user_by_email(tools.session, DEMO_EMAIL)
+async def load_sample_data(ctx: Context) -> None:
+    owner = await get_user_by_email(ctx.session, DEMO_EMAIL)
     for sample in SAMPLES:
-        await service.create_todo(tools.session, owner.id, sample)
+        await service.create_todo(ctx.session, owner.id, sample)
 
 
 feature = Feature(api=router, load_sample_data=load_sample_data)

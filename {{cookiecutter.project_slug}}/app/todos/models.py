@@ -6,10 +6,10 @@ from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.accounts.models import User
-from app.core.models import Base, Timestamps
+from app.core.db.models import Base, TimestampMixin
 
 
-class Todo(Timestamps, Base):
+class Todo(TimestampMixin, Base):
     __tablename__ = "todos"
     # What a page of one's todos is read from, in either direction.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)

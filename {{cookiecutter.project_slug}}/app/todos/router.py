@@ -1,10 +1,10 @@
 from fastapi import Request, Response
 
 from app.accounts.dependencies import CurrentUser
-from app.core.database import SessionDep
-from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, PageResult
-from app.core.routing import FeatureRouter
+from app.core.dependencies import SessionDep
+from app.core.http.pagination import Page, PageDep, PageResult
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 from app.todos import service
 from app.todos.dependencies import TodoDep
 from app.todos.models import TodoRecord

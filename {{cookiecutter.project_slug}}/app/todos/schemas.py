@@ -1,6 +1,6 @@
 from enum import StrEnum
 
-from app.core.schemas import FilledLine, Identified, Input, PartialInput, Text
+from app.core.http.schemas import MultiLine, NonEmptyLine, PatchModel, RequestModel, TimestampedModel
 
 
 class TodoSort(StrEnum):
@@ -8,21 +8,21 @@ class TodoSort(StrEnum):
     NEWEST = "-created_at"
 
 
-class TodoCreate(Input):
+class TodoCreate(RequestModel):
     """A whole todo; PUT takes the same, and sets what is left out to its default."""
 
-    title: FilledLine
-    description: Text = ""
+    title: NonEmptyLine
+    description: MultiLine = ""
     completed: bool = False
 
 
-class TodoUpdate(PartialInput):
-    title: FilledLine = ""
-    description: Text = ""
+class TodoUpdate(PatchModel):
+    title: NonEmptyLine = ""
+    description: MultiLine = ""
     completed: bool = False
 
 
-class TodoRead(Identified):
+class TodoRead(TimestampedModel):
     title: str
     description: str
     completed: bool

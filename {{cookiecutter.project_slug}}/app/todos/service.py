@@ -4,11 +4,11 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
-from app.core.database import Session
-from app.core.exceptions import NotFoundError
-from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.query import Command, Query, columns
-from app.core.schemas import dump_changes
+from app.core.db.query import Command, Query, columns
+from app.core.db.session import Session
+from app.core.errors import NotFoundError
+from app.core.http.pagination import PageRequest, PageResult, paginate
+from app.core.http.schemas import changed_fields
 from app.todos.models import Todo, TodoRecord
 from app.todos.schemas import TodoCreate, TodoSort, TodoUpdate
 
@@ -55,7 +55,7 @@ async def replace_todo(session: Session, todo: TodoRecord, data: TodoCreate) -> 
 
 
 async def update_todo(session: Session, todo: TodoRecord, data: TodoUpdate) -> TodoRecord:
-    changes = dump_changes(data)
+    changes = changed_fields(data)
     return await _change(session, todo, changes) if changes else todo
 
 

@@ -8,7 +8,7 @@ import httpx2
 import structlog
 from pydantic import SecretStr, ValidationError
 
-from app.core.exceptions import NotFoundError
+from app.core.errors import NotFoundError
 from app.core.http_client import LazyHttpClient, ResponseTooLargeError, read_body
 from app.weather.breaker import Breaker
 from app.weather.exceptions import (

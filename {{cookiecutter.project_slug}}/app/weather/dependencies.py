@@ -3,7 +3,8 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 
 from app.accounts.dependencies import CurrentUser
-from app.core.database import SessionDep, release_connection
+from app.core.db.session import release_connection
+from app.core.dependencies import SessionDep
 from app.weather import service
 from app.weather.schemas import Country, Part, Place, Units
 from app.weather.service import Weather

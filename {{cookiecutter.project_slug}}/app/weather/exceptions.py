@@ -1,4 +1,4 @@
-from app.core.exceptions import AppError
+from app.core.errors import AppError
 
 
 class PlaceRefusedError(AppError):

@@ -1,4 +1,4 @@
-from app.core.features import Feature
+from app.core.feature import Feature
 from app.weather.router import router
 from app.weather.service import open_weather
 from app.weather.settings import WeatherSettings

@@ -5,10 +5,10 @@ from uuid import UUID
 from sqlalchemy import Float, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.models import Base, Timestamps
+from app.core.db.models import Base, TimestampMixin
 
 
-class WeatherReport(Timestamps, Base):
+class WeatherReport(TimestampMixin, Base):
     """What somebody has observed; everybody who is signed in may read it, and not who it was."""
 
     __tablename__ = "weather_reports"

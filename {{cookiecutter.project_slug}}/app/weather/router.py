@@ -3,11 +3,11 @@ from typing import Annotated
 from fastapi import Query
 
 from app.accounts.dependencies import CurrentUser
-from app.core.database import SessionDep
-from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, PageResult
-from app.core.routing import FeatureRouter
-from app.core.schemas import FilledLine
+from app.core.dependencies import SessionDep
+from app.core.http.pagination import Page, PageDep, PageResult
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
+from app.core.http.schemas import NonEmptyLine
 from app.weather import service
 from app.weather.dependencies import PlaceDep, WeatherDep
 from app.weather.models import ReportRecord
@@ -23,7 +23,7 @@ async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, se
 
 @router.get("/reports", response_model=Page[WeatherReportRead], responses=problem_responses(401, 403))
 async def list_weather_reports(
-    _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[FilledLine | None, Query()] = None
+    _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[NonEmptyLine | None, Query()] = None
 ) -> PageResult[ReportRecord]:
     """List what everybody has reported, the newest first."""
     return await service.list_reports(session, city=city, page=page)

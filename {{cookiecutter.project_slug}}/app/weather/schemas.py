@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from app.core.schemas import FilledLine, Identified, Input, Output, Text
+from app.core.http.schemas import MultiLine, NonEmptyLine, RequestModel, ResponseModel, TimestampedModel
 
 # The service separates the parts of a place with commas.
-Part = Annotated[FilledLine, StringConstraints(max_length=100, pattern="^[^,]+$")]
+Part = Annotated[NonEmptyLine, StringConstraints(max_length=100, pattern="^[^,]+$")]
 Country = Annotated[str, StringConstraints(pattern="^[A-Za-z]{2}$", to_upper=True)]
 
 
@@ -70,7 +70,7 @@ class UpstreamWeather(_Upstream):
     sys: UpstreamSystem
 
 
-class WeatherRead(Output):
+class WeatherRead(ResponseModel):
     city: str
     country: str | None
     description: str
@@ -84,14 +84,14 @@ class WeatherRead(Output):
     is_stale: bool = Field(description="The weather service is out of order, and this is its last answer.")
 
 
-class WeatherReportCreate(Input):
-    city: FilledLine
+class WeatherReportCreate(RequestModel):
+    city: NonEmptyLine
     country: Country
     temperature: Annotated[FiniteFloat, Field(ge=-100, le=100, description="Degrees Celsius.")]
-    description: Text = ""
+    description: MultiLine = ""
 
 
-class WeatherReportRead(Identified):
+class WeatherReportRead(TimestampedModel):
     city: str
     country: str
     temperature: float

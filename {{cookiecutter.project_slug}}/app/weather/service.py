@@ -8,10 +8,10 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, insert, select
 
 from app.core.config import Settings
-from app.core.database import Database, Session
+from app.core.db.query import Query, columns
+from app.core.db.session import Database, Session
+from app.core.http.pagination import PageRequest, PageResult, paginate
 from app.core.http_client import LazyHttpClient
-from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.query import Query, columns
 from app.weather.cache import Answer, Cache
 from app.weather.client import WeatherClient
 from app.weather.models import ReportRecord, WeatherReport

@@ -16,9 +16,8 @@ from app.accounts.sessions import service as sessions
 from app.accounts.sessions.service import SessionRecord
 from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserUpdate
-from app.core.database import SessionDep
-from app.core.email import MailDep
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.dependencies import MailDep, SessionDep
 from app.web import passkeys, second_factor
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
@@ -48,9 +47,9 @@ async def show_account(visit: VisitDep, person: PersonDep) -> Response:
 
 
 @router.post("")
-async def change_account(visit: VisitDep, person: PersonDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def change_account(visit: VisitDep, person: PersonDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with shown_again(visit, ACCOUNT, fields):
-        await users_service.update_user(tools, person, read_fields(UserUpdate, fields), actor_id=person.id)
+        await users_service.update_user(ctx, person, read_fields(UserUpdate, fields), actor_id=person.id)
     return visit.go("/account", "flash.saved")
 
 
@@ -60,9 +59,9 @@ async def show_password_form(visit: VisitDep, _person: PersonDep) -> Response:
 
 
 @router.post("/password")
-async def change_own_password(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def change_own_password(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with shown_again(visit, PASSWORD, fields):
-        opened = await passwords_service.change_password(tools, caller, read_fields(PasswordChange, fields))
+        opened = await passwords_service.change_password(ctx, caller, read_fields(PasswordChange, fields))
     visit.sign_in(opened.user_id, opened.session_id)
     return visit.go("/account", "flash.password_changed")
 
@@ -74,10 +73,10 @@ async def show_email_form(visit: VisitDep, _person: PersonDep, _mail: MailDep) -
 
 @router.post("/email")
 async def change_own_email(
-    visit: VisitDep, caller: CallerDep, _mail: MailDep, fields: FieldsDep, tools: ToolboxDep
+    visit: VisitDep, caller: CallerDep, _mail: MailDep, fields: FieldsDep, ctx: ContextDep
 ) -> Response:
     with shown_again(visit, EMAIL, fields):
-        await recovery_service.request_email_change(tools, caller, read_fields(EmailChange, fields))
+        await recovery_service.request_email_change(ctx, caller, read_fields(EmailChange, fields))
     return visit.go("/account", "flash.see_your_mail")
 
 
@@ -93,12 +92,12 @@ async def show_end_of_session(visit: VisitDep, own_session: OwnSessionDep) -> Re
 
 @router.post("/sessions/{session_id}/end")
 async def end_own_session(
-    visit: VisitDep, caller: CallerDep, own_session: OwnSessionDep, fields: FieldsDep, tools: ToolboxDep
+    visit: VisitDep, caller: CallerDep, own_session: OwnSessionDep, fields: FieldsDep, ctx: ContextDep
 ) -> Response:
     with shown_again(visit, END_SESSION, fields, session=own_session):
         if not own_session.is_current:
-            await confirm_identity(tools, caller, read_fields(PasswordConfirmation, fields))
-        await sessions.end_session(tools.session, tools.audit, own_session.id)
+            await confirm_identity(ctx, caller, read_fields(PasswordConfirmation, fields))
+        await sessions.end_session(ctx.session, ctx.audit, own_session.id)
     if own_session.is_current:
         visit.sign_out()
         return visit.go("/", "flash.logged_out")
@@ -111,9 +110,9 @@ async def show_delete_form(visit: VisitDep, _person: PersonDep) -> Response:
 
 
 @router.post("/delete")
-async def delete_account(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def delete_account(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with shown_again(visit, DELETE, fields):
-        await confirm_identity(tools, caller, read_fields(PasswordConfirmation, fields))
-        await users_service.delete_user(tools, caller.user, actor_id=caller.user.id)
+        await confirm_identity(ctx, caller, read_fields(PasswordConfirmation, fields))
+        await users_service.delete_user(ctx, caller.user, actor_id=caller.user.id)
     visit.sign_out()
     return visit.go("/", "flash.account_deleted")

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse
 
-from app.core.exceptions import NotFoundError
+from app.core.errors import NotFoundError
 
 FOLDER = Path(__file__).with_name("static")
 PREFIX = "/static"

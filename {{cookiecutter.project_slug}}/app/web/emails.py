@@ -10,7 +10,7 @@ from app.accounts.emails import (
     render_verification,
 )
 from app.core.config import Settings
-from app.core.email import Renderer
+from app.core.email.message import Renderer
 
 
 def link_to_pages(settings: Settings, page: str, token: str) -> str:

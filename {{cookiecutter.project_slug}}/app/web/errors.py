@@ -5,7 +5,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.requests import PROBE_PATHS
+from app.core.http.request import PROBE_PATHS
 from app.web.pages import Web, page_headers
 
 PROBLEM = "application/problem+json"

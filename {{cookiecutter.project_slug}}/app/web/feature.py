@@ -3,14 +3,15 @@ from functools import partial
 from fastapi import APIRouter, Depends
 from starlette.middleware import Middleware
 
-from app.core.features import Feature
+from app.core.feature import Feature
 from app.web import account, assets, emails, recovery, sign_in
 from app.web.errors import ErrorPageMiddleware
-from app.web.forms import get_fields
+from app.web.forms import RefusedFormError, get_fields, handle_refused_form
 from app.web.pages import open_web
 from app.web.sections import Section
 from app.web.settings import WebSettings
 from app.web.todos.router import section as todos
+from app.web.visits import LogInRequiredError, redirect_to_log_in
 
 # The menu has this order.
 SECTIONS: tuple[Section, ...] = (
@@ -31,6 +32,7 @@ root.include_router(pages)
 feature = Feature(
     root=root,
     settings=WebSettings,
+    exception_handlers={RefusedFormError: handle_refused_form, LogInRequiredError: redirect_to_log_in},
     lifespan=partial(open_web, sections=SECTIONS),
     middleware=(Middleware(ErrorPageMiddleware),),
     emails=emails.RENDERERS,

@@ -8,16 +8,12 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
-from app.core.database import SAFE_METHODS
-from app.core.exceptions import (
-    AppError,
-    ForbiddenError,
-    UnsupportedMediaTypeError,
-    field_problems,
-)
-from app.core.forms import read_form
-from app.core.protocol import MAX_FORM_BYTES, read_media_type, require_utf8
-from app.core.requests import FORM, comes_from_other_site
+from app.core.errors import AppError, ForbiddenError, UnsupportedMediaTypeError
+from app.core.http.forms import read_form
+from app.core.http.middleware.body_limit import MAX_FORM_BYTES
+from app.core.http.parsing import read_media_type, require_utf8
+from app.core.http.problems import field_problems
+from app.core.http.request import FORM, SAFE_METHODS, comes_from_other_site
 from app.web.visits import Visit, VisitDep
 
 CSRF_FIELD = "csrf_token"
@@ -30,11 +26,12 @@ class RefusedFormError(AppError):
     """The form is shown again; what was written before is kept or not as the refusal says."""
 
     def __init__(self, error: AppError, response: Response) -> None:
-        super().__init__(error.detail, keeps_changes=error.keeps_changes)
-        self._response = response
+        super().__init__(error.detail, commit_anyway=error.commit_anyway)
+        self.response = response
 
-    def to_response(self, request: Request) -> Response:
-        return self._response
+
+async def handle_refused_form(_request: Request, error: RefusedFormError) -> Response:
+    return error.response
 
 
 class InvalidFormError(AppError):

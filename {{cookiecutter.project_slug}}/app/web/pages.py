@@ -9,7 +9,7 @@ import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.db.session import Database
 from app.core.http_client import LazyHttpClient
 from app.core.project import read_project
 from app.web.assets import Assets

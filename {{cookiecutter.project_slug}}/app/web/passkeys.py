@@ -11,8 +11,8 @@ from app.accounts.passkeys import service as passkeys
 from app.accounts.passkeys.schemas import PasskeyCreate
 from app.accounts.passkeys.service import PasskeyRecord
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.core.database import SessionDep
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.dependencies import SessionDep
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.visits import CallerDep, PersonDep, VisitDep
 
@@ -41,19 +41,19 @@ async def show_passkeys(visit: VisitDep, person: PersonDep, session: SessionDep)
 
 
 @router.post("/begin")
-async def begin_own_passkey(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
-    known = await passkeys.list_passkeys(tools.session, caller.user.id)
+async def begin_own_passkey(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+    known = await passkeys.list_passkeys(ctx.session, caller.user.id)
     with shown_again(visit, OVERVIEW, fields, passkeys=known):
-        options = await passkeys.begin(tools, caller, read_fields(PasswordConfirmation, fields))
+        options = await passkeys.begin(ctx, caller, read_fields(PasswordConfirmation, fields))
     return show_form(visit, CREATE, options=json.dumps(options))
 
 
 @router.post("")
-async def create_own_passkey(visit: VisitDep, caller: CallerDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def create_own_passkey(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     """What is refused begins again: its challenge is used up."""
-    known = await passkeys.list_passkeys(tools.session, caller.user.id)
+    known = await passkeys.list_passkeys(ctx.session, caller.user.id)
     with shown_again(visit, OVERVIEW, fields, passkeys=known):
-        created = await passkeys.create(tools, caller, read_fields(PasskeyCreate, fields))
+        created = await passkeys.create(ctx, caller, read_fields(PasskeyCreate, fields))
     if created.recovery_codes:
         return visit.page(CODES, codes=created.recovery_codes)
     return visit.go("/account/passkeys", "flash.passkey_added")
@@ -66,8 +66,8 @@ async def show_removal(visit: VisitDep, passkey: OwnPasskeyDep) -> Response:
 
 @router.post("/{passkey_id}/remove")
 async def remove_own_passkey(
-    visit: VisitDep, caller: CallerDep, passkey: OwnPasskeyDep, fields: FieldsDep, tools: ToolboxDep
+    visit: VisitDep, caller: CallerDep, passkey: OwnPasskeyDep, fields: FieldsDep, ctx: ContextDep
 ) -> Response:
     with shown_again(visit, REMOVE, fields, passkey=passkey):
-        await passkeys.remove(tools, caller, passkey, read_fields(PasswordConfirmation, fields))
+        await passkeys.remove(ctx, caller, passkey, read_fields(PasswordConfirmation, fields))
     return visit.go("/account/passkeys", "flash.passkey_removed")

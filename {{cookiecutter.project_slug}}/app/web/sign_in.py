@@ -14,9 +14,9 @@ from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm
 from app.accounts.sign_up import service as sign_up_service
 from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
 from app.accounts.users.schemas import UserCreate
-from app.core.database import release_connection
-from app.core.security import reserve_hash
-from app.core.toolbox import Toolbox, ToolboxDep
+from app.core.context import Context, ContextDep
+from app.core.db.session import release_connection
+from app.core.dependencies import reserve_hash
 from app.web.forms import Fields, FieldsDep, read_fields, show_form, shown_again
 from app.web.passkeys import allow_script
 from app.web.sections import Section
@@ -41,12 +41,12 @@ async def show_sign_up(visit: VisitDep) -> Response:
 
 
 @router.post("/sign-up", dependencies=[Depends(require_open_registration), reserve_hash])
-async def sign_up(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def sign_up(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with shown_again(visit, SIGN_UP, fields):
         data = read_fields(UserCreate, fields)
-        await release_connection(tools.session)
-        await limit_sign_ups(tools.settings, tools.throttle, tools.origin)
-        user = await sign_up_service.sign_up(tools, data)
+        await release_connection(ctx.session)
+        await limit_sign_ups(ctx.settings, ctx.throttle, ctx.client)
+        user = await sign_up_service.sign_up(ctx, data)
     if user is None:
         return visit.go("/log-in", "flash.see_your_mail")
     return visit.go("/log-in", "flash.signed_up")
@@ -60,38 +60,38 @@ async def show_log_in(visit: VisitDep, following: Annotated[str, Query(alias="ne
 
 
 @router.post("/log-in", dependencies=[Depends(allow_script)])
-async def log_in(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def log_in(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     following = own_path(fields.get("next", ""))
     with shown_again(visit, LOG_IN, fields, following=following, asks_code="otp" in fields):
-        opened = await sign_in_service.open_session(tools, _read_credentials(fields))
-    await _leave(visit, tools)
+        opened = await sign_in_service.open_session(ctx, _read_credentials(fields))
+    await _leave(visit, ctx)
     visit.sign_in(opened.user_id, opened.session_id)
     return visit.go(following)
 
 
 @router.post("/log-in/passkey/options")
-async def begin_passkey(visit: VisitDep, tools: ToolboxDep) -> Response:
+async def begin_passkey(visit: VisitDep, ctx: ContextDep) -> Response:
     """For passkeys.js: the answer must come from this browser, or from this session."""
     session_id = visit.caller and visit.caller.session_id
-    options = await passkeys.make_options(tools, bound_to=str(session_id or visit.visitor))
+    options = await passkeys.make_options(ctx, bound_to=str(session_id or visit.visitor))
     return visit.carry(JSONResponse(options, headers={"Cache-Control": "no-store"}))
 
 
 @router.post("/log-in/passkey", dependencies=[Depends(allow_script)])
-async def log_in_with_passkey(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
+async def log_in_with_passkey(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     following = own_path(fields.get("next", ""))
     with shown_again(visit, LOG_IN, {}, following=following, asks_code=False):
         sent = read_fields(PasskeySignIn, {"credential": fields.get("credential", "")})
         data = sent.model_copy(update={"scope": frozenset({Scope.ACCOUNT})})
-        opened = await sign_in_service.open_session_with_passkey(tools, data, visit.visitor)
-    await _leave(visit, tools)
+        opened = await sign_in_service.open_session_with_passkey(ctx, data, visit.visitor)
+    await _leave(visit, ctx)
     visit.sign_in(opened.user_id, opened.session_id)
     return visit.go(following)
 
 
 @router.post("/log-out")
-async def log_out(visit: VisitDep, tools: ToolboxDep) -> Response:
-    await _leave(visit, tools)
+async def log_out(visit: VisitDep, ctx: ContextDep) -> Response:
+    await _leave(visit, ctx)
     visit.sign_out()
     return visit.go("/", "flash.logged_out")
 
@@ -110,7 +110,7 @@ def _read_credentials(fields: Fields) -> TokenForm:
     )
 
 
-async def _leave(visit: Visit, tools: Toolbox) -> None:
+async def _leave(visit: Visit, ctx: Context) -> None:
     """End the session that the browser has: nothing leads to it any more."""
     if visit.user is not None and visit.cookie is not None:
-        await sessions.end_session(tools.session, tools.audit, visit.cookie.session_id)
+        await sessions.end_session(ctx.session, ctx.audit, visit.cookie.session_id)

@@ -14,9 +14,10 @@ from app.accounts import callers
 from app.accounts.models import Caller, UserRecord
 from app.accounts.sessions import service as sessions
 from app.core.config import Settings
-from app.core.database import SAFE_METHODS, Database, SessionDep, release_connection
-from app.core.exceptions import AppError
-from app.core.requests import OriginDep
+from app.core.db.session import Database, release_connection
+from app.core.dependencies import ClientInfoDep, SessionDep
+from app.core.errors import AppError
+from app.core.http.request import SAFE_METHODS
 from app.web.pages import Web, page_headers
 from app.web.signing import Signed
 
@@ -114,11 +115,12 @@ class LogInRequiredError(AppError):
 
     def __init__(self, visit: Visit) -> None:
         super().__init__("Log in first.")
-        self._visit = visit
+        self.visit = visit
 
-    def to_response(self, request: Request) -> Response:
-        following = f"?next={request.url.path}" if request.method in SAFE_METHODS else ""
-        return self._visit.go(f"/log-in{following}", "flash.log_in_first")
+
+async def redirect_to_log_in(request: Request, error: LogInRequiredError) -> Response:
+    following = f"?next={request.url.path}" if request.method in SAFE_METHODS else ""
+    return error.visit.go(f"/log-in{following}", "flash.log_in_first")
 
 
 def comes_securely(request: Request, settings: Settings) -> bool:
@@ -136,7 +138,7 @@ def read_cookie(request: Request, web: Web, settings: Settings, purpose: str) ->
     return web.signer.read(purpose, signed)
 
 
-async def get_visit(request: Request, session: SessionDep, origin: OriginDep) -> Visit:
+async def get_visit(request: Request, session: SessionDep, client: ClientInfoDep) -> Visit:
     """Look the session up at each request, as for tokens: what was ended is out at the next one."""
     web: Web = request.state.web
     settings: Settings = request.state.settings
@@ -155,7 +157,7 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
         await release_connection(session)
         database: Database = request.state.database
         async with database.write() as writing:
-            await sessions.extend_session(writing, settings, visit.cookie.session_id, origin)
+            await sessions.extend_session(writing, settings, visit.cookie.session_id, client)
         visit.sign_in(visit.cookie.user_id, visit.cookie.session_id)
     return visit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from circus.arbiter import Arbiter
 
-from app.core.keeper import Keeper, keep
+from app.core.process.monitor import WorkerMonitor, keep
 
 CONFIGURATION = Path(__file__).with_name("circus.ini")
 TURN_SECONDS = 0.05
@@ -20,7 +20,7 @@ class InheritedSocket(socket.socket):
 
     so_reuseport = False
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: WorkerMonitor) -> None:
         super().__init__(fileno=os.dup(keeper.listening.fileno()))
         self.set_inheritable(True)
         keeper.at_stop.append(self.close)
@@ -44,7 +44,7 @@ class PatientArbiter(Arbiter):  # type: ignore[misc]  # the library has no annot
         await super().stop()
 
 
-def run(keeper: Keeper) -> None:
+def run(keeper: WorkerMonitor) -> None:
     arbiter = PatientArbiter.load_from_config(str(CONFIGURATION))
     for unbound in arbiter.sockets.values():
         unbound.close()

@@ -9,7 +9,7 @@ from supervisor.options import ServerOptions
 from supervisor.states import SupervisorStates
 from supervisor.supervisord import go
 
-from app.core.keeper import Keeper, keep
+from app.core.process.monitor import WorkerMonitor, keep
 
 CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 
@@ -53,7 +53,7 @@ class InheritedSocket(SocketConfig):  # type: ignore[misc]  # the library has no
 
     url = "inherited"
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: WorkerMonitor) -> None:
         self.keeper = keeper
 
     def create_and_bind(self) -> socket.socket:
@@ -66,7 +66,7 @@ class InheritedSocket(SocketConfig):  # type: ignore[misc]  # the library has no
 
 
 class Options(ServerOptions):  # type: ignore[misc]  # the library has no annotation
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: WorkerMonitor) -> None:
         super().__init__()
         self.keeper = keeper
         self.first = True

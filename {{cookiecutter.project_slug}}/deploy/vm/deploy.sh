@@ -99,7 +99,7 @@ UV_PROJECT_ENVIRONMENT=$PWD/.venv "$UV" sync --quiet --project .build --compile-
 mkdir .build/static
 .venv/bin/python -m app.web.assets .build/static
 #% endif
-.venv/bin/python -c "from app.core.schema import head_revision; print(head_revision() or \"base\")"
+.venv/bin/python -c "from app.core.db.revisions import head_revision; print(head_revision() or \"base\")"
 '
 
 # as_builder FOLDER COMMAND...: run it as the account that builds, which can write only to its cache and to what it owns in

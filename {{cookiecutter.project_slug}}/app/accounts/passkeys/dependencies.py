@@ -6,7 +6,7 @@ from fastapi import Depends
 from app.accounts.dependencies import CurrentUser
 from app.accounts.passkeys import service
 from app.accounts.passkeys.service import PasskeyRecord
-from app.core.database import SessionDep
+from app.core.dependencies import SessionDep
 
 
 async def get_own_passkey(passkey_id: UUID, user: CurrentUser, session: SessionDep) -> PasskeyRecord:

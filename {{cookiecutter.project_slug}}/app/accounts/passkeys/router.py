@@ -4,11 +4,11 @@ from app.accounts.passkeys.dependencies import OwnPasskeyDep
 from app.accounts.passkeys.schemas import PasskeyCreate, PasskeyCreated, PasskeyRead
 from app.accounts.passkeys.service import PasskeyRecord
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.core.database import SessionDep
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
-from app.core.webauthn import JsonObject
+from app.core.context import ContextDep
+from app.core.dependencies import SessionDep
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
+from app.core.security.webauthn import JsonObject
 
 router = FeatureRouter(prefix="/auth/passkeys", tags=["auth"])
 
@@ -20,20 +20,20 @@ async def list_passkeys(user: CurrentUser, session: SessionDep) -> list[PasskeyR
 
 
 @router.post("/options", responses=problem_responses(401, 403, 409, 422, 429))
-async def begin_passkey(data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep) -> JsonObject:
+async def begin_passkey(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> JsonObject:
     """Get the options for `navigator.credentials.create`, for `parseCreationOptionsFromJSON`."""
-    return await service.begin(tools, caller, data)
+    return await service.begin(ctx, caller, data)
 
 
 @router.post("", status_code=201, responses=problem_responses(401, 403, 409, 422))
-async def create_passkey(data: PasskeyCreate, caller: CurrentCaller, tools: ToolboxDep) -> PasskeyCreated:
+async def create_passkey(data: PasskeyCreate, caller: CurrentCaller, ctx: ContextDep) -> PasskeyCreated:
     """Add the passkey that was made with the options, within five minutes and by the same session."""
-    return await service.create(tools, caller, data)
+    return await service.create(ctx, caller, data)
 
 
 @router.delete("/{passkey_id}", status_code=204, responses=problem_responses(401, 403, 404, 422, 429))
 async def remove_passkey(
-    data: PasswordConfirmation, passkey: OwnPasskeyDep, caller: CurrentCaller, tools: ToolboxDep
+    data: PasswordConfirmation, passkey: OwnPasskeyDep, caller: CurrentCaller, ctx: ContextDep
 ) -> None:
     """Remove a passkey, such as one that was lost."""
-    await service.remove(tools, caller, passkey, data)
+    await service.remove(ctx, caller, passkey, data)

@@ -5,7 +5,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from app.accounts.second_factor.passkeys import Part, read_text
-from app.core.schemas import FilledLine, Input, Output
+from app.core.http.schemas import NonEmptyLine, RequestModel, ResponseModel
 
 Transport = Annotated[str, StringConstraints(max_length=20)]
 
@@ -23,12 +23,12 @@ class PasskeyRegistration(BaseModel):
     response: RegistrationResponse
 
 
-class PasskeyCreate(Input):
-    name: FilledLine
+class PasskeyCreate(RequestModel):
+    name: NonEmptyLine
     credential: Annotated[PasskeyRegistration, BeforeValidator(read_text)]
 
 
-class PasskeyRead(Output):
+class PasskeyRead(ResponseModel):
     id: UUID
     name: str
     created_at: datetime

@@ -18,12 +18,12 @@ from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.second_factor.passkeys import Purpose, encode, make_challenge, use_challenge
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.accounts.second_factor.service import settle_recovery_codes
-from app.core import webauthn
-from app.core.database import Session, release_connection
-from app.core.exceptions import ConflictError, NotFoundError, UnprocessableError
-from app.core.query import Query, columns
-from app.core.toolbox import Toolbox
-from app.core.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
+from app.core.context import Context
+from app.core.db.query import Query, columns
+from app.core.db.session import Session, release_connection
+from app.core.errors import ConflictError, NotFoundError, UnprocessableError
+from app.core.security import webauthn
+from app.core.security.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
 
 # Keys, phones and computers of a person; browsers are told of all of them.
 MAX_PASSKEYS = 20
@@ -57,34 +57,34 @@ async def get_passkey(session: Session, user_id: UUID, passkey_id: UUID) -> Pass
     return passkey
 
 
-async def begin(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> JsonObject:
+async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> JsonObject:
     """Return what a browser needs to make a passkey; only this session can bring it."""
     user = caller.user
-    await confirm_identity(tools, caller, data)
-    known = await _list_ids(tools.session, user.id)
-    challenge = await make_challenge(tools.session, Purpose.ADD, user.id, bound_to=str(caller.session_id))
-    await release_connection(tools.session)
+    await confirm_identity(ctx, caller, data)
+    known = await _list_ids(ctx.session, user.id)
+    challenge = await make_challenge(ctx.session, Purpose.ADD, user.id, bound_to=str(caller.session_id))
+    await release_connection(ctx.session)
     person = Person(user.id.bytes, user.email, user.name)
-    return await webauthn.make_creation_options(tools.settings, challenge, person, known)
+    return await webauthn.make_creation_options(ctx.settings, challenge, person, known)
 
 
-async def create(tools: Toolbox, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
+async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
     """Take a passkey into use. Raises UnprocessableError for one that is not right."""
     user, sent = caller.user, data.credential
-    challenge = await use_challenge(tools.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
+    challenge = await use_challenge(ctx.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
     # The challenge is used up, whatever comes.
-    await release_connection(tools.session)
+    await release_connection(ctx.session)
     registration = Registration(sent.id, sent.response.client_data, sent.response.attestation)
     try:
-        new = await webauthn.verify_registration(tools.settings, challenge, registration)
+        new = await webauthn.verify_registration(ctx.settings, challenge, registration)
     except InvalidPasskeyError as error:
         raise UnprocessableError("What the passkey has signed is not right.") from error
-    await lock_user(tools.session, user.id)
-    await require_session(tools.session, caller)
-    await _list_ids(tools.session, user.id)
-    is_first = await find_factors(tools.session, user.id) is None
+    await lock_user(ctx.session, user.id)
+    await require_session(ctx.session, caller)
+    await _list_ids(ctx.session, user.id)
+    is_first = await find_factors(ctx.session, user.id) is None
     try:
-        passkey = await tools.session.fetch_one(
+        passkey = await ctx.session.fetch_one(
             CREATE_PASSKEY,
             user_id=user.id,
             name=data.name,
@@ -95,9 +95,9 @@ async def create(tools: Toolbox, caller: Caller, data: PasskeyCreate) -> Passkey
         )
     except IntegrityError as error:
         raise ConflictError("This passkey belongs to an account already.") from error
-    codes = await make_recovery_codes(tools.session, user.id) if is_first else []
-    await tools.audit.record(AccountEvent.PASSKEY_ADDED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
-    await notify_owner(tools, user.id, AccountChange.PASSKEY_ADDED)
+    codes = await make_recovery_codes(ctx.session, user.id) if is_first else []
+    await ctx.audit.record(AccountEvent.PASSKEY_ADDED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
+    await notify_owner(ctx, user.id, AccountChange.PASSKEY_ADDED)
     return PasskeyCreated(passkey=PasskeyRead.model_validate(passkey), recovery_codes=codes)
 
 
@@ -109,12 +109,12 @@ async def _list_ids(session: Session, user_id: UUID) -> list[str]:
     return ids
 
 
-async def remove(tools: Toolbox, caller: Caller, passkey: PasskeyRecord, data: PasswordConfirmation) -> None:
+async def remove(ctx: Context, caller: Caller, passkey: PasskeyRecord, data: PasswordConfirmation) -> None:
     user = caller.user
-    await confirm_identity(tools, caller, data)
-    await lock_user(tools.session, user.id)
-    if await tools.session.fetch_value(DELETE_PASSKEY, passkey_id=passkey.id) is None:
+    await confirm_identity(ctx, caller, data)
+    await lock_user(ctx.session, user.id)
+    if await ctx.session.fetch_value(DELETE_PASSKEY, passkey_id=passkey.id) is None:
         raise NotFoundError("The passkey was removed at the same time.")
-    await settle_recovery_codes(tools.session, user.id)
-    await tools.audit.record(AccountEvent.PASSKEY_REMOVED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
-    await notify_owner(tools, user.id, AccountChange.PASSKEY_REMOVED)
+    await settle_recovery_codes(ctx.session, user.id)
+    await ctx.audit.record(AccountEvent.PASSKEY_REMOVED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
+    await notify_owner(ctx, user.id, AccountChange.PASSKEY_REMOVED)

@@ -9,9 +9,9 @@ from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.accounts.sign_in.exceptions import NO_STORE
 from app.accounts.sign_in.schemas import TokenRead
 from app.accounts.sign_in.service import issue
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/users", tags=["users"])
 confirmation = FeatureRouter(prefix="/auth/confirmation", tags=["auth"])
@@ -19,23 +19,23 @@ confirmation = FeatureRouter(prefix="/auth/confirmation", tags=["auth"])
 
 @router.post("/me/password", responses=problem_responses(401, 403, 409, 429))
 async def change_password(
-    data: PasswordChange, caller: CurrentCaller, tools: ToolboxDep, response: Response
+    data: PasswordChange, caller: CurrentCaller, ctx: ContextDep, response: Response
 ) -> TokenRead:
     """Change the password, end every session, the caller's included, and begin a new one with the same scope."""
-    opened = await service.change_password(tools, caller, data)
+    opened = await service.change_password(ctx, caller, data)
     response.headers.update(NO_STORE)
-    return await issue(tools, opened.user_id, opened.session_id, opened.scope)
+    return await issue(ctx, opened.user_id, opened.session_id, opened.scope)
 
 
 @confirmation.post("", status_code=201, responses=problem_responses(401, 403, 429))
 async def confirm(
-    data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep, response: Response
+    data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep, response: Response
 ) -> ConfirmationRead:
     """Confirm that the owner makes the next change.
 
     Send the code of the answer as `X-Confirmation` with one request.
     """
-    await confirm_identity(tools, caller, data)
+    await confirm_identity(ctx, caller, data)
     response.headers.update(NO_STORE)
-    code = await create_confirmation(tools.session, caller)
+    code = await create_confirmation(ctx.session, caller)
     return ConfirmationRead(confirmation=code, expires_in=int(LIFETIME.total_seconds()))

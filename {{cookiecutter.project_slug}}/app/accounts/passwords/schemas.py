@@ -1,7 +1,7 @@
 from pydantic import BaseModel
 
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.core.schemas import NewPassword
+from app.core.security.schemas import NewPassword
 
 
 class PasswordChange(PasswordConfirmation):

@@ -8,11 +8,11 @@ from app.accounts.scopes import format_scope
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.service import OpenedSession, narrow_scope
-from app.core.breached_passwords import refuse_unfit_password
-from app.core.exceptions import ConflictError
-from app.core.passwords import refuse_weak_password
-from app.core.query import Query
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.query import Query
+from app.core.errors import ConflictError
+from app.core.security.breached_passwords import refuse_unfit_password
+from app.core.security.password_strength import refuse_weak_password
 
 # Only while the password is still the one that was verified: two changes at once have one winner.
 REPLACE_PASSWORD = Query(
@@ -23,36 +23,36 @@ REPLACE_PASSWORD = Query(
 )
 
 
-async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) -> OpenedSession:
+async def change_password(ctx: Context, caller: Caller, data: PasswordChange) -> OpenedSession:
     """End every session and begin a new one: a copied token of the caller's own session does not outlive it."""
     user = caller.user
-    scope = (await sessions.get_session(tools.session, caller, caller.session_id)).scope
-    scope = format_scope(await narrow_scope(tools, user.id, scope))
+    scope = (await sessions.get_session(ctx.session, caller, caller.session_id)).scope
+    scope = format_scope(await narrow_scope(ctx, user.id, scope))
     new_password = data.new_password.get_secret_value()
     # First: a refused password uses up no recovery code.
     await refuse_weak_password(new_password, user.email, user.name)
-    with tools.security.reserve_hash():
-        password_hash = await confirm_identity(tools, caller, data)
+    with ctx.passwords.reserve():
+        password_hash = await confirm_identity(ctx, caller, data)
         # Afterwards: it may ask another service, which a copied token must not make it do.
-        await refuse_unfit_password(tools, new_password, user.email, user.name)
-        new_hash = await tools.security.hash_password(new_password)
-    replaced = await tools.session.fetch_value(
+        await refuse_unfit_password(ctx, new_password, user.email, user.name)
+        new_hash = await ctx.passwords.hash(new_password)
+    replaced = await ctx.session.fetch_value(
         REPLACE_PASSWORD, user_id=user.id, verified_hash=password_hash, new_hash=new_hash
     )
     if replaced is None:
         raise ConflictError("The password was changed at the same time.")
-    await tools.session.run(END_SESSIONS, user_id=user.id)
-    await settle_password(tools, user)
-    session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
-    await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id, actor_id=user.id, session_id=str(session_id))
+    await ctx.session.run(END_SESSIONS, user_id=user.id)
+    await settle_password(ctx, user)
+    session_id = await sessions.create_session(ctx.session, ctx.settings, user.id, scope, ctx.client)
+    await ctx.audit.record(AccountEvent.PASSWORD_CHANGED, user.id, actor_id=user.id, session_id=str(session_id))
     return OpenedSession(user.id, session_id, scope)
 
 
-async def set_password(tools: Toolbox, user: UserRecord, password: str) -> None:
+async def set_password(ctx: Context, user: UserRecord, password: str) -> None:
     """For operators: end every session, whoever holds them."""
-    await refuse_unfit_password(tools, password, user.email, user.name)
-    new_hash = await tools.security.hash_password(password)
-    await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)
-    await tools.session.run(END_SESSIONS, user_id=user.id)
-    await settle_password(tools, user)
-    await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id)
+    await refuse_unfit_password(ctx, password, user.email, user.name)
+    new_hash = await ctx.passwords.hash(password)
+    await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)
+    await ctx.session.run(END_SESSIONS, user_id=user.id)
+    await settle_password(ctx, user)
+    await ctx.audit.record(AccountEvent.PASSWORD_CHANGED, user.id)

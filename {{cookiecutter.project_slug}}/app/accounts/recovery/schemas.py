@@ -3,14 +3,15 @@ from typing import Annotated
 from pydantic import SecretStr, StringConstraints
 
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.core.schemas import MAX_CODE_LENGTH, Email, Input, NewPassword
+from app.core.http.schemas import MAX_CODE_LENGTH, EmailAddress, RequestModel
+from app.core.security.schemas import NewPassword
 
 
-class EmailAddress(Input):
-    email: Email
+class EmailRequest(RequestModel):
+    email: EmailAddress
 
 
-class EmailToken(Input):
+class EmailToken(RequestModel):
     # The code of a message.
     token: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_CODE_LENGTH)]
 
@@ -25,4 +26,4 @@ class PasswordReset(EmailToken):
 
 
 class EmailChange(PasswordConfirmation):
-    new_email: Email
+    new_email: EmailAddress

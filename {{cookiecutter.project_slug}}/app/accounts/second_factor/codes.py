@@ -23,10 +23,10 @@ from app.accounts.models import RecoveryCode, SecondFactor, SecondFactorFailures
 from app.accounts.queries import FORGET_FAILURES
 from app.accounts.second_factor.passkeys import PasskeyAssertion, PasskeyRefusedError, has_passkey, use_passkey
 from app.accounts.second_factor.schemas import DIGITS, TOTP_CODE
-from app.core.database import Session
-from app.core.query import Command, Query, columns
-from app.core.security import hash_opaque_token
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.query import Command, Query, columns
+from app.core.db.session import Session
+from app.core.security.tokens import hash_opaque_token
 from app.outbox import service as outbox_service
 
 logger = structlog.get_logger(__name__)
@@ -128,58 +128,56 @@ async def find_factors(session: Session, user_id: UUID) -> Factors | None:
     return factors if any(factors) else None
 
 
-async def check_factor(tools: Toolbox, user: Owner, factors: Factors, proof: Proof) -> FactorCheck:
+async def check_factor(ctx: Context, user: Owner, factors: Factors, proof: Proof) -> FactorCheck:
     """Check what was sent besides the right password, and count the failures in a row.
 
     A failure is counted before the proof is looked at, so that many guesses at once are no way around. Without a proof,
     counting stops before any is refused: nothing was guessed. The caller commits what was written, whatever the result.
     """
     limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
-    failures = await tools.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)
-    if proof.is_given and failures is not None and await _is_right(tools, user.id, factors, proof):
-        await tools.session.run(FORGET_FAILURES, owner_id=user.id)
+    failures = await ctx.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)
+    if proof.is_given and failures is not None and await _is_right(ctx, user.id, factors, proof):
+        await ctx.session.run(FORGET_FAILURES, owner_id=user.id)
         return FactorCheck.RIGHT
     event = AccountEvent.SECOND_FACTOR_REFUSED if proof.is_given else AccountEvent.SECOND_FACTOR_MISSING
-    logger.warning(event.value, client=tools.origin.address, user_id=str(user.id), failures=failures or limit)
-    await tools.audit.record(event, user.id, failures=failures or limit)
-    if failures == NOTICE_FAILURES and tools.settings.sends_mail:
-        await outbox_service.notify(tools, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
+    logger.warning(event.value, client=ctx.client.ip_address, user_id=str(user.id), failures=failures or limit)
+    await ctx.audit.record(event, user.id, failures=failures or limit)
+    if failures == NOTICE_FAILURES and ctx.settings.sends_mail:
+        await outbox_service.notify(ctx, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
     if proof.is_given:
         return FactorCheck.WRONG
     return FactorCheck.MISSING_AGAIN if failures is None else FactorCheck.MISSING
 
 
-async def _is_right(tools: Toolbox, user_id: UUID, factors: Factors, proof: Proof) -> bool:
+async def _is_right(ctx: Context, user_id: UUID, factors: Factors, proof: Proof) -> bool:
     if proof.passkey is None:
-        return await use_code(tools, user_id, factors.authenticator, proof.otp or "")
+        return await use_code(ctx, user_id, factors.authenticator, proof.otp or "")
     try:
-        return (await use_passkey(tools, proof.passkey, *proof.bound_to)).user_id == user_id
+        return (await use_passkey(ctx, proof.passkey, *proof.bound_to)).user_id == user_id
     except PasskeyRefusedError:
         return False
 
 
-async def use_code(tools: Toolbox, user_id: UUID, factor: FactorRecord | None, code: str) -> bool:
+async def use_code(ctx: Context, user_id: UUID, factor: FactorRecord | None, code: str) -> bool:
     """Take a normalized code of the authenticator or a recovery code; neither works a second time."""
     code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
-        return factor is not None and await use_totp(tools, user_id, factor, code)
+        return factor is not None and await use_totp(ctx, user_id, factor, code)
     presented = hash_opaque_token(code)
-    if await tools.session.fetch_value(USE_CODE, owner_id=user_id, used_hash=presented) is None:
+    if await ctx.session.fetch_value(USE_CODE, owner_id=user_id, used_hash=presented) is None:
         return False
-    await tools.audit.record(AccountEvent.RECOVERY_CODE_USED, user_id, actor_id=user_id)
+    await ctx.audit.record(AccountEvent.RECOVERY_CODE_USED, user_id, actor_id=user_id)
     return True
 
 
-async def use_totp(tools: Toolbox, user_id: UUID, factor: FactorRecord, code: str) -> bool:
-    secret = tools.security.decrypt(factor.secret)
+async def use_totp(ctx: Context, user_id: UUID, factor: FactorRecord, code: str) -> bool:
+    secret = ctx.secret_box.decrypt(factor.secret)
     step = _find_step(make_totp(secret), code)
     if step is None:
         return False
     # Re-encrypt at each use, so that SECRET_KEY replaces its predecessors.
-    new_secret = tools.security.encrypt(secret)
-    return (
-        await tools.session.fetch_value(USE_STEP, owner_id=user_id, used_step=step, new_secret=new_secret) is not None
-    )
+    new_secret = ctx.secret_box.encrypt(secret)
+    return await ctx.session.fetch_value(USE_STEP, owner_id=user_id, used_step=step, new_secret=new_secret) is not None
 
 
 def _find_step(totp: TOTP, code: str) -> int | None:

@@ -14,14 +14,14 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
 from app.accounts.models import Passkey, User
-from app.core import webauthn
-from app.core.database import Session, release_connection
-from app.core.exceptions import UnprocessableError
-from app.core.models import utc_now
-from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, count_origin
-from app.core.toolbox import Toolbox
-from app.core.webauthn import Assertion, InvalidPasskeyError, JsonObject
+from app.core.context import Context
+from app.core.db.models import utc_now
+from app.core.db.query import Query, columns
+from app.core.db.session import Session, release_connection
+from app.core.errors import UnprocessableError
+from app.core.security import webauthn
+from app.core.security.throttling import AttemptCounter, count_origin
+from app.core.security.webauthn import Assertion, InvalidPasskeyError, JsonObject
 from app.outbox import service as outbox_service
 
 CHALLENGE_LIFETIME = timedelta(minutes=5)
@@ -100,7 +100,7 @@ class PasskeyRefusedError(UnprocessableError):
     """A refused passkey; counters and audit events of the attempt are committed."""
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail, keeps_changes=True)
+        super().__init__(detail, commit_anyway=True)
 
 
 HAS_PASSKEY = Query(select(Passkey.id).where(Passkey.user_id == bindparam("owner_id")).limit(1))
@@ -152,45 +152,45 @@ async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, 
     raise PasskeyRefusedError(INVALID_CHALLENGE)
 
 
-async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
+async def make_options(ctx: Context, *, bound_to: str = "") -> JsonObject:
     """Return what a browser needs to use a passkey, whoever asks. Raises TooManyRequestsError."""
-    await release_connection(tools.session)
-    await tools.throttle.count(*_counters(tools))
-    challenge = await make_challenge(tools.session, Purpose.USE, bound_to=bound_to)
-    await release_connection(tools.session)
-    return await webauthn.make_request_options(tools.settings, challenge)
+    await release_connection(ctx.session)
+    await ctx.throttle.count(*_counters(ctx))
+    challenge = await make_challenge(ctx.session, Purpose.USE, bound_to=bound_to)
+    await release_connection(ctx.session)
+    return await webauthn.make_request_options(ctx.settings, challenge)
 
 
-def _counters(tools: Toolbox) -> list[AttemptCounter]:
+def _counters(ctx: Context) -> list[AttemptCounter]:
     """Count challenges, since every attempt needs one; a success gives its attempt back."""
-    return count_origin("passkey from address", tools.origin.address, tools.settings)
+    return count_origin("passkey from address", ctx.client.ip_address, ctx.settings)
 
 
-async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
+async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
     """Return the passkey that has answered a challenge of one of these. Raises PasskeyRefusedError."""
     response = sent.response
-    challenge = await use_challenge(tools.session, Purpose.USE, response.client_data, *(bound_to or ("",)))
-    passkey = await tools.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
+    challenge = await use_challenge(ctx.session, Purpose.USE, response.client_data, *(bound_to or ("",)))
+    passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
     if passkey is None:
         raise PasskeyRefusedError(UNKNOWN_PASSKEY)
     assertion = Assertion(sent.id, response.client_data, response.authenticator_data, response.signature)
     try:
-        count = await webauthn.verify_assertion(tools.settings, challenge, assertion, decode(passkey.public_key))
+        count = await webauthn.verify_assertion(ctx.settings, challenge, assertion, decode(passkey.public_key))
     except InvalidPasskeyError as error:
         raise PasskeyRefusedError(WRONG_PASSKEY) from error
-    if await tools.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
-        raise await _refuse_copy(tools, sent)
-    for counter in _counters(tools):
-        await tools.throttle.give_back(tools.session, counter)
+    if await ctx.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
+        raise await _refuse_copy(ctx, sent)
+    for counter in _counters(ctx):
+        await ctx.throttle.give_back(ctx.session, counter)
     return passkey
 
 
-async def _refuse_copy(tools: Toolbox, sent: PasskeyAssertion) -> PasskeyRefusedError:
+async def _refuse_copy(ctx: Context, sent: PasskeyAssertion) -> PasskeyRefusedError:
     """Tell the owner, unless the passkey was removed in this moment."""
-    passkey = await tools.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
+    passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
     if passkey is None:
         return PasskeyRefusedError(UNKNOWN_PASSKEY)
-    await tools.audit.record(AccountEvent.PASSKEY_COPIED, passkey.user_id, passkey_id=str(passkey.id))
-    if tools.settings.sends_mail:
-        await outbox_service.notify(tools, EmailKind.PASSKEY_COPIED, passkey.email, passkey.user_id)
+    await ctx.audit.record(AccountEvent.PASSKEY_COPIED, passkey.user_id, passkey_id=str(passkey.id))
+    if ctx.settings.sends_mail:
+        await outbox_service.notify(ctx, EmailKind.PASSKEY_COPIED, passkey.email, passkey.user_id)
     return PasskeyRefusedError(COPIED_PASSKEY)

@@ -1,28 +1,26 @@
 from app.accounts.dependencies import CurrentCaller
 from app.accounts.second_factor import service
 from app.accounts.second_factor.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/auth/second-factor", tags=["auth"])
 
 
 @router.post("", responses=problem_responses(401, 403, 409, 422, 429))
-async def begin_second_factor(
-    data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep
-) -> SecondFactorSecret:
+async def begin_second_factor(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> SecondFactorSecret:
     """Make a secret for an authenticator app; it is asked for once a code of it was confirmed."""
-    return await service.begin(tools, caller, data)
+    return await service.begin(ctx, caller, data)
 
 
 @router.post("/confirm", responses=problem_responses(401, 403, 409, 422, 429))
-async def confirm_second_factor(data: SecondFactorCode, caller: CurrentCaller, tools: ToolboxDep) -> RecoveryCodes:
+async def confirm_second_factor(data: SecondFactorCode, caller: CurrentCaller, ctx: ContextDep) -> RecoveryCodes:
     """Ask for a second factor from now on. Returns the recovery codes; none if a passkey has brought them already."""
-    return await service.confirm(tools, caller, data)
+    return await service.confirm(ctx, caller, data)
 
 
 @router.post("/disable", status_code=204, responses=problem_responses(401, 403, 409, 422, 429))
-async def disable_second_factor(data: PasswordConfirmation, caller: CurrentCaller, tools: ToolboxDep) -> None:
+async def disable_second_factor(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> None:
     """Forget the authenticator. Passkeys stay; the recovery codes go with the last second factor."""
-    await service.disable(tools, caller, data)
+    await service.disable(ctx, caller, data)

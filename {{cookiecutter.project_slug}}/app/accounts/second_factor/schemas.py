@@ -4,7 +4,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from app.accounts.second_factor.passkeys import PasskeyAnswer
-from app.core.schemas import MAX_CODE_LENGTH, Input, normalize_code
+from app.core.http.schemas import MAX_CODE_LENGTH, RequestModel, normalize_code
 
 # The default of authenticator apps; many ignore any other value.
 DIGITS = 6
@@ -18,7 +18,7 @@ def _read_totp_code(typed: str) -> str:
     return code
 
 
-class PasswordConfirmation(Input):
+class PasswordConfirmation(RequestModel):
     """That it is the owner: the password and, where the account has a second factor, a code of it or a passkey."""
 
     current_password: SecretStr
@@ -33,7 +33,7 @@ class SecondFactorSecret(BaseModel):
     uri: str
 
 
-class SecondFactorCode(Input):
+class SecondFactorCode(RequestModel):
     code: Annotated[
         str,
         Field(max_length=MAX_CODE_LENGTH, description=f"{DIGITS} digits; spaces between them are ignored."),

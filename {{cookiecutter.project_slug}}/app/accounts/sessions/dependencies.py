@@ -6,7 +6,7 @@ from fastapi import Depends
 from app.accounts.dependencies import CurrentCaller
 from app.accounts.sessions import service
 from app.accounts.sessions.service import SessionRecord
-from app.core.database import SessionDep
+from app.core.dependencies import SessionDep
 
 
 async def get_own_session(session_id: UUID, caller: CurrentCaller, session: SessionDep) -> SessionRecord:

@@ -4,10 +4,10 @@ from app.accounts.sessions import service
 from app.accounts.sessions.dependencies import OwnSessionDep
 from app.accounts.sessions.schemas import SessionRead
 from app.accounts.sessions.service import SessionRecord
-from app.core.database import SessionDep
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.dependencies import SessionDep
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/auth/sessions", tags=["auth"])
 
@@ -19,8 +19,8 @@ async def list_sessions(caller: CurrentCaller, session: SessionDep) -> list[Sess
 
 
 @router.delete("/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))
-async def end_session(own_session: OwnSessionDep, confirmation: ConfirmationDep, tools: ToolboxDep) -> None:
+async def end_session(own_session: OwnSessionDep, confirmation: ConfirmationDep, ctx: ContextDep) -> None:
     """Sign out here or, with a confirmation, somewhere else."""
     if not own_session.is_current:
         await confirmation.require()
-    await service.end_session(tools.session, tools.audit, own_session.id)
+    await service.end_session(ctx.session, ctx.audit, own_session.id)

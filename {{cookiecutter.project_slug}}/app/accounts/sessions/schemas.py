@@ -1,10 +1,10 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.core.schemas import Output
+from app.core.http.schemas import ResponseModel
 
 
-class SessionRead(Output):
+class SessionRead(ResponseModel):
     """A sign-in; `last_used_at`, `address` and `device` are those of the last time that it got new tokens."""
 
     id: UUID

@@ -7,13 +7,13 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.accounts.queries import END_SESSIONS
-from app.core.audit import Audit
+from app.core.audit.log import Audit
 from app.core.config import Settings
-from app.core.database import Session
-from app.core.exceptions import NotFoundError
-from app.core.models import utc_now
-from app.core.query import Command, Query, columns, delete_batch
-from app.core.requests import Origin
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query, columns, delete_batch
+from app.core.db.session import Session
+from app.core.errors import NotFoundError
+from app.core.http.request import ClientInfo
 
 
 class SessionRecord(NamedTuple):
@@ -102,7 +102,7 @@ async def get_session(session: Session, caller: Caller, session_id: UUID) -> Ses
     return found
 
 
-async def create_session(session: Session, settings: Settings, user_id: UUID, scope: str, origin: Origin) -> UUID:
+async def create_session(session: Session, settings: Settings, user_id: UUID, scope: str, client: ClientInfo) -> UUID:
     """End the least recently used ones beyond the account's limit, and those that have expired."""
     now = utc_now()
     await session.run(PURGE_OWN_SESSIONS, owner_id=user_id, now=now)
@@ -112,8 +112,8 @@ async def create_session(session: Session, settings: Settings, user_id: UUID, sc
         CREATE_SESSION,
         user_id=user_id,
         scope=scope,
-        address=origin.address,
-        device=origin.device,
+        address=client.ip_address,
+        device=client.user_agent,
         created_at=now,
         last_used_at=now,
         expires_at=_session_end(settings, now, created_at=now),
@@ -122,7 +122,7 @@ async def create_session(session: Session, settings: Settings, user_id: UUID, sc
 
 
 async def extend_session(
-    session: Session, settings: Settings, session_id: UUID, origin: Origin
+    session: Session, settings: Settings, session_id: UUID, client: ClientInfo
 ) -> ExtendedRecord | None:
     """Return the session's user and scope, or None when it has ended or its user is deactivated.
 
@@ -137,8 +137,8 @@ async def extend_session(
         session_id=session_id,
         now=now,
         new_expires_at=end,
-        new_address=origin.address,
-        new_device=origin.device,
+        new_address=client.ip_address,
+        new_device=client.user_agent,
     )
     return extended if end > now else None
 

@@ -3,7 +3,7 @@ from typing import ClassVar, Literal
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from app.core.exceptions import AppError
+from app.core.errors import AppError
 
 # RFC 6749 §5.1: also for the errors, which may tell about accounts.
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -17,10 +17,11 @@ class OAuthError(AppError):
 
     status: ClassVar[int] = 400
 
-    def __init__(self, error: ErrorCode, description: str, *, keeps_changes: bool = False) -> None:
-        super().__init__(description, keeps_changes=keeps_changes)
+    def __init__(self, error: ErrorCode, description: str, *, commit_anyway: bool = False) -> None:
+        super().__init__(description, commit_anyway=commit_anyway)
         self.error = error
 
-    def to_response(self, request: Request) -> Response:
-        content = {"error": self.error, "error_description": self.detail}
-        return JSONResponse(content, self.status, NO_STORE)
+
+async def handle_oauth_error(_request: Request, error: OAuthError) -> Response:
+    content = {"error": error.error, "error_description": error.detail}
+    return JSONResponse(content, error.status, NO_STORE)

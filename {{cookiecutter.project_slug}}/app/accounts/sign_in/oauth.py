@@ -6,8 +6,8 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from app.accounts.sign_in.exceptions import NO_STORE, OAuthError
-from app.core.exceptions import UnsupportedMediaTypeError
-from app.core.routing import FeatureRoute, Handler
+from app.core.errors import UnsupportedMediaTypeError
+from app.core.http.routing import FeatureRoute, Handler
 
 
 class OAuthRoute(FeatureRoute):

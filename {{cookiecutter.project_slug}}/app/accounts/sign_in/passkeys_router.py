@@ -6,22 +6,22 @@ from app.accounts.second_factor import passkeys
 from app.accounts.sign_in import service
 from app.accounts.sign_in.exceptions import NO_STORE
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenRead
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
-from app.core.webauthn import JsonObject
+from app.core.context import ContextDep
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
+from app.core.security.webauthn import JsonObject
 
 router = FeatureRouter(prefix="/auth/passkeys/sign-in", tags=["auth"])
 
 
 @router.post("/options", responses=problem_responses(429))
-async def begin_passkey_sign_in(tools: ToolboxDep) -> JsonObject:
+async def begin_passkey_sign_in(ctx: ContextDep) -> JsonObject:
     """Get the options for `navigator.credentials.get`, for `parseRequestOptionsFromJSON`; they name no account."""
-    return await passkeys.make_options(tools)
+    return await passkeys.make_options(ctx)
 
 
 @router.post("", responses=problem_responses(403, 422))
-async def sign_in_with_passkey(data: PasskeySignIn, tools: ToolboxDep, response: Response) -> TokenRead:
+async def sign_in_with_passkey(data: PasskeySignIn, ctx: ContextDep, response: Response) -> TokenRead:
     """Sign in with what a passkey has answered to the options, within five minutes."""
     response.headers.update(NO_STORE)
-    return await service.sign_in_with_passkey(tools, data)
+    return await service.sign_in_with_passkey(ctx, data)

@@ -5,9 +5,9 @@ from fastapi import Form
 from app.accounts.sign_in import service
 from app.accounts.sign_in.oauth import OAuthRoute
 from app.accounts.sign_in.schemas import OAuthProblem, RevocationForm, TokenForm, TokenRead
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/auth", tags=["auth"], route_class=OAuthRoute)
 
@@ -15,12 +15,12 @@ OAUTH_ERROR: dict[int | str, dict[str, Any]] = {400: {"model": OAuthProblem, "de
 
 
 @router.post("/token", responses={**OAUTH_ERROR, **problem_responses(429)})
-async def create_token(form: Annotated[TokenForm, Form()], tools: ToolboxDep) -> TokenRead:
+async def create_token(form: Annotated[TokenForm, Form()], ctx: ContextDep) -> TokenRead:
     """Sign in, or exchange a refresh token for new tokens (OAuth 2.0, RFC 6749)."""
-    return await service.create_token(tools, form)
+    return await service.create_token(ctx, form)
 
 
 @router.post("/revoke", responses=OAUTH_ERROR)
-async def revoke_token(form: Annotated[RevocationForm, Form()], tools: ToolboxDep) -> None:
+async def revoke_token(form: Annotated[RevocationForm, Form()], ctx: ContextDep) -> None:
     """Sign out: end the session of an access or a refresh token (RFC 7009)."""
-    await service.revoke(tools, form.token)
+    await service.revoke(ctx, form.token)

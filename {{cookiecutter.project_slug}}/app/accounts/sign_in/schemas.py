@@ -5,7 +5,7 @@ from pydantic import AfterValidator, BaseModel
 from app.accounts.scopes import Scope
 from app.accounts.second_factor.passkeys import PasskeyAnswer
 from app.accounts.sign_in.exceptions import ErrorCode
-from app.core.schemas import Input, normalize_code
+from app.core.http.schemas import RequestModel, normalize_code
 
 
 class TokenForm(BaseModel):
@@ -22,7 +22,7 @@ class TokenForm(BaseModel):
     passkey: PasskeyAnswer | None = None
 
 
-class PasskeySignIn(Input):
+class PasskeySignIn(RequestModel):
     """Without `scope`, all that the account may have."""
 
     credential: PasskeyAnswer

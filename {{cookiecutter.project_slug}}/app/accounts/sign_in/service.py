@@ -19,15 +19,15 @@ from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
 from app.core.config import Settings
-from app.core.database import Session, release_connection
-from app.core.exceptions import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
-from app.core.metrics import SIGN_INS
-from app.core.models import utc_now
-from app.core.query import Command, Query, columns, delete_batch
-from app.core.schemas import as_stored
-from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.throttling import AttemptCounter, count_origin, network_of, purge_counts
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query, columns, delete_batch
+from app.core.db.session import Session, release_connection
+from app.core.errors import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
+from app.core.http.schemas import as_stored
+from app.core.observability.metrics import SIGN_INS
+from app.core.security.throttling import AttemptCounter, count_origin, network_of, purge_counts
+from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
 logger = structlog.get_logger(__name__)
 
@@ -125,128 +125,128 @@ class OpenedSession:
     scope: str
 
 
-async def create_token(tools: Toolbox, form: TokenForm) -> TokenRead:
+async def create_token(ctx: Context, form: TokenForm) -> TokenRead:
     """Serve the two grants; every refusal but too many attempts is an OAuthError."""
     if not parse_scope(form.scope) <= set(SCOPES):
         raise OAuthError("invalid_scope", f"The scopes are {' and '.join(sorted(SCOPES))}.")
     match form.grant_type:
         case "password":
-            return await sign_in(tools, form)
+            return await sign_in(ctx, form)
         case "refresh_token":
-            return await refresh(tools, form)
+            return await refresh(ctx, form)
         case "":
             raise OAuthError("invalid_request", "grant_type is missing.")
         case _:
             raise OAuthError("unsupported_grant_type", "grant_type must be password or refresh_token.")
 
 
-async def sign_in(tools: Toolbox, form: TokenForm) -> TokenRead:
-    opened = await open_session(tools, form)
-    return await issue(tools, opened.user_id, opened.session_id, opened.scope)
+async def sign_in(ctx: Context, form: TokenForm) -> TokenRead:
+    opened = await open_session(ctx, form)
+    return await issue(ctx, opened.user_id, opened.session_id, opened.scope)
 
 
-async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
+async def open_session(ctx: Context, form: TokenForm) -> OpenedSession:
     """Check who signs in, and begin a session."""
     if form.username is None or form.password is None:
         raise OAuthError("invalid_request", "username and password are required.")
     try:
-        with tools.security.reserve_hash():
-            user_id, scope = await _authenticate(tools, form, form.username, form.password)
+        with ctx.passwords.reserve():
+            user_id, scope = await _authenticate(ctx, form, form.username, form.password)
     except TooManyRequestsError:
         SIGN_INS.labels("throttled").inc()
-        _log_failure(tools)
+        _log_failure(ctx)
         raise
-    return await _begin_session(tools, user_id, scope)
+    return await _begin_session(ctx, user_id, scope)
 
 
-async def _begin_session(tools: Toolbox, user_id: UUID, scope: str) -> OpenedSession:
-    session_id = await sessions.create_session(tools.session, tools.settings, user_id, scope, tools.origin)
-    await tools.audit.record(AccountEvent.SIGNED_IN, user_id, actor_id=user_id, session_id=str(session_id), scope=scope)
+async def _begin_session(ctx: Context, user_id: UUID, scope: str) -> OpenedSession:
+    session_id = await sessions.create_session(ctx.session, ctx.settings, user_id, scope, ctx.client)
+    await ctx.audit.record(AccountEvent.SIGNED_IN, user_id, actor_id=user_id, session_id=str(session_id), scope=scope)
     SIGN_INS.labels("success").inc()
     return OpenedSession(user_id, session_id, scope)
 
 
-async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password: str) -> tuple[UUID, str]:
+async def _authenticate(ctx: Context, form: TokenForm, username: str, password: str) -> tuple[UUID, str]:
     """Return the user and the scope; time and error are the same for a wrong password and an unknown user."""
     email = as_stored(username)
-    network = network_of(tools.origin.address)
+    network = network_of(ctx.client.ip_address)
     # Query it before the user: a sign-in at the same time may make the network known between the two queries.
-    is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
-    user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
-    await release_connection(tools.session)
-    attempt = await _take_attempt(tools, email, user, network, is_anybodys=bool(is_anybodys))
+    is_anybodys = await ctx.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
+    user = await ctx.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
+    await release_connection(ctx.session)
+    attempt = await _take_attempt(ctx, email, user, network, is_anybodys=bool(is_anybodys))
     is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
-    check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
-    if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
-        raise await _refuse(tools, user, attempt, "password")
-    owner, factors = Owner(user.id, email), await codes.find_factors(tools.session, user.id)
+    check = await ctx.passwords.verify(password, None if user is None or is_refused else user.password_hash)
+    if user is None or not check.is_correct or not await _confirm(ctx, user, password, check.new_hash):
+        raise await _refuse(ctx, user, attempt, "password")
+    owner, factors = Owner(user.id, email), await codes.find_factors(ctx.session, user.id)
     # Choose the scope first: checking a code uses it up.
-    scope = await _choose_scope(tools, user, owner, factors, attempt, form.scope)
+    scope = await _choose_scope(ctx, user, owner, factors, attempt, form.scope)
     if factors is not None:
-        await _check_second_factor(tools, user, owner, factors, attempt, Proof(form.otp, form.passkey))
-    await remember_network(tools, user.id)
-    await _reward(tools, attempt)
+        await _check_second_factor(ctx, user, owner, factors, attempt, Proof(form.otp, form.passkey))
+    await remember_network(ctx, user.id)
+    await _reward(ctx, attempt)
     return user.id, scope
 
 
-async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
-    if tools.settings.email_verification_required and user.email_verified_at is None:
+async def _confirm(ctx: Context, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
+    if ctx.settings.email_verification_required and user.email_verified_at is None:
         return False
     verified: str | None = user.password_hash
     if new_hash is not None:
-        rehashed = await tools.session.fetch_value(REHASH, user_id=user.id, verified_hash=verified, new_hash=new_hash)
+        rehashed = await ctx.session.fetch_value(REHASH, user_id=user.id, verified_hash=verified, new_hash=new_hash)
         if rehashed is not None:
             return True
         # Another sign-in has re-hashed it meanwhile, or it was changed.
-        verified = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
-        await release_connection(tools.session)
-        if not (await tools.security.check_password(password, verified)).is_correct:
+        verified = await ctx.session.fetch_value(PASSWORD_HASH, user_id=user.id)
+        await release_connection(ctx.session)
+        if not (await ctx.passwords.verify(password, verified)).is_correct:
             return False
-    return await tools.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
+    return await ctx.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
 
 
 async def _take_attempt(
-    tools: Toolbox, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
+    ctx: Context, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
 ) -> Attempt:
     """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
 
     Where any account is known, count and hash for all accounts, or the time of a refusal would tell neighbours who has
     one.
     """
-    free = tools.settings.throttle_account_attempts
+    free = ctx.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
-    origin = count_origin("sign-in from address", tools.origin.address, tools.settings, is_decided=True)
+    origin = count_origin("sign-in from address", ctx.client.ip_address, ctx.settings, is_decided=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
     if not is_anybodys:
-        await tools.throttle.count(*origin, elsewhere)
+        await ctx.throttle.count(*origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{email} {network}", free, is_decided=True)
     # On a network that the account knows, this refuses wrong passwords only.
-    refusal = await tools.throttle.count(known, tolerated=[*origin, elsewhere])
+    refusal = await ctx.throttle.count(known, tolerated=[*origin, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
     return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
-async def _reward(tools: Toolbox, attempt: Attempt) -> None:
+async def _reward(ctx: Context, attempt: Attempt) -> None:
     """Reset the account's counter.
 
     Give the shared ones back this attempt only, or signing in to one's own account would reset the limit for guessing
     at others.
     """
     for counter in attempt.taken:
-        settle = tools.throttle.forget if counter is attempt.account else tools.throttle.give_back
-        await settle(tools.session, counter)
+        settle = ctx.throttle.forget if counter is attempt.account else ctx.throttle.give_back
+        await settle(ctx.session, counter)
 
 
-async def _settle_missing(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
+async def _settle_missing(ctx: Context, attempt: Attempt, found: FactorCheck) -> None:
     """Give back a first step without a code; after several in a row it stays counted."""
-    settle = tools.throttle.give_back if found is FactorCheck.MISSING else tools.throttle.decide
+    settle = ctx.throttle.give_back if found is FactorCheck.MISSING else ctx.throttle.decide
     for counter in attempt.taken:
-        await settle(tools.session, counter)
+        await settle(ctx.session, counter)
 
 
 async def _choose_scope(
-    tools: Toolbox,
+    ctx: Context,
     user: CredentialsRecord,
     owner: Owner,
     factors: Factors | None,
@@ -255,17 +255,17 @@ async def _choose_scope(
 ) -> str:
     """The right password does not count as an attempt when the scope is refused."""
     try:
-        return _grant_scope(requested, _list_allowed(tools.settings, factors, is_admin=user.is_admin))
+        return _grant_scope(requested, _list_allowed(ctx.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
         # This refusal reveals that the password is right, as `mfa_required` does: count both alike in `check_factor`.
         found = FactorCheck.MISSING
         if factors is not None:
-            found = await codes.check_factor(tools, owner, factors, Proof(None, None))
-        await _settle_missing(tools, attempt, found)
+            found = await codes.check_factor(ctx, owner, factors, Proof(None, None))
+        await _settle_missing(ctx, attempt, found)
         refusal, detail = error.error, error.detail
         if user.is_admin:
             detail = "Administrators need a second factor for this scope: set one up, and sign in again."
-        raise OAuthError(refusal, detail, keeps_changes=True) from error
+        raise OAuthError(refusal, detail, commit_anyway=True) from error
 
 
 def _list_allowed(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:
@@ -273,41 +273,41 @@ def _list_allowed(settings: Settings, factors: Factors | None, *, is_admin: bool
 
 
 async def _check_second_factor(
-    tools: Toolbox, user: CredentialsRecord, owner: Owner, factors: Factors, attempt: Attempt, proof: Proof
+    ctx: Context, user: CredentialsRecord, owner: Owner, factors: Factors, attempt: Attempt, proof: Proof
 ) -> None:
-    found = await codes.check_factor(tools, owner, factors, proof)
+    found = await codes.check_factor(ctx, owner, factors, proof)
     if found is FactorCheck.RIGHT:
         return
     if found is FactorCheck.WRONG:
-        raise await _refuse(tools, user, attempt, "second factor")
+        raise await _refuse(ctx, user, attempt, "second factor")
     SIGN_INS.labels("second_factor_missing").inc()
-    await _settle_missing(tools, attempt, found)
+    await _settle_missing(ctx, attempt, found)
     ways = "a code of the second factor as otp"
     if factors.has_passkey:
         ways += ", or an answer of a passkey as passkey"
-    raise OAuthError("mfa_required", f"Send {ways}.", keeps_changes=True)
+    raise OAuthError("mfa_required", f"Send {ways}.", commit_anyway=True)
 
 
-async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
+async def _refuse(ctx: Context, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
     for counter in attempt.taken:
-        await tools.throttle.decide(tools.session, counter)
+        await ctx.throttle.decide(ctx.session, counter)
     if attempt.refusal is not None:
         return attempt.refusal
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
-    _log_failure(tools)
-    await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
-    detail = _wrong_password(tools) if reason == "password" else codes.WRONG_CODE
-    return OAuthError("invalid_grant", detail, keeps_changes=True)
+    _log_failure(ctx)
+    await ctx.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
+    detail = _wrong_password(ctx) if reason == "password" else codes.WRONG_CODE
+    return OAuthError("invalid_grant", detail, commit_anyway=True)
 
 
-def _log_failure(tools: Toolbox) -> None:
+def _log_failure(ctx: Context) -> None:
     """For fail2ban, which counts these lines. Without what was typed as the address: it may be the password."""
-    address = tools.origin.address
+    address = ctx.client.ip_address
     logger.warning("sign-in failed", client=address, network=network_of(address))
 
 
-def _wrong_password(tools: Toolbox) -> str:
-    return WRONG_OR_UNVERIFIED if tools.settings.email_verification_required else WRONG_CREDENTIALS
+def _wrong_password(ctx: Context) -> str:
+    return WRONG_OR_UNVERIFIED if ctx.settings.email_verification_required else WRONG_CREDENTIALS
 
 
 def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
@@ -318,108 +318,108 @@ def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
     return format_scope(scopes)
 
 
-async def sign_in_with_passkey(tools: Toolbox, data: PasskeySignIn) -> TokenRead:
-    opened = await open_session_with_passkey(tools, data)
-    return await issue(tools, opened.user_id, opened.session_id, opened.scope)
+async def sign_in_with_passkey(ctx: Context, data: PasskeySignIn) -> TokenRead:
+    opened = await open_session_with_passkey(ctx, data)
+    return await issue(ctx, opened.user_id, opened.session_id, opened.scope)
 
 
-async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
+async def open_session_with_passkey(ctx: Context, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
     """Begin a session without a password; the authenticator has made sure who uses it. Raises PasskeyRefusedError."""
     try:
         # The user first, as in everything that changes an account.
         presented_id = passkeys.encode(data.credential.id)
-        passkey = await tools.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
+        passkey = await ctx.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
         user: HeldRecord | None = None
         if passkey is not None:
-            user = await tools.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
-        await passkeys.use_passkey(tools, data.credential, *bound_to)
-        if user is None or (tools.settings.email_verification_required and user.email_verified_at is None):
+            user = await ctx.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+        await passkeys.use_passkey(ctx, data.credential, *bound_to)
+        if user is None or (ctx.settings.email_verification_required and user.email_verified_at is None):
             raise PasskeyRefusedError(INACTIVE_ACCOUNT)
     except PasskeyRefusedError as refusal:
         SIGN_INS.labels("failure").inc()
-        _log_failure(tools)
+        _log_failure(ctx)
         # Challenges are counted. Without one of ours, nothing would bound how many events anybody could write.
         if refusal.detail != INVALID_CHALLENGE:
-            await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
+            await ctx.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
         raise
     allowed = list_allowed(is_admin=user.is_admin)
     scopes = allowed if data.scope is None else data.scope
     if not scopes <= allowed:
-        raise ForbiddenError("The account may not be given this scope.", keeps_changes=True)
-    await remember_network(tools, user.id)
-    return await _begin_session(tools, user.id, format_scope(scopes))
+        raise ForbiddenError("The account may not be given this scope.", commit_anyway=True)
+    await remember_network(ctx, user.id)
+    return await _begin_session(ctx, user.id, format_scope(scopes))
 
 
-async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
+async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
     """Exchange a refresh token for new ones; one that was used before is a stolen copy and ends its session."""
     if not form.refresh_token:
         raise OAuthError("invalid_request", "refresh_token is required.")
     now = utc_now()
     presented_hash = hash_opaque_token(form.refresh_token)
-    token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
+    token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
     if token is None or token.used_at is not None:
-        raise await _refuse_refresh_token(tools, token, now)
+        raise await _refuse_refresh_token(ctx, token, now)
     # The session first: what ends it locks it, and then its tokens.
-    extended = await sessions.extend_session(tools.session, tools.settings, token.session_id, tools.origin)
+    extended = await sessions.extend_session(ctx.session, ctx.settings, token.session_id, ctx.client)
     if extended is None:
         raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
-    if await tools.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
-        token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
-        raise await _refuse_refresh_token(tools, token, now)
-    used_before = now - timedelta(seconds=tools.settings.refresh_token_lifetime_seconds)
-    await tools.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
-    scope = _grant_scope(form.scope, await narrow_scope(tools, extended.user_id, extended.scope))
-    return await issue(tools, extended.user_id, token.session_id, scope)
+    if await ctx.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
+        token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
+        raise await _refuse_refresh_token(ctx, token, now)
+    used_before = now - timedelta(seconds=ctx.settings.refresh_token_lifetime_seconds)
+    await ctx.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
+    scope = _grant_scope(form.scope, await narrow_scope(ctx, extended.user_id, extended.scope))
+    return await issue(ctx, extended.user_id, token.session_id, scope)
 
 
-async def narrow_scope(tools: Toolbox, user_id: UUID, scope: str) -> frozenset[str]:
+async def narrow_scope(ctx: Context, user_id: UUID, scope: str) -> frozenset[str]:
     """Take `admin` from a session that began before a second factor was required for it, or when there was one."""
     allowed = parse_scope(scope)
-    if tools.settings.admin_second_factor_required and Scope.ADMIN in allowed:
-        factors = await codes.find_factors(tools.session, user_id)
-        allowed &= _list_allowed(tools.settings, factors, is_admin=True)
+    if ctx.settings.admin_second_factor_required and Scope.ADMIN in allowed:
+        factors = await codes.find_factors(ctx.session, user_id)
+        allowed &= _list_allowed(ctx.settings, factors, is_admin=True)
     return allowed
 
 
-async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
+async def _refuse_refresh_token(ctx: Context, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
     if token is None or token.used_at is None:
         return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
-    if now - token.used_at <= timedelta(seconds=tools.settings.refresh_reuse_grace_seconds):
+    if now - token.used_at <= timedelta(seconds=ctx.settings.refresh_reuse_grace_seconds):
         # A client that lost the answer, or two of its requests at once.
         return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
-    await sessions.end_session(tools.session, tools.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
-    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, keeps_changes=True)
+    await sessions.end_session(ctx.session, ctx.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
+    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, commit_anyway=True)
 
 
-async def issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
+async def issue(ctx: Context, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
     refresh_token = create_opaque_token()
     token_hash = hash_opaque_token(refresh_token)
     try:
-        await tools.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
+        await ctx.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
     except IntegrityError as error:
         # The session was ended in this moment.
         raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN) from error
     return TokenRead(
-        access_token=tools.security.create_access_token(user_id, session_id, scope),
-        expires_in=tools.settings.access_token_lifetime_seconds,
+        access_token=ctx.tokens.sign(user_id, session_id, scope),
+        expires_in=ctx.settings.access_token_lifetime_seconds,
         refresh_token=refresh_token,
         scope=scope,
     )
 
 
-async def revoke(tools: Toolbox, token: str) -> None:
+async def revoke(ctx: Context, token: str) -> None:
     """End the session of either kind of token; one that is not known is as good as revoked (RFC 7009 §2.2)."""
     if not token:
         raise OAuthError("invalid_request", "token is required.")
-    found = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
+    found = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
     if found is not None:
         session_id = found.session_id
     else:
         try:
-            session_id = tools.security.read_access_token(token).sid
+            session_id = ctx.tokens.verify(token).sid
         except UnauthorizedError:
             return
-    await sessions.end_session(tools.session, tools.audit, session_id)
+    await sessions.end_session(ctx.session, ctx.audit, session_id)
 
 
 async def purge(session: Session, settings: Settings) -> int:

@@ -1,6 +1,6 @@
-from app.core.exceptions import ForbiddenError
-from app.core.requests import OriginDep, SettingsDep
-from app.core.throttling import GuessThrottleDep, count_origin
+from app.core.dependencies import ClientInfoDep, GuessThrottleDep, SettingsDep
+from app.core.errors import ForbiddenError
+from app.core.security.throttling import count_origin
 
 
 async def require_open_registration(settings: SettingsDep) -> None:
@@ -8,5 +8,5 @@ async def require_open_registration(settings: SettingsDep) -> None:
         raise ForbiddenError("Sign-up is closed.")
 
 
-async def limit_sign_ups(settings: SettingsDep, throttle: GuessThrottleDep, origin: OriginDep) -> None:
-    await throttle.count(*count_origin("sign-up from address", origin.address, settings))
+async def limit_sign_ups(settings: SettingsDep, throttle: GuessThrottleDep, client: ClientInfoDep) -> None:
+    await throttle.count(*count_origin("sign-up from address", client.ip_address, settings))

@@ -4,10 +4,10 @@ from app.accounts.models import UserRecord
 from app.accounts.sign_up import service
 from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
 from app.accounts.users.schemas import UserCreate, UserRead
-from app.core.exceptions import problem_responses
-from app.core.routing import FeatureRouter
-from app.core.security import reserve_hash
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.dependencies import reserve_hash
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/users", tags=["users"])
 
@@ -19,11 +19,9 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     responses={**problem_responses(403, 409, 429), 202: {"description": "See your mail.", "model": None}},
     dependencies=[Depends(require_open_registration), reserve_hash, Depends(limit_sign_ups)],
 )
-async def create_user(
-    data: UserCreate, tools: ToolboxDep, request: Request, response: Response
-) -> UserRecord | Response:
+async def create_user(data: UserCreate, ctx: ContextDep, request: Request, response: Response) -> UserRecord | Response:
     """Sign up. Where addresses have to be verified the answer is 202, whether or not there was an account before."""
-    user = await service.sign_up(tools, data)
+    user = await service.sign_up(ctx, data)
     if user is None:
         return Response(status_code=202)
     response.headers["Location"] = request.app.url_path_for("read_user", user_id=user.id)

@@ -7,7 +7,7 @@ from app.accounts.dependencies import AdminUser, ClaimsDep, CurrentUser, require
 from app.accounts.models import UserRecord
 from app.accounts.queries import get_user
 from app.accounts.scopes import Scope
-from app.core.database import SessionDep
+from app.core.dependencies import SessionDep
 
 
 async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) -> UserRecord:

@@ -4,11 +4,11 @@ from app.accounts.models import UserRecord
 from app.accounts.users import service
 from app.accounts.users.dependencies import AnyUserDep, VisibleUserDep
 from app.accounts.users.schemas import UserAdminUpdate, UserRead, UserUpdate
-from app.core.database import SessionDep
-from app.core.exceptions import problem_responses
-from app.core.pagination import Page, PageDep, PageResult
-from app.core.routing import FeatureRouter
-from app.core.toolbox import ToolboxDep
+from app.core.context import ContextDep
+from app.core.dependencies import SessionDep
+from app.core.http.pagination import Page, PageDep, PageResult
+from app.core.http.problems import problem_responses
+from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/users", tags=["users"])
 
@@ -19,14 +19,14 @@ async def read_me(user: CurrentUser) -> UserRecord:
 
 
 @router.patch("/me", response_model=UserRead, responses=problem_responses(401, 403))
-async def update_me(data: UserUpdate, user: CurrentUser, tools: ToolboxDep) -> UserRecord:
-    return await service.update_user(tools, user, data, actor_id=user.id)
+async def update_me(data: UserUpdate, user: CurrentUser, ctx: ContextDep) -> UserRecord:
+    return await service.update_user(ctx, user, data, actor_id=user.id)
 
 
 @router.delete("/me", status_code=204, responses=problem_responses(401, 403, 409))
-async def delete_me(caller: ConfirmedCaller, tools: ToolboxDep) -> None:
+async def delete_me(caller: ConfirmedCaller, ctx: ContextDep) -> None:
     """Delete the account and everything that belongs to it; the last administrator's stays."""
-    await service.delete_user(tools, caller.user, actor_id=caller.user.id)
+    await service.delete_user(ctx, caller.user, actor_id=caller.user.id)
 
 
 @router.get("", response_model=Page[UserRead], responses=problem_responses(401, 403))
@@ -43,7 +43,7 @@ async def read_user(user: VisibleUserDep) -> UserRecord:
 
 @router.patch("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404, 409))
 async def update_user(
-    data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, confirmation: ConfirmationDep, tools: ToolboxDep
+    data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, confirmation: ConfirmationDep, ctx: ContextDep
 ) -> UserRecord:
     """Change any account; deactivating one ends its sessions. For administrators.
 
@@ -51,10 +51,10 @@ async def update_user(
     """
     if service.is_sensitive(user, data):
         await confirmation.require()
-    return await service.update_user(tools, user, data, actor_id=admin.id)
+    return await service.update_user(ctx, user, data, actor_id=admin.id)
 
 
 @router.delete("/{user_id}", status_code=204, responses=problem_responses(401, 403, 404, 409))
-async def delete_user(user: AnyUserDep, admin: AdminUser, _confirmed: ConfirmedCaller, tools: ToolboxDep) -> None:
+async def delete_user(user: AnyUserDep, admin: AdminUser, _confirmed: ConfirmedCaller, ctx: ContextDep) -> None:
     """For administrators, with a confirmation; the last of them stays."""
-    await service.delete_user(tools, user, actor_id=admin.id)
+    await service.delete_user(ctx, user, actor_id=admin.id)

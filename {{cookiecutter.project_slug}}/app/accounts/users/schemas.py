@@ -1,29 +1,30 @@
 from datetime import datetime
 
-from app.core.schemas import Email, Identified, Input, Line, NewPassword, PartialInput
+from app.core.http.schemas import EmailAddress, PatchModel, RequestModel, SingleLine, TimestampedModel
+from app.core.security.schemas import NewPassword
 
 
-class UserCreate(Input):
-    email: Email
+class UserCreate(RequestModel):
+    email: EmailAddress
     password: NewPassword
-    name: Line = ""
+    name: SingleLine = ""
 
 
-class UserUpdate(PartialInput):
+class UserUpdate(PatchModel):
     """What users change of their own account."""
 
-    name: Line = ""
+    name: SingleLine = ""
 
 
 class UserAdminUpdate(UserUpdate):
     """What administrators change of any account."""
 
-    email: Email = ""
+    email: EmailAddress = ""
     is_active: bool = True
     is_admin: bool = False
 
 
-class UserRead(Identified):
+class UserRead(TimestampedModel):
     email: str
     name: str
     is_active: bool

@@ -11,14 +11,14 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
 from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
-from app.core.breached_passwords import refuse_unfit_password
-from app.core.database import Session
-from app.core.exceptions import ConflictError, NotFoundError
-from app.core.models import utc_now
-from app.core.pagination import PageRequest, PageResult, paginate
-from app.core.query import Command, Query
-from app.core.schemas import dump_changes
-from app.core.toolbox import Toolbox
+from app.core.context import Context
+from app.core.db.models import utc_now
+from app.core.db.query import Command, Query
+from app.core.db.session import Session
+from app.core.errors import ConflictError, NotFoundError
+from app.core.http.pagination import PageRequest, PageResult, paginate
+from app.core.http.schemas import changed_fields
+from app.core.security.breached_passwords import refuse_unfit_password
 
 NEWEST = "-created_at"
 
@@ -41,25 +41,23 @@ def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
     return paginate(select(*COLUMNS), UserRecord, User, descending=True, after_cursor=after_cursor)
 
 
-async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
+async def create_user(ctx: Context, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
     """An administrator is made by an operator, who answers for the address. Raises ConflictError."""
-    user = await add_user(tools, data, await hash_password(tools, data), is_admin=is_admin)
+    user = await add_user(ctx, data, await hash_password(ctx, data), is_admin=is_admin)
     if user is None:
         raise ConflictError("There is already an account with this e-mail address.")
     return user
 
 
-async def hash_password(tools: Toolbox, data: UserCreate) -> str:
+async def hash_password(ctx: Context, data: UserCreate) -> str:
     """Raises UnprocessableError for a weak one."""
-    await refuse_unfit_password(tools, data.password.get_secret_value(), data.email, data.name)
-    return await tools.security.hash_password(data.password.get_secret_value())
+    await refuse_unfit_password(ctx, data.password.get_secret_value(), data.email, data.name)
+    return await ctx.passwords.hash(data.password.get_secret_value())
 
 
-async def add_user(
-    tools: Toolbox, data: UserCreate, password_hash: str, *, is_admin: bool = False
-) -> UserRecord | None:
+async def add_user(ctx: Context, data: UserCreate, password_hash: str, *, is_admin: bool = False) -> UserRecord | None:
     """Return None where the address has an account."""
-    user = await tools.session.fetch_one_or_none(
+    user = await ctx.session.fetch_one_or_none(
         CREATE_USER,
         email=data.email,
         name=data.name,
@@ -68,41 +66,41 @@ async def add_user(
         email_verified_at=utc_now() if is_admin else None,
     )
     if user is not None:
-        await tools.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
+        await ctx.audit.record(AccountEvent.USER_CREATED, user.id, is_admin=is_admin)
     return user
 
 
 async def update_user(
-    tools: Toolbox, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
+    ctx: Context, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
 ) -> UserRecord:
     """A deactivated user's sessions and codes end at once, and none comes back.
 
     Without an actor it is an operator, who may lock anybody out.
     """
-    changes = dump_changes(data)
+    changes = changed_fields(data)
     if not changes:
         return user
     if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
-        await _keep_an_admin(tools.session, user)
+        await _keep_an_admin(ctx.session, user)
     if changes.get("email", user.email) != user.email:
         changes["email_verified_at"] = None
-        await withdraw_email_change(tools.session, user.id)
+        await withdraw_email_change(ctx.session, user.id)
     if not changes.get("is_active", True):
-        await withdraw_codes(tools.session, user)
+        await withdraw_codes(ctx.session, user)
     try:
-        updated = await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
+        updated = await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     except IntegrityError as error:
         raise ConflictError("There is already an account with this e-mail address.") from error
     if updated is None:
         raise NotFoundError("There is no such user.")
     if not updated.is_active:
-        await tools.session.run(END_SESSIONS, user_id=user.id)
+        await ctx.session.run(END_SESSIONS, user_id=user.id)
     if updated.email != user.email or not updated.is_active:
-        await one_time_tokens.revoke_tokens(tools.session, user.id)
+        await one_time_tokens.revoke_tokens(ctx.session, user.id)
     for change in _list_changes(user, updated):
-        await notify_owner(tools, user.id, change, address=user.email)
-    sent = {name: [getattr(user, name), getattr(updated, name)] for name in sorted(dump_changes(data))}
-    await tools.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, changes=sent)
+        await notify_owner(ctx, user.id, change, address=user.email)
+    sent = {name: [getattr(user, name), getattr(updated, name)] for name in sorted(changed_fields(data))}
+    await ctx.audit.record(AccountEvent.USER_CHANGED, user.id, actor_id=actor_id, changes=sent)
     return updated
 
 
@@ -120,7 +118,7 @@ def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
 
 def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
     """Whether the change lets somebody in or keeps somebody out."""
-    return any(value != getattr(user, name) for name, value in dump_changes(data).items() if name != "name")
+    return any(value != getattr(user, name) for name, value in changed_fields(data).items() if name != "name")
 
 
 async def _keep_an_admin(session: Session, user: UserRecord) -> None:
@@ -129,9 +127,9 @@ async def _keep_an_admin(session: Session, user: UserRecord) -> None:
         raise ConflictError("This is the last administrator: make another one first.")
 
 
-async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
-    await _keep_an_admin(tools.session, user)
-    await withdraw_codes(tools.session, user)
-    await tools.session.run(DELETE_USER, user_id=user.id)
-    await notify_owner(tools, user.id, AccountChange.DELETED, address=user.email)
-    await tools.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)
+async def delete_user(ctx: Context, user: UserRecord, *, actor_id: UUID) -> None:
+    await _keep_an_admin(ctx.session, user)
+    await withdraw_codes(ctx.session, user)
+    await ctx.session.run(DELETE_USER, user_id=user.id)
+    await notify_owner(ctx, user.id, AccountChange.DELETED, address=user.email)
+    await ctx.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)

@@ -6,8 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from app.core.database import SessionDep
-from app.core.pagination import PageDep
+from app.core.dependencies import SessionDep
+from app.core.http.pagination import PageDep
 from app.todos import service
 from app.todos.models import TodoRecord
 from app.todos.schemas import TodoCreate, TodoSort, TodoUpdate

@@ -1,0 +1,124 @@
+"""The record of what happened to accounts, and of what was refused: who, what, when, from where."""
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import structlog
+from asgi_correlation_id import correlation_id
+from fastapi import Request
+from fastapi.responses import Response
+from sqlalchemy import JSON, Index, Integer, String, bindparam, func, insert, select
+from sqlalchemy.orm import Mapped, mapped_column
+from starlette.background import BackgroundTask
+
+from app.core.config import Settings
+from app.core.db.models import APPEND_ONLY, Base, IdMixin, utc_now
+from app.core.db.query import BATCH_SIZE, Command, Query, delete_batch
+from app.core.db.session import Session
+from app.core.errors import first_line
+from app.core.http.problems import handle_app_error
+from app.core.http.request import AppRequest, ClientInfo, read_client_info
+from app.core.security.throttling import AttemptCounter, GuessThrottle, network_of
+
+logger = structlog.get_logger(__name__)
+
+MAX_PATH_LENGTH = 200
+
+
+class RefusalEvent(StrEnum):
+    """What the audit log tells of requests."""
+
+    FORBIDDEN = "request.forbidden"
+    THROTTLED = "request.throttled"
+
+
+REFUSALS = {403: RefusalEvent.FORBIDDEN, 429: RefusalEvent.THROTTLED}
+
+
+class AuditEvent(IdMixin, Base):
+    """Never changed nor soon deleted, which the database sees to; it outlives the account that it tells about."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (
+        Index(None, "created_at", "id"),
+        Index(None, "user_id", "created_at", "id"),
+        {"info": {APPEND_ONLY: True}},
+    )
+
+    event: Mapped[str] = mapped_column(String(50))
+    # The account that it happened to.
+    user_id: Mapped[UUID | None]
+    # Who did it; nobody is known to be behind a failed sign-in.
+    actor_id: Mapped[UUID | None]
+    address: Mapped[str | None] = mapped_column(String(45))
+    device: Mapped[str] = mapped_column(String(200))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+CREATE_EVENT = Command(insert(AuditEvent))
+PURGE_EVENTS = delete_batch(AuditEvent, AuditEvent.created_at <= bindparam("created_before"))
+# On PostgreSQL the service's role may not delete events; the function does, with the rights of the tables' owner.
+PURGE_AS_OWNER = Query(select(func.purge_audit_events(bindparam("created_before"), BATCH_SIZE, type_=Integer)))
+
+
+class Audit:
+    """Writes in the transaction of what it records: neither is there without the other."""
+
+    def __init__(self, session: Session, client: ClientInfo) -> None:
+        self._session = session
+        self._client = client
+
+    async def record(
+        self, event: StrEnum, user_id: UUID | None, *, actor_id: UUID | None = None, **details: object
+    ) -> None:
+        await self._session.run(
+            CREATE_EVENT,
+            event=event,
+            user_id=user_id,
+            actor_id=actor_id,
+            address=self._client.ip_address,
+            device=self._client.user_agent,
+            request_id=correlation_id.get(),
+            details=details,
+        )
+
+
+async def purge_events(session: Session, settings: Settings) -> int:
+    """Delete what is older than the settings say, and return how many events that were."""
+    created_before = utc_now() - timedelta(seconds=settings.audit_log_lifetime_seconds)
+    if session.get_bind().dialect.name == "sqlite":
+        return await session.run(PURGE_EVENTS, created_before=created_before)
+    (deleted,) = await session.fetch_one(PURGE_AS_OWNER, created_before=created_before)
+    return deleted
+
+
+async def handle_refusal(request: Request[Any], error: Exception) -> Response:
+    """Answer as `handle_app_error` does, and record afterwards what was forbidden or throttled."""
+    response = await handle_app_error(request, error)
+    event = REFUSALS.get(response.status_code)
+    if event is not None:
+        # After the answer, which it neither delays nor fails.
+        response.background = BackgroundTask(_record_refusal, AppRequest(request.scope), event, str(error))
+    return response
+
+
+async def _record_refusal(request: AppRequest, event: RefusalEvent, reason: str) -> None:
+    """Write in a separate transaction, since the request's is rolled back. The throttle bounds the number of events."""
+    state = request.state
+    settings = state["settings"]
+    actor_id = state["actor_id"] if "actor_id" in state else None  # noqa: SIM401  # Starlette's State has no `get`
+    client = read_client_info(request)
+    source = str(actor_id or network_of(client.ip_address))
+    counter = AttemptCounter(f"event: {event}", source, settings.throttle_address_attempts)
+    throttle = GuessThrottle(state["database"], settings)
+    details = {"method": request.method, "path": request.url.path[:MAX_PATH_LENGTH], "reason": reason}
+    try:
+        async with state["database"].write() as session:
+            if await throttle.admits(session, counter):
+                await Audit(session, client).record(event, actor_id, actor_id=actor_id, **details)
+    except Exception as failure:
+        # The answer is out; whatever keeps the event from being written is for the log.
+        logger.warning("a refusal was not recorded", reason=first_line(failure))

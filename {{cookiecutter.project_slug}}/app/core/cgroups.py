@@ -1,0 +1,77 @@
+"""CPU and memory that are available to this process, by its control groups (versions 1 and 2)."""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
+    """Cores that the control groups grant, the tightest of all levels; None without a limit."""
+    quotas = []
+    for folder in _folders(root, own, controller="cpu"):
+        version_1 = (*_read_words(folder / "cpu.cfs_quota_us", 1), *_read_words(folder / "cpu.cfs_period_us", 1))
+        for words in (_read_words(folder / "cpu.max", 2), version_1):
+            # No limit is the word "max" in version 2, and -1 in version 1.
+            if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]) > 0:
+                quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
+    """Bytes that the control groups grant, the tightest of all levels; None without a limit."""
+    limits = []
+    for folder in _folders(root, own, controller="memory"):
+        for limit in (*_read_words(folder / "memory.max", 1), *_read_words(folder / "memory.limit_in_bytes", 1)):
+            # Version 1 writes "no limit" as a number near 2**63.
+            if limit.isdecimal() and int(limit) < 2**60:
+                limits.append(int(limit))
+    return min(limits, default=None)
+
+
+@cache
+def usable_memory(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
+    """Memory in bytes that is available to this process; None if unknown."""
+    # Windows has none.
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return min((limit for limit in (machine, memory_limit(root, own)) if limit is not None), default=None)
+
+
+def _folders(root: Path, own: Path, *, controller: str) -> Iterator[Path]:
+    """Yield this process's group and those around it: version 2 and, where it is mounted, version 1."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts = [root]
+        elif controller in controllers.split(","):
+            # The kernel and the mount may name them in different orders; each has a link of its own then.
+            mounts = [root / controllers, root / controller]
+        else:
+            mounts = []
+        for mount in mounts:
+            group = mount / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
+    # A container sees its own group as the root, whatever path it is told.
+    yield root
+    yield root / controller
+
+
+def _read_words(file: Path, count: int) -> tuple[str, ...]:
+    try:
+        words = file.read_text().split()
+    except OSError:
+        return ()
+    return tuple(words[:count]) if len(words) >= count else ()

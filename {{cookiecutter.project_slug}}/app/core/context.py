@@ -1,0 +1,61 @@
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+
+from app.core.audit.log import Audit
+from app.core.config import Settings
+from app.core.db.session import Database, Session
+from app.core.dependencies import (
+    AuditDep,
+    ClientInfoDep,
+    GuessThrottleDep,
+    PasswordHasherDep,
+    SecretBoxDep,
+    SessionDep,
+    SettingsDep,
+    TokenSignerDep,
+)
+from app.core.http.request import ClientInfo
+from app.core.http_client import LazyHttpClient, LazyHttpDep
+from app.core.security.encryption import SecretBox
+from app.core.security.hashing import PasswordHasher
+from app.core.security.throttling import GuessThrottle
+from app.core.security.tokens import TokenSigner
+
+
+@dataclass(frozen=True)
+class Context:
+    """What nearly every operation on an account needs."""
+
+    session: SessionDep
+    settings: SettingsDep
+    passwords: PasswordHasherDep
+    tokens: TokenSignerDep
+    secret_box: SecretBoxDep
+    throttle: GuessThrottleDep
+    audit: AuditDep
+    client: ClientInfoDep
+    # None where no upstream service is to be called.
+    http: LazyHttpDep = None
+
+    @classmethod
+    def for_operator(
+        cls, session: Session, database: Database, settings: Settings, http: LazyHttpClient | None = None
+    ) -> "Context":
+        """Return the context of an operation that no request has asked for, such as a command's."""
+        client = ClientInfo(user_agent="command line")
+        return cls(
+            session=session,
+            settings=settings,
+            passwords=PasswordHasher(settings),
+            tokens=TokenSigner(settings),
+            secret_box=SecretBox(settings),
+            throttle=GuessThrottle(database, settings),
+            audit=Audit(session, client),
+            client=client,
+            http=http,
+        )
+
+
+ContextDep = Annotated[Context, Depends()]

@@ -1,0 +1,94 @@
+"""Backups: one file each, whole or not there at all, and checked before it counts or anything is given up for it."""
+
+import os
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from sqlalchemy import URL
+
+from app.core.db.revisions import read_revisions
+from app.core.filesystem import sync_path
+from app.core.project import read_project
+
+# A process that was killed leaves its unfinished file behind.
+STALE_SECONDS = 24 * 3600
+
+
+class BackupError(Exception):
+    """The message tells why, for the person at the terminal."""
+
+
+class BackupBackend(Protocol):
+    """How a kind of database is backed up: `app/core/db/backup/<kind>.py`."""
+
+    SUFFIX: str
+
+    def dump(self, url: URL, file: Path) -> None: ...
+
+    def verify(self, file: Path) -> str | None:
+        """Return the schema's revision; raise BackupError unless the file is complete and a backup of this service."""
+
+    def load(self, url: URL, file: Path) -> list[str]:
+        """Restore the file, or change nothing and raise BackupError. PostgreSQL: only the service's own objects.
+
+        Returns the errors of grants that could not be restored.
+        """
+
+
+def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
+    """Write to a file, or to a new one in a folder, of which the newest `keep` stay."""
+    kind = _format(url)
+    _refuse_database(url, target)
+    file = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%SZ}{kind.SUFFIX}" if target.is_dir() else target
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        kind.dump(url, partial)
+        kind.verify(partial)
+        sync_path(partial)
+        partial.replace(file)
+        sync_path(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    if keep is not None and target.is_dir():
+        _remove_old(target, kind.SUFFIX, keep)
+    return file
+
+
+def restore_backup(url: URL, file: Path) -> list[str]:
+    """Return the errors of grants that could not be restored."""
+    kind = _format(url)
+    _refuse_database(url, file)
+    revision = kind.verify(file)
+    if read_revisions().is_ahead(revision):
+        raise BackupError(f"{file} has the revision {revision}, which this release does not know: use a newer release.")
+    return kind.load(url, file)
+
+
+def _refuse_database(url: URL, file: Path) -> None:
+    """Raise BackupError if the file is the SQLite database itself, which the backup would overwrite."""
+    database = Path(url.database or "")
+    if url.get_backend_name() == "sqlite" and file.exists() and database.exists() and file.samefile(database):
+        raise BackupError(f"{file} is the database itself: name another file.")
+
+
+def _format(url: URL) -> BackupBackend:
+    return cast(BackupBackend, import_module(f"app.core.db.backup.{url.get_backend_name()}"))
+
+
+def _prefix() -> str:
+    return f"{read_project().name}-"
+
+
+def _remove_old(folder: Path, suffix: str, keep: int) -> None:
+    # The time in the name sorts.
+    for file in sorted(folder.glob(f"{_prefix()}????????T??????Z{suffix}"))[:-keep]:
+        file.unlink()
+    for partial in folder.glob(f".{_prefix()}*.partial"):
+        if partial.stat().st_mtime < time.time() - STALE_SECONDS:
+            partial.unlink()

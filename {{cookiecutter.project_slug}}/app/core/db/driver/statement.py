@@ -1,0 +1,152 @@
+"""Run a statement directly on the driver's connection; SQLAlchemy only compiles it, and converts its values.
+
+Executing a query through SQLAlchemy's session costs several times what the driver needs; this way costs little more
+than the driver. Types, defaults and errors stay SQLAlchemy's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from sqlalchemy import BindParameter, Dialect, TextClause
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
+from sqlalchemy.sql.compiler import SQLCompiler
+
+Process = Callable[[Any], Any]
+# SQLSTATEs of PostgreSQL. This general one is also that of a prepared statement whose columns have changed.
+FEATURE_NOT_SUPPORTED = "0A000"
+READ_ONLY_TRANSACTION = "25006"
+
+
+class Answer(NamedTuple):
+    rows: list[Any]
+    # Of a statement that returns no rows: how many it has changed.
+    changed: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    # Gives the value where none was given.
+    default: Callable[[], Any]
+    # Converts a value to what the driver takes.
+    process: Process
+
+    def value(self, given: Mapping[str, Any]) -> object:
+        return self.process(given[self.name] if self.name in given else self.default())
+
+
+class CompiledStatement:
+    """A statement, compiled for one kind of database and one set of parameter names."""
+
+    def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # select and insert share no class that has both `compile` and `exported_columns`
+        """Raise ArgumentError for a parameter that the statement does not have."""
+        compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
+        if unknown := names - compiled.binds.keys():
+            raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
+        # Plain text has columns where `columns` says so.
+        columns = [] if isinstance(statement, TextClause) else list(statement.exported_columns)
+        # A list of values becomes as many parameters as it has values, each time: SQLAlchemy has to execute that.
+        self.takes_lists = any(bind.expanding for bind in compiled.binds.values())
+        self._sql = str(compiled)
+        self._order = compiled.positiontup
+        self._parameters = [_describe(compiled, bind, name) for name, bind in compiled.binds.items()]
+        self._types = [column.type.dialect_impl(dialect) for column in columns]
+        # Known with the first answer: they depend on the types that the database names.
+        self._processors: list[tuple[int, Process]] = []
+        self._has_answered = False
+
+    async def run(self, connection: DBAPIConnection, dialect: Dialect, given: Mapping[str, Any]) -> Answer:
+        """Raise the error that SQLAlchemy would raise."""
+        values = {parameter.name: parameter.value(given) for parameter in self._parameters}
+        try:
+            answer = await self._execute(connection.driver_connection, dialect, values)
+        except dialect.loaded_dbapi.Error as error:
+            raise wrap_error(error, dialect, self._sql, connection) from error
+        if self._processors:
+            return Answer([self._convert(row) for row in answer.rows], answer.changed)
+        return answer
+
+    async def _execute(self, driver: Any, dialect: Dialect, values: dict[str, Any]) -> Answer:  # noqa: ANN401  # psycopg and aiosqlite share no base class
+        if self._order is None:
+            cursor = await driver.execute(self._sql, values)
+            if not self._has_answered:
+                self._find_processors(dialect, [column.type_code for column in cursor.description or ()])
+            return Answer(await cursor.fetchall() if self._types else [], cursor.rowcount)
+        ordered = [values[name] for name in self._order]
+        if self._types:
+            rows = await driver.execute_fetchall(self._sql, ordered)
+            if not self._has_answered:
+                self._find_processors(dialect, [None] * len(self._types))
+            return Answer(rows, -1)
+        async with driver.execute(self._sql, ordered) as cursor:
+            changed = cursor.rowcount
+        if self._sql.startswith("WITH"):
+            # sqlite3 does not count for a statement that begins with a CTE.
+            ((changed,),) = await driver.execute_fetchall("SELECT changes()")
+        return Answer([], changed)
+
+    def _find_processors(self, dialect: Dialect, codes: Sequence[object]) -> None:
+        pairs = zip(self._types, codes, strict=True)
+        found = [type_.result_processor(dialect, code) for type_, code in pairs]
+        self._processors = [(index, process) for index, process in enumerate(found) if process is not None]
+        self._has_answered = True
+
+    def _convert(self, row: Sequence[Any]) -> list[Any]:
+        values = list(row)
+        for index, process in self._processors:
+            values[index] = process(values[index])
+        return values
+
+
+def wrap_error(
+    error: DBAPIModule.Error, dialect: Dialect, statement: str = "", connection: DBAPIConnection | None = None
+) -> BaseException:
+    """Turn a driver's error into the one of SQLAlchemy; without a connection, none could be opened."""
+    return DBAPIError.instance(
+        statement,
+        None,
+        error,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=True,
+        connection_invalidated=connection is not None
+        and (is_unusable_after(error) or dialect.is_disconnect(error, connection, None)),
+        dialect=dialect,
+    )
+
+
+def is_unusable_after(error: BaseException) -> bool:
+    """Tell whether statements go on to fail on this connection, which is to be replaced.
+
+    Either a migration has changed the columns of a statement that it has prepared, or its server takes no writes, as
+    after a failover: a new connection may reach one that does.
+    """
+    state = getattr(error, "sqlstate", None)
+    return state == READ_ONLY_TRANSACTION or (state == FEATURE_NOT_SUPPORTED and "cached plan" in str(error))
+
+
+def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Parameter:
+    process = bind.type.dialect_impl(compiled.dialect).bind_processor(compiled.dialect)
+    return Parameter(name, _find_default(compiled, bind, name), process or _identity)
+
+
+def _find_default(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Callable[[], Any]:
+    """Return the column's default or update value, or else the value that the statement was built with."""
+    defaults = {column.key: column.default for column in compiled.insert_prefetch}
+    defaults |= {column.key: column.onupdate for column in compiled.update_prefetch}
+    default: Any = defaults.get(name)
+    if default is not None:
+        return (lambda: default.arg(None)) if default.is_callable else (lambda: default.arg)
+    if bind.required:
+        return partial(_refuse, name)
+    return lambda: bind.effective_value
+
+
+def _refuse(name: str) -> object:
+    raise InvalidRequestError(f"A value is required for the parameter {name}.")
+
+
+def _identity(value: Any) -> Any:  # noqa: ANN401  # values of every type pass through unchanged
+    return value

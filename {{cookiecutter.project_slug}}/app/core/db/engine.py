@@ -1,0 +1,168 @@
+import select
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, event, exc
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool, PoolResetState
+
+from app.core.config import Settings
+from app.core.db.driver.pool import FairPool
+from app.core.db.driver.statement import is_unusable_after
+
+PATIENCE_SECONDS = 60
+# An option of engines whose connections begin no transaction: each statement commits by itself.
+AUTOCOMMIT = "is_autocommit"
+# What psycopg, and libpq below it, call a connection without a transaction.
+IDLE = 0
+BEGIN = {
+    "postgresql": "BEGIN",
+    # It takes the write lock at once: two transactions that read first and write later would deadlock.
+    "sqlite": "BEGIN IMMEDIATE",
+}
+# Values that PostgreSQL reports for each connection, and that the service relies on.
+SESSION_SETTINGS = {
+    "client_encoding": "UTF8",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "standard_conforming_strings": "on",
+}
+WRONG_ENCODING = (
+    "The database is in {encoding}, and the service needs UTF8: make one with CREATE DATABASE name ENCODING 'UTF8'"
+    " TEMPLATE template0, and copy the data into it with `db backup` and `db restore`."
+)
+
+
+def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
+    is_pooled = settings.pooled_url != settings.url
+    engine = create_async_engine(
+        settings.pooled_url,
+        connect_args=_connect_arguments(settings, settings.database_statement_timeout_seconds, is_pooled=is_pooled),
+        hide_parameters=True,
+        poolclass=FairPool,
+        pool_reset_on_return=None,
+        pool_size=pool_size,
+        # Overflow connections would be closed at each return.
+        max_overflow=0,
+        pool_timeout=settings.database_pool_timeout_seconds,
+        pool_recycle=settings.database_pool_recycle_seconds,
+    )
+    # Windows has no poll.
+    if engine.dialect.name == "postgresql" and hasattr(select, "poll"):
+        event.listen(engine.sync_engine, "checkout", _on_checkout)
+    return prepare_engine(engine)
+
+
+def create_owner_engine(settings: Settings) -> AsyncEngine:
+    """As the owner, without a pool or a pooler, with time for locks and long statements: migrations need all of it."""
+    arguments = _connect_arguments(settings, timeout_seconds=None)
+    return prepare_engine(create_async_engine(settings.owner_url, connect_args=arguments, poolclass=NullPool))
+
+
+def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
+    """Begin transactions here and not in the drivers, and make SQLite behave like a database."""
+    event.listen(engine.sync_engine, "begin", _on_begin)
+    event.listen(engine.sync_engine, "reset", _on_reset)
+    event.listen(engine.sync_engine, "handle_error", _on_error)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
+    else:
+        event.listen(engine.sync_engine, "connect", partial(_on_postgresql_connect, engine.dialect.loaded_dbapi))
+    return engine
+
+
+def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_pooled: bool = False) -> dict[str, Any]:
+    if settings.url.get_backend_name() == "sqlite":
+        return {"timeout": PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds}
+    timeout_ms = round((timeout_seconds or 0) * 1000)
+    arguments: dict[str, Any] = {
+        "autocommit": True,
+        "connect_timeout": settings.database_connect_timeout_seconds,
+        # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour, or its
+        # two hours where an answer is owed.
+        "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        # Overrides PGCLIENTENCODING and DATABASE_URL.
+        "client_encoding": "UTF8",
+    }
+    # Set even if empty: otherwise libpq sends PGOPTIONS, which a pooler refuses.
+    options = settings.url.query.get("options", "")
+    if is_pooled:
+        # The next statement may find another connection of the server's, which knows nothing of what this one was told.
+        return {**arguments, "prepare_threshold": None, "options": options}
+    own = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+    # Those of DATABASE_URL come first: these are what the service relies on.
+    return {**arguments, "options": f"{options} {own}".strip()}
+
+
+def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
+    # The driver must not begin transactions by itself: it would begin them late and without the lock.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode")
+    # It stays in the file; to set it again would need a moment without any other connection.
+    if cursor.fetchone() != ("wal",):
+        cursor.execute("PRAGMA journal_mode = WAL")
+    # In WAL mode safe against a crash of the process; a power cut may lose the last commits and corrupts nothing.
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _record: object) -> None:
+    """Raise the driver's OperationalError where the database is not in UTF-8; set how values are read and written.
+
+    PGTZ and PGDATESTYLE win over the options of a connection, and a role or a database may have other settings.
+    The server has reported its values: reading them costs no round trip.
+    """
+    told = connection.driver_connection.info.parameter_status
+    encoding = told("server_encoding")
+    # Some poolers do not report server_encoding.
+    if encoding not in {None, "UTF8"}:
+        connection.close()
+        raise driver.OperationalError(WRONG_ENCODING.format(encoding=encoding))
+    for name, value in SESSION_SETTINGS.items():
+        # The second part of DateStyle only affects input that is not ISO, which the service never sends.
+        if (told(name) or "").partition(",")[0] != value:
+            cursor = connection.cursor()
+            cursor.execute(f"SET {name} = '{value}'")
+            cursor.close()
+
+
+def _on_begin(connection: Connection) -> None:
+    # The drivers are in autocommit: they would begin late, SQLite's without the lock, and for reading it is not needed.
+    if AUTOCOMMIT not in connection.get_execution_options():
+        connection.exec_driver_sql(BEGIN[connection.dialect.name])
+
+
+def _on_checkout(connection: DBAPIConnection, _record: object, _proxy: object) -> None:
+    """Replace a connection that the server has closed, for instance in a restart.
+
+    The server sends hardly anything unasked but its farewell: to look at the socket costs microseconds, a query a round
+    trip.
+    """
+    poll = select.poll()
+    poll.register(connection.driver_connection.pgconn.socket, select.POLLIN)
+    if poll.poll(0):
+        raise exc.DisconnectionError("The server has closed the connection.")
+
+
+def _on_error(context: ExceptionContext) -> None:
+    if is_unusable_after(context.original_exception):
+        context.is_disconnect = True
+
+
+def _on_reset(connection: DBAPIConnection, _record: object, state: PoolResetState) -> None:
+    """Roll back what somebody left open; to ask the driver costs less than to roll back nothing."""
+    if state.asyncio_safe and not state.transaction_was_reset and _is_in_transaction(connection.driver_connection):
+        connection.rollback()
+
+
+def _is_in_transaction(driver: Any) -> bool:  # noqa: ANN401  # each driver has its own
+    if hasattr(driver, "in_transaction"):
+        return bool(driver.in_transaction)
+    return bool(driver.info.transaction_status != IDLE)

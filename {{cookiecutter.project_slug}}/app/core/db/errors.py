@@ -1,0 +1,23 @@
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.core.errors import first_line
+
+# Of a foreign key and of what is unique: PostgreSQL has codes (SQLSTATE), SQLite has words.
+CONFLICT_STATES = frozenset({"23503", "23505"})
+CONFLICT_WORDS = ("FOREIGN KEY constraint failed", "UNIQUE constraint failed")
+
+
+def is_conflict(error: BaseException) -> bool:
+    return isinstance(error, IntegrityError) and (
+        getattr(error.orig, "sqlstate", None) in CONFLICT_STATES or first_line(error).startswith(CONFLICT_WORDS)
+    )
+
+
+def is_database_unavailable(error: BaseException) -> bool:
+    if isinstance(error, PoolTimeoutError | OSError | TimeoutError):
+        return True
+    # OperationalError: refused, lost, shut down, statement timeout, SQLite's "database is locked".
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    )

@@ -1,0 +1,107 @@
+"""Typed statements: built once at module level, with `bindparam`, and run by the verbs of `Session`.
+
+class UserEmail(NamedTuple):
+    id: UUID
+    email: str
+
+EMAIL_BY_ID = Query(select(*columns(UserEmail, User)).where(User.id == bindparam("user_id")), UserEmail)
+
+user = await session.fetch_one_or_none(EMAIL_BY_ID, user_id=user_id)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast, overload
+
+from sqlalchemy import ColumnElement, Delete, Dialect, Executable, TextClause, delete, select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.selectable import TypedReturnsRows
+
+from app.core.db.driver.statement import CompiledStatement
+
+RecordT = TypeVar("RecordT")
+ValueT = TypeVar("ValueT")
+
+BATCH_SIZE = 5000
+
+
+class Statement:
+    """A statement and its compiled forms, of which there is one for each set of parameter names."""
+
+    def __init__(self, statement: Executable) -> None:
+        self.statement = statement
+        # One that is repeated on another connection has the same result.
+        self.is_repeatable = statement.is_select
+        self._compiled: dict[tuple[str, frozenset[str]], CompiledStatement] = {}
+
+    def compile(self, dialect: Dialect, names: frozenset[str]) -> CompiledStatement:
+        """Raise ArgumentError for a parameter that the statement does not have."""
+        key = (dialect.name, names)
+        found = self._compiled.get(key)
+        if found is None:
+            found = self._compiled[key] = CompiledStatement(self.statement, names, dialect)
+        return found
+
+
+class Query(Statement, Generic[RecordT]):
+    """A statement that returns rows: records with its columns, or plain tuples with one value without a record."""
+
+    @overload
+    def __init__(self: "Query[tuple[ValueT]]", statement: TypedReturnsRows[ValueT]) -> None: ...
+    @overload
+    def __init__(self, statement: Executable, record: type[RecordT]) -> None: ...
+    def __init__(self, statement: Any, record: type[Any] | None = None) -> None:
+        """Raise TypeError where the record's fields are not the statement's columns, in their order."""
+        super().__init__(statement)
+        self.record = record
+        self.make: Callable[[Sequence[Any]], RecordT] = cast(Any, tuple)
+        if record is not None:
+            _check_fields(record, statement)
+            self.make = cast(Any, record)._make
+
+
+class Command(Statement):
+    """A statement that returns no rows, but how many it has changed."""
+
+    def __init__(self, statement: Executable) -> None:
+        """Raise TypeError for a statement that returns rows."""
+        if not isinstance(statement, TextClause) and _keys(statement):
+            raise TypeError("A command returns no rows: make a Query of a statement that does.")
+        super().__init__(statement)
+
+
+def columns(
+    record: type[Any], model: type[Any], **others: ColumnElement[Any] | InstrumentedAttribute[Any]
+) -> list[ColumnElement[Any]]:
+    """Return the model's columns for the fields of a record; `others` gives those that stand elsewhere.
+
+    Raises TypeError for a field that neither has.
+    """
+    return [others[name].label(name) if name in others else _column(record, model, name) for name in record._fields]
+
+
+def _column(record: type[Any], model: type[Any], name: str) -> ColumnElement[Any]:
+    attribute = getattr(model, name, None)
+    if not isinstance(attribute, InstrumentedAttribute):
+        raise TypeError(f"{record.__name__}.{name} is not a column of {model.__name__}.")
+    return cast(ColumnElement[Any], attribute)
+
+
+def delete_batch(model: type[Any], *conditions: ColumnElement[bool]) -> Command:
+    """Delete at most BATCH_SIZE rows, so that it ends in time, and skip rows that another transaction has locked."""
+    keys = model.__table__.primary_key.columns
+    # A CTE: PostgreSQL may evaluate a plain subquery several times, and lock other rows each time.
+    batch = select(*keys).where(*conditions).limit(BATCH_SIZE).with_for_update(skip_locked=True).cte("batch")
+    statement: Delete = delete(model).where(tuple_(*keys).in_(select(*batch.c)))
+    return Command(statement)
+
+
+def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
+    if (found := _keys(statement)) != record._fields:
+        raise TypeError(
+            f"{record.__name__} has the fields {', '.join(record._fields)}, "
+            f"but its statement returns {', '.join(found) or 'nothing'}."
+        )
+
+
+def _keys(statement: Any) -> tuple[str, ...]:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
+    return tuple(column.key for column in statement.exported_columns)

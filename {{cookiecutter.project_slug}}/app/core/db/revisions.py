@@ -1,0 +1,86 @@
+"""Which schema the code needs, and whether the database has it."""
+
+import asyncio
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, String, column, select, table
+
+from app.core.db.query import Query
+from app.core.db.session import Session
+from app.core.errors import AppError
+from app.core.project import ROOT
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+REVISION = Query(select(column("version_num", String)).select_from(table("alembic_version")))
+REPAIR = "Give each migration its own number, in file name and revision, and the one before it as down_revision."
+
+
+def alembic_config(connection: Connection | None = None) -> "Config":
+    from alembic.config import Config
+
+    # Its default is what was the output when Alembic was imported.
+    config = Config(ROOT / "alembic.ini", stdout=sys.stdout)
+    # A `%` in the path would begin the name of another option.
+    config.file_config["DEFAULT"]["here"] = ROOT.as_posix().replace("%", "%%")
+    config.attributes["connection"] = connection
+    return config
+
+
+class MigrationsError(AppError):
+    """The migrations are no chain, or do not fit the database."""
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """The revisions that this release knows."""
+
+    head: str | None
+    known: frozenset[str]
+
+    def is_behind(self, revision: str | None) -> bool:
+        return revision != self.head and not self.is_ahead(revision)
+
+    def is_ahead(self, revision: str | None) -> bool:
+        """Whether a newer release has migrated the database: this one does not know the revision."""
+        return revision is not None and revision not in self.known
+
+
+@cache
+def read_revisions() -> Revisions:
+    """Raises MigrationsError unless each migration follows exactly one other."""
+    # Imported lazily: a process that serves needs Alembic for this alone, and not at its start.
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(alembic_config())
+    try:
+        with warnings.catch_warnings():
+            # Alembic warns of a number that is taken twice, and of one that is missing.
+            warnings.filterwarnings("error", "Revision ")
+            heads = scripts.get_heads()
+    except UserWarning as warning:
+        raise MigrationsError(f"{warning}. {REPAIR}") from warning
+    if len(heads) > 1:
+        raise MigrationsError(f"Several migrations are the last one: {', '.join(sorted(heads))}. {REPAIR}")
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    return Revisions(heads[0] if heads else None, known)
+
+
+def head_revision() -> str | None:
+    return read_revisions().head
+
+
+async def is_up_to_date(session: Session) -> bool:
+    """Whether the schema is at head or ahead of it.
+
+    Raises a database error when there is no schema, and MigrationsError.
+    """
+    revision = await session.fetch_value(REVISION)
+    # In a thread: the first time it imports Alembic and reads all migrations.
+    revisions = await asyncio.to_thread(read_revisions)
+    return not revisions.is_behind(revision)

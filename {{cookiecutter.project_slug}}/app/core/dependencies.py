@@ -1,0 +1,113 @@
+"""What routes ask for: parts that the lifespan has opened, and what is opened for one request."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends
+
+from app.core.audit.log import Audit
+from app.core.config import Settings
+from app.core.db.session import Database, Session
+from app.core.errors import UnavailableError
+from app.core.http.request import SAFE_METHODS, AppRequest, ClientInfo, read_client_info
+from app.core.security.encryption import SecretBox
+from app.core.security.hashing import PasswordHasher
+from app.core.security.throttling import GuessThrottle
+from app.core.security.tokens import TokenSigner
+from app.core.storage.objects import ObjectStore
+from app.core.storage.store import require_store
+
+
+async def get_settings(request: AppRequest) -> Settings:
+    return request.state["settings"]
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+
+async def get_database(request: AppRequest) -> Database:
+    return request.state["database"]
+
+
+# For work that outlives the request's session, such as a streamed response or a background task.
+DatabaseDep = Annotated[Database, Depends(get_database)]
+
+
+async def get_session(request: AppRequest) -> AsyncIterator[Session]:
+    database = request.state["database"]
+    unit_of_work = database.read if request.method in SAFE_METHODS else database.write
+    async with unit_of_work() as session:
+        yield session
+
+
+# "function": commit before the response is sent, so that a failed commit is an error and not a false success.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+async def get_client_info(request: AppRequest) -> ClientInfo:
+    return read_client_info(request)
+
+
+ClientInfoDep = Annotated[ClientInfo, Depends(get_client_info)]
+
+
+async def get_password_hasher(request: AppRequest) -> PasswordHasher:
+    return request.state["passwords"]
+
+
+PasswordHasherDep = Annotated[PasswordHasher, Depends(get_password_hasher)]
+
+
+async def hold_reserved_hash(passwords: PasswordHasherDep) -> AsyncIterator[None]:
+    with passwords.reserve():
+        yield
+
+
+# For routes that hash a password after they have counted the attempt: name it before the dependency that counts.
+reserve_hash = Depends(hold_reserved_hash, scope="function")
+
+
+async def get_token_signer(request: AppRequest) -> TokenSigner:
+    return request.state["tokens"]
+
+
+TokenSignerDep = Annotated[TokenSigner, Depends(get_token_signer)]
+
+
+async def get_secret_box(request: AppRequest) -> SecretBox:
+    return request.state["secret_box"]
+
+
+SecretBoxDep = Annotated[SecretBox, Depends(get_secret_box)]
+
+
+async def get_throttle(request: AppRequest) -> GuessThrottle:
+    return GuessThrottle(request.state["database"], request.state["settings"])
+
+
+GuessThrottleDep = Annotated[GuessThrottle, Depends(get_throttle)]
+
+
+async def get_audit(session: SessionDep, client: ClientInfoDep) -> Audit:
+    return Audit(session, client)
+
+
+AuditDep = Annotated[Audit, Depends(get_audit)]
+
+
+async def get_store(request: AppRequest) -> ObjectStore:
+    return require_store(request.state["store"])
+
+
+StoreDep = Annotated[ObjectStore, Depends(get_store)]
+
+
+async def _require_mail(settings: SettingsDep) -> None:
+    if not settings.sends_mail:
+        raise UnavailableError("No mail server is configured.", code="mail-unavailable")
+
+
+# For routes that cannot do their work without e-mail.
+require_mail = Depends(_require_mail)
+# The same for a parameter, to be checked after the caller's authentication.
+MailDep = Annotated[None, require_mail]

@@ -1,0 +1,143 @@
+"""Messages: rendered from templates, and handed to the mail server or, in development, written to files."""
+
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from email.message import EmailMessage as MimeMessage
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import format_datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
+
+from pydantic import JsonValue
+
+from app.core.addresses import refuse_encoded_words, to_ascii_address
+from app.core.config import Settings
+from app.core.db.models import utc_now
+from app.core.db.session import Session
+from app.core.project import ROOT, read_project
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+# Every server takes 7-bit text, and not every one the rest.
+POLICY = SMTP_POLICY.clone(cte_type="7bit")
+# In header values: RFC 5322 asks for lines of at most 78 characters, the name of the header included.
+MAX_PLAIN_LENGTH = 60
+MAX_WORD_BYTES = 42
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmailMessage:
+    to: str
+    subject: str
+    text: str
+    html: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedEmail:
+    """A message as the outbox stores it: its recipient, its subject matter, and no secret."""
+
+    id: UUID
+    kind: str
+    address: str
+    account_id: UUID | None
+    # What `enqueue` was given.
+    payload: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+# Returns None when there is nothing to send, for instance because there is no such account.
+Renderer: TypeAlias = Callable[[Session, Settings, QueuedEmail], Awaitable[EmailMessage | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedEmail:
+    """A message and its envelope."""
+
+    id: UUID
+    sender: str
+    recipient: str
+    content: bytes
+
+
+class RefusedEmailError(Exception):
+    """This message can never be sent: it cannot be written, or the mail server refuses it for good."""
+
+
+def render_email(template: str, to: str, subject: str, settings: Settings, **values: Any) -> EmailMessage:  # noqa: ANN401  # to Jinja
+    """Render `app/<feature>/mails/<name>.txt` and `.html`; `template` is `<feature>/mails/<name>`."""
+    values |= {"subject": subject, "service": read_project().title, "service_url": settings.service_url}
+    text, html = (_templates().get_template(f"{template}.{kind}").render(values) for kind in ("txt", "html"))
+    return EmailMessage(to=to, subject=subject, text=text, html=html)
+
+
+@cache
+def _templates() -> "Environment":
+    # Not above: a process may serve for long before it sends a message.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    return Environment(
+        loader=FileSystemLoader(ROOT / "app"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def compose(settings: Settings, message_id: UUID, email: EmailMessage) -> ComposedEmail:
+    """Raises RefusedEmailError for values that a message cannot hold, such as a subject of two lines."""
+    try:
+        recipient = refuse_encoded_words(to_ascii_address(email.to))
+        headers = {
+            "From": f"{_encode_name(read_project().title)}\r\n <{settings.sender}>",
+            "To": recipient,
+            "Subject": _encode_text(email.subject),
+            "Date": format_datetime(utc_now()),
+            # The same at each attempt: whoever gets it twice can tell.
+            "Message-ID": f"<{message_id}@{settings.mail_host}>",
+            # RFC 3834: no automatic answers, please.
+            "Auto-Submitted": "auto-generated",
+        }
+        # Written here: MimeMessage decodes `=?utf-8?q?a=0ABcc:_b?=` in a value, and writes the line break.
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        body = MimeMessage(policy=POLICY)
+        body.set_content(email.text)
+        body.add_alternative(email.html, subtype="html")
+        content = head + body.as_bytes()
+    except ValueError as error:
+        raise RefusedEmailError(str(error)) from error
+    return ComposedEmail(id=message_id, sender=settings.sender, recipient=recipient, content=content)
+
+
+def _encode_name(text: str) -> str:
+    if not _is_plain(text):
+        return _encode_words(text)
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _encode_text(text: str) -> str:
+    return text if _is_plain(text) else _encode_words(text)
+
+
+def _is_plain(text: str) -> bool:
+    is_printed_as_it_is = text.isascii() and text.isprintable() and text == text.strip()
+    return is_printed_as_it_is and "=?" not in text and len(text) <= MAX_PLAIN_LENGTH
+
+
+def _encode_words(text: str) -> str:
+    """RFC 2047. Raises ValueError."""
+    if text.splitlines() != [text]:
+        raise ValueError("a header must be one line")
+    words = [b""]
+    for letter in text:
+        encoded = letter.encode()
+        if len(words[-1] + encoded) > MAX_WORD_BYTES:
+            words.append(b"")
+        words[-1] += encoded
+    return "\r\n ".join(f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in words)

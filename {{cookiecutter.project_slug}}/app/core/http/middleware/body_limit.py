@@ -1,0 +1,33 @@
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
+from starlette.types import Message, Receive, Scope, Send
+
+from app.core.http.parsing import UNAUTHORIZED, read_media_type
+from app.core.http.request import FORM
+
+# A page's longest form has a text of 10,000 characters, each of up to 12 bytes when percent-encoded, and short fields.
+MAX_FORM_BYTES = 128 * 1024
+
+
+def _is_form(scope: Scope) -> bool:
+    types = (value.decode("latin-1") for name, value in scope["headers"] if name == b"content-type")
+    return read_media_type(next(types, "")) == FORM
+
+
+class BodyLimitMiddleware(RequestBodyLimitMiddleware):
+    """Refuse larger bodies with 413, unless the route answers 401; forms have a lower limit of their own."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        else:
+            limit = min(self.max_body_size, MAX_FORM_BYTES) if _is_form(scope) else self.max_body_size
+            await _BodyLimitResponder(self.app, limit)(scope, receive, send)
+
+
+class _BodyLimitResponder(RequestBodyLimitResponder):
+    async def send_with_limit(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == UNAUTHORIZED:
+            self.response_started = True
+            await self.send(message)
+        else:
+            await super().send_with_limit(message)

@@ -1,0 +1,44 @@
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class HeadMiddleware:
+    """Answer HEAD as GET, without the body. A stream ends at once, as if its client had gone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        has_body, is_answered = True, asyncio.Event()
+
+        async def receive_until_answered() -> Message:
+            nonlocal has_body
+            if has_body:
+                message = await receive()
+                has_body = bool(message.get("more_body"))
+                return message
+            await is_answered.wait()
+            return {"type": "http.disconnect"}
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body"})
+                is_answered.set()
+            # Yield, so that the stream can be cancelled.
+            await asyncio.sleep(0)
+
+        # Starlette watches for disconnects while streaming only with an ASGI version below 2.4.
+        asgi = {**scope.get("asgi", {}), "spec_version": "2.3"}
+        # A copy: servers look at the method when they send the answer.
+        get_scope = {**scope, "method": "GET", "asgi": asgi}
+        try:
+            await self.app(get_scope, receive_until_answered, send_head)
+        finally:
+            # The metrics are further out and count by endpoint.
+            if "endpoint" in get_scope:
+                scope["endpoint"] = get_scope["endpoint"]

@@ -1,0 +1,54 @@
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from fastapi.routing import iter_route_contexts
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Host, Match, Mount, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+# Static files and other applications that are mounted have no list of methods.
+METHODS_OF_FILES = frozenset({"GET"})
+
+
+def allowed_methods(scope: Scope, routes: Sequence[BaseRoute]) -> list[str]:
+    """List the methods that any route takes at this path, for the header Allow."""
+    # A mount has moved the root of its routes.
+    root_path = scope.get("app_root_path", scope.get("root_path", ""))
+    methods = set(_methods_at({**scope, "root_path": root_path}, routes))
+    return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
+
+
+def _methods_at(scope: Scope, routes: Sequence[BaseRoute]) -> Iterable[str]:
+    for route in iter_route_contexts(routes):
+        match, child_scope = route.matches(scope)
+        if match is Match.NONE:
+            continue
+        if isinstance(route.original_route, Mount | Host):
+            yield from set(_methods_at({**scope, **child_scope}, route.routes)) or METHODS_OF_FILES
+        else:
+            yield from route.methods or ()
+
+
+def redirect_slashes(router: Router) -> ASGIApp:
+    """Redirect a missing or superfluous slash at the end, with a relative Location.
+
+    Starlette builds an absolute one from the Host header, where a proxy may leave the port out.
+    """
+
+    async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+        # Browsers read //x as a host.
+        is_local = other != "" and not other.startswith("//")
+        if scope["type"] != "http" or not is_local or not _is_routed({**scope, "path": other}, router.routes):
+            await router.not_found(scope, receive, send)
+            return
+        query = scope["query_string"].decode("latin-1")
+        location = quote(other, errors="replace") + (f"?{query}" if query else "")
+        await RedirectResponse(location)(scope, receive, send)
+
+    return redirect
+
+
+def _is_routed(scope: Scope, routes: Sequence[BaseRoute]) -> bool:
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes)

@@ -1,0 +1,97 @@
+import logging.config
+import os
+import sys
+from typing import Any
+
+import structlog
+from asgi_correlation_id import correlation_id
+from structlog.typing import EventDict, WrappedLogger
+
+from app.core.config import ServerSettings
+
+
+def add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if request_id := correlation_id.get():
+        event["request_id"] = request_id
+    return event
+
+
+def drop_colors(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """uvicorn sends its lines a second time, painted for a terminal."""
+    event.pop("color_message", None)
+    return event
+
+
+SHARED_PROCESSORS: list[Any] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.ExtraAdder(),
+    drop_colors,
+    add_request_id,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def shows_colors() -> bool:
+    """Tell whether the output is a terminal; NO_COLOR and FORCE_COLOR decide otherwise, as for rich and pytest."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def logging_config(settings: ServerSettings) -> dict[str, Any]:
+    """One format for our lines and those of uvicorn, gunicorn and the libraries; also what gunicorn is given."""
+    if settings.log_format == "json":
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        plain = structlog.dev.plain_traceback
+        renderers = [structlog.dev.ConsoleRenderer(colors=shows_colors(), exception_formatter=plain)]
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structured": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": SHARED_PROCESSORS,
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+            }
+        },
+        "handlers": {
+            "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "structured"}
+        },
+        "root": {"handlers": ["stdout"], "level": settings.log_level},
+        "loggers": {
+            # The servers attach handlers of their own; these lines are to go through ours.
+            "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
+            "uvicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
+            "gunicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
+            # The access lines are ours: theirs hold the query string, which may hold secrets.
+            "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            # The lines about outgoing requests are ours: theirs hold URLs and headers, which may hold secrets.
+            "httpx2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            "httpcore2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            # SQLAlchemy's own pools are as quiet.
+            "app.core.db.driver.pool.FairPool": {"level": "WARNING"},
+            # Says for each invalid X-Request-ID that it made a new one.
+            "asgi_correlation_id": {"level": "ERROR"},
+            # Warns of each malformed upload, which the access log has as a 422.
+            "python_multipart": {"level": "ERROR"},
+            "alembic": {"level": "WARNING" if settings.log_level == "INFO" else "NOTSET"},
+        },
+    }
+
+
+def configure_logging(settings: ServerSettings) -> None:
+    logging.config.dictConfig(logging_config(settings))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *SHARED_PROCESSORS,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )

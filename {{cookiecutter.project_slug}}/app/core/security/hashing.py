@@ -1,0 +1,73 @@
+"""Password hashing: the only module that knows passlib."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+from passlib.context import CryptContext
+
+from app.core.config import Settings
+from app.core.errors import UnavailableError
+from app.core.security.password_strength import normalize_password
+
+
+@dataclass(frozen=True)
+class PasswordCheck:
+    is_correct: bool
+    # A hash with today's parameters, if the stored one was made with others.
+    new_hash: str | None = None
+
+
+class PasswordHasher:
+    """Hashes and verifies passwords (Argon2id) in threads of its own, behind a queue of bounded length."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._context = CryptContext(
+            schemes=["argon2"],
+            argon2__time_cost=settings.password_hash_time_cost,
+            argon2__memory_cost=settings.password_hash_memory_cost,
+            argon2__parallelism=settings.password_hash_parallelism,
+        )
+        # A separate limiter: hashing must not exhaust the default thread pool, and its memory stays bounded.
+        self._limiter = anyio.CapacityLimiter(settings.password_hash_concurrency)
+        queue = settings.password_hash_queue or settings.max_concurrent_requests // 4
+        self._free_places = settings.password_hash_concurrency + queue
+
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Reserve a place in the queue for hashing, before an attempt is counted; raises UnavailableError.
+
+        Without a bound, requests that wait for a hash would take the places of all other requests.
+        """
+        if self._free_places == 0:
+            raise UnavailableError("Too many requests check or set a password at the same time: try again.")
+        self._free_places -= 1
+        try:
+            yield
+        finally:
+            self._free_places += 1
+
+    async def hash(self, password: str) -> str:
+        return await anyio.to_thread.run_sync(self._hash, password, limiter=self._limiter)
+
+    def _hash(self, password: str) -> str:
+        password_hash: str = self._context.hash(normalize_password(password))
+        return password_hash
+
+    async def verify(self, password: str, password_hash: str | None) -> PasswordCheck:
+        """Take as long for an unknown user, who has no hash, as for a known one."""
+        return await anyio.to_thread.run_sync(self._verify, password, password_hash, limiter=self._limiter)
+
+    def _verify(self, password: str, password_hash: str | None) -> PasswordCheck:
+        if password_hash is None:
+            self._context.dummy_verify()
+            return PasswordCheck(is_correct=False)
+        try:
+            is_correct, new_hash = self._context.verify_and_update(normalize_password(password), password_hash)
+        # Too long, or the stored hash is none of ours.
+        except ValueError:
+            self._context.dummy_verify()
+            return PasswordCheck(is_correct=False)
+        return PasswordCheck(is_correct, new_hash)

@@ -1,0 +1,20 @@
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator, SecretStr
+
+from app.core.security.password_strength import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normalize_password
+
+
+def _check_password(value: SecretStr) -> SecretStr:
+    """Check length and characters; `password_strength` refuses common passwords, once the account is known."""
+    password = normalize_password(value.get_secret_value())
+    # JSON can hold a lone surrogate; UTF-8 cannot.
+    if any(unicodedata.category(character) == "Cs" for character in password):
+        raise ValueError("must not contain surrogates")
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise ValueError(f"must have {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+    return value
+
+
+NewPassword = Annotated[SecretStr, AfterValidator(_check_password)]

@@ -1,0 +1,105 @@
+"""Access tokens (JWT, RFC 9068) and opaque tokens: the only module that knows python-jose."""
+
+import hashlib
+import secrets
+import time
+from functools import lru_cache
+from typing import Any
+from uuid import UUID, uuid4
+
+from jose import jwk, jwt
+from jose.exceptions import JOSEError
+from pydantic import BaseModel, ConfigDict
+
+from app.core.config import Settings
+from app.core.errors import UnauthorizedError
+from app.core.project import read_project
+
+ALGORITHM = "HS256"
+# RFC 9068 §2.1: no other kind of token passes for an access token.
+ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105  # a media type
+MAX_TOKEN_LENGTH = 4096
+# The header is parsed before the signature is checked; one of this length cannot nest deeply enough to do harm.
+MAX_HEADER_LENGTH = 512
+LEEWAY_SECONDS = 10
+# Some 10 MB in each worker at most.
+REMEMBERED_TOKENS = 4096
+REQUIRED_CLAIMS = {f"require_{claim}": True for claim in ("aud", "exp", "iat", "iss", "jti", "sub")}
+
+
+class AccessClaims(BaseModel):
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    sub: UUID
+    sid: UUID
+    scope: str
+    jti: str
+    iat: int
+    exp: int
+
+
+class TokenSigner:
+    """Signs access tokens with SECRET_KEY, and also verifies those of SECRET_KEY_FALLBACKS."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._issuer = read_project().name
+        self._lifetime = settings.access_token_lifetime_seconds
+        # Constructed keys: python-jose would read a bare string that happens to be JSON as a key document.
+        secret_keys = (settings.secret_key, *settings.secret_key_fallbacks)
+        self._keys = [jwk.construct(key.get_secret_value(), ALGORITHM) for key in secret_keys]
+        # A valid signature stays valid while the process has its key; the expiry is checked at each use.
+        self._cached_decode = lru_cache(maxsize=REMEMBERED_TOKENS)(self._decode)
+
+    def sign(self, user_id: UUID, session_id: UUID, scope: str) -> str:
+        now = int(time.time())
+        claims = {
+            "iss": self._issuer,
+            "aud": self._issuer,
+            "sub": str(user_id),
+            "sid": str(session_id),
+            "scope": scope,
+            "jti": uuid4().hex,
+            "iat": now,
+            "exp": now + self._lifetime,
+        }
+        return jwt.encode(claims, self._keys[0], ALGORITHM, headers={"typ": ACCESS_TOKEN_TYPE})
+
+    def verify(self, token: str) -> AccessClaims:
+        """Return the claims of a valid access token; raises UnauthorizedError for anything else."""
+        if len(token) > MAX_TOKEN_LENGTH or token.find(".") > MAX_HEADER_LENGTH:
+            raise UnauthorizedError("The access token is not valid.")
+        try:
+            claims = self._cached_decode(token)
+        # python-jose lets some of its own mistakes out with malformed input.
+        except (JOSEError, RecursionError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UnauthorizedError("The access token is not valid.") from error
+        if claims.exp < time.time() - LEEWAY_SECONDS:
+            raise UnauthorizedError("The access token is not valid.")
+        return claims
+
+    def _decode(self, token: str) -> AccessClaims:
+        payload: dict[str, Any] = jwt.decode(
+            token,
+            self._keys,  # type: ignore[arg-type]  # the stubs know no list of keys; python-jose tries each
+            algorithms=[ALGORITHM],
+            audience=self._issuer,
+            issuer=self._issuer,
+            options={**REQUIRED_CLAIMS, "leeway": LEEWAY_SECONDS},
+        )
+        header = jwt.get_unverified_header(token)
+        if header.get("typ") != ACCESS_TOKEN_TYPE or "crit" in header:
+            raise ValueError("is no access token of ours")
+        claims = AccessClaims.model_validate(payload)
+        if claims.iat > time.time() + LEEWAY_SECONDS:
+            raise ValueError("was issued in the future")
+        return claims
+
+
+def create_opaque_token() -> str:
+    """256 random bits, URL-safe."""
+    return secrets.token_urlsafe(32)
+
+
+def hash_opaque_token(token: str) -> str:
+    """Fast on purpose: unlike a password it cannot be guessed."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,191 @@
+"""Passkeys (WebAuthn): the one door to the library, which is loaded in a thread with the first of them."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
+
+from app.core.config import Settings
+from app.core.hosts import normalize_origin
+from app.core.project import read_project
+
+# The library takes a third of a second to import: every function that needs it imports it itself.
+
+JsonObject: TypeAlias = dict[str, Any]
+# What browsers wait for a person, in milliseconds.
+TIMEOUT = 5 * 60 * 1000
+# An RSA key of 4096 bits has 540.
+MAX_PUBLIC_KEY_BYTES = 1024
+# Web Authentication Level 3 allows no longer one.
+MAX_CREDENTIAL_ID_BYTES = 1023
+
+
+class InvalidPasskeyError(Exception):
+    """The response of an authenticator cannot be verified."""
+
+
+class Person(NamedTuple):
+    """The account as authenticators store and show it; the id must not be personal data."""
+
+    id: bytes
+    email: str
+    name: str
+
+
+class Registration(NamedTuple):
+    """What a browser sends of a new passkey."""
+
+    credential_id: bytes
+    client_data: bytes
+    attestation: bytes
+
+
+class Assertion(NamedTuple):
+    """What a browser sends of a passkey that was used."""
+
+    credential_id: bytes
+    client_data: bytes
+    authenticator_data: bytes
+    signature: bytes
+
+
+class NewPasskey(NamedTuple):
+    credential_id: bytes
+    public_key: bytes
+    sign_count: int
+
+
+class Site(NamedTuple):
+    """The host that passkeys belong to (RP ID), and the origin that browsers report."""
+
+    host: str
+    origin: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Site":
+        url = urlsplit(settings.service_url)
+        return cls(url.hostname or "", normalize_origin(f"{url.scheme}://{url.netloc}"))
+
+
+async def make_creation_options(
+    settings: Settings, challenge: bytes, person: Person, known: Sequence[str]
+) -> JsonObject:
+    """Return the argument of `navigator.credentials.create`, as JSON; `known` are the ids of the account's passkeys."""
+    return await asyncio.to_thread(_make_creation_options, Site.of(settings), challenge, person, known)
+
+
+def _make_creation_options(site: Site, challenge: bytes, person: Person, known: Sequence[str]) -> JsonObject:
+    from webauthn import base64url_to_bytes, generate_registration_options
+    from webauthn.helpers import options_to_json_dict
+    from webauthn.helpers.structs import (
+        AuthenticatorSelectionCriteria,
+        PublicKeyCredentialDescriptor,
+        ResidentKeyRequirement,
+        UserVerificationRequirement,
+    )
+
+    options = generate_registration_options(
+        rp_id=site.host,
+        rp_name=read_project().title,
+        user_id=person.id,
+        user_name=person.email,
+        user_display_name=person.name or person.email,
+        challenge=challenge,
+        timeout=TIMEOUT,
+        # The authenticator remembers the account, which nobody has to name, and makes sure who uses it.
+        authenticator_selection=AuthenticatorSelectionCriteria(
+            resident_key=ResidentKeyRequirement.REQUIRED,
+            user_verification=UserVerificationRequirement.REQUIRED,
+        ),
+        exclude_credentials=[PublicKeyCredentialDescriptor(base64url_to_bytes(each)) for each in known],
+    )
+    return options_to_json_dict(options)
+
+
+async def make_request_options(settings: Settings, challenge: bytes) -> JsonObject:
+    """Return the argument of `navigator.credentials.get`, as JSON: the same for everybody but for the challenge."""
+    return await asyncio.to_thread(_make_request_options, Site.of(settings), challenge)
+
+
+def _make_request_options(site: Site, challenge: bytes) -> JsonObject:
+    from webauthn import generate_authentication_options
+    from webauthn.helpers import options_to_json_dict
+    from webauthn.helpers.structs import UserVerificationRequirement
+
+    options = generate_authentication_options(
+        rp_id=site.host, challenge=challenge, timeout=TIMEOUT, user_verification=UserVerificationRequirement.REQUIRED
+    )
+    return options_to_json_dict(options)
+
+
+async def verify_registration(settings: Settings, challenge: bytes, registration: Registration) -> NewPasskey:
+    """Raises InvalidPasskeyError.
+
+    Attestation is not requested: the maker of an authenticator says nothing about its owner.
+    """
+    return await asyncio.to_thread(_verify_registration, Site.of(settings), challenge, registration)
+
+
+def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> NewPasskey:
+    from webauthn import verify_registration_response
+    from webauthn.helpers import (
+        bytes_to_base64url,
+        decode_credential_public_key,
+        decoded_public_key_to_cryptography,
+    )
+    from webauthn.helpers.structs import AuthenticatorAttestationResponse, RegistrationCredential
+
+    response = AuthenticatorAttestationResponse(client_data_json=sent.client_data, attestation_object=sent.attestation)
+    credential = RegistrationCredential(bytes_to_base64url(sent.credential_id), sent.credential_id, response)
+    try:
+        verified = verify_registration_response(
+            credential=credential,
+            expected_challenge=challenge,
+            expected_rp_id=site.host,
+            expected_origin=site.origin,
+            require_user_verification=True,
+        )
+        # A key that cannot be read would fail at each sign-in.
+        decoded_public_key_to_cryptography(decode_credential_public_key(verified.credential_public_key))
+    # Its own errors, and those of whatever it parses with.
+    except Exception as error:
+        raise InvalidPasskeyError(str(error)) from error
+    if (
+        verified.credential_id != sent.credential_id
+        or len(verified.credential_id) > MAX_CREDENTIAL_ID_BYTES
+        or len(verified.credential_public_key) > MAX_PUBLIC_KEY_BYTES
+    ):
+        raise InvalidPasskeyError("The id is another one, or the id or the key is too long.")
+    return NewPasskey(verified.credential_id, verified.credential_public_key, verified.sign_count)
+
+
+async def verify_assertion(settings: Settings, challenge: bytes, assertion: Assertion, public_key: bytes) -> int:
+    """Return the authenticator's counter, which the caller compares. Raises InvalidPasskeyError."""
+    return await asyncio.to_thread(_verify_assertion, Site.of(settings), challenge, assertion, public_key)
+
+
+def _verify_assertion(site: Site, challenge: bytes, sent: Assertion, public_key: bytes) -> int:
+    from webauthn import verify_authentication_response
+    from webauthn.helpers import bytes_to_base64url
+    from webauthn.helpers.structs import AuthenticationCredential, AuthenticatorAssertionResponse
+
+    response = AuthenticatorAssertionResponse(
+        client_data_json=sent.client_data, authenticator_data=sent.authenticator_data, signature=sent.signature
+    )
+    credential = AuthenticationCredential(bytes_to_base64url(sent.credential_id), sent.credential_id, response)
+    try:
+        verified = verify_authentication_response(
+            credential=credential,
+            expected_challenge=challenge,
+            expected_rp_id=site.host,
+            expected_origin=site.origin,
+            credential_public_key=public_key,
+            # The library compares the counter before the signature: anybody could make a passkey look copied. The
+            # caller compares it afterwards.
+            credential_current_sign_count=0,
+            require_user_verification=True,
+        )
+    # Its own errors, and those of whatever it parses with.
+    except Exception as error:
+        raise InvalidPasskeyError(str(error)) from error
+    return verified.new_sign_count

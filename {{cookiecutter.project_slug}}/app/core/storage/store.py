@@ -1,0 +1,20 @@
+from app.core.config import Settings
+from app.core.errors import UnavailableError
+from app.core.storage.folder import FolderStore
+from app.core.storage.objects import ObjectStore
+
+
+def create_store(settings: Settings) -> ObjectStore | None:
+    """Return None where neither a folder nor a bucket is configured."""
+    if settings.storage_s3_bucket is not None:
+        # Imported lazily: only a bucket needs the client of S3.
+        from app.core.storage.s3 import S3Store
+
+        return S3Store(settings)
+    return None if settings.files_folder is None else FolderStore(settings.files_folder)
+
+
+def require_store(store: ObjectStore | None) -> ObjectStore:
+    if store is None:
+        raise UnavailableError("No storage for files is configured.")
+    return store

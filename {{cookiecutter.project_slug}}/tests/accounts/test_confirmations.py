@@ -1,0 +1,110 @@
+"""Changes that let somebody in or keep somebody out ask for the password, and for a code of the second factor."""
+
+import httpx2
+import pytest
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.accounts.models import OneTimeToken
+from app.core.db.models import utc_now
+from app.core.db.session import Database
+from tests.support.accounts import CONFIRMATION_PATH, PASSWORD, Account, confirmed, create_account, sign_in
+from tests.support.second_factor import enable, show_code
+
+ME = "/api/v1/users/me"
+USERS = "/api/v1/users"
+SESSIONS = "/api/v1/auth/sessions"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", ME, None),
+        ("DELETE", USERS + "/{other}", None),
+        ("PATCH", USERS + "/{own}", {"email": "attacker@example.com"}),
+        ("PATCH", USERS + "/{other}", {"email": "attacker@example.com"}),
+        ("PATCH", USERS + "/{other}", {"is_admin": True}),
+        ("PATCH", USERS + "/{other}", {"is_active": False}),
+        ("DELETE", SESSIONS + "/{session}", None),
+    ],
+)
+async def test_a_copied_token_alone_changes_nothing_that_matters(
+    client: httpx2.AsyncClient,
+    database: Database,
+    user: Account,
+    admin: Account,
+    method: str,
+    path: str,
+    body: dict[str, object] | None,
+) -> None:
+    # The last administrator stays in any case.
+    await create_account(client, database, is_admin=True)
+    owner = await sign_in(client, admin.id, admin.email)
+    sessions = (await client.get(SESSIONS, headers=admin.headers)).json()
+    (session,) = (each["id"] for each in sessions if not each["is_current"])
+    target = path.format(own=admin.id, other=user.id, session=session)
+    before = (await client.get(f"{USERS}/{user.id}", headers=owner.headers)).json()
+
+    copied = await client.request(method, target, json=body, headers=admin.headers)
+    invented = await client.request(method, target, json=body, headers={**admin.headers, "X-Confirmation": "x" * 43})
+
+    assert (copied.status_code, invented.status_code) == (403, 403)
+    assert "POST /auth/confirmation" in copied.json()["detail"]
+    assert (await client.get(f"{USERS}/{user.id}", headers=owner.headers)).json() == before
+    confirmed_answer = await client.request(method, target, json=body, headers=await confirmed(client, admin))
+    assert confirmed_answer.is_success, confirmed_answer.text
+
+
+async def test_what_lets_nobody_in_needs_no_confirmation(
+    client: httpx2.AsyncClient, user: Account, admin: Account
+) -> None:
+    unchanged = {"name": "Ada", "email": user.email, "is_admin": False, "is_active": True}
+    renamed = await client.patch(f"{USERS}/{user.id}", json=unchanged, headers=admin.headers)
+    (own,) = (await client.get(SESSIONS, headers=user.headers)).json()
+    ended = await client.delete(f"{SESSIONS}/{own['id']}", headers=user.headers)
+
+    assert (renamed.status_code, renamed.json()["name"]) == (200, "Ada")
+    assert ended.status_code == 204
+
+
+async def test_a_confirmation_works_once_and_only_in_its_own_session(
+    client: httpx2.AsyncClient, admin: Account
+) -> None:
+    other = await sign_in(client, admin.id, admin.email)
+    victims = [await create_account(client) for _ in range(2)]
+    headers = await confirmed(client, admin)
+
+    elsewhere = await client.delete(f"{USERS}/{victims[0].id}", headers={**headers, **other.headers})
+    first = await client.delete(f"{USERS}/{victims[0].id}", headers=headers)
+    second = await client.delete(f"{USERS}/{victims[1].id}", headers=headers)
+
+    assert [answer.status_code for answer in (elsewhere, first, second)] == [403, 204, 403]
+
+
+async def test_a_confirmation_lasts_for_minutes(
+    client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
+) -> None:
+    headers = await confirmed(client, user)
+    await connection.execute(update(OneTimeToken).values(expires_at=utc_now()))
+
+    assert (await client.delete(ME, headers=headers)).status_code == 403
+
+
+async def test_a_second_factor_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+    proofs = [{"current_password": PASSWORD}, {"current_password": PASSWORD, "otp": "000000"}]
+
+    refused = [await client.post(CONFIRMATION_PATH, json=proof, headers=user.headers) for proof in proofs]
+    headers = await confirmed(client, user, show_code(secret, clock[0]))
+
+    assert [answer.status_code for answer in refused] == [422, 422]
+    assert (await client.delete(ME, headers=headers)).status_code == 204
+
+
+async def test_a_confirmation_is_documented(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+
+    for path, method in ((ME, "delete"), (USERS + "/{user_id}", "patch"), (SESSIONS + "/{session_id}", "delete")):
+        headers = [each["name"] for each in document["paths"][path][method]["parameters"] if each["in"] == "header"]
+        assert headers == ["X-Confirmation"]

@@ -1,0 +1,155 @@
+"""What the owner of an account is told of by mail, and that nobody is flooded with it."""
+
+import io
+from collections.abc import Awaitable, Callable
+
+import httpx2
+import pytest
+from prometheus_client import REGISTRY
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.accounts.commands import deactivate_user, remove_second_factor
+from app.application import create_app
+from app.core.config import Settings
+from app.core.db.session import Database
+from app.outbox.models import OutgoingEmail
+from tests.support.accounts import Account, confirmed, create_account
+from tests.support.clients import open_client
+from tests.support.databases import execute_async, make_settings
+from tests.support.mail import Mailbox
+from tests.support.second_factor import PATH, PROOF, enable, show_code
+
+ME = "/api/v1/users/me"
+USERS = "/api/v1/users"
+
+
+async def read_subjects(mailbox: Mailbox, address: str) -> list[str]:
+    return [message["Subject"].partition(": ")[2] for message in await mailbox.read(address)]
+
+
+@pytest.mark.parametrize(
+    ("change", "subject"),
+    [
+        ({"email": "new@example.com"}, "your address was changed"),
+        ({"is_admin": True}, "you are an administrator now"),
+        ({"is_active": False}, "your account was deactivated"),
+        (None, "your account was deleted"),
+    ],
+)
+async def test_the_owner_hears_at_the_old_address_what_an_administrator_changes(
+    client: httpx2.AsyncClient,
+    user: Account,
+    admin: Account,
+    mailbox: Mailbox,
+    change: dict[str, object] | None,
+    subject: str,
+) -> None:
+    headers = await confirmed(client, admin)
+    method = "DELETE" if change is None else "PATCH"
+
+    await client.request(method, f"{USERS}/{user.id}", json=change, headers=headers)
+
+    assert await read_subjects(mailbox, user.email) == [subject]
+
+
+async def test_the_owner_hears_what_is_undone(
+    client: httpx2.AsyncClient, user: Account, admin: Account, mailbox: Mailbox
+) -> None:
+    for change in ({"is_admin": True, "is_active": False}, {"is_admin": False, "is_active": True}, {"name": "Ada"}):
+        await client.patch(f"{USERS}/{user.id}", json=change, headers=await confirmed(client, admin))
+
+    assert sorted(await read_subjects(mailbox, user.email)) == [
+        "you are an administrator now",
+        "you are no administrator any more",
+        "your account was activated again",
+        "your account was deactivated",
+    ]
+
+
+async def test_the_owner_hears_of_the_second_factor(
+    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: list[int]
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+    await client.post(f"{PATH}/disable", json={**PROOF, "otp": show_code(secret, clock[0])}, headers=user.headers)
+
+    assert await read_subjects(mailbox, user.email) == [
+        "your second factor was switched on",
+        "your second factor was switched off",
+    ]
+
+
+@pytest.mark.parametrize("command", [deactivate_user, remove_second_factor])
+@pytest.mark.usefixtures("clock")
+async def test_the_owner_hears_what_an_operator_does(
+    live_url: str, command: Callable[[Settings, str], Awaitable[None]]
+) -> None:
+    settings = make_settings(live_url)
+    # With a database the application sends nothing itself.
+    async with open_client(create_app(settings)) as client:
+        user = await create_account(client)
+        await enable(client, user)
+    await execute_async(live_url, "DELETE FROM outgoing_emails")
+
+    await command(settings, user.email)
+
+    queued = await execute_async(live_url, "SELECT address, kind FROM outgoing_emails")
+    assert queued == [(user.email, "account changed")]
+
+
+async def test_without_mail_nothing_is_queued(
+    migrated_url: str, database: Database, connection: AsyncConnection
+) -> None:
+    settings = make_settings(
+        migrated_url,
+        environment="production",
+        allowed_hosts="localhost,example.com",
+        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+    )
+    async with open_client(create_app(settings, database)) as client:
+        user = await create_account(client)
+        deleted = await client.delete(ME, headers=await confirmed(client, user))
+
+    assert deleted.status_code == 204
+    assert await connection.scalar(select(func.count()).select_from(OutgoingEmail)) == 0
+
+
+@pytest.mark.usefixtures("clock")
+async def test_nobody_is_flooded_with_notices_and_none_is_hidden_by_a_flood_of_another(
+    migrated_url: str, database: Database, mailbox: Mailbox, logs: io.StringIO
+) -> None:
+    def count_dropped() -> float:
+        return REGISTRY.get_sample_value("emails_total", {"outcome": "dropped"}) or 0
+
+    settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=3)
+    dropped = count_dropped()
+    async with open_client(create_app(settings, database)) as client:
+        user, admin = await create_account(client), await create_account(client, database, is_admin=True)
+        for is_admin in [True, False] * 6:
+            change = {"is_admin": is_admin}
+            answer = await client.patch(f"{USERS}/{user.id}", json=change, headers=await confirmed(client, admin))
+            assert answer.status_code == 200
+        await client.delete(f"{USERS}/{user.id}", headers=await confirmed(client, admin))
+
+    subjects = await read_subjects(mailbox, user.email)
+    assert subjects.count("you are an administrator now") == 3
+    assert subjects.count("you are no administrator any more") == 3
+    assert subjects[-1] == "your account was deleted"
+    assert count_dropped() - dropped == 6
+    assert "a message was dropped" in logs.getvalue()
+
+
+@pytest.mark.usefixtures("clock")
+async def test_no_account_has_messages_sent_to_ever_other_addresses(migrated_url: str, database: Database) -> None:
+    settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=3)
+    async with open_client(create_app(settings, database)) as client:
+        user = await create_account(client)
+        statuses = [
+            (
+                await client.post(f"{ME}/email", json={**PROOF, "new_email": f"{n}@example.com"}, headers=user.headers)
+            ).status_code
+            for n in range(4)
+        ]
+
+    assert statuses == [202, 202, 202, 429]

@@ -1,0 +1,515 @@
+import asyncio
+import io
+import re
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import UUID
+
+import httpx2
+import pytest
+from prometheus_client import REGISTRY
+from pydantic import SecretStr
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.accounts.events import AccountEvent
+from app.accounts.models import SecondFactor
+from app.accounts.second_factor import codes
+from app.accounts.second_factor.service import reencrypt
+from app.application import create_app
+from app.core.config import Settings
+from app.core.context import Context
+from app.core.db.session import Database, Session
+from app.core.project import read_project
+from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.clients import open_client
+from tests.support.databases import SECRET_KEY, make_settings
+from tests.support.mail import Mailbox
+from tests.support.second_factor import PATH, PROOF, TYPED, enable, show_code
+
+NEW_KEY = SecretStr("a new key with enough bytes 0123456")
+
+
+async def sign_in(client: httpx2.AsyncClient, user: Account, **form: str) -> str:
+    """Return the error, or nothing."""
+    response = await request_token(client, username=user.email, password=user.password, **form)
+    return str(response.json().get("error", ""))
+
+
+async def test_once_confirmed_it_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+
+    assert await sign_in(client, user) == "mfa_required"
+    assert await sign_in(client, user, otp="000000") == "invalid_grant"
+    assert await sign_in(client, user, otp=show_code(secret, clock[0])) == ""
+
+
+async def test_one_that_is_not_confirmed_is_not_asked_for(client: httpx2.AsyncClient, user: Account) -> None:
+    await client.post(PATH, json=PROOF, headers=user.headers)
+    wrong = await client.post(f"{PATH}/confirm", json={"code": "000000"}, headers=user.headers)
+
+    assert wrong.status_code == 422
+    assert await sign_in(client, user) == ""
+
+
+async def test_the_password_is_asked_first(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+
+    refused = await request_token(
+        client, username=user.email, password="not the password", otp=show_code(secret, clock[0])
+    )
+
+    assert refused.json()["error_description"] == "The e-mail address or the password is not right."
+
+
+@pytest.mark.parametrize(
+    ("late", "error"), [(-60, "invalid_grant"), (-30, ""), (0, ""), (30, ""), (60, "invalid_grant")]
+)
+async def test_a_code_works_one_step_early_or_late(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], late: int, error: str
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 300
+
+    assert await sign_in(client, user, otp=show_code(secret, clock[0] + late)) == error
+
+
+async def test_no_code_works_twice_nor_one_before_it(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    secret, recovery_codes = await enable(client, user)
+    # The one of the confirmation.
+    assert await sign_in(client, user, otp=show_code(secret)) == "invalid_grant"
+    clock[0] += 30
+    code, before = show_code(secret, clock[0]), show_code(secret, clock[0] - 30)
+
+    answers = [await sign_in(client, user, otp=otp) for otp in (code, code, before)]
+    recovered = [await sign_in(client, user, otp=recovery_codes[3]) for _ in range(2)]
+
+    assert answers == ["", "invalid_grant", "invalid_grant"]
+    assert recovered == ["", "invalid_grant"]
+
+
+async def test_recovery_codes_are_many_different_and_kindly_read(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    _, recovery_codes = await enable(client, user)
+
+    assert len(set(recovery_codes)) == 10
+    assert all(len(code.replace("-", "")) == 16 for code in recovery_codes)
+    assert await sign_in(client, user, otp=recovery_codes[0].lower()) == ""
+    assert await sign_in(client, user, otp=recovery_codes[1].replace("-", " ")) == ""
+
+
+@pytest.mark.parametrize("otp", ["", " ", "١٢٣٤٥٦", "12345", "1234567", "x" * 10_000, "\0", "-", "ABCD-EFGH-IJKL-MNOP"])
+async def test_what_is_no_code_is_refused(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], otp: str
+) -> None:
+    await enable(client, user)
+
+    assert await sign_in(client, user, otp=otp) in ("mfa_required", "invalid_grant")
+
+
+@pytest.mark.parametrize("typed", TYPED)
+async def test_a_code_is_read_as_people_type_it(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], typed: Callable[[str], str]
+) -> None:
+    begun = await client.post(PATH, json=PROOF, headers=user.headers)
+    secret = begun.json()["secret"]
+    code = {"code": typed(show_code(secret))}
+    confirmed = await client.post(f"{PATH}/confirm", json=code, headers=user.headers)
+    clock[0] += 30
+
+    assert confirmed.status_code == 200, confirmed.text
+    assert await sign_in(client, user, otp=typed(show_code(secret, clock[0]))) == ""
+    recovery_codes = confirmed.json()["recovery_codes"]
+    assert await sign_in(client, user, otp=typed(recovery_codes[0])) == ""
+    assert await sign_in(client, user, otp=typed(recovery_codes[1].replace("-", "").lower())) == ""
+    assert await sign_in(client, user, otp=recovery_codes[2].replace("-", "\N{EN DASH}")) == ""
+
+
+@pytest.mark.parametrize("code", ["12345", "1234567", "12345x", "", " ", "x" * 101, "½23456"])
+async def test_the_refusal_of_a_code_is_a_sentence(client: httpx2.AsyncClient, user: Account, code: str) -> None:
+    await client.post(PATH, json=PROOF, headers=user.headers)
+
+    refused = await client.post(f"{PATH}/confirm", json={"code": code}, headers=user.headers)
+
+    (problem,) = refused.json()["errors"]
+    assert refused.status_code == 422
+    assert problem["location"] == ["body", "code"]
+    assert "pattern" not in problem["message"]
+
+
+@pytest.mark.parametrize("otp", ["", " ", "\u200b"])
+async def test_no_code_is_no_guess(client: httpx2.AsyncClient, user: Account, clock: list[int], otp: str) -> None:
+    await enable(client, user)
+
+    assert await sign_in(client, user, otp=otp) == "mfa_required"
+
+
+async def test_codes_of_one_account_are_nothing_for_another(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    other = await create_account(client)
+    await enable(client, user)
+    secret, recovery_codes = await enable(client, other)
+    clock[0] += 30
+
+    assert await sign_in(client, user, otp=recovery_codes[0]) == "invalid_grant"
+    assert await sign_in(client, user, otp=show_code(secret, clock[0])) == "invalid_grant"
+
+
+async def test_it_is_changed_with_the_password_alone(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    wrong = {"current_password": "not the password"}
+    refused_to_begin = await client.post(PATH, json=wrong, headers=user.headers)
+    _, recovery_codes = await enable(client, user)
+
+    refused = await client.post(f"{PATH}/disable", json=wrong, headers=user.headers)
+    without = await client.post(f"{PATH}/disable", json=PROOF, headers=user.headers)
+    wrongly = await client.post(f"{PATH}/disable", json={**PROOF, "otp": "000000"}, headers=user.headers)
+    again = await client.post(PATH, json={**PROOF, "otp": recovery_codes[0]}, headers=user.headers)
+    asked = await sign_in(client, user)
+    disabled = await client.post(f"{PATH}/disable", json={**PROOF, "otp": recovery_codes[1]}, headers=user.headers)
+
+    refusals = (refused_to_begin, refused, without, wrongly)
+    assert [each.status_code for each in refusals] == [422] * 4
+    assert again.status_code == 409
+    assert asked == "mfa_required"
+    assert disabled.status_code == 204
+    assert await sign_in(client, user) == ""
+
+
+async def test_a_second_confirmation_is_refused(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+    unbegun = await client.post(f"{PATH}/confirm", json={"code": "123456"}, headers=user.headers)
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+
+    again = await client.post(f"{PATH}/confirm", json={"code": show_code(secret, clock[0])}, headers=user.headers)
+
+    assert (unbegun.status_code, again.status_code) == (409, 409)
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_what_is_not_on_cannot_be_switched_off(
+    client: httpx2.AsyncClient, user: Account, admin: Account, is_begun: bool
+) -> None:
+    if is_begun:
+        await client.post(PATH, json=PROOF, headers=user.headers)
+
+    refused = await client.post(f"{PATH}/disable", json=PROOF, headers=user.headers)
+
+    query = {"user_id": user.id, "event": AccountEvent.SECOND_FACTOR_DISABLED}
+    events = await client.get("/api/v1/audit-events", params=query, headers=admin.headers)
+    assert refused.status_code == 409
+    assert events.json()["items"] == []
+
+
+async def test_of_many_that_begin_at_once_one_secret_is_there(
+    live_url: str, monkeypatch: pytest.MonkeyPatch, clock: list[int]
+) -> None:
+    find_factor = codes.find_factor
+
+    async def find_slowly(session: Session, user_id: UUID) -> codes.FactorRecord | None:
+        factor = await find_factor(session, user_id)
+        await asyncio.sleep(0.2)
+        return factor
+
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+        user = await create_account(client)
+        monkeypatch.setattr("app.accounts.second_factor.service.find_factor", find_slowly)
+        begun = await asyncio.gather(*(client.post(PATH, json=PROOF, headers=user.headers) for _ in range(3)))
+        secrets = [each.json()["secret"] for each in begun if each.status_code == 200]
+        proofs = [{"code": show_code(secret)} for secret in secrets]
+        confirmed = [await client.post(f"{PATH}/confirm", json=proof, headers=user.headers) for proof in proofs]
+
+    assert {each.status_code for each in begun} <= {200, 409}
+    assert [each.status_code for each in confirmed].count(200) == 1
+
+
+@pytest.mark.parametrize("moment", ["begin", "confirm"])
+async def test_to_begin_anew_never_undoes_a_confirmation(
+    live_url: str, monkeypatch: pytest.MonkeyPatch, clock: list[int], moment: str
+) -> None:
+    find_factor, use_totp = codes.find_factor, codes.use_totp
+    others: list[asyncio.Task[httpx2.Response]] = []
+
+    async def meet(path: str, body: dict[str, str]) -> None:
+        others.append(asyncio.create_task(client.post(path, json=body, headers=user.headers)))
+        await asyncio.wait(others, timeout=1)
+
+    async def find_slowly(session: Session, user_id: UUID) -> codes.FactorRecord | None:
+        factor = await find_factor(session, user_id)
+        await meet(f"{PATH}/confirm", code)
+        return factor
+
+    async def use_slowly(ctx: Context, user_id: UUID, factor: codes.FactorRecord, code: str) -> bool:
+        await meet(PATH, PROOF)
+        return await use_totp(ctx, user_id, factor, code)
+
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+        user = await create_account(client)
+        begun = await client.post(PATH, json=PROOF, headers=user.headers)
+        code = {"code": show_code(begun.json()["secret"])}
+        with monkeypatch.context() as patch:
+            if moment == "begin":
+                patch.setattr("app.accounts.second_factor.service.find_factor", find_slowly)
+                again = await client.post(PATH, json=PROOF, headers=user.headers)
+                (confirmed,) = await asyncio.gather(*others)
+            else:
+                patch.setattr("app.accounts.second_factor.service.use_totp", use_slowly)
+                confirmed = await client.post(f"{PATH}/confirm", json=code, headers=user.headers)
+                (again,) = await asyncio.gather(*others)
+        asked = await sign_in(client, user)
+
+    # Whichever was first; a code may come while its secret is no longer there, and the new one not yet. To begin after
+    # the confirmation takes a code.
+    assert (again.status_code, confirmed.status_code) in {(409, 200), (422, 200), (200, 422), (200, 409)}
+    assert asked == ("mfa_required" if confirmed.status_code == 200 else "")
+
+
+async def test_the_uri_is_what_authenticators_read(client: httpx2.AsyncClient, user: Account) -> None:
+    begun = (await client.post(PATH, json=PROOF, headers=user.headers)).json()
+
+    uri = urlsplit(begun["uri"])
+    query = parse_qs(uri.query)
+    assert (uri.scheme, uri.netloc) == ("otpauth", "totp")
+    assert unquote(uri.path) == f"/{read_project().title}:{user.email}"
+    assert query["secret"] == [begun["secret"]]
+    assert (query["algorithm"], query["digits"], query["period"]) == (["SHA1"], ["6"], ["30"])
+
+
+async def test_a_copy_of_the_database_holds_no_secret(
+    client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, clock: list[int]
+) -> None:
+    secret, recovery_codes = await enable(client, user)
+
+    stored = await connection.scalar(select(SecondFactor.secret))
+    hashes = (await connection.scalars(text("SELECT code_hash FROM recovery_codes"))).all()
+
+    assert secret not in str(stored)
+    assert not {code.replace("-", "") for code in recovery_codes} & set(hashes)
+
+
+@pytest.fixture
+async def rotated(settings: Settings, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
+    """The service with a new key, which still knows the former one."""
+    both = settings.model_copy(update={"secret_key": NEW_KEY, "secret_key_fallbacks": (SecretStr(SECRET_KEY),)})
+    async with open_client(create_app(both, database)) as client:
+        yield client
+
+
+async def test_a_rotated_key_reads_secrets_and_the_next_use_encrypts_them_anew(
+    client: httpx2.AsyncClient,
+    rotated: httpx2.AsyncClient,
+    user: Account,
+    connection: AsyncConnection,
+    clock: list[int],
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+    before = await connection.scalar(select(SecondFactor.secret))
+
+    answer = await sign_in(rotated, user, otp=show_code(secret, clock[0]))
+
+    assert answer == ""
+    assert await connection.scalar(select(SecondFactor.secret)) != before
+
+
+async def test_all_secrets_can_be_encrypted_anew_at_once(
+    client: httpx2.AsyncClient, user: Account, settings: Settings, database: Database, clock: list[int]
+) -> None:
+    secret, _ = await enable(client, user)
+    clock[0] += 30
+    new = settings.model_copy(update={"secret_key": NEW_KEY})
+    both = new.model_copy(update={"secret_key_fallbacks": (SecretStr(SECRET_KEY),)})
+
+    async with database.write() as session:
+        count = await reencrypt(Context.for_operator(session, database, both))
+
+    assert count == 1
+    async with open_client(create_app(new, database)) as after:
+        assert await sign_in(after, user, otp=show_code(secret, clock[0])) == ""
+
+
+async def test_guesses_at_codes_have_to_wait(settings: Settings, database: Database, clock: list[int]) -> None:
+    throttled = settings.model_copy(update={"throttling": True, "throttle_account_attempts": 3})
+    async with open_client(create_app(throttled, database)) as client:
+        user = await create_account(client)
+        await enable(client, user)
+
+        answers = [
+            (await request_token(client, username=user.email, password=PASSWORD, otp="000000")).status_code
+            for _ in range(4)
+        ]
+
+    assert answers == [400, 400, 400, 429]
+
+
+async def list_events(client: httpx2.AsyncClient, admin: Account, user: Account) -> list[str]:
+    query = {"user_id": user.id, "limit": "100"}
+    events = await client.get("/api/v1/audit-events", params=query, headers=admin.headers)
+    return [event["event"] for event in events.json()["items"]]
+
+
+async def test_the_right_password_without_a_right_code_leaves_traces(
+    client: httpx2.AsyncClient, user: Account, admin: Account, clock: list[int], logs: io.StringIO
+) -> None:
+    def count(outcome: str) -> float:
+        return REGISTRY.get_sample_value("sign_ins_total", {"outcome": outcome}) or 0
+
+    await enable(client, user)
+    missing, refused = count("second_factor_missing"), count("second_factor_refused")
+
+    await sign_in(client, user)
+    await sign_in(client, user, otp="000000")
+    wrongly = {**PROOF, "otp": "000000"}
+    await client.post(f"{PATH}/disable", json=wrongly, headers=user.headers)
+
+    events = await list_events(client, admin, user)
+    assert (events.count("second-factor.missing"), events.count("second-factor.refused")) == (1, 2)
+    assert count("second_factor_missing") - missing == 1
+    assert count("second_factor_refused") - refused == 1
+    assert [logs.getvalue().count(f"second-factor.{each}") for each in ("missing", "refused")] == [1, 2]
+
+
+@pytest.mark.parametrize("form", [{}, {"otp": "000000"}, {"otp": "ABCD-EFGH-IJKL-MNOP"}, {"scope": "admin"}])
+async def test_the_owner_hears_once_of_many_failures_in_a_row(
+    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: list[int], form: dict[str, str]
+) -> None:
+    secret, _ = await enable(client, user)
+
+    async def count_messages() -> int:
+        messages = await mailbox.read(user.email)
+        return sum("signs in with your password" in message["Subject"] for message in messages)
+
+    told = []
+    for again in range(2):
+        clock[0] += 60
+        for _ in range(4):
+            await sign_in(client, user, **form)
+        told.append(await count_messages())
+        if again:
+            continue
+        # Of one who has forgotten the code at home, and then signs in.
+        assert await sign_in(client, user, otp=show_code(secret, clock[0])) == ""
+    for _ in range(4):
+        await sign_in(client, user, **form)
+    told.append(await count_messages())
+
+    assert told == [0, 0, 1]
+
+
+async def test_codes_cannot_be_guessed_for_ever(
+    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
+    secret, recovery_codes = await enable(client, user)
+    wrongly = {**PROOF, "otp": "000000"}
+    for _ in range(4):
+        await sign_in(client, user, otp="000000")
+        await client.post(f"{PATH}/disable", json=wrongly, headers=user.headers)
+    clock[0] += 60
+
+    blocked = [await sign_in(client, user, otp=otp) for otp in (show_code(secret, clock[0]), recovery_codes[0])]
+    disabled = await client.post(f"{PATH}/disable", json={**PROOF, "otp": recovery_codes[0]}, headers=user.headers)
+    asked = await sign_in(client, user)
+    await client.post("/api/v1/auth/password/forgot", json={"email": user.email})
+    body = (await mailbox.read(user.email))[-1].get_body(("plain",))
+    assert body is not None
+    (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())
+    user.password = "another long password"
+    await client.post("/api/v1/auth/password/reset", json={"token": token, "new_password": user.password})
+    after = [await sign_in(client, user, otp=otp) for otp in (show_code(secret, clock[0]), recovery_codes[0])]
+
+    assert blocked == ["invalid_grant", "invalid_grant"]
+    assert disabled.status_code == 422
+    assert asked == "mfa_required"
+    assert after == ["", ""]
+
+
+async def test_an_honest_sign_in_of_two_steps_never_blocks(
+    client: httpx2.AsyncClient, user: Account, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
+    secret, _ = await enable(client, user)
+    for _ in range(12):
+        assert await sign_in(client, user) == "mfa_required"
+    clock[0] += 60
+
+    assert await sign_in(client, user, otp=show_code(secret, clock[0])) == ""
+
+
+async def test_many_guesses_at_codes_at_once_are_no_way_around(
+    live_url: str, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
+    use_code = codes.use_code
+    looked_at: list[str] = []
+
+    async def use_and_count(ctx: Context, user_id: UUID, factor: codes.FactorRecord, code: str) -> bool:
+        looked_at.append(code)
+        await asyncio.sleep(0.01)
+        return await use_code(ctx, user_id, factor, code)
+
+    # A machine may be slow: nobody gives up waiting for a connection.
+    patient = make_settings(live_url, database_pool_size=6, database_pool_timeout_seconds=60)
+    async with open_client(create_app(patient)) as one, open_client(create_app(patient)) as other:
+        user = await create_account(one)
+        await enable(one, user)
+        monkeypatch.setattr(codes, "use_code", use_and_count)
+        guesses = [sign_in(client, user, otp="000000") for client in [one, other] * 10]
+        answers = await asyncio.gather(*guesses)
+
+    assert answers == ["invalid_grant"] * 20
+    assert len(looked_at) == 8
+
+
+def test_codes_are_refused_well_before_a_hundred_failures() -> None:
+    assert codes.NOTICE_FAILURES < codes.MAX_FAILURES <= 50
+
+
+async def test_a_refused_scope_uses_up_no_recovery_code(
+    client: httpx2.AsyncClient, user: Account, clock: list[int]
+) -> None:
+    _, recovery_codes = await enable(client, user)
+
+    refused = await sign_in(client, user, otp=recovery_codes[0], scope="admin")
+
+    assert refused == "invalid_scope"
+    assert await sign_in(client, user, otp=recovery_codes[0]) == ""
+
+
+async def test_administrators_need_a_second_factor_where_it_is_required(
+    settings: Settings, database: Database, clock: list[int]
+) -> None:
+    strict = settings.model_copy(update={"admin_second_factor_required": True})
+    async with open_client(create_app(strict, database)) as client:
+
+        async def list_users(token: str) -> int:
+            return (await client.get("/api/v1/users", headers={"Authorization": f"Bearer {token}"})).status_code
+
+        admin = await create_account(client, database, is_admin=True)
+        asked = await request_token(client, username=admin.email, password=PASSWORD, scope="admin")
+        without = await list_users(admin.access_token)
+        secret, recovery_codes = await enable(client, admin)
+        clock[0] += 60
+        code = show_code(secret, clock[0])
+        signed_in = (await request_token(client, username=admin.email, password=PASSWORD, otp=code)).json()
+        with_factor = await list_users(signed_in["access_token"])
+        disable = {**PROOF, "otp": recovery_codes[0]}
+        await client.post(f"{PATH}/disable", json=disable, headers=admin.headers)
+        refreshed = (await request_token(client, "refresh_token", refresh_token=signed_in["refresh_token"])).json()
+        change = {"current_password": PASSWORD, "new_password": "another long password"}
+        headers = {"Authorization": f"Bearer {signed_in['access_token']}"}
+        changed = (await client.post("/api/v1/users/me/password", json=change, headers=headers)).json()
+
+    assert asked.json()["error"] == "invalid_scope"
+    assert "second factor" in asked.json()["error_description"]
+    assert (without, with_factor) == (403, 200)
+    assert signed_in["scope"] == "account admin"
+    assert refreshed["scope"] == "account"
+    assert changed["scope"] == "account"

@@ -1,0 +1,342 @@
+"""What only shows with several connections: order, bounds, races."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client import REGISTRY
+from sqlalchemy import event, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.util import greenlet_spawn
+
+from app.accounts.models import UserRecord
+from app.accounts.users import service as users_service
+from app.application import create_app
+from app.core.db.driver.pool import FairPool
+from app.core.db.session import Database, open_database, release_connection
+from app.core.security.hashing import PasswordCheck, PasswordHasher
+from tests.support.accounts import PASSWORD, confirmed, create_account, request_token
+from tests.support.clients import open_client
+from tests.support.databases import execute_async, make_settings
+from tests.support.mail import wait_for
+
+ME = "/api/v1/users/me"
+WRITERS = 5
+
+
+@pytest.fixture
+async def live_client(live_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    settings = make_settings(live_url, database_pool_size=4, refresh_reuse_grace_seconds=60)
+    async with open_client(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
+    """Released by each request that changes a user: it has a connection by then, or stands in line for one."""
+    begun = asyncio.Semaphore(0)
+    update = users_service.update_user
+
+    async def tell_and_update(*arguments: Any, **options: Any) -> UserRecord:  # noqa: ANN401  # whatever they are
+        begun.release()
+        return await update(*arguments, **options)
+
+    monkeypatch.setattr(users_service, "update_user", tell_and_update)
+    return begun
+
+
+def pool_of(session: AsyncSession) -> FairPool:
+    pool = session.get_bind().engine.pool
+    assert isinstance(pool, FairPool)
+    return pool
+
+
+async def test_a_newcomer_does_not_overtake_who_waits(empty_url: str) -> None:
+    served = []
+
+    async def use(database: Database, name: str) -> None:
+        async with database.read() as session:
+            await session.execute(text("SELECT 1"))
+            served.append(name)
+
+    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
+        async with database.read() as session:
+            await session.execute(text("SELECT 1"))
+            pool = pool_of(session)
+            waiter = asyncio.create_task(use(database, "waiter"))
+            await wait_for(lambda: pool.waiting)
+            # It asks in the moment in which the connection comes back, before the waiter wakes.
+            newcomers = []
+            event.listen(
+                pool, "checkin", lambda *_: newcomers.append(asyncio.create_task(use(database, "newcomer"))), once=True
+            )
+        await waiter
+        await newcomers[0]
+
+    assert served == ["waiter", "newcomer"]
+
+
+async def test_waiting_for_a_connection_is_bounded_and_harms_nobody(empty_url: str) -> None:
+    settings = make_settings(empty_url, database_pool_size=1, database_pool_timeout_seconds=0.05)
+    async with open_database(settings) as database:
+        async with database.read() as session:
+            await session.execute(text("SELECT 1"))
+            with pytest.raises(PoolTimeoutError):
+                async with database.read() as another:
+                    await another.execute(text("SELECT 1"))
+        async with database.read() as session:
+            assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def test_the_metrics_tell_how_many_connections_are_in_use_and_waited_for(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.db.session.WATCH_SECONDS", 0.01)
+
+    async def wait_until_told(in_use: int, waiting: int) -> None:
+        told = {"database_pool_in_use": in_use, "database_pool_waiting": waiting}
+        await wait_for(lambda: all(REGISTRY.get_sample_value(name) == value for name, value in told.items()))
+
+    async def use(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+
+    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+            waiter = asyncio.create_task(use(database))
+
+            await wait_until_told(in_use=1, waiting=1)
+        await waiter
+        await wait_until_told(in_use=0, waiting=0)
+
+
+async def test_a_cancelled_task_gives_its_place_back(empty_url: str) -> None:
+    held: asyncio.Queue[FairPool] = asyncio.Queue()
+
+    async def hold(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+            held.put_nowait(pool_of(session))
+            await asyncio.Future()
+
+    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
+        holder = asyncio.create_task(hold(database))
+        pool = await held.get()
+        waiter = asyncio.create_task(hold(database))
+        await wait_for(lambda: pool.waiting)
+        for task in (waiter, holder):
+            task.cancel()
+        await asyncio.gather(waiter, holder, return_exceptions=True)
+
+        async with database.write() as session:
+            assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def test_a_busy_service_answers_503_and_recovers(live_url: str, updates: asyncio.Semaphore) -> None:
+    async with open_client(create_app(make_settings(live_url))) as client:
+        user = await create_account(client)
+    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=3)
+    async with open_client(create_app(settings)) as client:
+        async with open_database(settings) as other, other.write() as blocker:
+            # Whoever changes this user waits for the blocker, and holds the only connection meanwhile.
+            await blocker.execute(text("UPDATE users SET name = 'x'"))
+            blocked = asyncio.create_task(client.patch(ME, json={"name": "y"}, headers=user.headers))
+            await updates.acquire()
+            refused = await client.get(ME, headers=user.headers)
+        allowed = await blocked
+        recovered = await client.get(ME, headers=user.headers)
+
+    assert allowed.status_code == 200
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert recovered.status_code == 200
+
+
+async def test_readers_do_not_wait_for_writers(live_url: str, updates: asyncio.Semaphore) -> None:
+    # On PostgreSQL each of them holds one connection; on SQLite they share one that is for writing alone.
+    holders = 1 if live_url.startswith("sqlite") else WRITERS
+    settings = make_settings(live_url, database_pool_size=holders + 1)
+    async with open_client(create_app(settings)) as client:
+        user = await create_account(client)
+        async with open_database(settings) as other, other.write() as blocker:
+            await blocker.execute(text("UPDATE users SET name = 'x'"))
+            writes = [
+                asyncio.create_task(client.patch(ME, json={"name": "y"}, headers=user.headers)) for _ in range(WRITERS)
+            ]
+            for _ in writes:
+                await updates.acquire()
+            read = await client.get(ME, headers=user.headers)
+        statuses = [(await write).status_code for write in writes]
+
+    assert read.status_code == 200
+    assert statuses == [200] * WRITERS
+
+
+async def test_no_connection_waits_for_a_hash(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_client(create_app(make_settings(live_url, database_pool_size=1))) as client:
+        user = await create_account(client)
+        hashing, go_on = asyncio.Event(), asyncio.Event()
+        check = PasswordHasher.verify
+
+        async def check_slowly(passwords: PasswordHasher, password: str, password_hash: str | None) -> PasswordCheck:
+            hashing.set()
+            await go_on.wait()
+            return await check(passwords, password, password_hash)
+
+        monkeypatch.setattr(PasswordHasher, "verify", check_slowly)
+        for slow in (
+            request_token(client, username=user.email, password=PASSWORD),
+            client.post(
+                f"{ME}/password",
+                json={"current_password": PASSWORD, "new_password": "another long password"},
+                headers=user.headers,
+            ),
+        ):
+            task = asyncio.create_task(slow)
+            await hashing.wait()
+
+            meanwhile = await client.get(ME, headers=user.headers)
+
+            go_on.set()
+            assert (await task).status_code in {200, 204}
+            assert meanwhile.status_code == 200
+            hashing.clear()
+            go_on.clear()
+
+
+async def test_two_refreshes_at_once_have_one_winner(live_client: httpx2.AsyncClient) -> None:
+    user = await create_account(live_client)
+
+    answers = await asyncio.gather(
+        *(request_token(live_client, "refresh_token", refresh_token=user.refresh_token) for _ in range(8))
+    )
+
+    winners = [answer for answer in answers if answer.status_code == 200]
+    assert len(winners) == 1
+    assert all(answer.json()["error"] == "invalid_grant" for answer in answers if answer not in winners)
+    headers = {"Authorization": f"Bearer {winners[0].json()['access_token']}"}
+    assert (await live_client.get(ME, headers=headers)).status_code == 200
+
+
+async def test_an_address_is_given_once_however_many_ask_at_once(
+    live_client: httpx2.AsyncClient, live_url: str
+) -> None:
+    body = {"email": "ada@example.com", "password": PASSWORD}
+
+    answers = await asyncio.gather(*(live_client.post("/api/v1/users", json=body) for _ in range(8)))
+
+    assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
+    assert await execute_async(live_url, "SELECT count(*) FROM users") == [(1,)]
+
+
+async def test_a_sign_in_never_outlives_the_password_it_used(live_client: httpx2.AsyncClient) -> None:
+    user = await create_account(live_client)
+    change = {"current_password": PASSWORD, "new_password": "another long password"}
+
+    answers = await asyncio.gather(
+        *(request_token(live_client, username=user.email, password=PASSWORD) for _ in range(6)),
+        live_client.post(f"{ME}/password", json=change, headers=user.headers),
+        *(request_token(live_client, username=user.email, password=PASSWORD) for _ in range(6)),
+    )
+
+    assert answers[6].status_code == 200
+    for answer in (*answers[:6], *answers[7:]):
+        if answer.status_code == 200:
+            headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+            assert (await live_client.get(ME, headers=headers)).status_code == 401
+
+
+async def test_sign_ins_at_once_after_the_parameters_changed_all_succeed(live_url: str) -> None:
+    async with open_client(create_app(make_settings(live_url))) as client:
+        user = await create_account(client)
+    async with open_client(create_app(make_settings(live_url, password_hash_time_cost=2))) as client:
+        sign_ins = (request_token(client, username=user.email, password=PASSWORD) for _ in range(6))
+        answers = await asyncio.gather(*sign_ins)
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert await execute_async(live_url, "SELECT count(*) FROM users WHERE password_hash LIKE '%,t=2,%'") == [(1,)]
+
+
+async def test_a_replay_ends_the_session_although_it_is_answered_with_an_error(
+    live_client: httpx2.AsyncClient, live_url: str
+) -> None:
+    user = await create_account(live_client)
+    await request_token(live_client, "refresh_token", refresh_token=user.refresh_token)
+    await execute_async(live_url, "UPDATE refresh_tokens SET used_at = '2020-01-01 00:00:00' WHERE used_at IS NOT NULL")
+
+    response = await request_token(live_client, "refresh_token", refresh_token=user.refresh_token)
+
+    assert response.status_code == 400
+    assert await execute_async(live_url, "SELECT count(*) FROM sessions") == [(0,)]
+
+
+async def test_what_was_written_before_the_connection_is_released_is_kept(live_url: str) -> None:
+    async with open_database(make_settings(live_url)) as database, database.write() as session:
+        await session.execute(text("UPDATE users SET name = 'x'"))
+        await release_connection(session)
+
+        assert not session.in_transaction()
+
+
+async def test_reading_takes_no_lock(live_url: str) -> None:
+    settings = make_settings(live_url, database_statement_timeout_seconds=5)
+    async with open_database(settings) as database, database.write() as writer:
+        await writer.execute(text("DELETE FROM users"))
+
+        async with database.read() as reader:
+            assert await reader.scalar(text("SELECT count(*) FROM users")) == 0
+
+
+async def test_foreign_keys_hold(live_client: httpx2.AsyncClient, live_url: str) -> None:
+    user = await create_account(live_client)
+
+    await live_client.delete(ME, headers=await confirmed(live_client, user))
+
+    for table in ("users", "sessions", "refresh_tokens"):
+        assert await execute_async(live_url, f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608  # fixed names
+
+
+async def test_those_as_old_as_a_lost_connection_are_not_used_again(empty_url: str) -> None:
+    async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
+        engine, pool = await open_pool(database)
+        lent = [await pool.lend(engine) for _ in range(3)]
+        old = {each.connection.driver_connection for each in lent}
+        for each in lent[1:]:
+            pool.give_back(each)
+        await greenlet_spawn(pool.lose, lent[0], ZeroDivisionError())
+
+        new = await pool.lend(engine)
+
+        assert new.connection.driver_connection not in old
+        pool.give_back(new)
+        assert pool.in_use == 0
+
+
+async def test_a_connection_that_lay_at_hand_for_long_is_looked_at(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
+        engine, pool = await open_pool(database)
+        first = await pool.lend(engine)
+        pool.give_back(first)
+        again = await pool.lend(engine)
+        pool.give_back(again)
+        monkeypatch.setattr("app.core.db.driver.pool.LENT_SECONDS", -1)
+
+        later = await pool.lend(engine)
+        later.connection.close()
+
+    assert again is first
+    assert later.since > first.since
+
+
+async def open_pool(database: Database) -> tuple[AsyncEngine, FairPool]:
+    async with database.read() as session:
+        engine = session.bind
+    assert isinstance(engine, AsyncEngine)
+    assert isinstance(engine.pool, FairPool)
+    return engine, engine.pool

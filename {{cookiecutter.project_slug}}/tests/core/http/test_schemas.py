@@ -1,0 +1,79 @@
+"""Text that people type: a text that shows nothing is an empty one."""
+
+import httpx2
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from app.core.http.schemas import MultiLine, NonEmptyLine, SingleLine
+from tests.support.accounts import Account
+
+BLANK = [
+    "",
+    "   ",
+    "\N{NO-BREAK SPACE}",
+    "\N{IDEOGRAPHIC SPACE}",
+    "\N{ZERO WIDTH SPACE}",
+    "\N{ZERO WIDTH JOINER}" * 3,
+    "\N{ZERO WIDTH NO-BREAK SPACE} \N{WORD JOINER}",
+    "\N{SOFT HYPHEN}",
+    "\N{COMBINING GRAPHEME JOINER}",
+    "\N{COMBINING ACUTE ACCENT}\N{COMBINING ENCLOSING CIRCLE}",
+    "\N{RIGHT-TO-LEFT OVERRIDE}\N{POP DIRECTIONAL FORMATTING}",
+    "\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT ISOLATE}",
+    "\N{HANGUL FILLER}",
+    "\N{HALFWIDTH HANGUL FILLER}",
+    "\N{HANGUL CHOSEONG FILLER}\N{HANGUL JUNGSEONG FILLER}",
+    "\N{BRAILLE PATTERN BLANK}",
+    "\N{VARIATION SELECTOR-16}",
+    "\N{MONGOLIAN VOWEL SEPARATOR}",
+    "\N{KHMER VOWEL INHERENT AQ}",
+    "\N{OBJECT REPLACEMENT CHARACTER}",
+    "\N{MUSICAL SYMBOL NULL NOTEHEAD}",
+    "\N{TAG LATIN SMALL LETTER A}",
+    "\U000e0fff",
+    "\ufff8",
+    "\u2065",
+]
+SEEN = [
+    "0",
+    ".",
+    "é",
+    "e\N{COMBINING ACUTE ACCENT}",
+    "क्षि",
+    "می\N{ZERO WIDTH NON-JOINER}خواهم",
+    "\N{RIGHT-TO-LEFT MARK}שלום",
+    "👩\N{ZERO WIDTH JOINER}💻",
+    "❤\N{VARIATION SELECTOR-16}",
+    "🏴\N{TAG LATIN SMALL LETTER G}\N{CANCEL TAG}",
+    "⠁",
+    "가",
+    # Unassigned in the Unicode of Python 3.11: an emoji of 2024.
+    "\U0001fae9",
+    "\ue000",
+]
+
+
+@pytest.mark.parametrize("text", BLANK)
+def test_a_text_that_shows_nothing_is_empty(text: str) -> None:
+    assert TypeAdapter(SingleLine).validate_python(text) == ""
+    assert TypeAdapter(MultiLine).validate_python(text) == ""
+    with pytest.raises(ValidationError, match="must not be empty"):
+        TypeAdapter(NonEmptyLine).validate_python(text)
+
+
+@pytest.mark.parametrize("text", SEEN)
+def test_a_text_that_shows_something_stays_as_it_is(text: str) -> None:
+    for kind in (SingleLine, MultiLine, NonEmptyLine):
+        assert TypeAdapter(kind).validate_python(text) == text
+
+
+def test_the_document_says_what_must_not_be_empty() -> None:
+    assert TypeAdapter(NonEmptyLine).json_schema() == {"type": "string", "minLength": 1, "maxLength": 200}
+
+
+async def test_a_name_that_shows_nothing_is_none(client: httpx2.AsyncClient, user: Account) -> None:
+    name = {"name": "\N{HANGUL FILLER}\N{ZERO WIDTH SPACE}"}
+
+    changed = await client.patch("/api/v1/users/me", json=name, headers=user.headers)
+
+    assert changed.json()["name"] == ""

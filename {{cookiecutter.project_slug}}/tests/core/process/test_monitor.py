@@ -1,0 +1,141 @@
+"""What the keeper says, to people, of what cannot work, and to systemd; and how its workers are set up."""
+
+import errno
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from app.core.config import EXIT_CANNOT_START
+from app.core.process.monitor import WorkerMonitor
+from app.core.process.worker import make_config
+from tests.support.databases import make_settings
+from tests.support.servers import MANAGERS, PATIENCE_SECONDS, make_environment, run_server, start_process, wait_for
+from tests.support.sockets import HAND_OVER, listen_tcp
+
+pytestmark = pytest.mark.processes
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2)
+kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS.items() if name != "gunicorn"])
+
+
+def explain(command: Sequence[str], url: str, sockets: Sequence[socket.socket] = (), **changes: str) -> str:
+    """Return what is said by a start that fails."""
+    fds = [handed.fileno() for handed in sockets]
+    if fds:
+        command = [sys.executable, "-c", HAND_OVER, ",".join(map(str, fds)), *command]
+    with start_process(command, make_environment(url, **changes), pass_fds=fds) as server:
+        assert server.wait() == EXIT_CANNOT_START
+        return server.log
+
+
+@kept
+def test_a_worker_that_is_not_theirs_is_refused(empty_url: str, command: Sequence[str]) -> None:
+    assert "WORKER_CLASS: must be one of " in explain(command, empty_url, WORKER_CLASS="asgi")
+
+
+@kept
+def test_several_sockets_are_refused(empty_url: str, command: Sequence[str]) -> None:
+    with listen_tcp() as one, listen_tcp() as other:
+        log = explain(command, empty_url, (one, other))
+
+    assert log == "The service takes one socket from systemd, and was handed several.\n"
+
+
+@kept
+def test_a_port_that_is_taken_is_named(empty_url: str, command: Sequence[str]) -> None:
+    with listen_tcp() as taken:
+        log = explain(command, empty_url, PORT=str(taken.getsockname()[1]))
+
+    assert log.startswith("The service cannot listen: ")
+    assert os.strerror(errno.EADDRINUSE) in log
+
+
+@kept
+def test_systemd_hears_that_the_service_runs(empty_url: str, socket_folder: Path, command: Sequence[str]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(socket_folder / "notify"))
+        notified.settimeout(PATIENCE_SECONDS)
+        with run_server(empty_url, command, NOTIFY_SOCKET=str(socket_folder / "notify")):
+            assert notified.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "loop", "protocol"),
+    [("uvicorn_worker.UvicornWorker", "auto", "auto"), ("uvicorn_worker.UvicornH11Worker", "asyncio", "h11")],
+)
+def test_a_worker_for_pypy_needs_nothing_that_is_compiled(
+    empty_url: str, worker_class: str, loop: str, protocol: str
+) -> None:
+    with listen_tcp() as listening:
+        config = make_config(make_settings(empty_url, worker_class=worker_class), listening)
+
+    assert (config.loop, config.http) == (loop, protocol)
+
+
+def test_a_worker_is_replaced_after_so_many_requests_and_not_all_at_once(empty_url: str) -> None:
+    with listen_tcp() as listening:
+        config = make_config(make_settings(empty_url, max_requests=1000), listening)
+
+    assert (config.limit_max_requests, config.limit_max_requests_jitter) == (1000, 100)
+
+
+@kept
+def test_a_reload_replaces_one_worker_after_the_other(empty_url: str, command: Sequence[str]) -> None:
+    started, stopped = "Application startup complete.", "Shutting down"
+
+    with run_server(empty_url, command, workers=2, UPDATE_DB="1") as server:
+        server.send(signal.SIGHUP)
+        wait_for(lambda: server.count_started() == 4, "the new workers")
+        told = [event["event"] for event in server.events if event["event"] in {started, stopped}]
+
+    assert told == [started, started, stopped, started, stopped, started]
+
+
+@kept
+def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command: Sequence[str]) -> None:
+    # The client, and not the service, decides when its idle connection ends.
+    with run_server(empty_url, command, UPDATE_DB="1", KEEPALIVE_SECONDS="60") as server:
+        with server.open_client() as client:
+            assert client.get("/health/ready").status_code == 200
+            server.send(signal.SIGTERM)
+            server.wait_for_event("Handling signal: term")
+
+            assert client.get("/health/ready").status_code == 503
+        assert server.wait() == 0
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """What a test changes is put back."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif("supervisor" not in MANAGERS, reason="the workers are not supervisor's")
+@pytest.mark.usefixtures("signal_handlers")
+def test_supervisor_starts_nobody_from_the_moment_it_is_told_to_stop(empty_url: str, tmp_path: Path) -> None:
+    supervisor = importlib.import_module("deploy.supervisor.run_supervisor")
+    keeper = WorkerMonitor(make_settings(empty_url, port=0), tmp_path, 1)
+    options = supervisor.Options(keeper)
+    options.setsignals()
+    running = options.mood
+
+    signal.raise_signal(signal.SIGTERM)
+
+    # Not only at the end of the turn, in which one that has ended would be replaced.
+    assert options.mood < supervisor.SupervisorStates.RESTARTING < running
+    assert keeper.listening.fileno() == -1
+    # One that it is about to start all the same gets a socket, on which it cannot listen.
+    with (
+        supervisor.InheritedSocket(keeper).create_and_bind() as unbound,
+        pytest.raises(OSError, match="Invalid argument"),
+    ):
+        unbound.listen()

@@ -1,0 +1,481 @@
+"""Who guesses is slowed down, and nobody else."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from app.application import create_app
+from app.core.config import Settings
+from app.core.db.session import Database
+from app.core.errors import TooManyRequestsError
+from app.core.security.hashing import PasswordCheck, PasswordHasher
+from app.core.security.throttling import AttemptCounter, GuessThrottle, network_of, purge_counts
+from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.clients import open_client
+from tests.support.databases import make_settings
+from tests.support.mail import Mailbox
+from tests.support.throttle_clock import ThrottleClock
+
+FREE = 3
+FREE_OF_ADDRESS = 8
+ME = "/api/v1/users/me"
+HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
+WRONG = "not the password at all"
+
+
+@pytest.fixture
+def settings(migrated_url: str) -> Settings:
+    return make_settings(
+        migrated_url,
+        throttling=True,
+        throttle_account_attempts=FREE,
+        throttle_address_attempts=FREE_OF_ADDRESS,
+        throttle_max_delay_seconds=60,
+    )
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> ThrottleClock:
+    return ThrottleClock(monkeypatch)
+
+
+@pytest.fixture
+async def home(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with open_client(app, address=HOME) as client:
+        yield client
+
+
+@pytest.fixture
+async def elsewhere(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    async with open_client(app, address=ELSEWHERE) as client:
+        yield client
+
+
+@pytest.fixture
+async def user(home: httpx2.AsyncClient) -> Account:
+    """Has signed in from home."""
+    return await create_account(home)
+
+
+async def guess(client: httpx2.AsyncClient, email: str, times: int = 1) -> list[int]:
+    answers = [await request_token(client, username=email, password=WRONG) for _ in range(times)]
+    return [answer.status_code for answer in answers]
+
+
+async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    assert await guess(elsewhere, user.email, FREE + 2) == [400] * FREE + [429, 429]
+    refused = await request_token(elsewhere, username=user.email, password=PASSWORD)
+
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["retry-after"] == "1"
+
+
+async def test_the_wait_doubles_up_to_the_longest(
+    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock
+) -> None:
+    await guess(home, user.email, FREE)
+    waits = []
+    for _ in range(9):
+        refused = await request_token(home, username=user.email, password=WRONG)
+        waits.append(int(refused.headers["retry-after"]))
+        clock.now += waits[-1]
+        assert await guess(home, user.email) == [400]
+
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_who_was_quiet_starts_afresh(
+    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
+) -> None:
+    await guess(elsewhere, user.email, FREE + 1)
+
+    clock.now += settings.throttle_memory_seconds
+
+    assert await guess(elsewhere, user.email, FREE + 1) == [400] * FREE + [429]
+
+
+async def test_nobody_is_locked_out_from_where_the_account_was_used_before(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    await guess(elsewhere, user.email, FREE_OF_ADDRESS)
+    # Also not by a neighbour behind the same address, who guesses at somebody else.
+    await guess(home, "nobody@example.com", FREE_OF_ADDRESS + 1)
+
+    at_home = await request_token(home, username=user.email, password=PASSWORD)
+    abroad = await request_token(elsewhere, username=user.email, password=PASSWORD)
+
+    assert (at_home.status_code, abroad.status_code) == (200, 429)
+
+
+async def test_guesses_from_a_known_address_have_to_wait_too(home: httpx2.AsyncClient, user: Account) -> None:
+    assert await guess(home, user.email, FREE + 1) == [400] * FREE + [429]
+
+
+async def test_a_known_ipv6_address_is_its_whole_network(app: FastAPI) -> None:
+    async with open_client(app, address="2001:db8:1:2::1") as client:
+        user = await create_account(client)
+    async with open_client(app, address="2001:db8:1:2:ffff::9") as neighbour:
+        allowed = await request_token(neighbour, username=user.email, password=PASSWORD)
+        assert await guess(neighbour, user.email, FREE + 1) == [400] * FREE + [429]
+
+    assert allowed.status_code == 200
+
+
+async def test_one_address_cannot_try_one_password_at_many_accounts(elsewhere: httpx2.AsyncClient) -> None:
+    statuses = [(await guess(elsewhere, f"person-{number}@example.com"))[0] for number in range(FREE_OF_ADDRESS + 1)]
+
+    assert statuses == [400] * FREE_OF_ADDRESS + [429]
+
+
+async def test_neighbours_do_not_hear_who_has_an_account(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    async def guess_at_both(email: str) -> list[int]:
+        return await guess(home, email, FREE) + await guess(elsewhere, email)
+
+    known, unknown = await guess_at_both(user.email), await guess_at_both("nobody@example.com")
+
+    assert known == unknown == [400] * FREE + [429]
+
+
+async def test_neighbours_cannot_tell_by_the_work_of_a_refusal_who_has_an_account(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str | None] = []
+    check = PasswordHasher._verify
+
+    def count_and_check(passwords: PasswordHasher, password: str, password_hash: str | None) -> PasswordCheck:
+        verified.append(password_hash)
+        return check(passwords, password, password_hash)
+
+    monkeypatch.setattr(PasswordHasher, "_verify", count_and_check)
+
+    async def count_work(client: httpx2.AsyncClient, email: str) -> tuple[list[int], int]:
+        before = len(verified)
+        return await guess(client, email, FREE + 2), len(verified) - before
+
+    for number in range(FREE_OF_ADDRESS):
+        await guess(home, f"person-{number}@example.com")
+        await guess(elsewhere, f"person-{number}@example.com")
+    known, unknown = await count_work(home, user.email), await count_work(home, "nobody@example.com")
+    abroad = await count_work(elsewhere, user.email)
+
+    assert known == unknown == ([429] * (FREE + 2), FREE)
+    assert abroad == ([429] * (FREE + 2), 0)
+
+
+async def test_the_right_password_is_refused_on_a_network_that_only_others_know(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, app: FastAPI, user: Account
+) -> None:
+    async with open_client(app, address="203.0.113.9") as client:
+        other = await create_account(client)
+    await guess(elsewhere, other.email, FREE)
+
+    refused = await request_token(home, username=other.email, password=PASSWORD)
+
+    assert refused.status_code == 429
+
+
+async def test_a_reset_of_the_password_lets_its_owner_in_whatever_strangers_do(
+    app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account, mailbox: Mailbox
+) -> None:
+    await guess(elsewhere, user.email, FREE + 1)
+    async with open_client(app, address="203.0.113.9") as away:
+        before = await request_token(away, username=user.email, password=PASSWORD)
+        await away.post("/api/v1/auth/password/forgot", json={"email": user.email})
+        (message,) = await mailbox.read(user.email)
+        body = message.get_body(("plain",))
+        assert body is not None
+        (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())
+        reset = {"token": token, "new_password": "another long password"}
+        assert (await away.post("/api/v1/auth/password/reset", json=reset)).status_code == 204
+        after = await request_token(away, username=user.email, password="another long password")
+
+    assert (before.status_code, after.status_code) == (429, 200)
+
+
+async def test_a_known_account_is_no_way_around_the_limit_of_an_address(home: httpx2.AsyncClient) -> None:
+    accounts = [await create_account(home) for _ in range(FREE_OF_ADDRESS)]
+    emails = ["nobody@example.com", *(account.email for account in accounts)]
+
+    statuses = [(await guess(home, email))[0] for email in emails]
+    right = await request_token(home, username=emails[-1], password=PASSWORD)
+
+    assert statuses == [400] * FREE_OF_ADDRESS + [429]
+    assert right.status_code == 200
+
+
+async def test_a_refused_address_does_not_use_up_the_attempts_at_an_account(
+    app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    for number in range(FREE_OF_ADDRESS):
+        await guess(elsewhere, f"person-{number}@example.com")
+    assert await guess(elsewhere, user.email, FREE + 1) == [429] * (FREE + 1)
+
+    async with open_client(app, address="203.0.113.5") as stranger:
+        answer = await request_token(stranger, username=user.email, password=PASSWORD)
+
+    assert answer.status_code == 200
+
+
+async def test_success_does_not_count(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    for _ in range(FREE_OF_ADDRESS + FREE + 1):
+        assert (await request_token(elsewhere, username=user.email, password=PASSWORD)).status_code == 200
+
+
+async def test_ones_own_account_is_no_pass_for_guessing_at_others(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    statuses = []
+    for number in range(FREE_OF_ADDRESS + 2):
+        statuses += await guess(elsewhere, f"person-{number}@example.com")
+        await request_token(elsewhere, username=user.email, password=PASSWORD)
+
+    assert 429 in statuses
+
+
+async def test_an_unknown_account_is_throttled_like_a_known_one(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+    known = await guess(elsewhere, user.email, FREE + 1)
+
+    assert await guess(elsewhere, "nobody@example.com", FREE + 1) == known
+
+
+async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: Settings) -> None:
+    """With real transactions, beside each other."""
+    live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
+    async with (
+        open_client(create_app(live), address=ELSEWHERE) as one,
+        open_client(create_app(live), address=ELSEWHERE) as other,
+    ):
+        guesses = [guess(client, "at-once@example.com") for client in [one, other] * 2 * FREE]
+        statuses = sorted(status for (status,) in await asyncio.gather(*guesses))
+
+    assert statuses == [400] * FREE + [429] * 3 * FREE
+
+
+async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_second(
+    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock
+) -> None:
+    await guess(elsewhere, user.email)
+
+    clock.now -= 0.001
+
+    assert await guess(elsewhere, user.email, FREE) == [400] * (FREE - 1) + [429]
+
+
+@pytest.mark.parametrize("at_once", [FREE, 4 * FREE])
+async def test_many_who_sign_in_to_one_account_at_once_keep_nobody_out(
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock, at_once: int
+) -> None:
+    """Two processes, first from a network that is new to the account, and then from one that it knows."""
+    clock.run()
+    # However slow this machine is.
+    monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
+    live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
+    async with (
+        open_client(create_app(live), address=HOME) as home,
+        open_client(create_app(live), address=ELSEWHERE) as one,
+        open_client(create_app(live), address=ELSEWHERE) as other,
+    ):
+        user = await create_account(home)
+        statuses = []
+        for _ in range(5):
+            clients = [one, other] * at_once
+            right = [request_token(each, username=user.email, password=PASSWORD) for each in clients[:at_once]]
+            statuses += [answer.status_code for answer in await asyncio.gather(*right)]
+
+    assert statuses == [200] * 5 * at_once
+
+
+async def test_many_changes_with_the_right_password_at_once_are_not_throttled(
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
+    live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
+    async with open_client(create_app(live), address=HOME) as client:
+        user = await create_account(client)
+        begin = {"current_password": PASSWORD}
+        begun = [client.post("/api/v1/auth/second-factor", json=begin, headers=user.headers) for _ in range(4 * FREE)]
+        statuses = {answer.status_code for answer in await asyncio.gather(*begun)}
+
+    assert statuses <= {200, 409}
+
+
+async def test_the_right_password_of_a_request_that_fails_otherwise_is_no_attempt(
+    home: httpx2.AsyncClient, user: Account
+) -> None:
+    path, password = "/api/v1/auth/second-factor/disable", {"current_password": PASSWORD}
+    disabled = [await home.post(path, json=password, headers=user.headers) for _ in range(FREE + 2)]
+    scoped = [
+        await request_token(home, username=user.email, password=PASSWORD, scope="admin")
+        for _ in range(FREE_OF_ADDRESS + 2)
+    ]
+
+    assert [answer.status_code for answer in disabled] == [409] * (FREE + 2)
+    assert [answer.json().get("error") for answer in scoped] == ["invalid_scope"] * (FREE_OF_ADDRESS + 2)
+
+
+async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
+    monkeypatch.setattr("app.core.security.throttling.MAX_WAITING", 0)
+    throttle = GuessThrottle(database, settings)
+    counter = AttemptCounter("test", "waiting", 1, is_decided=True)
+    await throttle.count(counter)
+
+    with pytest.raises(TooManyRequestsError):
+        await throttle.count(counter)
+
+
+async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
+) -> None:
+    monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 0.3)
+    throttle = GuessThrottle(database, settings)
+    counter = AttemptCounter("lost", "source", 1, is_decided=True)
+    await throttle.count(counter)
+
+    with pytest.raises(TooManyRequestsError):
+        await throttle.count(counter)
+    clock.now += 1
+
+    assert await throttle.count(counter) is None
+
+
+async def test_hosts_whose_clocks_differ_count_alike(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
+) -> None:
+    clock.run()
+    waiting = settings.model_copy(update={"throttle_max_delay_seconds": 600, "throttle_memory_seconds": 3600})
+    monkeypatch.setattr("app.core.security.throttling.FIRST_DELAY_SECONDS", 600.0)
+    throttle = GuessThrottle(database, waiting)
+    counter = AttemptCounter("test", "clocks", 1)
+    now = time.time
+    waits = []
+    for hours in (5, 0, -5, 5):
+        monkeypatch.setattr("time.time", lambda hours=hours: now() + hours * 3600)
+        try:
+            await throttle.count(counter)
+        except TooManyRequestsError as error:
+            waits.append(int(error.headers["Retry-After"]))
+        async with database.write() as session:
+            assert await purge_counts(session, waiting) == 0
+
+    assert len(waits) == 3
+    assert all(0 < wait <= 600 for wait in waits)
+
+
+async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
+    home: httpx2.AsyncClient, user: Account
+) -> None:
+    change = {"current_password": WRONG, "new_password": "another long password"}
+
+    answers = [await home.post(f"{ME}/password", json=change, headers=user.headers) for _ in range(FREE + 1)]
+
+    assert [answer.status_code for answer in answers] == [422] * FREE + [429]
+
+
+async def test_sign_ups_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, home: httpx2.AsyncClient) -> None:
+    async def sign_up(client: httpx2.AsyncClient, number: int) -> int:
+        account = {"email": f"new-{number}@example.com", "password": PASSWORD}
+        return (await client.post("/api/v1/users", json=account)).status_code
+
+    statuses = [await sign_up(elsewhere, number) for number in range(FREE_OF_ADDRESS + 1)]
+
+    assert statuses == [201] * FREE_OF_ADDRESS + [429]
+    assert await sign_up(home, 100) == 201
+
+
+@pytest.mark.parametrize("path", ["/api/v1/auth/password/forgot", "/api/v1/auth/email/verification"])
+async def test_nobody_is_flooded_with_messages(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, path: str
+) -> None:
+    for address in (user.email, "nobody@example.com"):
+        clients = [home, elsewhere] * FREE
+        statuses = [(await client.post(path, json={"email": address})).status_code for client in clients]
+
+        assert statuses == [202] * FREE + [429] * FREE
+
+
+async def test_who_asks_for_messages_that_are_not_sent_keeps_nobody_from_a_forgotten_password(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    body = {"email": user.email}
+    change = {"current_password": PASSWORD, "new_email": user.email}
+    for _ in range(FREE + 1):
+        await elsewhere.post("/api/v1/auth/email/verification", json=body)
+        await home.post(f"{ME}/email", json=change, headers=user.headers)
+
+    forgot = await elsewhere.post("/api/v1/auth/password/forgot", json=body)
+
+    assert forgot.status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/api/v1/auth/password/reset", "/api/v1/auth/email/verify"])
+async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, path: str) -> None:
+    guess = {"token": "x" * 43} | ({"new_password": "another long password"} if "reset" in path else {})
+
+    statuses = [(await elsewhere.post(path, json=guess)).status_code for _ in range(FREE_OF_ADDRESS + 1)]
+
+    assert statuses == [422] * FREE_OF_ADDRESS + [429]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/auth/token", {"data": {"grant_type": "password", "username": "{}@example.com", "password": WRONG}}, 400),
+        ("/users", {"json": {"email": "{}@example.com", "password": PASSWORD}}, 201),
+        ("/auth/password/forgot", {"json": {"email": "{}@example.com"}}, 202),
+        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43}}, 422),
+    ],
+)
+async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, dict[str, str]], status: int
+) -> None:
+    monkeypatch.setattr("app.core.security.throttling.SITE_ALLOWANCE", 2)
+    allowed = 2 * FREE_OF_ADDRESS
+
+    async def attempt(number: int, site: str = "2001:db8:77") -> int:
+        ((kind, values),) = body.items()
+        filled = {name: value.replace("{}", f"person-{site[-2:]}-{number}") for name, value in values.items()}
+        async with open_client(app, address=f"{site}:{number:x}::1") as client:
+            return (await client.request("POST", f"/api/v1{path}", **{kind: filled})).status_code  # type: ignore[arg-type]  # the name is one of `data` and `json`
+
+    statuses = [await attempt(number) for number in range(allowed + 1)]
+
+    assert statuses == [status] * allowed + [429]
+    assert await attempt(0, "2001:db8:78") == status
+
+
+async def test_nobody_is_flooded_through_a_change_of_address(home: httpx2.AsyncClient, user: Account) -> None:
+    change = {"current_password": PASSWORD, "new_email": "victim@example.com"}
+
+    statuses = [
+        (await home.post(f"{ME}/email", json=change, headers=user.headers)).status_code for _ in range(FREE + 1)
+    ]
+
+    assert statuses == [202] * FREE + [429]
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::2", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", "unknown"),
+        (None, "unknown"),
+        ("not an address", "unknown"),
+    ],
+)
+def test_what_counts_as_one_source(address: str | None, network: str) -> None:
+    assert network_of(address) == network

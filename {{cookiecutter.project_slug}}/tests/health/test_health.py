@@ -1,0 +1,156 @@
+import asyncio
+import io
+import os
+import signal
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from app.application import create_app
+from app.core.db.revisions import head_revision, read_revisions
+from app.core.db.session import Database
+from app.core.process.lifecycle import track_shutdown_signals
+from app.core.project import read_project
+from tests.support.clients import open_client
+from tests.support.databases import add_migration, execute_async, make_settings, unreachable_url
+
+
+async def test_health_names_the_service(client: httpx2.AsyncClient) -> None:
+    project = read_project()
+
+    response = await client.get("/health")
+
+    assert response.json() == {"name": project.name, "version": project.version, "status": "ok"}
+
+
+async def test_a_service_with_its_database_is_ready(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/health/ready")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready"}
+
+
+async def test_a_database_without_a_schema_is_not_ready(empty_url: str) -> None:
+    async with open_client(create_app(make_settings(empty_url))) as client:
+        ready = await client.get("/health/ready")
+        live = await client.get("/health/live")
+
+    assert ready.status_code == 503
+    assert ready.headers["retry-after"] == "1"
+    assert ready.json()["detail"] == "The database is not ready."
+    assert live.status_code == 200
+
+
+@pytest.mark.parametrize(("revision", "status"), [("0001", 503), ("9999", 200)], ids=["behind", "ahead"])
+async def test_a_schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is(
+    empty_url: str, revision: str, status: int
+) -> None:
+    await execute_async(empty_url, "CREATE TABLE alembic_version (version_num VARCHAR(32))")
+    await execute_async(empty_url, f"INSERT INTO alembic_version VALUES ('{revision}')")  # noqa: S608  # ours
+
+    async with open_client(create_app(make_settings(empty_url))) as client:
+        response = await client.get("/health/ready")
+
+    assert response.status_code == status
+
+
+async def test_migrations_that_contradict_each_other_are_not_ready_and_say_what_helps(
+    app: FastAPI, logs: io.StringIO, migrations_folder: Path
+) -> None:
+    for revision in ("9998", "9999"):
+        add_migration(migrations_folder, revision, head_revision())
+    read_revisions.cache_clear()
+
+    async with open_client(app) as client:
+        response = await client.get("/health/ready")
+
+    assert response.status_code == 503
+    assert "Several migrations are the last one: 9998, 9999. Give each migration its own number" in logs.getvalue()
+    assert "Traceback" not in logs.getvalue()
+
+
+async def test_a_database_out_of_reach_is_neither_ready_nor_a_server_error() -> None:
+    settings = make_settings(unreachable_url())
+    async with open_client(create_app(settings)) as client:
+        ready = await client.get("/health/ready")
+        token = await client.post(
+            "/api/v1/auth/token", data={"grant_type": "password", "username": "a", "password": "b"}
+        )
+        live = await client.get("/health/live")
+
+    assert ready.status_code == token.status_code == 503
+    assert "nowhere" not in ready.text + token.text
+    assert "127.0.0.1" not in ready.text + token.text
+    assert live.status_code == 200
+
+
+async def test_a_stopping_process_is_not_ready(client: httpx2.AsyncClient) -> None:
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda *_: handled.append("server"))
+    try:
+        with track_shutdown_signals() as stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+
+            assert stopping.is_set
+            assert handled == ["server"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_readiness_hears_of_the_stop(app: FastAPI) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        async with open_client(app) as client:
+            assert (await client.get("/health/ready")).status_code == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+
+            response = await client.get("/health/ready")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert response.status_code == 503
+    assert response.json()["detail"] == "The service is stopping."
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
+async def test_probes_are_answered_whatever_host_they_name(client: httpx2.AsyncClient, path: str) -> None:
+    response = await client.get(path, headers={"Host": "10.0.0.7"})
+
+    assert response.status_code == 200
+
+
+async def test_not_ready_is_told_in_time_by_a_database_that_does_not_let_go(
+    live_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = asyncio.Event()
+
+    async def hold(_session: object) -> bool:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # As psycopg, which tells the server to stop and waits for it.
+            await let_go.wait()
+        return True
+
+    monkeypatch.setattr("app.health.service.is_up_to_date", hold)
+    async with open_client(create_app(make_settings(live_url, readiness_timeout_seconds=0.05))) as client:
+        response = await client.get("/health/ready")
+        let_go.set()
+
+    assert response.status_code == 503
+
+
+async def test_metrics_are_added_up_beside_the_event_loop(
+    migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.health.router.render_metrics", lambda: threading.current_thread().name.encode())
+
+    async with open_client(create_app(make_settings(migrated_url), database)) as client:
+        response = await client.get("/metrics")
+
+    assert response.status_code == 200
+    assert response.text != threading.current_thread().name

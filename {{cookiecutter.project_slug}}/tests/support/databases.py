@@ -1,0 +1,121 @@
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.core.config import Environment, Settings
+from app.core.db import migrations
+from app.features import SETTINGS
+
+SECRET_KEY = "0123456789abcdef0123456789abcdef"
+# A value for each setting that a feature requires, such as {"payment_key": "x"}; processes get it in their environment.
+REQUIRED_SETTINGS: dict[str, str] = {}
+REQUIRED_ENVIRONMENT = {name.upper(): value for name, value in REQUIRED_SETTINGS.items()}
+
+T = TypeVar("T", bound=BaseSettings)
+
+
+def make_settings(url: str, **changes: object) -> Settings:
+    """Return settings for tests, those of features included: no `.env`, and hashing that costs nothing.
+
+    Raises TypeError for a name that is no setting.
+    """
+    values: dict[str, object] = {
+        "environment": Environment.TEST,
+        "secret_key": SecretStr(SECRET_KEY),
+        "database_url": SecretStr(url),
+        "database_pool_size": 2,
+        # A machine that pauses is no failure; what is to end early sets its own.
+        "database_pool_timeout_seconds": 60,
+        "database_statement_timeout_seconds": 60,
+        "readiness_timeout_seconds": 60,
+        # All tests come from one address; those of the throttle switch it on.
+        "throttling": False,
+        "password_hash_time_cost": 1,
+        "password_hash_memory_cost": 8,
+        **REQUIRED_SETTINGS,
+        **changes,
+    }
+    _refuse_unknown_names(values)
+    # A feature without a value here keeps its defaults: the machine's environment does not reach it.
+    of_features = [_read(kind, values) for kind in SETTINGS if kind.model_fields.keys() & values.keys()]
+    return _read(Settings, values).join(*of_features)
+
+
+def _refuse_unknown_names(values: Mapping[str, object]) -> None:
+    kinds: tuple[type[BaseSettings], ...] = (Settings, *SETTINGS)
+    known = {name for kind in kinds for name in kind.model_fields}
+    for name in values.keys() - known:
+        closest = get_close_matches(name, known, n=1)
+        raise TypeError(f"There is no setting {name}." + (f" Did you mean {closest[0]}?" if closest else ""))
+
+
+def _read(kind: type[T], values: Mapping[str, object]) -> T:
+    chosen: dict[str, Any] = {name: value for name, value in values.items() if name in kind.model_fields}
+    return kind(_env_file=None, **chosen)
+
+
+def unreachable_url() -> str:
+    """The URL of a database of the tested kind that nothing answers for."""
+    if make_url(server_url()).get_backend_name() == "sqlite":
+        return "sqlite:////nowhere/at/all.sqlite3"
+    return "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+def server_url() -> str:
+    return os.environ.get("TEST_DATABASE_URL") or "sqlite://"
+
+
+@contextmanager
+def create_test_database(folder: Path, encoding: str = "UTF8") -> Iterator[str]:
+    """Yield the URL of a new and empty database of the kind that TEST_DATABASE_URL names."""
+    server = server_url()
+    if make_url(server).get_backend_name() == "sqlite":
+        yield f"sqlite:///{folder / uuid4().hex}.sqlite3"
+        return
+    name = f"test_{uuid4().hex}"
+    # The locale C goes with every encoding.
+    locale = "" if encoding == "UTF8" else "LOCALE 'C'"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' {locale}")
+    try:
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def execute(url: str, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement of a test's own, outside the service."""
+    return asyncio.run(execute_async(url, statement))
+
+
+async def execute_async(url: str, statement: str) -> list[tuple[object, ...]]:
+    address = make_settings(url).url
+    arguments = {"client_encoding": "UTF8"} if address.get_backend_name() == "postgresql" else {}
+    engine = create_async_engine(address, connect_args=arguments, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            result = await connection.execute(text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
+    finally:
+        await engine.dispose()
+
+
+def add_migration(folder: Path, revision: str, previous: str | None) -> None:
+    """Write a migration that does nothing into a copy of the project's."""
+    lines = [f"{name} = {value!r}" for name, value in {"revision": revision, "down_revision": previous}.items()]
+    functions = [f"def {name}() -> None:\n    pass" for name in ("upgrade", "downgrade")]
+    (folder / "versions" / f"{revision}_extra.py").write_text("\n".join([*lines, *functions]), encoding="utf-8")
+
+
+def migrate(url: str) -> None:
+    asyncio.run(migrations.upgrade(make_settings(url)))
