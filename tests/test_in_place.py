@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.programs import person_environment, run_program
 from tests.support.projects import TIMEOUT_SECONDS
+from tests.support.stored_files import READ_FILE, STORE_FILE
 from tests.support.template import ROOT, SERVICE, list_files
 
 
@@ -66,12 +67,24 @@ def test_every_deployment_starts_workers_through_start_sh(path: str) -> None:
 
 
 def test_only_the_sample_features_own_tests_mention_it() -> None:
-    tests = (ROOT / SERVICE / "tests").rglob("*.py")
+    tests = ROOT / SERVICE / "tests"
+    mentioning = (path for path in tests.rglob("*.py") if "todo" in path.read_text(encoding="utf-8").lower())
 
-    assert {path.name for path in tests if "todo" in path.read_text(encoding="utf-8").lower()} == {
-        "test_todos.py",
-        "test_web_todos.py",
-    }
+    assert {path.relative_to(tests).as_posix() for path in mentioning} == {"todos/test_todos.py", "web/test_todos.py"}
+
+
+@pytest.mark.parametrize("program", [STORE_FILE, READ_FILE], ids=["store", "read"])
+def test_programs_for_stored_files_import_existing_names(program: str) -> None:
+    imports = program.partition("\nsettings = ")[0]
+
+    done = run_program(
+        [sys.executable, "-c", imports],
+        TIMEOUT_SECONDS,
+        folder=ROOT / SERVICE,
+        env=person_environment(PYTHONDONTWRITEBYTECODE="1"),
+    )
+
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow

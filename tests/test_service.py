@@ -177,15 +177,17 @@ def add_notes(project: BakedProject) -> None:
     """Add a feature as the README describes, by copying the sample."""
     renamed = (("todo", "note"), ("Todo", "Note"))
     shutil.copytree(project.path / "app" / "todos", project.path / "app" / "notes")
-    shutil.copy(project.path / "tests" / "test_todos.py", project.path / "tests" / "test_notes.py")
-    for path in (*(project.path / "app" / "notes").glob("*.py"), project.path / "tests" / "test_notes.py"):
+    tests = project.path / "tests" / "notes"
+    shutil.copytree(project.path / "tests" / "todos", tests)
+    (tests / "test_todos.py").rename(tests / "test_notes.py")
+    for path in (*(project.path / "app" / "notes").glob("*.py"), tests / "test_notes.py"):
         text = path.read_text(encoding="utf-8")
         # Constants such as TODO_BY_ID are in upper case.
         for old, new in (*renamed, ("TODO", "NOTE")):
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
     replace(
-        project.path / "app" / "api.py",
+        project.path / "app" / "features.py",
         (r"(?m)^from app.outbox", "from app.notes.feature import feature as notes\nfrom app.outbox"),
         (r"(?m)^    todos,$", "    todos,\n    notes,"),
     )
@@ -211,7 +213,7 @@ def remove_routes(project: BakedProject) -> None:
             (rf"from app.{sample}.router import router\n", ""),
             ("api=router, ", ""),
         )
-        for test in (project.path / "tests").glob(f"test_*{sample}.py"):
+        for test in (project.path / "tests").rglob(f"test_*{sample}.py"):
             test.unlink()
     sections = project.path / "app" / "web" / "feature.py"
     if sections.exists():

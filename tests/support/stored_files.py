@@ -7,12 +7,12 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from app.api import SETTINGS
-from app.core.config import load_settings
-from app.core.database import open_database
-from app.core.storage import create_store
-from app.files import service
 from app.accounts.models import User
+from app.core.config import load_settings
+from app.core.db.session import open_database
+from app.core.storage.store import create_store
+from app.features import SETTINGS
+from app.files import service
 
 settings = load_settings(SETTINGS)
 store = create_store(settings)
