@@ -12,7 +12,7 @@ from jinja2 import FileSystemLoader
 from tests.support.projects import Bake
 from tests.support.template import CHOICES, ROOT, SERVICE, is_chosen, read_sources
 
-DOCUMENTS = ("docs/security.md", "README.md", "docs/operations.md")
+DOCUMENTS = ("docs/security.md", "README.md", "docs/operations.md", "docs/settings.md")
 STATES = {"met", "operator", "not met", "n/a"}
 # The level of each requirement, in order: V1.1 has two requirements of level 2. The page leaves level 3 out.
 LEVELS = {
@@ -48,6 +48,7 @@ class Rendered:
     page: str
     readme: str
     operations: str
+    settings: str
     # File name to source.
     files: dict[str, str]
 
@@ -66,8 +67,8 @@ def rendered(bake: Bake) -> list[Rendered]:
         for choices in product(*(CHOICES[option] for option in options)):
             answers = project.answers | dict(zip(options, choices, strict=True))
             files = {name: text for name, text in sources.items() if is_chosen(name, answers)}
-            page, readme, operations = (document.render(cookiecutter=answers) for document in documents)
-            yield Rendered(page, readme, operations, files)
+            page, readme, operations, settings = (document.render(cookiecutter=answers) for document in documents)
+            yield Rendered(page, readme, operations, settings, files)
 
     return list(render())
 
@@ -106,14 +107,14 @@ def test_every_identifier_that_the_page_names_is_in_its_file(rendered: list[Rend
         assert [(name, file) for name, file in named if name not in each.files.get(file, "")] == []
 
 
-def test_every_setting_and_command_that_the_page_names_is_in_the_readme(rendered: list[Rendered]) -> None:
+def test_every_setting_and_command_that_the_page_names_is_documented(rendered: list[Rendered]) -> None:
     for each in rendered:
         settings = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", each.page))
         commands = set(re.findall(r"`(?:python -m app )?((?:db|files|outbox|sessions|users) [a-z-]+)", each.page))
 
         assert "SECRET_KEY" in settings
         assert "users reencrypt" in commands
-        assert {name for name in settings if f"\n| `{name}` |" not in each.readme} == set()
+        assert {name for name in settings if f"\n| `{name}` |" not in each.settings} == set()
         assert {name for name in commands if f"`{name}" not in each.readme} == set()
 
 

@@ -9,7 +9,7 @@ import uvicorn_worker._workers  # type: ignore[import-untyped]  # the library ha
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
-from app.core.config import load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
 from app.core.observability.logging import logging_config
 from app.core.process.draining import DrainingServer
 from app.core.process.lifecycle import exit_with_parent, record_start_time

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from app.accounts.models import User
-from app.core.config import load_settings
+from app.core.config.load import load_settings
 from app.core.db.session import open_database
 from app.core.storage.store import create_store
 from app.features import SETTINGS

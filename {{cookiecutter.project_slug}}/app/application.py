@@ -11,7 +11,8 @@ from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.core.audit.log import handle_refusal
-from app.core.config import Settings, load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.db.purge import purge_periodically
 from app.core.db.session import Database, open_database
 from app.core.email.message import Renderer
@@ -31,7 +32,6 @@ from app.core.http.openapi import add_docs, customize_openapi
 from app.core.http.paths import redirect_slashes
 from app.core.http.problems import EXCEPTION_HANDLERS, problem_responses
 from app.core.http.request import State, is_request_id, mark_request_id
-from app.core.http_client import open_http_client
 from app.core.observability.logging import configure_logging
 from app.core.process.lifecycle import record_start_time, track_shutdown_signals
 from app.core.process.sockets import trusted_proxies
@@ -39,6 +39,7 @@ from app.core.project import read_project
 from app.core.security.encryption import SecretBox
 from app.core.security.hashing import PasswordHasher
 from app.core.security.tokens import TokenSigner
+from app.core.upstream.http_client import open_http_client
 from app.features import FEATURES
 from app.outbox.sender import run_sender
 

@@ -15,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.application import create_app
 from app.core.commands import LOOP_FACTORY, add_commands, fail, run
-from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
+from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.db import migrations
 from app.core.db import purge as housekeeping
 from app.core.db.backup import BackupError, restore_backup, write_backup

@@ -1,6 +1,6 @@
 from app.accounts.feature import feature as accounts
 from app.audit.feature import feature as audit
-from app.core.config import FeatureSettings
+from app.core.config.base import FeatureSettings
 from app.core.feature import Feature, settings_of
 from app.files.feature import feature as files
 from app.health.feature import feature as health

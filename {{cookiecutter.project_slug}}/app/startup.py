@@ -10,7 +10,7 @@ from alembic import command
 from sqlalchemy import Column, Connection, Float, MetaData, Table, insert, inspect, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db import migrations
 from app.core.db.revisions import head_revision

@@ -6,7 +6,7 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from app.core.config import load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
 from app.core.db import autogenerate
 from app.core.db.migrations import locked_connection
 from app.core.db.models import Base

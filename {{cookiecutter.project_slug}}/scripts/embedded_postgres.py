@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from app.core.config import read_env_file
+from app.core.config.base import read_env_file
 from app.core.process.lifecycle import exit_with_parent
 
 if TYPE_CHECKING:

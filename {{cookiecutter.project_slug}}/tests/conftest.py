@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.application import create_app
-from app.core.config import ServerSettings, Settings
+from app.core.config.server import ServerSettings
+from app.core.config.settings import Settings
 from app.core.db.engine import create_owner_engine
 from app.core.db.revisions import read_revisions
 from app.core.db.session import Database

@@ -13,7 +13,7 @@ import pytest
 
 from app.accounts.scopes import Scope
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.security.hashing import PasswordHasher
 from app.core.security.tokens import TokenSigner

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
-from app.core.config import Settings, env_names
+from app.core.config.load import env_names
+from app.core.config.settings import Settings
 from app.core.db.revisions import head_revision
 from app.core.project import ROOT
 from app.features import SETTINGS

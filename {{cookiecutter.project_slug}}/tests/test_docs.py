@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from app.accounts.dependencies import oauth2_scheme
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.http.openapi import customize_openapi
 from app.core.project import ROOT, Project, read_project

@@ -22,7 +22,8 @@ from app.accounts.dependencies import CurrentUser
 from app.accounts.emails import LIFETIMES, Purpose
 from app.application import create_app
 from app.core.commands import add_commands, load_settings, open_context, run
-from app.core.config import FeatureSettings, Settings
+from app.core.config.base import FeatureSettings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.query import Command, Query
 from app.core.db.session import Database, Session, open_database
@@ -32,7 +33,7 @@ from app.core.email.message import QueuedEmail
 from app.core.feature import Feature, settings_of
 from app.core.http.routing import FeatureRouter
 from app.core.http.schemas import EmailAddress, RequestModel, SingleLine
-from app.core.http_client import LazyHttpClient
+from app.core.upstream.http_client import LazyHttpClient
 from app.features import FEATURES
 from app.outbox.service import enqueue
 from app.startup import reset

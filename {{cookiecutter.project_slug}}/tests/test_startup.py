@@ -137,7 +137,7 @@ def test_a_reset_is_refused_in_production(empty_url: str) -> None:
         assert server.wait() == 3
         assert server.log.splitlines() == [
             "The configuration cannot work:",
-            "  RESET_DB: deletes all data: only where ENVIRONMENT is local or test",
+            "  RESET_DB: would delete all data: allowed only if ENVIRONMENT is local or test",
         ]
     assert list_emails(empty_url) == [email]
 

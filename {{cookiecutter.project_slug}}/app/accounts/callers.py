@@ -8,12 +8,12 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 
 from app.accounts.models import Caller, User, UserRecord, UserSession
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Query, columns
 from app.core.db.session import Database, Session
 from app.core.errors import UnauthorizedError
-from app.core.http_client import LazyHttpClient
+from app.core.upstream.http_client import LazyHttpClient
 
 MAX_REMEMBERED = 10_000
 

@@ -12,7 +12,7 @@ from app.accounts.sessions import service as sessions_service
 from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
 from app.core.commands import fail_validation, load_settings, open_context, read_password, run
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.http.schemas import as_stored
 from app.core.security.schemas import NewPassword
 

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, select
 
 from app.accounts import one_time_tokens
 from app.accounts.models import User
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.query import Query, columns
 from app.core.db.session import Session

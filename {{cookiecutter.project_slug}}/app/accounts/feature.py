@@ -15,7 +15,7 @@ from app.accounts.sign_up.router import router as sign_up
 from app.accounts.users import service as users_service
 from app.accounts.users.router import router as users
 from app.accounts.users.schemas import UserCreate
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import Session
 from app.core.feature import Feature

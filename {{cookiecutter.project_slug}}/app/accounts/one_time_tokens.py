@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, insert, select
 
 from app.accounts.models import OneTimeToken
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch
 from app.core.db.session import Session

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from email_validator import validate_email
-from pydantic import AfterValidator, EmailStr, HttpUrl, TypeAdapter, ValidationError
+from pydantic import AfterValidator, EmailStr, Field, HttpUrl, TypeAdapter, ValidationError
 
 from app.core.hosts import check_url
 
@@ -44,4 +44,6 @@ def require_ascii(address: str) -> str:
 
 
 SenderAddress = Annotated[MailAddress, AfterValidator(to_ascii_address), AfterValidator(require_ascii)]
-WebUrl = Annotated[str, AfterValidator(check_url), AfterValidator(to_ascii_url)]
+WebUrl = Annotated[
+    str, AfterValidator(check_url), AfterValidator(to_ascii_url), Field(json_schema_extra={"format": "uri"})
+]

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from typer.main import get_command_name, solve_typer_info_defaults
 
-from app.core.config import Settings, load_settings_or_exit
+from app.core.config.load import load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import open_database
 from app.core.errors import AppError, first_line
 from app.core.feature import Feature
-from app.core.http_client import open_http_client
+from app.core.upstream.http_client import open_http_client
 
 EXIT_FAILED = 1
 DRIVER_GRACE_SECONDS = 0.1

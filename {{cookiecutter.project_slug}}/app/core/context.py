@@ -4,12 +4,13 @@ from typing import Annotated
 from fastapi import Depends
 
 from app.core.audit.log import Audit
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, Session
 from app.core.dependencies import (
     AuditDep,
     ClientInfoDep,
     GuessThrottleDep,
+    LazyHttpDep,
     PasswordHasherDep,
     SecretBoxDep,
     SessionDep,
@@ -17,11 +18,11 @@ from app.core.dependencies import (
     TokenSignerDep,
 )
 from app.core.http.request import ClientInfo
-from app.core.http_client import LazyHttpClient, LazyHttpDep
 from app.core.security.encryption import SecretBox
 from app.core.security.hashing import PasswordHasher
 from app.core.security.throttling import GuessThrottle
 from app.core.security.tokens import TokenSigner
+from app.core.upstream.http_client import LazyHttpClient
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """What routes ask for: parts that the lifespan has opened, and what is opened for one request."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends
 
 from app.core.audit.log import Audit
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, Session
 from app.core.errors import UnavailableError
 from app.core.http.request import SAFE_METHODS, AppRequest, ClientInfo, read_client_info
@@ -16,6 +16,10 @@ from app.core.security.throttling import GuessThrottle
 from app.core.security.tokens import TokenSigner
 from app.core.storage.objects import ObjectStore
 from app.core.storage.store import require_store
+from app.core.upstream.http_client import LazyHttpClient
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
 
 
 async def get_settings(request: AppRequest) -> Settings:
@@ -93,6 +97,21 @@ async def get_audit(session: SessionDep, client: ClientInfoDep) -> Audit:
 
 
 AuditDep = Annotated[Audit, Depends(get_audit)]
+
+
+async def get_lazy_http(request: AppRequest) -> LazyHttpClient:
+    return request.state["http"]
+
+
+# For routes that may not need the client: it is opened at its first use.
+LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
+
+
+async def get_http_client(request: AppRequest) -> "AsyncClient":
+    return await request.state["http"].get()
+
+
+HttpClientDep = Annotated["AsyncClient", Depends(get_http_client)]
 
 
 async def get_store(request: AppRequest) -> ObjectStore:

@@ -6,12 +6,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.middleware import Middleware
 
-from app.core.config import FeatureSettings, Settings
+from app.core.config.base import FeatureSettings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.purge import Purge
 from app.core.db.session import Database
 from app.core.email.message import Renderer
-from app.core.http_client import LazyHttpClient
+from app.core.upstream.http_client import LazyHttpClient
 
 # Entered in each worker at its start and left at its stop; the mapping it yields is added to every `request.state`.
 Lifespan = Callable[[Settings, Database, LazyHttpClient], AbstractAsyncContextManager[Mapping[str, object]]]

@@ -4,7 +4,7 @@ from typing import Annotated
 import typer
 
 from app.core.commands import fail, load_settings
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.files.backup import restore_backup, write_backup
 
 IN_BUCKET = "STORAGE_S3_BUCKET is set: the bucket's own versioning or replication keeps its objects."

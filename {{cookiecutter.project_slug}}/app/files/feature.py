@@ -1,11 +1,11 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.feature import Feature
-from app.core.http_client import LazyHttpClient
 from app.core.storage.store import create_store
+from app.core.upstream.http_client import LazyHttpClient
 from app.files import service
 
 

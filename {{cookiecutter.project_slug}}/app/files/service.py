@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns
 from app.core.db.session import Database, Session, release_connection

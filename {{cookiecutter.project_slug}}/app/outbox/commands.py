@@ -1,7 +1,7 @@
 import typer
 
 from app.core.commands import load_settings, open_context, run
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.outbox import service
 from app.outbox.service import FailedEmailRecord
 

@@ -10,7 +10,7 @@ import structlog
 from aiosmtplib import SMTPException
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.session import Database
 from app.core.email.delivery import deliver

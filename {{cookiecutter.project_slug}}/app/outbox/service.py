@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from sqlalchemy import bindparam, delete, event, insert, or_, select, update
 from sqlalchemy.sql import func
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch

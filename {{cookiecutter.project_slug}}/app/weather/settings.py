@@ -1,21 +1,72 @@
 from pydantic import Field, SecretStr
 
-from app.core.config import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
+from app.core.config.base import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
+from app.core.upstream.client import UpstreamOptions
 
 
 class WeatherSettings(FeatureSettings):
-    weather_api_key: SecretStr | None = Field(default=None, min_length=1)
-    weather_base_url: Url = "https://api.openweathermap.org/data/2.5"
-    weather_timeout_seconds: Wait = 5
-    weather_connect_timeout_seconds: Wait = 2
-    weather_retry_limit: int = Field(default=2, ge=0, le=1000)
-    weather_retry_seconds: Wait = 0.2
-    weather_concurrency: Count = 10
-    weather_breaker_failures: Count = 5
-    weather_breaker_seconds: Wait = 30
-    weather_cache_seconds: float = Field(default=600, ge=0, le=MAX_LIFETIME_SECONDS)
-    weather_stale_seconds: float = Field(default=6 * 3600, ge=0, le=MAX_LIFETIME_SECONDS)
-    weather_cache_size: Count = 1000
+    weather_api_key: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="API key of OpenWeatherMap or a compatible service. Unset: `GET /weather` answers 503.",
+    )
+    weather_base_url: Url = Field(
+        default="https://api.openweathermap.org/data/2.5",
+        description="URL of the weather service.",
+    )
+    weather_timeout_seconds: Wait = Field(default=5, description="Longest time for an answer, over all attempts.")
+    weather_connect_timeout_seconds: Wait = Field(
+        default=2,
+        description="Longest time to connect to the weather service.",
+    )
+    weather_retry_limit: int = Field(
+        default=2,
+        ge=0,
+        le=1000,
+        description="Number of further attempts after a request has failed.",
+    )
+    weather_retry_seconds: Wait = Field(
+        default=0.2,
+        description="Delay before the second attempt; it doubles with each attempt, with jitter.",
+    )
+    weather_concurrency: Count = Field(
+        default=10,
+        description="Requests of each worker to the weather service at once. Further requests wait for at most half of"
+        " `WEATHER_TIMEOUT_SECONDS`.",
+    )
+    weather_breaker_failures: Count = Field(
+        default=5,
+        description="Consecutive failures after which the circuit breaker stops further requests.",
+    )
+    weather_breaker_seconds: Wait = Field(
+        default=30,
+        description="How long the circuit breaker stops requests; then a single request probes the service.",
+    )
+    weather_cache_seconds: float = Field(
+        default=600,
+        ge=0,
+        le=MAX_LIFETIME_SECONDS,
+        description="How long a cached answer is fresh.",
+    )
+    weather_stale_seconds: float = Field(
+        default=6 * 3600,
+        ge=0,
+        le=MAX_LIFETIME_SECONDS,
+        description="How long after that a stale answer is used when the weather service fails.",
+    )
+    weather_cache_size: Count = Field(default=1000, description="Answers in the cache of each worker.")
+
+    @property
+    def upstream_options(self) -> UpstreamOptions:
+        return UpstreamOptions(
+            timeout_seconds=self.weather_timeout_seconds,
+            connect_timeout_seconds=self.weather_connect_timeout_seconds,
+            retry_limit=self.weather_retry_limit,
+            retry_seconds=self.weather_retry_seconds,
+            concurrency=self.weather_concurrency,
+            breaker_failures=self.weather_breaker_failures,
+            breaker_seconds=self.weather_breaker_seconds,
+        )
 
     @property
     def notes(self) -> list[str]:

@@ -9,7 +9,7 @@ from app.accounts.emails import (
     render_password_reset,
     render_verification,
 )
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.email.message import Renderer
 
 

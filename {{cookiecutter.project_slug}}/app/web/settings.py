@@ -1,22 +1,26 @@
 import re
 from pathlib import Path
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from app.core.config import FeatureSettings
+from app.core.config.base import FeatureSettings
 from app.web.texts import ENGLISH, LOCALES, Texts
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 
 
-class WebSettings(FeatureSettings):
-    web_language: str = "en"
+class WebSettings(FeatureSettings, title="Pages"):
+    web_language: str = Field(
+        default="en",
+        description="Language of the pages: the name of a file in `app/web/locales`. Missing texts fall back to"
+        " English, and `python -m app check` lists them.",
+    )
 
     @field_validator("web_language")
     @classmethod
     def require_texts(cls, value: str) -> str:
         if not LANGUAGE.fullmatch(value) or not _locale(value).exists():
-            raise ValueError("must name a file of app/web/locales")
+            raise ValueError("must be the name of a file in app/web/locales, such as en")
         try:
             Texts(ENGLISH)
         except (OSError, ValueError) as error:

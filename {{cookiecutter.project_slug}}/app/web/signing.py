@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from app.accounts import callers
 from app.accounts.models import Caller, UserRecord
 from app.accounts.sessions import service as sessions
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, release_connection
 from app.core.dependencies import ClientInfoDep, SessionDep
 from app.core.errors import AppError

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts.models import RefreshToken, User, UserSession
 from app.accounts.sessions import service as sessions
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.session import Database, Session
 from app.core.http.request import ClientInfo

@@ -10,7 +10,7 @@ from sqlalchemy import make_url, text
 from app.accounts import one_time_tokens
 from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, open_database
 from app.core.security.hashing import PasswordCheck, PasswordHasher
 from app.core.security.throttling import AttemptCounter

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.commands import deactivate_user, remove_second_factor
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.outbox.models import OutgoingEmail
 from tests.support.accounts import Account, confirmed, create_account

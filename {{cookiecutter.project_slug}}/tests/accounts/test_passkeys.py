@@ -17,7 +17,7 @@ from app.accounts.passkeys.service import MAX_PASSKEYS
 from app.accounts.second_factor import service as second_factor_service
 from app.application import create_app
 from app.core.audit.log import AuditEvent
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.models import utc_now
 from app.core.db.session import Database, open_database

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, SecondFactorFailures
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
 from tests.support.clients import open_client

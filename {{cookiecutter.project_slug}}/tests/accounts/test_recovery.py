@@ -14,7 +14,7 @@ from sqlalchemy import text
 from app.accounts import one_time_tokens
 from app.accounts.emails import EmailKind, Purpose
 from app.application import create_app, email_renderers
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import Database, Session, open_database
 from app.core.security.tokens import hash_opaque_token

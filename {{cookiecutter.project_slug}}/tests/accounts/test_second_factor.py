@@ -17,7 +17,7 @@ from app.accounts.models import SecondFactor
 from app.accounts.second_factor import codes
 from app.accounts.second_factor.service import reencrypt
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import Database, Session
 from app.core.project import read_project

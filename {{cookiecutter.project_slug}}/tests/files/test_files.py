@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from starlette.types import Message
 
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.dependencies import DatabaseDep, SessionDep, StoreDep
 from app.core.errors import NotFoundError

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import REGISTRY
 from pydantic import JsonValue
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.session import Database, Session, open_database
 from app.core.email.message import EmailMessage, QueuedEmail

@@ -13,7 +13,8 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core.config import Environment, Settings
+from app.core.config.base import Environment
+from app.core.config.settings import Settings
 from app.core.db import migrations
 from app.features import SETTINGS
 

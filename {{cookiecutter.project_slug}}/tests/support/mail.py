@@ -17,7 +17,7 @@ from email.policy import default
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from app.application import email_renderers
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.outbox.sender import Sender
 from tests.support.sockets import hold_port

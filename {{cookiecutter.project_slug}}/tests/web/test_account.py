@@ -15,7 +15,7 @@ from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.accounts.models import User
 from app.application import create_app, email_renderers
 from app.core.audit.log import AuditEvent
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.email.message import QueuedEmail
 from app.outbox.models import OutgoingEmail

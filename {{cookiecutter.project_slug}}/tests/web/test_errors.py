@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.errors import ForbiddenError, UnavailableError
 from tests.support.browsing import Browser, open_browser
 from tests.support.databases import make_settings, unreachable_url

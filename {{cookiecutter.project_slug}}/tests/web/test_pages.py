@@ -22,7 +22,8 @@ from app.accounts.models import UserSession
 from app.accounts.scopes import Scope, format_scope, list_allowed
 from app.application import create_app
 from app.core.audit.log import AuditEvent
-from app.core.config import Environment, Settings
+from app.core.config.base import Environment
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.feature import Feature
 from app.core.http.middleware.body_limit import MAX_FORM_BYTES

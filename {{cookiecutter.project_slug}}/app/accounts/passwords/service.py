@@ -2,6 +2,7 @@ from sqlalchemy import bindparam, update
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord
+from app.accounts.password_policy import refuse_unfit_password
 from app.accounts.passwords.schemas import PasswordChange
 from app.accounts.queries import END_SESSIONS, UPDATE_USER, settle_password
 from app.accounts.scopes import format_scope
@@ -11,7 +12,6 @@ from app.accounts.sign_in.service import OpenedSession, narrow_scope
 from app.core.context import Context
 from app.core.db.query import Query
 from app.core.errors import ConflictError
-from app.core.security.breached_passwords import refuse_unfit_password
 from app.core.security.password_strength import refuse_weak_password
 
 # Only while the password is still the one that was verified: two changes at once have one winner.

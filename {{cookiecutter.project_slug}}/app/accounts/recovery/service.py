@@ -11,6 +11,7 @@ from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_message
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
 from app.accounts.one_time_tokens import TokenRecord
+from app.accounts.password_policy import refuse_unfit_password
 from app.accounts.queries import (
     END_SESSIONS,
     HOLD_PASSWORD,
@@ -27,7 +28,6 @@ from app.core.context import Context
 from app.core.db.models import utc_now
 from app.core.db.session import release_connection
 from app.core.errors import ConflictError, UnprocessableError
-from app.core.security.breached_passwords import refuse_unfit_password
 from app.outbox import service as outbox_service
 
 

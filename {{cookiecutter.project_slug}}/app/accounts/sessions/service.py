@@ -8,7 +8,7 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord, UserSession
 from app.accounts.queries import END_SESSIONS
 from app.core.audit.log import Audit
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch
 from app.core.db.session import Session

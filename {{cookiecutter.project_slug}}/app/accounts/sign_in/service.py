@@ -18,7 +18,7 @@ from app.accounts.second_factor.passkeys import INACTIVE_ACCOUNT, INVALID_CHALLE
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch

@@ -9,6 +9,7 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
+from app.accounts.password_policy import refuse_unfit_password
 from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.context import Context
@@ -18,7 +19,6 @@ from app.core.db.session import Session
 from app.core.errors import ConflictError, NotFoundError
 from app.core.http.pagination import PageRequest, PageResult, paginate
 from app.core.http.schemas import changed_fields
-from app.core.security.breached_passwords import refuse_unfit_password
 
 NEWEST = "-created_at"
 

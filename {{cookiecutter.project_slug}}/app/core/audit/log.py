@@ -13,7 +13,7 @@ from sqlalchemy import JSON, Index, Integer, String, bindparam, func, insert, se
 from sqlalchemy.orm import Mapped, mapped_column
 from starlette.background import BackgroundTask
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import APPEND_ONLY, Base, IdMixin, utc_now
 from app.core.db.query import BATCH_SIZE, Command, Query, delete_batch
 from app.core.db.session import Session

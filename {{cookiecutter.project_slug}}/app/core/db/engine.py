@@ -7,7 +7,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule, Exception
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, PoolResetState
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.driver.pool import FairPool
 from app.core.db.driver.statement import is_unusable_after
 

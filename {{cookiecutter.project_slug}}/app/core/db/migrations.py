@@ -13,7 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import func
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.engine import create_owner_engine
 from app.core.db.models import APPEND_ONLY, Base
 from app.core.db.revisions import MigrationsError, alembic_config, read_revisions

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database, Session
 from app.core.errors import first_line
 

@@ -7,7 +7,7 @@ from sqlalchemy import CursorResult, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import Pool
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.driver.autocommit import _pool_of, _run_in_autocommit
 from app.core.db.driver.pool import FairPool
 from app.core.db.driver.statement import Answer, CompiledStatement

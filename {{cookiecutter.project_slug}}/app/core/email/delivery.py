@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPNotSupported, SMTPRecipientsRefused
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from app.core.addresses import refuse_encoded_words, to_ascii_address
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.session import Session
 from app.core.project import ROOT, read_project

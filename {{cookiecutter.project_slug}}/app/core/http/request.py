@@ -7,16 +7,16 @@ from uuid import UUID, uuid4
 
 from fastapi import Request
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 
 if TYPE_CHECKING:
     from app.core.db.session import Database
-    from app.core.http_client import LazyHttpClient
     from app.core.process.lifecycle import ShutdownFlag
     from app.core.security.encryption import SecretBox
     from app.core.security.hashing import PasswordHasher
     from app.core.security.tokens import TokenSigner
     from app.core.storage.objects import ObjectStore
+    from app.core.upstream.http_client import LazyHttpClient
 
 # RFC 9110 §9.2.1: they change nothing.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

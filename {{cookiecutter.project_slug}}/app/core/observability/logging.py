@@ -7,7 +7,7 @@ import structlog
 from asgi_correlation_id import correlation_id
 from structlog.typing import EventDict, WrappedLogger
 
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 
 
 def add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

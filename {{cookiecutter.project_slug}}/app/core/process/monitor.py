@@ -17,7 +17,8 @@ from types import FrameType
 
 import structlog
 
-from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
+from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.observability.logging import configure_logging
 from app.core.process.lifecycle import is_alive, record_start_time
 from app.core.process.sockets import BACKLOG, FIRST_INHERITED_FD, listen, systemd_socket_families

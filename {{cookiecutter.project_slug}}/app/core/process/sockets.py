@@ -3,7 +3,7 @@ import socket
 from collections.abc import Collection
 from functools import cache
 
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 from app.core.hosts import bracket, map_proxies
 
 FIRST_INHERITED_FD = 3

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import uvicorn
 
-from app.core.config import EXIT_CANNOT_START, Settings, load_settings_or_exit
+from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
+from app.core.config.settings import Settings
 from app.core.observability.logging import logging_config
 from app.core.process.draining import DrainingServer
 from app.core.process.lifecycle import exit_with_parent

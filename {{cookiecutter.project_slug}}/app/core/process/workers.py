@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.cgroups import CGROUPS, OWN_CGROUPS, cpu_quota, memory_limit, usable_cpus
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 
 # The most that one took in minutes of reads, writes and sign-ins under start.sh; idle it takes 120 MiB.
 WORKER_MEMORY_BYTES = 160 * 1024 * 1024

@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 from passlib.context import CryptContext
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.errors import UnavailableError
 from app.core.security.password_strength import normalize_password
 

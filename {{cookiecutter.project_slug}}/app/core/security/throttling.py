@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Double, String, bindparam, delete, literal_column, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.models import Base
 from app.core.db.query import Command, Query, columns, delete_batch
 from app.core.db.session import Database, Session

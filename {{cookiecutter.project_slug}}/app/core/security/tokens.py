@@ -11,7 +11,7 @@ from jose import jwk, jwt
 from jose.exceptions import JOSEError
 from pydantic import BaseModel, ConfigDict
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.errors import UnauthorizedError
 from app.core.project import read_project
 

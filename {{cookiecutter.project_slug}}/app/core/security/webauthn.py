@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.hosts import normalize_origin
 from app.core.project import read_project
 

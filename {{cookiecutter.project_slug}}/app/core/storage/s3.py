@@ -10,7 +10,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.storage.objects import CHUNK_BYTES, object_path, run_blocking
 
 if TYPE_CHECKING:

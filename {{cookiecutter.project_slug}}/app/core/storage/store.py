@@ -1,4 +1,4 @@
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.errors import UnavailableError
 from app.core.storage.folder import FolderStore
 from app.core.storage.objects import ObjectStore

@@ -8,9 +8,12 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 from sqlalchemy import make_url
 
-from app.core.config import ConfigurationError, FeatureSettings, Settings, env_names, load_settings
+from app.core.config.base import FeatureSettings
+from app.core.config.load import ConfigurationError, env_names, load_settings
+from app.core.config.settings import Settings
 from app.core.project import ROOT
 from app.features import SETTINGS
+from scripts.document_settings import render_documents
 from tests.support.databases import make_settings
 
 GOOD_SECRET = "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e"
@@ -26,7 +29,7 @@ PRODUCTION = {
 
 class PetSettings(FeatureSettings):
     pet_shop_key: SecretStr
-    pet_limit: int = 3
+    pet_limit: int = Field(default=3, ge=0, le=100, description="Number of pets.")
     pet_names: list[str] = Field(default_factory=list)
 
     @property
@@ -41,9 +44,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kinds: tuple[type[BaseSettings], ...] = (*ALL_SETTINGS, PetSettings)
     for kind in kinds:
         monkeypatch.setitem(kind.model_config, "env_file", None)
-    monkeypatch.setattr("app.core.config.SECRETS_DIR", tmp_path / "secrets")
+    monkeypatch.setattr("app.core.config.load.SECRETS_DIR", tmp_path / "secrets")
     # The rules are those of both databases; only one driver is installed.
-    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
+    monkeypatch.setattr("app.core.config.database_url.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
 
 
 def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
@@ -387,7 +390,9 @@ def test_a_url_of_no_database_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "no_such_module", "sqlite": "no_such_module"})
+    monkeypatch.setattr(
+        "app.core.config.database_url.DRIVER_MODULES", {"postgresql": "no_such_module", "sqlite": "no_such_module"}
+    )
 
     for problem in (
         refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE),
@@ -466,7 +471,8 @@ def test_a_name_without_a_host_is_a_file(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_name_that_is_no_path_needs_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_NAME="app") == [
-        "DATABASE_NAME: is no file's path (SQLite), and there is no DATABASE_HOST (PostgreSQL)"
+        "DATABASE_NAME: is not a file path, and DATABASE_HOST is not set: set DATABASE_HOST (PostgreSQL), "
+        "or write the path of a file (SQLite)"
     ]
 
 
@@ -553,44 +559,44 @@ def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest
     assert "hunter2" not in str(refusal.value)
 
 
-NAME = "[A-Z][A-Z0-9_]*"
-
-
 def test_no_two_features_read_the_same_setting() -> None:
     names = env_names(*ALL_SETTINGS)
 
     assert [name for name in names if names.count(name) > 1] == [], "give it to one, or prefix it with the feature"
 
 
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [(".env.example", rf"(?m)^(?:# )?({NAME})="), ("README.md", rf"(?m)^\| `({NAME})` \|")],
-    ids=[".env.example", "README.md"],
-)
-def test_every_setting_is_in_the_example_and_in_the_readme(file: str, line: str) -> None:
-    documented = set(re.findall(line, (ROOT / file).read_text()))
-
-    assert set(env_names(*ALL_SETTINGS)) - documented == set(), f"add these to {file}"
-    assert documented - set(env_names(*ALL_SETTINGS)) == set(), f"no settings: remove these from {file}"
+def test_the_documents_of_the_settings_are_up_to_date() -> None:
+    for name, text in render_documents().items():
+        assert (ROOT / name).read_text() == text, f"{name} is out of date: run `make docs`"
 
 
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [(".env.example", f"(?m)^# ({NAME})=(.+)$"), ("README.md", rf"(?m)^\| `({NAME})` \| `([^`]+)` \|")],
-    ids=[".env.example", "README.md"],
-)
-def test_the_defaults_in_the_example_and_in_the_readme_are_true(file: str, line: str) -> None:
-    documented = dict(re.findall(line, (ROOT / file).read_text()))
-
+def test_every_setting_has_a_description() -> None:
     fields = [field for kind in ALL_SETTINGS for field in kind.model_fields.items()]
-    defaults = {name.upper(): show(field.get_default(call_default_factory=True)) for name, field in fields}
-    assert {name: defaults.get(name) for name in documented} == documented, f"correct {file}"
+
+    assert [name for name, field in fields if not (field.description or "").endswith(".")] == []
 
 
-def show(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return ",".join(map(show, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def test_the_documents_follow_the_settings_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def document(*kinds: type[FeatureSettings]) -> str:
+        monkeypatch.setattr("scripts.document_settings.SETTINGS", kinds)
+        written = render_documents()
+        for name, text in written.items():
+            (tmp_path / name).write_text(text)
+        return "".join(written.values())
+
+    for name in render_documents():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (ROOT / name).read_text()
+        (tmp_path / name).write_text(text.replace("\n| `PORT` |", "\n| `PET_LIMIT` |\n| `PORT` |"))
+    monkeypatch.setattr("scripts.document_settings.ROOT", tmp_path)
+
+    added = document(PetSettings)
+    assert "\n## Pet\n\n" in added
+    assert "| `PET_LIMIT` | `3` | integer, 0 to 100 | Number of pets. |\n" in added
+    assert "| `PET_LIMIT` | `3` | Number of pets. |\n" in added
+    assert "\n\n# --- Pet\n# PET_SHOP_KEY=\n# PET_LIMIT=3\n# PET_NAMES=\n" in added
+    assert document(PetSettings) == added
+    assert "PET_" not in document()
 
 
 def test_a_misspelt_setting_is_refused_in_tests() -> None:

@@ -15,7 +15,9 @@ from pydantic_settings import BaseSettings
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.application import create_app
-from app.core.config import ConfigurationError, ServerSettings, Settings, env_names, load_settings
+from app.core.config.load import ConfigurationError, env_names, load_settings
+from app.core.config.server import ServerSettings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.observability.logging import logging_config
 from app.core.process.sockets import bind_address, trusted_proxies
@@ -174,8 +176,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     for kind in KINDS:
         monkeypatch.setitem(kind.model_config, "env_file", None)
-    monkeypatch.setattr("app.core.config.SECRETS_DIR", tmp_path / "secrets")
-    monkeypatch.setattr("app.core.config.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
+    monkeypatch.setattr("app.core.config.load.SECRETS_DIR", tmp_path / "secrets")
+    monkeypatch.setattr("app.core.config.database_url.DRIVER_MODULES", {"postgresql": "json", "sqlite": "json"})
 
 
 def list_accepted(name: str) -> list[Any]:

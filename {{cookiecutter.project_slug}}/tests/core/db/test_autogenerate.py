@@ -53,7 +53,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.accounts.models import User, UserSession
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db import autogenerate, migrations
 from app.core.db.autogenerate import next_revision
 from app.core.db.engine import create_owner_engine

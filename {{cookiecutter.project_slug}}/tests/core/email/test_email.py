@@ -17,7 +17,7 @@ import pytest
 from aiosmtplib import SMTPException
 
 from app.core.addresses import to_ascii_address
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.email import message as core_email
 from app.core.email.delivery import deliver
 from app.core.email.message import MAX_WORD_BYTES, EmailMessage, RefusedEmailError, compose, render_email

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.accounts.dependencies import CurrentCaller
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.http.middleware.request_check import MAX_TARGET_BYTES, RequestCheckMiddleware
 from app.core.http.parsing import MAX_FIELDS

@@ -15,7 +15,7 @@ ESCAPE = "\x1b"
 # A line of the service, one that uvicorn sends a second time in colors, one of a library, and a traceback.
 LINES = """
 import logging, structlog
-from app.core.config import ServerSettings
+from app.core.config.server import ServerSettings
 from app.core.logging import configure_logging
 
 configure_logging(ServerSettings(_env_file=None, log_format="console"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.config import EXIT_CANNOT_START
+from app.core.config.load import EXIT_CANNOT_START
 from app.core.process.monitor import WorkerMonitor
 from app.core.process.worker import make_config
 from tests.support.databases import make_settings

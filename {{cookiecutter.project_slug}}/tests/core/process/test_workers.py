@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from app.core.cgroups import cpu_quota, memory_limit
-from app.core.config import ServerSettings, env_names
+from app.core.config.load import env_names
+from app.core.config.server import ServerSettings
 from app.core.process.sockets import bind_address, trusted_proxies
 from app.core.process.workers import WORKER_MEMORY_BYTES, worker_count
 

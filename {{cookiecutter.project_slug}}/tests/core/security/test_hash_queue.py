@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.errors import UnavailableError
 from app.core.security.hashing import PasswordHasher

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from app.application import create_app
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.errors import TooManyRequestsError
 from app.core.security.hashing import PasswordCheck, PasswordHasher

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from uuid_utils.compat import uuid7
 
-from app.core.config import Settings
+from app.core.config.settings import Settings
 from app.core.errors import UnavailableError
 from app.core.project import ROOT
 from app.core.storage.folder import FolderStore
@@ -32,7 +32,7 @@ KINDS = ["folder", "s3"] if "TEST_S3_ENDPOINT" in os.environ else ["folder"]
 SCRIPT = """
 import asyncio, os, sys
 from uuid import UUID
-from app.core.config import load_settings
+from app.core.config.load import load_settings
 from app.core.storage import create_store
 
 async def chunks(deadly):

@@ -1,0 +1,22 @@
+from app.core.context import Context
+from app.core.db.session import release_connection
+from app.core.errors import UnprocessableError
+from app.core.security.breached_passwords import is_breached
+from app.core.security.password_strength import refuse_weak_password
+
+
+async def refuse_unfit_password(ctx: Context, password: str, *own: str) -> None:
+    """Raise UnprocessableError if the password is weak or, where BREACHED_PASSWORDS_URL is set, known from a breach.
+
+    Call it before any change: it commits, to release the database connection.
+    """
+    await refuse_weak_password(password, *own)
+    url = ctx.settings.breached_passwords_url
+    if url is None or ctx.http is None:
+        return
+    # The other service may be slow; meanwhile this request holds no connection and no lock.
+    await release_connection(ctx.session)
+    if await is_breached(ctx.http, url, password):
+        raise UnprocessableError(
+            "This password is known from a breach of another service. Choose another one.", code="password-breached"
+        )

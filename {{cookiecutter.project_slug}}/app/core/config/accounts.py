@@ -1,0 +1,97 @@
+from pydantic import Field, ValidationInfo, field_validator
+
+from app.core.addresses import WebUrl
+from app.core.config.base import (
+    DAY_SECONDS,
+    MAX_LIFETIME_SECONDS,
+    MAX_WAIT_SECONDS,
+    Count,
+    GeneralSettings,
+    Lifetime,
+    is_deployed,
+)
+
+
+class AccountSettings(GeneralSettings, title="Accounts"):
+    registration_open: bool = Field(default=True, description="Whether anybody may sign up.")
+    email_verification_required: bool = Field(
+        default=False,
+        description="Whether users must verify their address before they can sign in. Sign-up then answers the same for"
+        " new and taken addresses, and sign-in before the verification answers as for a wrong password. Of several"
+        " sign-ups with one address, the one whose code and password are confirmed counts.",
+    )
+    account_pages_url: WebUrl | None = Field(
+        default=None,
+        description="URL of your application's account pages; e-mails link to them as `/verify-email#token=...`."
+        " Unset: e-mails link to the pages of this service if it has any, and otherwise show a code to enter.",
+    )
+    access_token_lifetime_seconds: Lifetime = Field(default=15 * 60, description="Lifetime of an access token.")
+    refresh_token_lifetime_seconds: Lifetime = Field(
+        default=30 * DAY_SECONDS,
+        description="Lifetime of a refresh token: a session ends if it is not refreshed for this long.",
+    )
+    session_max_lifetime_seconds: Lifetime | None = Field(
+        default=None,
+        description="Longest lifetime of a session, however often it is refreshed. Existing sessions get a new value at"
+        " their next refresh. Unset: no limit.",
+    )
+    refresh_reuse_grace_seconds: int = Field(
+        default=5,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="How long a used refresh token may be presented again. Later, it counts as stolen and ends its"
+        " session.",
+    )
+    auth_cache_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="How long a worker may use cached data of the caller for a `GET` request. 0: each request checks in"
+        " the database that the session and the account still exist.",
+    )
+    max_sessions_per_user: Count = Field(
+        default=20,
+        description="Sessions of one user. A further sign-in ends the least recently used one.",
+    )
+    admin_second_factor_required: bool = Field(
+        default=False,
+        description="Whether only administrators with a second factor get the scope `admin`. Other sessions lose the"
+        " scope at the next refresh or change of the password.",
+    )
+    throttling: bool = Field(
+        default=True,
+        description="Whether sign-ins and other guesses are rate-limited, across all workers and hosts.",
+    )
+    throttle_account_attempts: Count = Field(
+        default=5,
+        description="Attempts at one account without a delay; the delay doubles with each further attempt.",
+    )
+    throttle_address_attempts: Count = Field(
+        default=50,
+        description="Attempts and sign-ups from one client address, over all accounts, without a delay.",
+    )
+    throttle_max_delay_seconds: Lifetime = Field(default=15 * 60, description="Longest delay between two attempts.")
+    throttle_memory_seconds: Lifetime = Field(
+        default=3600,
+        description="Counters are reset after this long without attempts.",
+    )
+    audit_log_lifetime_seconds: int = Field(
+        default=365 * DAY_SECONDS,
+        # A trigger refuses to delete younger events (migration of audit_events).
+        ge=DAY_SECONDS,
+        le=10 * MAX_LIFETIME_SECONDS,
+        description="Security events older than this are deleted.",
+    )
+    purge_interval_seconds: int = Field(
+        default=3600,
+        ge=0,
+        le=MAX_LIFETIME_SECONDS,
+        description="How often each worker deletes expired data. 0: only `python -m app purge` does.",
+    )
+
+    @field_validator("email_verification_required")
+    @classmethod
+    def require_mail_server(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("smtp_host") and is_deployed(info):
+            raise ValueError("needs a mail server: set SMTP_HOST")
+        return value

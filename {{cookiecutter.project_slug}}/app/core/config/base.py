@@ -1,0 +1,145 @@
+"""What all settings share: where they are read from, their types and bounds."""
+
+import json
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.core.hosts import check_url, normalize_host
+from app.core.project import ROOT
+
+DAY_SECONDS = 24 * 3600
+# A day in milliseconds fits into 32 bits, the width of the drivers' timeouts.
+MAX_WAIT_SECONDS = DAY_SECONDS
+MIN_WAIT_SECONDS = 0.001
+# Ten years in seconds fit into 32 bits, the width of a cookie's Max-Age, and into datetime's range.
+MAX_LIFETIME_SECONDS = 10 * 365 * DAY_SECONDS
+MAX_COUNT = 1_000_000
+MAX_PORT = 65535
+# File system limits of a name and a path.
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 1023
+
+
+class Environment(StrEnum):
+    LOCAL = "local"
+    TEST = "test"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+    @property
+    def is_deployed(self) -> bool:
+        return self in {Environment.STAGING, Environment.PRODUCTION}
+
+
+def _split_list(value: object) -> object:
+    """Read `a, b` or, where a value has a comma, a JSON array."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError("is not valid JSON: write a JSON array, or separate the values with commas") from error
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def check_path(path: Path) -> Path:
+    """Raise ValueError for a path longer than file systems allow."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+        raise ValueError(f"must be a path of at most {MAX_PATH_BYTES} bytes, {MAX_NAME_BYTES} for each name")
+    return path
+
+
+def check_folder(path: Path) -> Path:
+    if os.path.isfile(path):
+        raise ValueError("must be a folder, but is the path of a file")
+    return check_path(path)
+
+
+# Bounded types for settings, also for those of features.
+StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
+Host = Annotated[str, AfterValidator(normalize_host), Field(json_schema_extra={"format": "hostname"})]
+Url = Annotated[str, AfterValidator(check_url), Field(json_schema_extra={"format": "uri"})]
+Folder = Annotated[Path, AfterValidator(check_folder)]
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+# Durations in seconds: Wait and WholeWait for timeouts, Lifetime for tokens and cookies.
+Wait = Annotated[float, Field(ge=MIN_WAIT_SECONDS, le=MAX_WAIT_SECONDS)]
+WholeWait = Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)]
+Lifetime = Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS)]
+
+
+def read_env_file(file: Path) -> dict[str, str | None]:
+    """Return the values of a `.env` literally: `${NAME}` in a password is not expanded."""
+    return dotenv_values(file, encoding="utf-8", interpolate=False)
+
+
+class _DotEnvSource(DotEnvSettingsSource):
+    # pydantic-settings has no option for it, and python-dotenv would interpolate even in single quotes.
+    def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in read_env_file(file_path).items() if value}
+
+
+class Configuration(BaseSettings):
+    """Reads the environment, then `.env`, then the files in /run/secrets."""
+
+    model_config = SettingsConfigDict(
+        env_file=ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)  # noqa: S101  # pydantic-settings made it: for the type checker
+        own = _DotEnvSource(settings_cls, env_file=dotenv_settings.env_file)
+        return init_settings, env_settings, own, file_secret_settings
+
+
+class FeatureSettings(Configuration):
+    """Base class of a feature's own settings; read them with `settings.of(MySettings)`."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Warnings about a valid configuration."""
+        return []
+
+
+# The parts of `Settings` have field validators and no model validators: all of them run, so that one start reports
+# every problem. A validator sees the fields that are validated before its own.
+class GeneralSettings(Configuration):
+    environment: Environment = Field(
+        default=Environment.LOCAL,
+        description="Where the service runs. `staging` and `production` refuse values that are only safe in"
+        " development.",
+    )
+
+
+def is_deployed(info: ValidationInfo) -> bool:
+    # An invalid ENVIRONMENT counts as the strictest one.
+    environment: Environment = info.data.get("environment", Environment.PRODUCTION)
+    return environment.is_deployed

@@ -1,0 +1,67 @@
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from app.core.addresses import SenderAddress
+from app.core.config.base import Folder, GeneralSettings, Host, Port, Wait, is_deployed
+
+
+class EmailSettings(GeneralSettings, title="E-mail"):
+    smtp_host: Host | None = Field(
+        default=None,
+        description="Mail server. Unset: messages become files in `EMAIL_FOLDER` (local and test), or routes that need"
+        " e-mail answer 503.",
+    )
+    smtp_port: Port = Field(default=587, description="Port of the mail server.")
+    smtp_user: str | None = Field(default=None, description="User that signs in to the mail server. Unset: no sign-in.")
+    smtp_password: SecretStr | None = Field(default=None, description="Password of `SMTP_USER`.")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls",
+        description="Encryption of the connection to the mail server. `tls` mostly needs port 465.",
+    )
+    smtp_timeout_seconds: Wait = Field(default=30, description="Longest time for an attempt to send a message.")
+    email_from: SenderAddress | None = Field(
+        default=None,
+        description="Sender of the messages; ASCII characters before the @. Must be set together with `SMTP_HOST` in"
+        " staging and production.",
+    )
+    email_folder: Folder = Field(
+        default=Path("mail"),
+        description="Folder that messages are written to, as files, if `SMTP_HOST` is not set.",
+    )
+    email_retry_limit: int = Field(
+        default=20,
+        ge=0,
+        le=1000,
+        description="Number of further attempts after a message could not be sent.",
+    )
+    email_retry_seconds: Wait = Field(
+        default=10,
+        description="Delay before the second attempt; it doubles with each attempt.",
+    )
+    email_retry_max_seconds: Wait = Field(default=3600, description="Longest delay between two attempts.")
+    outbox_poll_seconds: Wait = Field(
+        default=5,
+        description="How often each worker looks for messages of other workers. It sends its own messages at once.",
+    )
+
+    @field_validator("smtp_security")
+    @classmethod
+    def refuse_open_password(cls, value: str, info: ValidationInfo) -> str:
+        is_local = info.data.get("smtp_host") in {"localhost", "127.0.0.1", "::1"}
+        if value == "none" and info.data.get("smtp_password") and is_deployed(info) and not is_local:
+            raise ValueError("would send SMTP_PASSWORD unencrypted: use starttls or tls")
+        return value
+
+    @field_validator("email_from")
+    @classmethod
+    def require_sender(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("smtp_host") and is_deployed(info):
+            raise ValueError("must be set together with SMTP_HOST: the address that messages come from")
+        return value
+
+    @property
+    def sends_mail(self) -> bool:
+        """Whether messages can be sent: deployed, only with a mail server; elsewhere they may become files."""
+        return self.smtp_host is not None or not self.environment.is_deployed

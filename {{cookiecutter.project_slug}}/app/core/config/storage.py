@@ -1,0 +1,92 @@
+import re
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from app.core.config.base import Folder, GeneralSettings, Url, is_deployed
+from app.core.project import ROOT
+
+LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
+REGION_NAME = re.compile(r"[A-Za-z0-9_-]+")
+# The Authorization header of S3 separates its parts with slashes and commas.
+ACCESS_KEY_ID = re.compile(r"[!-+.0-~-]+")
+BUCKET_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+class StorageSettings(GeneralSettings, title="Files"):
+    storage_folder: Folder | None = Field(
+        default=None,
+        description="Folder of the stored files; all instances must share it. Unset: `data/files` (local and test),"
+        " or routes that store files answer 503.",
+    )
+    storage_s3_bucket: str | None = Field(
+        default=None,
+        description="Bucket of AWS S3 or a compatible store, which holds the files instead of `STORAGE_FOLDER`.",
+    )
+    storage_s3_endpoint: Url | None = Field(
+        default=None,
+        description="URL of a compatible store such as MinIO or SeaweedFS. Unset: AWS.",
+    )
+    storage_s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    storage_s3_access_key_id: str | None = Field(
+        default=None,
+        description="Access key of the bucket. Unset: the machine's role on AWS.",
+    )
+    storage_s3_secret_access_key: SecretStr | None = Field(
+        default=None,
+        description="Secret that belongs to `STORAGE_S3_ACCESS_KEY_ID`.",
+    )
+
+    @field_validator("storage_folder")
+    @classmethod
+    def require_absolute_folder(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not value.is_absolute() and is_deployed(info):
+            raise ValueError("must be an absolute path: a folder inside a release is deleted together with it")
+        return value
+
+    @field_validator("storage_s3_bucket")
+    @classmethod
+    def check_bucket(cls, value: str | None) -> str | None:
+        if value is not None and not BUCKET_NAME.fullmatch(value):
+            raise ValueError("must have 3 to 63 lower-case letters, digits, dots and hyphens")
+        return value
+
+    @field_validator("storage_s3_region")
+    @classmethod
+    def check_region(cls, value: str) -> str:
+        if not REGION_NAME.fullmatch(value):
+            raise ValueError("must be a name such as us-east-1, of letters, digits, hyphens and underscores")
+        return value
+
+    @field_validator("storage_s3_access_key_id")
+    @classmethod
+    def check_key_id(cls, value: str | None) -> str | None:
+        if value is not None and not ACCESS_KEY_ID.fullmatch(value):
+            raise ValueError("must be letters, digits and punctuation, without a space, a slash or a comma")
+        return value
+
+    @field_validator("storage_s3_endpoint", "storage_s3_access_key_id")
+    @classmethod
+    def require_bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("storage_s3_bucket", "invalid") is None:
+            raise ValueError("has no effect without a bucket: set STORAGE_S3_BUCKET")
+        return value
+
+    @field_validator("storage_s3_secret_access_key")
+    @classmethod
+    def require_whole_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        key_id = info.data.get("storage_s3_access_key_id", "invalid")
+        if key_id != "invalid" and (value is None) != (key_id is None):
+            raise ValueError("must be set together with STORAGE_S3_ACCESS_KEY_ID")
+        return value
+
+    @property
+    def files_folder(self) -> Path | None:
+        """Where files are stored, unless it is in a bucket; deployed, there is no default."""
+        if self.storage_folder is not None:
+            return ROOT / self.storage_folder
+        return None if self.environment.is_deployed else LOCAL_STORAGE_FOLDER
+
+    @property
+    def stores_files(self) -> bool:
+        return self.storage_s3_bucket is not None or self.files_folder is not None
