@@ -1,5 +1,6 @@
 """docs/security.md of the service: its references exist, and it answers levels 1 and 2 of OWASP ASVS 5.0."""
 
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from jinja2 import FileSystemLoader
 from tests.support.projects import Bake
 from tests.support.template import CHOICES, ROOT, SERVICE, is_chosen, read_sources
 
-DOCUMENTS = ("docs/security.md", "README.md", "docs/operations.md", "docs/settings.md")
+PAGE = "docs/security.md"
 STATES = {"met", "operator", "not met", "n/a"}
 # The level of each requirement, in order: V1.1 has two requirements of level 2. The page leaves level 3 out.
 LEVELS = {
@@ -47,7 +48,6 @@ REQUIREMENTS = {
 class Rendered:
     page: str
     readme: str
-    operations: str
     settings: str
     # File name to source.
     files: dict[str, str]
@@ -59,16 +59,16 @@ def rendered(bake: Bake) -> list[Rendered]:
     project = bake()
     environment = create_env_with_context({"cookiecutter": project.answers})
     environment.loader = FileSystemLoader(ROOT / SERVICE)
-    documents = [environment.get_template(name) for name in DOCUMENTS]
+    documents = [environment.get_template(name) for name in (PAGE, "README.md", "docs/settings.md")]
     sources = {name: content.decode(errors="replace") for name, content in read_sources(ROOT).items()}
-    options = [option for option in CHOICES if f"cookiecutter.{option}" in sources[DOCUMENTS[0]]]
+    options = [option for option in CHOICES if f"cookiecutter.{option}" in sources[PAGE]]
 
     def render() -> Iterator[Rendered]:
         for choices in product(*(CHOICES[option] for option in options)):
             answers = project.answers | dict(zip(options, choices, strict=True))
             files = {name: text for name, text in sources.items() if is_chosen(name, answers)}
-            page, readme, operations, settings = (document.render(cookiecutter=answers) for document in documents)
-            yield Rendered(page, readme, operations, settings, files)
+            page, readme, settings = (document.render(cookiecutter=answers) for document in documents)
+            yield Rendered(page, readme, settings, files)
 
     return list(render())
 
@@ -121,14 +121,9 @@ def test_every_setting_and_command_that_the_page_names_is_documented(rendered: l
 def test_links_of_the_page_resolve(rendered: list[Rendered]) -> None:
     for each in rendered:
         assert "](docs/security.md)" in each.readme
-        for target in re.findall(r"\]\((?!https:)([^)]+)\)", each.page):
-            assert (ROOT / SERVICE / "docs" / target).is_file(), target
-        headings = {
-            line.lstrip("# ")
-            for text in (each.page, each.readme, each.operations)
-            for line in text.splitlines()
-            if line.startswith("#")
-        }
+        for target in re.findall(r"\]\((?!https:)([^)#]+)(?:#[^)]*)?\)", each.page):
+            assert posixpath.normpath(f"docs/{target}") in each.files, target
+        headings = {line.lstrip("# ") for line in each.page.splitlines() if line.startswith("#")}
         sections = set(re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", each.page))
         assert sections
         assert sections <= headings

@@ -1,4 +1,4 @@
-"""The service behind a real pgbouncer with two connections, set up as docs/operations.md describes."""
+"""The service behind a real pgbouncer with two connections, set up as docs/postgresql.md describes."""
 
 import os
 import re
@@ -100,7 +100,7 @@ def answers(url: str) -> bool:
 
 
 def follow_the_manual(database: Database) -> None:
-    (section,) = re.findall(r"(?ms)^## A pooler$(.*?)^## ", database.project.read("docs/operations.md"))
+    (section,) = re.findall(r"(?ms)^## A pooler$(.*)", database.project.read("docs/postgresql.md"))
     (statements,) = re.findall(r"(?ms)^```sql\n(.*?)^```", section)
     with psycopg.connect(database.url, autocommit=True) as connection:
         for statement in statements.replace("ROLE service", "ROLE postgres").splitlines():

@@ -131,10 +131,11 @@ class ServiceTests:
         project = bake(database=self.database)
         subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
         path = [str(project.path / ".venv" / "bin"), str(tmp_path / "bin"), person_environment()["PATH"]]
-        readme = project.read("README.md")
-        blocks = "".join(re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```", readme)).splitlines()
+        # The README last: one of its commands removes the development tools.
+        text = project.read("docs/features.md") + project.read("README.md")
+        blocks = "".join(re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```", text)).splitlines()
 
-        for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", readme)]:
+        for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", text)]:
             command = line.partition(" #")[0].strip()
             # `make` starts a database; other commands get one here.
             # `copy` and `set` are commands of Windows; `set` has no effect here.
@@ -174,7 +175,7 @@ def replace(path: Path, *replacements: tuple[str, str]) -> None:
 
 
 def add_notes(project: BakedProject) -> None:
-    """Add a feature as the README describes, by copying the sample."""
+    """Add a feature as docs/features.md describes, by copying the sample."""
     renamed = (("todo", "note"), ("Todo", "Note"))
     shutil.copytree(project.path / "app" / "todos", project.path / "app" / "notes")
     tests = project.path / "tests" / "notes"
@@ -192,21 +193,25 @@ def add_notes(project: BakedProject) -> None:
         (r"(?m)^    todos,$", "    todos,\n    notes,"),
     )
     replace(project.path / "pyproject.toml", (r"\((app\.)?todos\)", r"\g<0> | \1notes"))
+    errors = project.path / "docs" / "errors.md"
+    codes = re.sub(r"(?m)^(\| `)todo(-.*\n)", r"\g<0>\1note\2", errors.read_text(encoding="utf-8"))
+    errors.write_text(codes, encoding="utf-8")
     project.run(["make", "migrate", "m=add notes"])
     # The new names change the order of the imports.
     project.run(["make", "fix"])
 
 
 def list_removal(project: BakedProject) -> list[str]:
-    """Return the commands in the README's steps for removing a feature."""
-    section = project.read("README.md").partition("\nTo remove a feature")[2].partition("\nNever delete a migration")[0]
+    """Return the commands in the steps of docs/features.md for removing a feature."""
+    section = project.read("docs/features.md").partition("\n## Remove a feature\n")[2]
+    section = section.partition("\nNever delete a migration")[0]
     steps = re.findall(r"(?m)^\d+\. (.*)$", section)
     assert len(steps) > 5
     return [command for step in steps for command in re.findall(r"`((?:make|rm|sed) [^`]+)`", step)]
 
 
 def remove_routes(project: BakedProject) -> None:
-    """Remove the routes but not the tables, as the README describes for the first of two releases."""
+    """Remove the routes but not the tables, as docs/features.md describes for the first of two releases."""
     for sample in ("todos", "projects"):
         replace(
             project.path / "app" / sample / "feature.py",
@@ -246,7 +251,7 @@ def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="class")
 def outputs(used: BakedProject) -> dict[str, str]:
-    """Remove the samples by the README's commands, and return the output of each command."""
+    """Remove the samples by the commands of docs/features.md, and return the output of each command."""
     return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
 
 

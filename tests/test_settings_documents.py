@@ -1,5 +1,6 @@
 """The documents of the settings say in each baked project what its own `make docs` would write."""
 
+import re
 import sys
 
 import pytest
@@ -20,5 +21,7 @@ def test_documents_of_the_settings_are_up_to_date(
     project.run([sys.executable, "-m", "scripts.document_settings"], PYTHONDONTWRITEBYTECODE="1")
 
     assert project.list_texts() == before
+    for name in ("docs/settings.md", ".env.example"):
+        assert re.findall(r".+\n(?:## |# --- ).+", project.read(name)) == [], "a section needs a blank line before it"
     assert ("| `WEATHER_API_KEY` |" in project.read("README.md")) == (weather_example == "yes")
     assert ("| `WEB_LANGUAGE` |" in project.read("docs/settings.md")) == (web_pages == "yes")

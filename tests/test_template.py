@@ -59,6 +59,16 @@ def test_every_command_of_the_documents_is_run() -> None:
             assert command in (ROOT / RUN_BY[command]).read_text(encoding="utf-8")
 
 
+def test_every_page_of_the_manual_with_commands_is_followed_by_a_test() -> None:
+    pages = (ROOT / SERVICE / "docs").glob("*.md")
+    with_commands = {
+        page.name for page in pages if re.search("(?m)^```(?:sh|console)$", page.read_text(encoding="utf-8"))
+    }
+
+    # By tests/docker, test_service.py and tests/vm.
+    assert with_commands == {"containers.md", "developing.md", "server.md"}
+
+
 def test_links_of_the_documents_resolve() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):

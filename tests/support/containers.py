@@ -296,14 +296,13 @@ def load(stack: Stack, headers: dict[str, str]) -> Iterator[Load]:
 
 
 def read_manual_text(project: BakedProject) -> str:
-    """Return the part of docs/operations.md about containers."""
-    part = project.read("docs/operations.md").partition("\n## In containers\n")[2]
-    return part.partition("\n## ")[0]
+    """Return the manual's page on containers."""
+    return project.read("docs/containers.md")
 
 
 def read_manual(project: BakedProject) -> dict[str, list[str]]:
-    """Return the blocks of commands in that part, by heading."""
-    sections = dict(section.split("\n", 1) for section in re.split(r"(?m)^### ", read_manual_text(project))[1:])
+    """Return the blocks of commands on that page, by heading."""
+    sections = dict(section.split("\n", 1) for section in re.split(r"(?m)^## ", read_manual_text(project))[1:])
     return {heading: re.findall(r"(?ms)^```sh\n(.*?)^```", text) for heading, text in sections.items()}
 
 

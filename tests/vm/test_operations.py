@@ -123,8 +123,8 @@ def test_full_log_disk_stops_no_request(server: Server, token: str) -> None:
 
 
 @pytest.mark.servers("postgresql")
-def test_every_command_of_the_operations_document_works(server: Server, token: str) -> None:
-    document = server.project.read("docs/operations.md")
+def test_every_command_of_the_page_about_servers_works(server: Server, token: str) -> None:
+    document = server.project.read("docs/server.md")
     commands = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", document)).splitlines()
     commands += re.findall(r"`(systemctl [^`]+)`", document)
     server.machine.run(f"systemctl start {server.slug}-backup.service")

@@ -27,9 +27,13 @@ class Setting:
     values: str
     meaning: str
 
+    @property
+    def cells(self) -> str:
+        return f"| `{self.name}` | `{self.default}` |" if self.default else f"| `{self.name}` | |"
+
 
 def list_settings() -> dict[str, list[Setting]]:
-    """Return the settings by the title of their class, in the order of validation."""
+    """Return the settings by the title of their class."""
     groups: dict[str, list[Setting]] = {}
     documented: set[str] = set()
     for kind in (*reversed(Settings.__mro__), *SETTINGS):
@@ -39,7 +43,7 @@ def list_settings() -> dict[str, list[Setting]]:
         names = [name for name in kind.model_fields if name not in documented]
         if names:
             title = schema["title"].removesuffix("Settings")
-            groups[title] = [_describe(kind, name, schema) for name in names]
+            groups.setdefault(title, []).extend(_describe(kind, name, schema) for name in names)
         documented.update(names)
     return groups
 
@@ -47,7 +51,11 @@ def list_settings() -> dict[str, list[Setting]]:
 def render_documents() -> dict[str, str]:
     """Return what each document should contain. Only rows and sections of settings differ from what it contains."""
     groups = list_settings()
-    reference = {title: f"## {title}\n\n{REFERENCE_HEAD}{_rows(group)}" for title, group in groups.items()}
+    reference = {
+        title: f"## {title}\n\n{REFERENCE_HEAD}"
+        + "".join(f"{setting.cells} {setting.values} | {setting.meaning} |\n" for setting in group)
+        for title, group in groups.items()
+    }
     example = {
         title: f"# --- {title}\n" + "".join(f"# {setting.name}={setting.default}\n" for setting in group)
         for title, group in groups.items()
@@ -88,25 +96,14 @@ def _describe_values(schema: dict[str, Any], document: dict[str, Any]) -> str:
     kind: str = schema.get("type", "text")
     if kind in ("integer", "number"):
         low, high = schema.get("minimum"), schema.get("maximum")
-        return kind if low is None or high is None else f"{kind}, {low:.10g} to {high:.10g}"
+        return kind if low is None or high is None else f"{kind}, {low:.15g} to {high:.15g}"
     names = {"array": "list", "boolean": "`true`, `false`", "string": FORMATS.get(schema.get("format", ""), "text")}
     return names.get(kind, kind)
 
 
-def _rows(group: list[Setting]) -> str:
-    return "".join(
-        f"| `{each.name}` |{f' `{each.default}`' if each.default else ''} | {each.values} | {each.meaning} |\n"
-        for each in group
-    )
-
-
 def _replace_rows(text: str, groups: dict[str, list[Setting]]) -> str:
     """Rewrite the rows of the table with a selection of the settings; remove those of settings that do not exist."""
-    rows = {
-        each.name: f"| `{each.name}` |{f' `{each.default}`' if each.default else ''} | {each.meaning} |\n"
-        for group in groups.values()
-        for each in group
-    }
+    rows = {setting.name: f"{setting.cells} {setting.meaning} |\n" for group in groups.values() for setting in group}
     return README_TABLE.sub(lambda table: README_ROW.sub(lambda row: rows.get(row["name"], ""), table[0]), text)
 
 

@@ -1,4 +1,7 @@
+import ast
 import re
+from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import httpx2
@@ -13,6 +16,7 @@ from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.http.openapi import customize_openapi
+from app.core.http.problems import STATUS_CODES
 from app.core.project import ROOT, Project, read_project
 from tests.support.clients import open_client
 from tests.support.databases import make_settings, unreachable_url
@@ -135,12 +139,11 @@ def test_the_project_has_a_name() -> None:
     assert read_project().title
 
 
-def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("### What bounds an attack")[2].partition("\n## ")[0]
-    told = {
+def test_limits_of_every_route_of_accounts_are_documented() -> None:
+    page = (ROOT / "docs" / "throttling.md").read_text()
+    documented = {
         (method.lower(), path)
-        for methods, path in re.findall(r"`([A-Z, ]+) (/[^`]*)`", section)
+        for methods, path in re.findall(r"`([A-Z, ]+) (/[^`]*)`", page.partition("\n## Limits of each route\n")[2])
         for method in methods.split(", ")
     }
     paths = create_app(make_settings(unreachable_url())).openapi()["paths"]
@@ -151,8 +154,100 @@ def test_the_readme_tells_the_bounds_of_every_route_of_accounts() -> None:
         for method in methods
         if re.match("/api/v1/(auth|users|audit-events)(/|$)", path)
     }
-    assert routes - told == set(), "say in the README, under `What bounds an attack`, what limits these routes"
-    assert told - routes == set(), "the README bounds routes that do not exist"
+    assert routes - documented == set(), "document the limits of these routes in docs/throttling.md"
+    assert documented - routes == set(), "docs/throttling.md lists routes that do not exist"
+
+
+def test_every_error_code_is_documented() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    rows = re.findall(r"(?m)^\| `([a-z-]+)` \| (\d{3}) \| (nginx:)?", page)
+    documented = {code for code, *_ in rows}
+    modules = [ast.parse(path.read_text()) for path in (ROOT / "app").rglob("*.py")]
+    codes = {code for module in modules for code in find_error_codes(module)}
+
+    assert {"busy", "not-found"} <= codes
+    assert codes - documented == set(), "document these codes in docs/errors.md"
+    # A code may be a constant that is passed on; without a code of its own, an error has that of its status.
+    constants = {node.value for module in modules for node in ast.walk(module) if isinstance(node, ast.Constant)}
+    of_statuses = {code for code, status, _ in rows if code in {STATUS_CODES.get(int(status)), phrase(int(status))}}
+    of_nginx = {code for code, _, nginx in rows if nginx}
+    assert documented - constants - of_statuses - of_nginx == set(), "docs/errors.md lists codes that do not exist"
+
+
+def phrase(status: int) -> str:
+    return HTTPStatus(status).phrase.lower().replace(" ", "-")
+
+
+def find_error_codes(module: ast.Module) -> Iterator[str]:
+    """Find the constants in `code = "…"` of a class and in `code="…"` of a call."""
+    for node in ast.walk(module):
+        values: list[ast.expr | None] = []
+        match node:
+            case ast.ClassDef():
+                values = [value for statement in node.body for value in find_class_codes(statement)]
+            case ast.Call(func=ast.Name(id="OAuthError")):
+                pass  # Answers in the format of OAuth2 have no code.
+            case ast.Call():
+                values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        for value in values:
+            for branch in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
+                if isinstance(branch, ast.Constant) and isinstance(branch.value, str) and branch.value:
+                    yield branch.value
+
+
+def find_class_codes(statement: ast.stmt) -> Iterator[ast.expr | None]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id="code")], value=value):
+            yield value
+        case ast.AnnAssign(target=ast.Name(id="code"), value=value):
+            yield value
+
+
+def test_error_codes_are_found_in_classes_and_in_calls() -> None:
+    source = """
+class BusyError(AppError):
+    code = "a"
+    other = "x"
+
+class OtherError(AppError):
+    code: str = "b"
+
+class Fields:
+    code: str = ""
+
+raise AppError("Detail.", code="c" if status else "d", headers="x")
+raise AppError("Detail.", code=code)
+raise OAuthError("invalid_grant", "Detail.", code="x")
+"""
+    assert set(find_error_codes(ast.parse(source))) == {"a", "b", "c", "d"}
+
+
+MENTION = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#([^)]+))?\)|(?<![\w/])(docs/[a-z-]+\.md)")
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    broken = []
+    for page in pages:
+        for link in MENTION.finditer(page.read_text()):
+            target = ROOT / link[3] if link[3] else page.parent / link[1]
+            is_there = target.is_file() and (link[2] is None or link[2] in list_anchors(target.read_text()))
+            broken += [] if is_there else [f"{page.name}: {link[0]}"]
+
+    assert len(pages) > 10
+    assert broken == []
+
+
+def list_anchors(markdown: str) -> list[str]:
+    """Return the anchors of the headings as GitHub and GitLab make them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^```.*?^```", "", markdown))
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_readme_lists_every_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme] == []
 
 
 def test_no_body_of_a_partial_update_has_a_default(settings: Settings) -> None:

@@ -68,6 +68,11 @@ class DatabaseSettings(GeneralSettings):
         description="Longest time for a statement; a database server then cancels it, and the client gets a 503. With a"
         " database file, the longest wait for its lock: no running statement is cancelled.",
     )
+    database_direct_statements: bool = Field(
+        default=True,
+        description="Run typed statements directly on the driver. `false`: by SQLAlchemy's own pool and `execute`,"
+        " which takes several times the CPU time.",
+    )
     database_pooler_host: str | None = Field(
         default=None,
         description="Connection pooler in front of the database server, such as pgbouncer. Unset: none.",

@@ -5,23 +5,23 @@ from typing import Any
 from sqlalchemy import Connection, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool, PoolResetState
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolResetState
 
 from app.core.config.settings import Settings
 from app.core.db.driver.pool import FairPool
 from app.core.db.driver.statement import is_unusable_after
 
-PATIENCE_SECONDS = 60
-# An option of engines whose connections begin no transaction: each statement commits by itself.
+OWNER_LOCK_TIMEOUT_SECONDS = 60
+# Execution option of engines whose connections begin no transaction: each statement commits by itself.
 AUTOCOMMIT = "is_autocommit"
-# What psycopg, and libpq below it, call a connection without a transaction.
+# psycopg's `TransactionStatus` of a connection without a transaction.
 IDLE = 0
 BEGIN = {
     "postgresql": "BEGIN",
-    # It takes the write lock at once: two transactions that read first and write later would deadlock.
+    # Takes the write lock at once: two transactions that read first and write later would deadlock.
     "sqlite": "BEGIN IMMEDIATE",
 }
-# Values that PostgreSQL reports for each connection, and that the service relies on.
+# The service relies on these values, which PostgreSQL reports for each connection.
 SESSION_SETTINGS = {
     "client_encoding": "UTF8",
     "TimeZone": "UTC",
@@ -35,13 +35,13 @@ WRONG_ENCODING = (
 )
 
 
-def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
+def create_pooled_engine(settings: Settings, pool_size: int) -> AsyncEngine:
     is_pooled = settings.pooled_url != settings.url
     engine = create_async_engine(
         settings.pooled_url,
         connect_args=_connect_arguments(settings, settings.database_statement_timeout_seconds, is_pooled=is_pooled),
         hide_parameters=True,
-        poolclass=FairPool,
+        poolclass=FairPool if settings.database_direct_statements else AsyncAdaptedQueuePool,
         pool_reset_on_return=None,
         pool_size=pool_size,
         # Overflow connections would be closed at each return.
@@ -56,13 +56,13 @@ def _create_engine(settings: Settings, pool_size: int) -> AsyncEngine:
 
 
 def create_owner_engine(settings: Settings) -> AsyncEngine:
-    """As the owner, without a pool or a pooler, with time for locks and long statements: migrations need all of it."""
+    """Return an engine for migrations: as the owner, without pools and poolers, without timeouts of statements."""
     arguments = _connect_arguments(settings, timeout_seconds=None)
     return prepare_engine(create_async_engine(settings.owner_url, connect_args=arguments, poolclass=NullPool))
 
 
 def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
-    """Begin transactions here and not in the drivers, and make SQLite behave like a database."""
+    """Begin transactions here and not in the drivers, and set what SQLite needs to be safe under concurrency."""
     event.listen(engine.sync_engine, "begin", _on_begin)
     event.listen(engine.sync_engine, "reset", _on_reset)
     event.listen(engine.sync_engine, "handle_error", _on_error)
@@ -75,7 +75,7 @@ def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
 
 def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_pooled: bool = False) -> dict[str, Any]:
     if settings.url.get_backend_name() == "sqlite":
-        return {"timeout": PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds}
+        return {"timeout": OWNER_LOCK_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds}
     timeout_ms = round((timeout_seconds or 0) * 1000)
     arguments: dict[str, Any] = {
         "autocommit": True,

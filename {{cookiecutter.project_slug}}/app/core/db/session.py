@@ -3,45 +3,51 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import CursorResult, exc
+from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import QueuePool
 
 from app.core.config.settings import Settings
-from app.core.db.driver.autocommit import _pool_of, _run_in_autocommit
+from app.core.db.driver.autocommit import run_in_autocommit
 from app.core.db.driver.pool import FairPool
-from app.core.db.driver.statement import Answer, CompiledStatement
-from app.core.db.engine import AUTOCOMMIT, _create_engine
+from app.core.db.driver.statement import CompiledStatement, StatementResult
+from app.core.db.engine import AUTOCOMMIT, create_pooled_engine
 from app.core.db.query import Command, Query, RecordT, Statement, ValueT
 from app.core.errors import AppError
 from app.core.observability.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 
 WATCH_SECONDS = 1
+CHANGED_ROWS = text("SELECT changes()")
 CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
 
 
 class Session(AsyncSession):
-    """SQLAlchemy's session, with verbs that run typed statements (app/core/db/query.py) directly on the driver.
+    """SQLAlchemy's session, with methods that run typed statements (app/core/db/query.py) directly on the driver.
 
-    Both ways share one transaction. A closed session cannot be used again: `DatabaseDep` opens sessions for work that
-    outlives the request's, such as a streamed answer or a background task.
+    Both share one transaction: what is added with `session.add` and flushed is seen by a typed statement, and the
+    reverse. A closed session cannot be used again: `DatabaseDep` opens sessions for work that outlives the request,
+    such as a streamed response or a background task.
     """
 
-    def __init__(self, bind: AsyncEngine | AsyncConnection, info: dict[str, Any]) -> None:
+    def __init__(
+        self, bind: AsyncEngine | AsyncConnection, info: dict[str, Any], *, runs_directly: bool = True
+    ) -> None:
+        """Without `runs_directly`, SQLAlchemy executes typed statements as well (DATABASE_DIRECT_STATEMENTS)."""
         super().__init__(
             bind,
             expire_on_commit=False,
-            # Otherwise it would open another connection, which nobody closes, when it is used after its end.
+            # Otherwise a use after the end would open another connection, which nothing would close.
             close_resets_only=False,
             info=info,
-            # For tests alone, which give a connection with a transaction that they roll back.
+            # For tests, which pass a connection with a transaction that they roll back.
             join_transaction_mode="create_savepoint",
         )
-        # Each statement commits by itself: it needs a connection, and no transaction of the session's.
+        # The engine, if each statement commits by itself and needs no transaction of the session.
         self._autocommit: AsyncEngine | None = None
         if isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options():
             self._autocommit = bind
         self._dialect = bind.dialect
+        self._runs_directly = runs_directly
         self._is_closed = False
 
     async def fetch_all(self, query: Query[RecordT], /, **parameters: object) -> list[RecordT]:
@@ -79,25 +85,31 @@ class Session(AsyncSession):
         self._is_closed = True
         self.sync_session.close()
 
-    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> Answer:
+    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> StatementResult:
         if self._is_closed:
             raise exc.InvalidRequestError(CLOSED)
         compiled = statement.compile(self._dialect, frozenset(parameters))
-        if compiled.takes_lists:
+        if compiled.takes_lists or not self._runs_directly:
             return await self._run_by_sqlalchemy(statement, parameters)
-        # SQLAlchemy's own verbs have taken a connection: a second one might never become free.
+        # Use the connection that the session holds, if any: a second one might never become free.
         if self._autocommit is None or self.in_transaction():
             return await self._run_on_own_connection(compiled, parameters)
-        return await _run_in_autocommit(self._autocommit, compiled, parameters, repeat=statement.is_repeatable)
+        return await run_in_autocommit(self._autocommit, compiled, parameters, repeat=statement.is_repeatable)
 
-    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> Answer:
-        result = await self.execute(statement.statement, parameters)
+    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> StatementResult:
+        # On the connection and not by `self.execute`, which would take an insert or update for one of entities.
+        connection = await self.connection()
+        result = await connection.execute(statement.statement, parameters)
         if isinstance(statement, Query):
-            return Answer(list(result), -1)
-        assert isinstance(result, CursorResult)  # noqa: S101  # a statement without rows: for the type checker
-        return Answer([], result.rowcount)
+            return StatementResult(list(result), -1)
+        if result.rowcount >= 0:
+            return StatementResult([], result.rowcount)
+        # sqlite3 does not count the rows of a statement that begins with a CTE.
+        return StatementResult([], (await connection.execute(CHANGED_ROWS)).scalar_one())
 
-    async def _run_on_own_connection(self, compiled: CompiledStatement, parameters: Mapping[str, object]) -> Answer:
+    async def _run_on_own_connection(
+        self, compiled: CompiledStatement, parameters: Mapping[str, object]
+    ) -> StatementResult:
         connection = await self.connection()
         assert connection.sync_connection is not None  # noqa: S101  # for the type checker
         try:
@@ -108,30 +120,37 @@ class Session(AsyncSession):
             raise
 
     async def discard_connection(self, error: BaseException | None = None) -> None:
-        """Close the session's connection, and use no other one of the pool that is as old."""
+        """Close the session's connection, and use no connection of the pool that is as old again."""
         connection = await self.connection()
-        if isinstance(self.bind, AsyncEngine):
-            _pool_of(self.bind).replace_all()
+        if isinstance(self.bind, AsyncEngine) and isinstance(self.bind.pool, FairPool):
+            self.bind.pool.replace_all()
         await connection.invalidate(error)
 
 
 class Database:
     """Opens sessions: `read` without a transaction, `write` with one."""
 
-    def __init__(self, reading: AsyncEngine | AsyncConnection, writing: AsyncEngine | AsyncConnection) -> None:
+    def __init__(
+        self,
+        reading: AsyncEngine | AsyncConnection,
+        writing: AsyncEngine | AsyncConnection,
+        *,
+        runs_directly: bool = True,
+    ) -> None:
         self._reading = _autocommit(reading)
         self._writing = writing
-        # What each session carries along, as `session.info`.
+        self._runs_directly = runs_directly
+        # `session.info` of every session.
         self.info: dict[str, Any] = {}
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Session]:
         """Run each statement by itself: no BEGIN, no COMMIT, and on SQLite no lock."""
-        session = Session(self._reading, self.info)
+        session = Session(self._reading, self.info, runs_directly=self._runs_directly)
         try:
             yield session
         finally:
-            # Typed statements have given their connections back; SQLAlchemy's own verbs hold one.
+            # Typed statements have released their connections; SQLAlchemy's own methods hold one.
             if session.in_transaction():
                 await session.close()
             else:
@@ -139,8 +158,8 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Session]:
-        """Commit at the end; roll back when an error is raised, unless it says to keep the changes."""
-        async with Session(self._writing, self.info) as session:
+        """Commit at the end; roll back if an error is raised, unless it is an AppError with `commit_anyway`."""
+        async with Session(self._writing, self.info, runs_directly=self._runs_directly) as session:
             try:
                 yield session
             except AppError as error:
@@ -158,25 +177,26 @@ def _autocommit(bind: AsyncEngine | AsyncConnection) -> AsyncEngine | AsyncConne
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     POOL_SIZE.set(settings.database_pool_size)
     is_sqlite = settings.url.get_backend_name() == "sqlite"
-    # SQLite has one writer at a time: those of this process queue for one of the connections, in the order they came,
-    # and do not race for the lock, which would starve some of them.
+    # SQLite has one writer at a time: the writers of this process queue for one connection, first come, first served.
+    # A race for the lock would starve some of them.
     writers = 1 if is_sqlite and settings.database_pool_size > 1 else 0
-    engine = _create_engine(settings, settings.database_pool_size - writers)
-    writing = _create_engine(settings, writers) if writers else engine
+    engine = create_pooled_engine(settings, settings.database_pool_size - writers)
+    writing = create_pooled_engine(settings, writers) if writers else engine
     engines = {engine, writing}
-    watching = asyncio.create_task(_watch([each.pool for each in engines]))
+    watching = asyncio.create_task(_watch([each.pool for each in engines if isinstance(each.pool, QueuePool)]))
     try:
-        yield Database(reading=engine, writing=writing)
+        yield Database(engine, writing, runs_directly=settings.database_direct_statements)
     finally:
         watching.cancel()
         for each in engines:
             await each.dispose()
 
 
-async def _watch(pools: Sequence[Pool]) -> None:
-    """Tell the metrics now and then: to count at each use would cost more than to take a connection."""
+async def _watch(pools: Sequence[QueuePool]) -> None:
+    """Set the metrics once a second: counting each use would cost more than taking a connection."""
     while True:
-        POOL_IN_USE.set(sum(pool.in_use for pool in pools if isinstance(pool, FairPool)))
+        POOL_IN_USE.set(sum(pool.in_use if isinstance(pool, FairPool) else pool.checkedout() for pool in pools))
+        # SQLAlchemy's own pool does not know how many tasks wait.
         POOL_WAITING.set(sum(pool.waiting for pool in pools if isinstance(pool, FairPool)))
         await asyncio.sleep(WATCH_SECONDS)
 

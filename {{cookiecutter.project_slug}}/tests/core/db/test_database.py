@@ -303,16 +303,16 @@ async def test_foreign_keys_hold(live_client: httpx2.AsyncClient, live_url: str)
 async def test_those_as_old_as_a_lost_connection_are_not_used_again(empty_url: str) -> None:
     async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
         engine, pool = await open_pool(database)
-        lent = [await pool.lend(engine) for _ in range(3)]
+        lent = [await pool.acquire_shared(engine) for _ in range(3)]
         old = {each.connection.driver_connection for each in lent}
         for each in lent[1:]:
-            pool.give_back(each)
-        await greenlet_spawn(pool.lose, lent[0], ZeroDivisionError())
+            pool.release_shared(each)
+        await greenlet_spawn(pool.discard, lent[0], ZeroDivisionError())
 
-        new = await pool.lend(engine)
+        new = await pool.acquire_shared(engine)
 
         assert new.connection.driver_connection not in old
-        pool.give_back(new)
+        pool.release_shared(new)
         assert pool.in_use == 0
 
 
@@ -321,13 +321,13 @@ async def test_a_connection_that_lay_at_hand_for_long_is_looked_at(
 ) -> None:
     async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
         engine, pool = await open_pool(database)
-        first = await pool.lend(engine)
-        pool.give_back(first)
-        again = await pool.lend(engine)
-        pool.give_back(again)
-        monkeypatch.setattr("app.core.db.driver.pool.LENT_SECONDS", -1)
+        first = await pool.acquire_shared(engine)
+        pool.release_shared(first)
+        again = await pool.acquire_shared(engine)
+        pool.release_shared(again)
+        monkeypatch.setattr("app.core.db.driver.pool.SHARED_SECONDS", -1)
 
-        later = await pool.lend(engine)
+        later = await pool.acquire_shared(engine)
         later.connection.close()
 
     assert again is first

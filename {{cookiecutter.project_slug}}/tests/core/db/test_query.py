@@ -25,7 +25,7 @@ from sqlalchemy.exc import (
 
 import app
 from app.accounts.models import User, UserSession
-from app.core.db.driver.statement import Answer, CompiledStatement
+from app.core.db.driver.statement import CompiledStatement, StatementResult
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch
 from app.core.db.session import Database, Session, open_database
@@ -262,7 +262,9 @@ async def test_discarded_connection_takes_those_along_that_are_as_old(live_url: 
 async def test_cancelled_statement_gives_its_connection_back(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     execute, reached = CompiledStatement._execute, asyncio.Event()
 
-    async def never_answer(self: CompiledStatement, driver: object, dialect: Dialect, values: dict[str, Any]) -> Answer:
+    async def never_answer(
+        self: CompiledStatement, driver: object, dialect: Dialect, values: dict[str, Any]
+    ) -> StatementResult:
         await execute(self, driver, dialect, values)
         reached.set()
         return await asyncio.Future()
@@ -322,7 +324,9 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch, session: Session, count: int) 
     """Let the next statements run, and lose their answers; returns what has run."""
     execute, ran = CompiledStatement._execute, list[str]()
 
-    async def lose(self: CompiledStatement, driver: object, dialect: Dialect, values: dict[str, Any]) -> Answer:
+    async def lose(
+        self: CompiledStatement, driver: object, dialect: Dialect, values: dict[str, Any]
+    ) -> StatementResult:
         answer = await execute(self, driver, dialect, values)
         ran.append(self._sql)
         if len(ran) <= count:

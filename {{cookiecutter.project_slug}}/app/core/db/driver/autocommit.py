@@ -5,45 +5,45 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from app.core.db.driver.pool import FairPool
-from app.core.db.driver.statement import Answer, CompiledStatement, wrap_error
+from app.core.db.driver.statement import CompiledStatement, StatementResult, wrap_error
 
 
-async def _run_in_autocommit(
+async def run_in_autocommit(
     engine: AsyncEngine, compiled: CompiledStatement, parameters: Mapping[str, object], *, repeat: bool
-) -> Answer:
-    """Run a statement that commits by itself; repeat a read on another connection where this one was lost.
+) -> StatementResult:
+    """Run a statement outside of a transaction; with `repeat`, again on another connection if this one is lost.
 
-    More than once: a server that was restarted has lost all of the pool's connections. A write is never repeated, as it
-    may have committed before its answer was lost.
+    It is repeated as often as the pool has connections, because a restart of the server closes all of them. Do not
+    repeat a write: it may have been committed before the connection was lost.
     """
-    for _ in range(_pool_of(engine).size() if repeat else 0):
+    for _ in range(pool_of(engine).size() if repeat else 0):
         try:
-            return await _run_on_lent_connection(engine, compiled, parameters)
+            return await _run_on_shared_connection(engine, compiled, parameters)
         except exc.DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-    return await _run_on_lent_connection(engine, compiled, parameters)
+    return await _run_on_shared_connection(engine, compiled, parameters)
 
 
-def _pool_of(engine: AsyncEngine) -> FairPool:
+def pool_of(engine: AsyncEngine) -> FairPool:
     assert isinstance(engine.pool, FairPool)  # noqa: S101  # for the type checker
     return engine.pool
 
 
-async def _run_on_lent_connection(
+async def _run_on_shared_connection(
     engine: AsyncEngine, compiled: CompiledStatement, parameters: Mapping[str, object]
-) -> Answer:
-    pool = _pool_of(engine)
+) -> StatementResult:
+    pool = pool_of(engine)
     try:
-        lent = await pool.lend(engine)
+        shared = await pool.acquire_shared(engine)
     except engine.dialect.loaded_dbapi.Error as error:
         raise wrap_error(error, engine.dialect) from error
     try:
-        answer = await compiled.run(lent.connection, engine.dialect, parameters)
+        answer = await compiled.run(shared.connection, engine.dialect, parameters)
     except BaseException as error:
         if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
-            await greenlet_spawn(pool.lose, lent, error)
-        await greenlet_spawn(lent.connection.close)
+            await greenlet_spawn(pool.discard, shared, error)
+        await greenlet_spawn(shared.connection.close)
         raise
-    pool.give_back(lent)
+    pool.release_shared(shared)
     return answer

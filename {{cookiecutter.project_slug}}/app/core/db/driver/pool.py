@@ -10,33 +10,33 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-# After it, a connection that is lent goes back to where its age is looked at.
-LENT_SECONDS = 60
+# A shared connection goes back to the pool after this time, where `pool_recycle` looks at its age.
+SHARED_SECONDS = 60
 
 
 class SharedConnection(NamedTuple):
-    """A connection that is out of the pool, and goes from one that reads to the next one."""
+    """A connection outside of the pool that one autocommitted statement hands to the next one."""
 
     since: float
     connection: PoolProxiedConnection
 
 
 class Waiter(NamedTuple):
-    # A connection, or None: a place in the pool.
+    # Its result is a shared connection, or None: a free slot of the pool.
     turn: "asyncio.Future[SharedConnection | None]"
     reads: bool
 
 
 class FairPool(AsyncAdaptedQueuePool):
-    """Serve those who wait for a connection in the order they came, and none longer than the pool's timeout.
+    """A pool that serves waiting tasks first come, first served, each for at most the pool's timeout.
 
-    SQLAlchemy's own queue lets a newcomer overtake a task that was just woken, which starves some of them under load.
-    And the way through it costs as much as a query: who only reads takes what the last one read with (`lend`).
+    SQLAlchemy's own queue lets a newcomer overtake a task that was just woken, which starves some tasks under load. A
+    checkout also costs as much as a query, so autocommitted statements share connections (`acquire_shared`).
     """
 
-    # Those at hand included.
+    # Connections that are in use, and idle shared ones.
     _taken = 0
-    # When a connection turned out to be lost: those that are as old are, too.
+    # When a connection was last found to be lost: no shared connection of before is used again.
     _lost_at = 0.0
 
     @property
@@ -55,48 +55,48 @@ class FairPool(AsyncAdaptedQueuePool):
     def _waiters(self) -> deque[Waiter]:
         return deque()
 
-    async def lend(self, engine: AsyncEngine) -> SharedConnection:
-        """For one statement that runs by itself."""
+    async def acquire_shared(self, engine: AsyncEngine) -> SharedConnection:
+        """Return a connection for one autocommitted statement; give it to `release_shared` or `discard` afterwards."""
         while self._idle_readers:
-            lent = self._idle_readers.pop()
-            if not self._is_old(lent):
-                return lent
-            lent.connection.close()
+            shared = self._idle_readers.pop()
+            if not self._is_old(shared):
+                return shared
+            shared.connection.close()
         if self._taken >= self.size():
             turn = await self._wait(reads=True)
             if turn is not None:
                 return turn
-            # Its place is taken again at once, in _do_get.
+            # _do_get takes the slot again at once.
             self._taken -= 1
         return SharedConnection(time.monotonic(), await engine.raw_connection())
 
-    def give_back(self, lent: SharedConnection) -> None:
-        """Hand it to who waits, or keep it at hand; it must be in no transaction."""
+    def release_shared(self, shared: SharedConnection) -> None:
+        """Hand the connection, which must be in no transaction, to the next waiting statement, or keep it idle."""
         waiter = self._next()
-        if self._is_old(lent) or (waiter is not None and not waiter.reads):
-            lent.connection.close()
+        if self._is_old(shared) or (waiter is not None and not waiter.reads):
+            shared.connection.close()
         elif waiter is None:
-            self._idle_readers.append(lent)
+            self._idle_readers.append(shared)
         else:
-            waiter.turn.set_result(lent)
+            waiter.turn.set_result(shared)
 
-    def lose(self, lent: SharedConnection, error: BaseException) -> None:
-        """Close a connection whose server has gone, and no more use those that are as old."""
-        self._invalidate(lent.connection, error)
+    def discard(self, shared: SharedConnection, error: BaseException) -> None:
+        """Close a lost connection, and use no shared connection that is as old again."""
+        self._invalidate(shared.connection, error)
 
     def replace_all(self) -> None:
         """Replace each connection that is open now when it is handed out next."""
         self._lost_at = time.monotonic()
-        # SQLAlchemy's own time, for the connections that lie in the pool.
+        # SQLAlchemy compares this time with the age of the connections in the pool.
         self._invalidate_time = time.time()
 
-    def _invalidate(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # those of SQLAlchemy's
-        """SQLAlchemy calls it where a session has lost its connection."""
+    def _invalidate(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # SQLAlchemy's parameters
+        """Called by SQLAlchemy when a session has lost its connection."""
         self._lost_at = time.monotonic()
         super()._invalidate(*arguments, **options)
 
-    def _is_old(self, lent: SharedConnection) -> bool:
-        return lent.since <= self._lost_at or time.monotonic() > lent.since + LENT_SECONDS
+    def _is_old(self, shared: SharedConnection) -> bool:
+        return shared.since <= self._lost_at or time.monotonic() > shared.since + SHARED_SECONDS
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._taken >= self.size():
@@ -128,35 +128,35 @@ class FairPool(AsyncAdaptedQueuePool):
         loop = asyncio.get_running_loop()
         waiter = Waiter(loop.create_future(), reads)
         self._waiters.append(waiter)
-        timer = loop.call_later(self.timeout(), self._give_up_waiting, waiter)
+        timer = loop.call_later(self.timeout(), self._time_out, waiter)
         try:
             return await waiter.turn
         except asyncio.CancelledError:
-            # Its turn may have come in the same moment: it is the next one's.
+            # The turn may have come at the same moment: pass it on.
             if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
                 self._pass_on(waiter.turn.result())
             raise
         finally:
             timer.cancel()
 
-    def _give_up_waiting(self, waiter: Waiter) -> None:
+    def _time_out(self, waiter: Waiter) -> None:
         if not waiter.turn.done():
             waiter.turn.set_exception(PoolTimeoutError(f"no connection was free within {self.timeout():g} s"))
 
-    def _pass_on(self, lent: SharedConnection | None) -> None:
-        if lent is not None:
-            self.give_back(lent)
+    def _pass_on(self, shared: SharedConnection | None) -> None:
+        if shared is not None:
+            self.release_shared(shared)
         else:
             self._leave()
 
     def _next(self) -> Waiter | None:
-        """Return the first one whose turn has not come, and forget those before it."""
+        """Return the first waiter that is still waiting, and forget those before it."""
         while self._waiters and self._waiters[0].turn.done():
             self._waiters.popleft()
         return self._waiters[0] if self._waiters else None
 
-    def _close(self, lent: list[SharedConnection]) -> None:
-        for each in lent:
+    def _close(self, shared: list[SharedConnection]) -> None:
+        for each in shared:
             self._idle_readers.remove(each)
             each.connection.close()
 

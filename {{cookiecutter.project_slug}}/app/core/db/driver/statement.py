@@ -1,7 +1,7 @@
-"""Run a statement directly on the driver's connection; SQLAlchemy only compiles it, and converts its values.
+"""Runs statements directly on the driver's connection; SQLAlchemy compiles them, converts values and wraps errors.
 
-Executing a query through SQLAlchemy's session costs several times what the driver needs; this way costs little more
-than the driver. Types, defaults and errors stay SQLAlchemy's.
+SQLAlchemy's session takes several times the CPU time of the driver for a statement; this takes little more than the
+driver.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,23 +15,23 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.sql.compiler import SQLCompiler
 
 Process = Callable[[Any], Any]
-# SQLSTATEs of PostgreSQL. This general one is also that of a prepared statement whose columns have changed.
+# SQLSTATEs of PostgreSQL. The first is also that of a prepared statement whose columns have changed.
 FEATURE_NOT_SUPPORTED = "0A000"
 READ_ONLY_TRANSACTION = "25006"
 
 
-class Answer(NamedTuple):
+class StatementResult(NamedTuple):
     rows: list[Any]
-    # Of a statement that returns no rows: how many it has changed.
+    # Number of changed rows, for a statement that returns none.
     changed: int
 
 
 @dataclass(frozen=True)
 class Parameter:
     name: str
-    # Gives the value where none was given.
+    # Returns the value of a parameter that was not given.
     default: Callable[[], Any]
-    # Converts a value to what the driver takes.
+    # Converts a Python value to the driver's.
     process: Process
 
     def value(self, given: Mapping[str, Any]) -> object:
@@ -46,53 +46,53 @@ class CompiledStatement:
         compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
             raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
-        # Plain text has columns where `columns` says so.
+        # Plain text declares its columns with `columns`, if at all.
         columns = [] if isinstance(statement, TextClause) else list(statement.exported_columns)
-        # A list of values becomes as many parameters as it has values, each time: SQLAlchemy has to execute that.
+        # The number of parameters of a list (`IN`) varies between calls: SQLAlchemy has to execute such a statement.
         self.takes_lists = any(bind.expanding for bind in compiled.binds.values())
         self._sql = str(compiled)
         self._order = compiled.positiontup
         self._parameters = [_describe(compiled, bind, name) for name, bind in compiled.binds.items()]
         self._types = [column.type.dialect_impl(dialect) for column in columns]
-        # Known with the first answer: they depend on the types that the database names.
+        # Determined by the first result, since they depend on the types that the database reports.
         self._processors: list[tuple[int, Process]] = []
-        self._has_answered = False
+        self._has_processors = False
 
-    async def run(self, connection: DBAPIConnection, dialect: Dialect, given: Mapping[str, Any]) -> Answer:
+    async def run(self, connection: DBAPIConnection, dialect: Dialect, given: Mapping[str, Any]) -> StatementResult:
         """Raise the error that SQLAlchemy would raise."""
         values = {parameter.name: parameter.value(given) for parameter in self._parameters}
         try:
-            answer = await self._execute(connection.driver_connection, dialect, values)
+            result = await self._execute(connection.driver_connection, dialect, values)
         except dialect.loaded_dbapi.Error as error:
             raise wrap_error(error, dialect, self._sql, connection) from error
         if self._processors:
-            return Answer([self._convert(row) for row in answer.rows], answer.changed)
-        return answer
+            return StatementResult([self._convert(row) for row in result.rows], result.changed)
+        return result
 
-    async def _execute(self, driver: Any, dialect: Dialect, values: dict[str, Any]) -> Answer:  # noqa: ANN401  # psycopg and aiosqlite share no base class
+    async def _execute(self, driver: Any, dialect: Dialect, values: dict[str, Any]) -> StatementResult:  # noqa: ANN401  # psycopg and aiosqlite share no base class
         if self._order is None:
             cursor = await driver.execute(self._sql, values)
-            if not self._has_answered:
+            if not self._has_processors:
                 self._find_processors(dialect, [column.type_code for column in cursor.description or ()])
-            return Answer(await cursor.fetchall() if self._types else [], cursor.rowcount)
+            return StatementResult(await cursor.fetchall() if self._types else [], cursor.rowcount)
         ordered = [values[name] for name in self._order]
         if self._types:
             rows = await driver.execute_fetchall(self._sql, ordered)
-            if not self._has_answered:
+            if not self._has_processors:
                 self._find_processors(dialect, [None] * len(self._types))
-            return Answer(rows, -1)
+            return StatementResult(rows, -1)
         async with driver.execute(self._sql, ordered) as cursor:
             changed = cursor.rowcount
         if self._sql.startswith("WITH"):
             # sqlite3 does not count for a statement that begins with a CTE.
             ((changed,),) = await driver.execute_fetchall("SELECT changes()")
-        return Answer([], changed)
+        return StatementResult([], changed)
 
     def _find_processors(self, dialect: Dialect, codes: Sequence[object]) -> None:
         pairs = zip(self._types, codes, strict=True)
         found = [type_.result_processor(dialect, code) for type_, code in pairs]
         self._processors = [(index, process) for index, process in enumerate(found) if process is not None]
-        self._has_answered = True
+        self._has_processors = True
 
     def _convert(self, row: Sequence[Any]) -> list[Any]:
         values = list(row)
@@ -104,7 +104,7 @@ class CompiledStatement:
 def wrap_error(
     error: DBAPIModule.Error, dialect: Dialect, statement: str = "", connection: DBAPIConnection | None = None
 ) -> BaseException:
-    """Turn a driver's error into the one of SQLAlchemy; without a connection, none could be opened."""
+    """Turn an error of the driver into SQLAlchemy's; without a `connection`, none could be opened."""
     return DBAPIError.instance(
         statement,
         None,
@@ -118,10 +118,10 @@ def wrap_error(
 
 
 def is_unusable_after(error: BaseException) -> bool:
-    """Tell whether statements go on to fail on this connection, which is to be replaced.
+    """Return whether further statements would fail on this connection, so that it has to be replaced.
 
-    Either a migration has changed the columns of a statement that it has prepared, or its server takes no writes, as
-    after a failover: a new connection may reach one that does.
+    Either a migration has changed the columns of a statement that the connection has prepared, or the server is
+    read-only, as after a failover: a new connection may reach the primary.
     """
     state = getattr(error, "sqlstate", None)
     return state == READ_ONLY_TRANSACTION or (state == FEATURE_NOT_SUPPORTED and "cached plan" in str(error))
