@@ -15,9 +15,9 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
-from tests.conftest import Bake, BakedProject
-from tests.serving import RunningServer, serve, wait_until
+from tests.support.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import RunningServer, serve, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

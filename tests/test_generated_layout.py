@@ -9,8 +9,9 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, Bake, is_copied, list_files
-from tests.rendering import list_conditions, render_combinations
+from tests.support.projects import Bake
+from tests.support.rendering import list_conditions, render_combinations
+from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, is_copied, list_files
 from tests.test_generation import TAGGED
 
 TEXTS = [

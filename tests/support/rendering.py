@@ -3,20 +3,14 @@
 With all options there are thousands of projects, too many to bake.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 from cookiecutter.utils import create_env_with_context
 from jinja2 import FileSystemLoader
 
-from tests.conftest import CHOICES, SERVICE, read_table
-
-ONLY_FOR = read_table("post_gen_project.py", "ONLY_FOR")
-
-
-def is_chosen(name: str, answers: Mapping[str, str]) -> bool:
-    return all(answers[option] in choices for option, choices in list_conditions(name))
+from tests.support.template import CHOICES, ONLY_FOR, SERVICE, is_chosen
 
 
 def list_conditions(name: str) -> list[tuple[str, tuple[str, ...]]]:

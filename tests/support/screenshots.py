@@ -6,9 +6,10 @@ from pathlib import Path
 
 from playwright.sync_api import Error, ViewportSize
 
-from tests.browsers import Person, open_chromium
-from tests.conftest import ROOT, run_cookiecutter
-from tests.serving import serve
+from tests.support.browsers import Person, open_chromium
+from tests.support.projects import run_cookiecutter
+from tests.support.serving import serve
+from tests.support.template import ROOT
 
 FOLDER = ROOT / "docs" / "screenshots"
 DESKTOP = ViewportSize(width=800, height=600)
@@ -18,7 +19,7 @@ TRIES = 20
 
 
 def fill_in(person: Person) -> None:
-    """From the sign-up to a list of todos."""
+    """Sign up, sign in, and add todos."""
     person.open("/sign-up")
     for label, text in (("Name", "Ada"), ("E-mail address", "ada@example.com"), ("Password", PASSWORD)):
         person.fill(label, text)
@@ -34,7 +35,7 @@ def fill_in(person: Person) -> None:
 
 
 def take(person: Person, name: str) -> None:
-    """On a busy machine Chromium may fail to capture the screen, for a moment."""
+    """Take a picture; retry, because Chromium may fail to capture the screen on a busy machine."""
     for _ in range(TRIES):
         with suppress(Error):
             person.page.screenshot(path=FOLDER / f"{name}.png", scale="css")
