@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 
 from app.accounts.models import Caller, User, UserRecord, UserSession
+from app.accounts.quotas import QUOTAS, Quotas
 from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.exceptions import UnauthorizedError
@@ -88,6 +89,8 @@ class RecentCallers:
 
 @asynccontextmanager
 async def open_callers(
-    settings: Settings, _database: Database, _http: LazyHttpClient
+    settings: Settings, database: Database, _http: LazyHttpClient
 ) -> AsyncIterator[Mapping[str, object]]:
+    if settings.max_rows_per_user:
+        database.info[QUOTAS] = Quotas(settings.max_rows_per_user)
     yield {"callers": RecentCallers(settings.auth_cache_seconds)}

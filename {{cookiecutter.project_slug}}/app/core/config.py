@@ -259,6 +259,8 @@ class Settings(ServerSettings):
     breached_passwords_url: WebUrl | None = None
     auth_cache_seconds: float = Field(default=0, ge=0, le=MAX_WAIT_SECONDS)
     max_sessions_per_user: Count = 20
+    # 0: without a limit.
+    max_rows_per_user: int = Field(default=10_000, ge=0, le=MAX_COUNT)
     admin_second_factor_required: bool = False
     throttling: bool = True
     throttle_account_attempts: Count = 5

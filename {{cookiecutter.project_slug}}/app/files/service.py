@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.config import Settings
 from app.core.database import Database, Session, release_connection
 from app.core.exceptions import NotFoundError, UnavailableError
@@ -28,6 +29,8 @@ PURGE_BATCH_SIZE = 100
 
 COLUMNS = columns(FileRecord, StoredFile)
 
+# Files that were deleted count until they are purged: their content still takes space.
+ROWS = count_rows(select(StoredFile.id).where(StoredFile.owner_id == bindparam("owner")))
 CREATE_FILE = Query(insert(StoredFile).returning(StoredFile.id))
 KEEP_FILE = Query(
     update(StoredFile)
@@ -105,6 +108,7 @@ async def save(
     """
     values = {"owner_id": owner_id, "filename": filename, "media_type": media_type}
     async with database.write() as session:
+        await require_quota(session, ROWS, owner_id)
         (file_id,) = await session.fetch_one(CREATE_FILE, expires_at=utc_now() + PURGE_DELAY, **values)
     meter = _Meter(chunks)
     async with asyncio.timeout(UPLOAD_TIMEOUT.total_seconds()):

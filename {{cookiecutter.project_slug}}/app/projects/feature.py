@@ -23,7 +23,7 @@ async def load_sample_data(tools: Toolbox) -> None:
     owner = await get_user_by_email(tools.session, DEMO_EMAIL)
     project = await service.create_project(tools.session, owner.id, PROJECT)
     for expense in EXPENSES:
-        await service.create_expense(tools.session, project, expense)
+        await service.create_expense(tools.session, owner.id, project, expense)
 
 
 feature = Feature(api=router, load_sample_data=load_sample_data)

@@ -74,9 +74,14 @@ async def export_project(project: ProjectDep, database: DatabaseDep) -> Streamin
 
 @expenses.post("", status_code=201, response_model=ExpenseRead, responses=problem_responses(401, 403, 404, 409))
 async def create_expense(
-    data: ExpenseCreate, project: ProjectDep, session: SessionDep, request: Request, response: Response
+    data: ExpenseCreate,
+    user: CurrentUser,
+    project: ProjectDep,
+    session: SessionDep,
+    request: Request,
+    response: Response,
 ) -> ExpenseRecord:
-    expense = await service.create_expense(session, project, data)
+    expense = await service.create_expense(session, user.id, project, data)
     path = request.app.url_path_for("read_expense", project_id=project.id, expense_id=expense.id)
     response.headers["Location"] = path
     return expense
@@ -104,7 +109,7 @@ async def delete_expense(expense: ExpenseDep, session: SessionDep) -> None:
     await service.delete_expense(session, expense)
 
 
-@expenses.put("/{expense_id}/receipt", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
+@expenses.put("/{expense_id}/receipt", response_model=ExpenseRead, responses=problem_responses(401, 403, 404, 409))
 async def upload_receipt(
     expense: UploadExpenseDep, user: CurrentUser, upload: ReceiptUpload, database: DatabaseDep, store: StoreDep
 ) -> ExpenseRecord:

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 from sqlalchemy.orm import selectinload
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.pagination import PageRequest, PageResult, paginate
@@ -25,6 +26,7 @@ PROJECT_BY_ID = Query(
     select(*PROJECT_COLUMNS).where(Project.id == bindparam("project"), Project.owner_id == bindparam("owner")),
     ProjectRecord,
 )
+PROJECT_ROWS = count_rows(select(Project.id).where(Project.owner_id == bindparam("owner")))
 CREATE_PROJECT = Query(insert(Project).returning(*PROJECT_COLUMNS), ProjectRecord)
 UPDATE_PROJECT = Query(
     update(Project).where(Project.id == bindparam("project")).returning(*PROJECT_COLUMNS), ProjectRecord
@@ -40,6 +42,7 @@ EXPENSE_BY_ID = Query(
     select(*EXPENSE_COLUMNS).where(Expense.id == bindparam("expense"), Expense.project_id == bindparam("project")),
     ExpenseRecord,
 )
+EXPENSE_ROWS = count_rows(select(Expense.id).join(Project).where(Project.owner_id == bindparam("owner")))
 CREATE_EXPENSE = Query(insert(Expense).returning(*EXPENSE_COLUMNS), ExpenseRecord)
 UPDATE_EXPENSE = Query(
     update(Expense).where(Expense.id == bindparam("expense")).returning(*EXPENSE_COLUMNS), ExpenseRecord
@@ -77,6 +80,7 @@ def _projects_query(*, after_cursor: bool) -> Query[ProjectRecord]:
 
 
 async def create_project(session: Session, owner_id: UUID, data: ProjectCreate) -> ProjectRecord:
+    await require_quota(session, PROJECT_ROWS, owner_id)
     return await session.fetch_one(CREATE_PROJECT, owner_id=owner_id, **data.model_dump())
 
 
@@ -131,7 +135,10 @@ def _expenses_query(*, after_cursor: bool) -> Query[ExpenseRecord]:
     return paginate(statement, ExpenseRecord, Expense, descending=True, after_cursor=after_cursor)
 
 
-async def create_expense(session: Session, project: ProjectRecord, data: ExpenseCreate) -> ExpenseRecord:
+async def create_expense(
+    session: Session, owner_id: UUID, project: ProjectRecord, data: ExpenseCreate
+) -> ExpenseRecord:
+    await require_quota(session, EXPENSE_ROWS, owner_id)
     return await session.fetch_one(CREATE_EXPENSE, project_id=project.id, **data.model_dump())
 
 

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.database import Session
 from app.core.exceptions import NotFoundError
 from app.core.pagination import PageRequest, PageResult, paginate
@@ -17,6 +18,7 @@ COLUMNS = columns(TodoRecord, Todo)
 TODO_BY_ID = Query(
     select(*COLUMNS).where(Todo.id == bindparam("todo_id"), Todo.owner_id == bindparam("owner")), TodoRecord
 )
+ROWS = count_rows(select(Todo.id).where(Todo.owner_id == bindparam("owner")))
 CREATE_TODO = Query(insert(Todo).returning(*COLUMNS), TodoRecord)
 UPDATE_TODO = Query(update(Todo).where(Todo.id == bindparam("todo_id")).returning(*COLUMNS), TodoRecord)
 DELETE_TODO = Command(delete(Todo).where(Todo.id == bindparam("todo_id")))
@@ -47,6 +49,7 @@ def _list_query(sort: TodoSort, *, filtered: bool, after_cursor: bool) -> Query[
 
 
 async def create_todo(session: Session, owner_id: UUID, data: TodoCreate) -> TodoRecord:
+    await require_quota(session, ROWS, owner_id)
     return await session.fetch_one(CREATE_TODO, owner_id=owner_id, **data.model_dump())
 
 

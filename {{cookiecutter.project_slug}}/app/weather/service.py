@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, insert, select
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.http_client import LazyHttpClient
@@ -23,6 +24,7 @@ STATE = "weather"
 NEWEST = "-created_at"
 
 COLUMNS = columns(ReportRecord, WeatherReport)
+ROWS = count_rows(select(WeatherReport.id).where(WeatherReport.owner_id == bindparam("owner")))
 CREATE_REPORT = Query(insert(WeatherReport).returning(*COLUMNS), ReportRecord)
 
 
@@ -69,6 +71,7 @@ def _to_read(answer: Answer[UpstreamWeather], place: Place) -> WeatherRead:
 
 
 async def create_report(session: Session, owner_id: UUID, data: WeatherReportCreate) -> ReportRecord:
+    await require_quota(session, ROWS, owner_id)
     return await session.fetch_one(CREATE_REPORT, owner_id=owner_id, **data.model_dump())
 
 
