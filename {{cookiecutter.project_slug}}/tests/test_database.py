@@ -15,7 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from app.accounts.models import UserRecord
 from app.accounts.users import service as users_service
 from app.application import create_app
-from app.core.database import Database, open_database, release_connection
+from app.core.database import Database, commit_and_release, open_database
 from app.core.pool import FairPool
 from app.core.security import PasswordCheck, Security
 from tests.accounts import PASSWORD, confirmed, create_account, request_token
@@ -277,7 +277,7 @@ async def test_a_replay_ends_the_session_although_it_is_answered_with_an_error(
 async def test_what_was_written_before_the_connection_is_released_is_kept(live_url: str) -> None:
     async with open_database(make_settings(live_url)) as database, database.write() as session:
         await session.execute(text("UPDATE users SET name = 'x'"))
-        await release_connection(session)
+        await commit_and_release(session)
 
         assert not session.in_transaction()
 

@@ -14,7 +14,7 @@ from app.accounts import one_time_tokens
 from app.accounts.dependencies import ClaimsDep, CurrentCaller
 from app.accounts.models import Caller
 from app.accounts.scopes import Scope
-from app.core.database import Session, SessionDep, release_connection
+from app.core.database import Session, SessionDep, commit_and_release
 from app.core.exceptions import ForbiddenError, UnprocessableError
 from app.core.schemas import MAX_CODE_LENGTH
 from app.core.security import AccessClaims
@@ -43,7 +43,7 @@ class Confirmation:
         if not self.code or not await _use(self.session, self.claims, self.code):
             raise ForbiddenError(REFUSAL)
         # Commit here. Lock order: account, then code; this request has locked the code first, and could deadlock.
-        await release_connection(self.session)
+        await commit_and_release(self.session)
 
 
 async def _use(session: Session, claims: AccessClaims, code: str) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 
 import structlog
 
-from app.core.database import release_connection
+from app.core.database import commit_and_release
 from app.core.exceptions import UnprocessableError
 from app.core.http_client import LazyHttpClient, ResponseTooLargeError, describe_failure, read_body
 from app.core.passwords import normalize_password, refuse_weak_password
@@ -32,7 +32,7 @@ async def refuse_unfit_password(tools: Toolbox, password: str, *own: str) -> Non
     if url is None or tools.http is None:
         return
     # Nobody waits for a connection, or for a lock, because another service is slow.
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     if await _is_breached(tools.http, url, password):
         raise UnprocessableError("The password is known from a breach of another service: take another one.")
 

@@ -383,8 +383,8 @@ def _is_in_transaction(driver: Any) -> bool:  # noqa: ANN401  # each driver has 
     return bool(driver.info.transaction_status != IDLE)
 
 
-async def release_connection(session: AsyncSession) -> None:
-    """Give the connection back before slow work outside the database, such as hashing; what was written is kept."""
+async def commit_and_release(session: AsyncSession) -> None:
+    """Commit, and return the connection to the pool before slow work outside of the database, such as hashing."""
     await session.commit()
 
 

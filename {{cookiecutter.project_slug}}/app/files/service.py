@@ -12,7 +12,7 @@ from sqlalchemy import Select, bindparam, delete, insert, select, update
 
 from app.accounts.quotas import count_rows, require_quota
 from app.core.config import Settings
-from app.core.database import Database, Session, release_connection
+from app.core.database import Database, Session, commit_and_release
 from app.core.exceptions import NotFoundError, UnavailableError
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns
@@ -161,7 +161,7 @@ async def purge_files(session: Session, settings: Settings, at_most: int = PURGE
     now = utc_now()
     await session.run(EXPIRE_WITHOUT_OWNER, new_expires_at=now + PURGE_DELAY)
     expired = await session.fetch_all(EXPIRED, now=now, at_most=at_most)
-    await release_connection(session)
+    await commit_and_release(session)
     if not expired:
         return 0
     store = require_store(create_store(settings))

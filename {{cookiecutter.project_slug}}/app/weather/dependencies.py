@@ -3,7 +3,7 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 
 from app.accounts.dependencies import CurrentUser
-from app.core.database import SessionDep, release_connection
+from app.core.database import SessionDep, commit_and_release
 from app.weather import service
 from app.weather.schemas import Country, Part, Place, Units
 from app.weather.service import Weather
@@ -11,7 +11,7 @@ from app.weather.service import Weather
 
 async def get_weather(request: Request, _user: CurrentUser, session: SessionDep) -> Weather:
     """For who is signed in, which the database was asked; it is not needed for what comes, and that may take long."""
-    await release_connection(session)
+    await commit_and_release(session)
     weather: Weather = getattr(request.state, service.STATE)
     return weather
 

@@ -9,7 +9,7 @@ from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service as recovery_service
 from app.accounts.recovery.dependencies import take_code_attempt
 from app.accounts.recovery.schemas import EmailAddress, EmailVerification, PasswordReset
-from app.core.database import release_connection
+from app.core.database import commit_and_release
 from app.core.email import require_mail
 from app.core.security import reserve_hash
 from app.core.toolbox import Toolbox, ToolboxDep
@@ -51,7 +51,7 @@ async def send_reset_code(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep)
     """The same answer whether or not there is such an account."""
     with shown_again(visit, FORGOT, fields):
         data = read_fields(EmailAddress, fields)
-        await release_connection(tools.session)
+        await commit_and_release(tools.session)
         await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
         await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
     return visit.go("/log-in", "flash.see_your_mail")
@@ -72,5 +72,5 @@ async def reset_own_password(visit: VisitDep, fields: FieldsDep, tools: ToolboxD
 
 
 async def _take_attempt(tools: Toolbox) -> None:
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     await take_code_attempt(tools.settings, tools.throttle, tools.origin)

@@ -14,7 +14,7 @@ from app.accounts import callers
 from app.accounts.models import Caller, UserRecord
 from app.accounts.sessions import service as sessions
 from app.core.config import Settings
-from app.core.database import SAFE_METHODS, Database, SessionDep, release_connection
+from app.core.database import SAFE_METHODS, Database, SessionDep, commit_and_release
 from app.core.exceptions import AppError
 from app.core.requests import OriginDep
 from app.web.pages import Web, page_headers
@@ -152,7 +152,7 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
     request.state.actor_id = visit.caller.user.id if visit.caller else None
     is_due = signed.by_predecessor or time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
     if is_due and visit.user is not None and request.method in SAFE_METHODS:
-        await release_connection(session)
+        await commit_and_release(session)
         database: Database = request.state.database
         async with database.write() as writing:
             await sessions.extend_session(writing, settings, visit.cookie.session_id, origin)

@@ -19,7 +19,7 @@ from app.accounts.second_factor.passkeys import Purpose, encode, make_challenge,
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.accounts.second_factor.service import settle_recovery_codes
 from app.core import webauthn
-from app.core.database import Session, release_connection
+from app.core.database import Session, commit_and_release
 from app.core.exceptions import ConflictError, NotFoundError, UnprocessableError
 from app.core.query import Query, columns
 from app.core.toolbox import Toolbox
@@ -63,7 +63,7 @@ async def begin(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> J
     await confirm_identity(tools, caller, data)
     known = await _list_ids(tools.session, user.id)
     challenge = await make_challenge(tools.session, Purpose.ADD, user.id, bound_to=str(caller.session_id))
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     person = Person(user.id.bytes, user.email, user.name)
     return await webauthn.make_creation_options(tools.settings, challenge, person, known)
 
@@ -73,7 +73,7 @@ async def create(tools: Toolbox, caller: Caller, data: PasskeyCreate) -> Passkey
     user, sent = caller.user, data.credential
     challenge = await use_challenge(tools.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
     # The challenge is used up, whatever comes.
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     registration = Registration(sent.id, sent.response.client_data, sent.response.attestation)
     try:
         new = await webauthn.verify_registration(tools.settings, challenge, registration)

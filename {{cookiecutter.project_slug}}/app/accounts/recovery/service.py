@@ -24,7 +24,7 @@ from app.accounts.queries import (
 from app.accounts.recovery.schemas import EmailChange, EmailVerification
 from app.accounts.second_factor.confirmation import PASSWORD_HASH, confirm_identity
 from app.core.breached_passwords import refuse_unfit_password
-from app.core.database import release_connection
+from app.core.database import commit_and_release
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
 from app.core.toolbox import Toolbox
@@ -36,7 +36,7 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     await refuse_unfit_password(tools, password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
     verified_at = user.email_verified_at or utc_now()
@@ -98,7 +98,7 @@ async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretSt
     """
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
     expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     # The payload is JSON; sign_up writes a string.
     password_hash = cast(str | None, expected)
     if not (await tools.security.check_password(password.get_secret_value(), password_hash)).is_correct:

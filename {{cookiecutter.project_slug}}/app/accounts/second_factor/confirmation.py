@@ -7,7 +7,7 @@ from app.accounts.models import Caller, User
 from app.accounts.second_factor.codes import WRONG_CODE, FactorCheck, Owner, Proof, check_factor, find_factors
 from app.accounts.second_factor.passkeys import WRONG_PASSKEY
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.core.database import release_connection
+from app.core.database import commit_and_release
 from app.core.exceptions import UnprocessableError
 from app.core.query import Query
 from app.core.throttling import AttemptCounter
@@ -24,7 +24,7 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
     """
     user = caller.user
     password_hash = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     free = tools.settings.throttle_account_attempts
     counter = AttemptCounter("password in session", str(caller.session_id), free, is_decided=True)
     with tools.security.reserve_hash():
@@ -43,7 +43,7 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
             raise await _refuse(tools, counter, "The account has a second factor: send a code of it as otp.")
     await tools.throttle.forget(tools.session, counter)
     # Committed here: if the request fails for another reason, the right password does not count as an attempt.
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     return password_hash
 
 

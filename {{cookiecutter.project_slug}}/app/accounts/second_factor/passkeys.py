@@ -15,7 +15,7 @@ from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
 from app.accounts.models import Passkey, User
 from app.core import webauthn
-from app.core.database import Session, release_connection
+from app.core.database import Session, commit_and_release
 from app.core.exceptions import UnprocessableError
 from app.core.models import utc_now
 from app.core.query import Query, columns
@@ -154,10 +154,10 @@ async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, 
 
 async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
     """Return what a browser needs to use a passkey, whoever asks. Raises TooManyRequestsError."""
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     await tools.throttle.count(*_counters(tools))
     challenge = await make_challenge(tools.session, Purpose.USE, bound_to=bound_to)
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     return await webauthn.make_request_options(tools.settings, challenge)
 
 

@@ -25,7 +25,7 @@ from app.accounts.second_factor.codes import (
 )
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.second_factor.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
-from app.core.database import Session, release_connection
+from app.core.database import Session, commit_and_release
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
 from app.core.project import read_project
@@ -78,7 +78,7 @@ async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> Rec
     Raises ConflictError when none waits for it, and UnprocessableError for a wrong code.
     """
     user = caller.user
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     await tools.throttle.count(_confirmation_counter(tools, user))
     await lock_user(tools.session, user.id)
     await require_session(tools.session, caller)

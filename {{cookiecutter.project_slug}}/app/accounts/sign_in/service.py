@@ -19,7 +19,7 @@ from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
 from app.core.config import Settings
-from app.core.database import Session, release_connection
+from app.core.database import Session, commit_and_release
 from app.core.exceptions import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
@@ -173,7 +173,7 @@ async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password
     # Query it before the user: a sign-in at the same time may make the network known between the two queries.
     is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
-    await release_connection(tools.session)
+    await commit_and_release(tools.session)
     attempt = await _take_attempt(tools, email, user, network, is_anybodys=bool(is_anybodys))
     is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
     check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
@@ -199,7 +199,7 @@ async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_h
             return True
         # Another sign-in has re-hashed it meanwhile, or it was changed.
         verified = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
-        await release_connection(tools.session)
+        await commit_and_release(tools.session)
         if not (await tools.security.check_password(password, verified)).is_correct:
             return False
     return await tools.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
