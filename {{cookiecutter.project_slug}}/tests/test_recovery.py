@@ -412,7 +412,7 @@ async def test_a_new_address_is_not_asked_for_with_a_password_that_was_changed_m
     async def limit_late(_tools: Toolbox, _kind: EmailKind, _address: str, _account_id: UUID) -> None:
         await change_password(client, user)
 
-    monkeypatch.setattr("app.accounts.recovery.service.limit_messages", limit_late)
+    monkeypatch.setattr("app.accounts.recovery.service.commit_and_limit_messages", limit_late)
     body = {"new_email": new_address(), "current_password": PASSWORD}
 
     refused = await client.post(f"{API}/users/me/email", json=body, headers=user.headers)

@@ -12,14 +12,14 @@ from pydantic import SecretStr
 
 from app.application import create_app
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, open_database
 from app.core.exceptions import TooManyRequestsError
 from app.core.security import PasswordCheck, Security
-from app.core.throttling import AttemptCounter, GuessThrottle, network_of, purge_counts
+from app.core.throttling import WAITING, AttemptCounter, GuessThrottle, network_of, purge_counts
 from tests.accounts import PASSWORD, Account, create_account, request_token
 from tests.clients import open_client
 from tests.databases import make_settings
-from tests.mail import Mailbox
+from tests.mail import Mailbox, wait_for
 from tests.throttle_clock import ThrottleClock
 
 FREE = 3
@@ -66,6 +66,11 @@ async def user(home: httpx2.AsyncClient) -> Account:
 async def guess(client: httpx2.AsyncClient, email: str, times: int = 1) -> list[int]:
     answers = [await request_token(client, username=email, password=WRONG) for _ in range(times)]
     return [answer.status_code for answer in answers]
+
+
+async def take(throttle: GuessThrottle, database: Database, counter: AttemptCounter) -> TooManyRequestsError | None:
+    async with database.read() as session:
+        return await throttle.commit_and_take(session, counter)
 
 
 async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient, user: Account) -> None:
@@ -326,11 +331,39 @@ async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
     monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
     monkeypatch.setattr("app.core.throttling.MAX_WAITING", 0)
     throttle = GuessThrottle(database, settings)
-    counter = AttemptCounter("test", "waiting", 1, is_decided=True)
-    await throttle.count(counter)
+    counter = AttemptCounter("test", "waiting", 1, reports_outcome=True)
+    await take(throttle, database, counter)
 
     with pytest.raises(TooManyRequestsError):
-        await throttle.count(counter)
+        await take(throttle, database, counter)
+
+
+async def test_waiting_attempts_are_limited_for_all_requests_of_a_process(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 120)
+    monkeypatch.setattr("app.core.throttling.MAX_WAITING", 1)
+    counter = AttemptCounter("test", "waiting", 1, reports_outcome=True)
+    await take(GuessThrottle(database, settings), database, counter)
+    waiting = asyncio.create_task(take(GuessThrottle(database, settings), database, counter))
+    await wait_for(lambda: database.info.get(WAITING) == 1)
+
+    with pytest.raises(TooManyRequestsError):
+        await asyncio.wait_for(take(GuessThrottle(database, settings), database, counter), 60)
+
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert database.info[WAITING] == 0
+
+
+async def test_counting_an_attempt_needs_no_second_connection(live_url: str, settings: Settings) -> None:
+    changes = {"database_url": SecretStr(live_url), "database_pool_size": 1, "database_pool_timeout_seconds": 5}
+    live = settings.model_copy(update=changes)
+    counter = AttemptCounter("test", "connection", 1)
+    async with open_database(live) as database, database.write() as session:
+        await purge_counts(session, live)
+
+        assert await GuessThrottle(database, live).commit_and_take(session, counter) is None
 
 
 async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
@@ -338,14 +371,14 @@ async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and
 ) -> None:
     monkeypatch.setattr("app.core.throttling.UNDECIDED_SECONDS", 0.3)
     throttle = GuessThrottle(database, settings)
-    counter = AttemptCounter("lost", "source", 1, is_decided=True)
-    await throttle.count(counter)
+    counter = AttemptCounter("lost", "source", 1, reports_outcome=True)
+    await take(throttle, database, counter)
 
     with pytest.raises(TooManyRequestsError):
-        await throttle.count(counter)
+        await take(throttle, database, counter)
     clock.now += 1
 
-    assert await throttle.count(counter) is None
+    assert await take(throttle, database, counter) is None
 
 
 async def test_hosts_whose_clocks_differ_count_alike(
@@ -361,7 +394,7 @@ async def test_hosts_whose_clocks_differ_count_alike(
     for hours in (5, 0, -5, 5):
         monkeypatch.setattr("time.time", lambda hours=hours: now() + hours * 3600)
         try:
-            await throttle.count(counter)
+            await take(throttle, database, counter)
         except TooManyRequestsError as error:
             waits.append(int(error.headers["Retry-After"]))
         async with database.write() as session:
@@ -419,7 +452,7 @@ async def test_who_asks_for_messages_that_are_not_sent_keeps_nobody_from_a_forgo
 
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/reset", "/api/v1/auth/email/verify"])
 async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, path: str) -> None:
-    guess = {"token": "x" * 43} | ({"new_password": "another long password"} if "reset" in path else {})
+    guess = {"token": "x" * 43} | {"new_password" if "reset" in path else "password": "another long password"}
 
     statuses = [(await elsewhere.post(path, json=guess)).status_code for _ in range(FREE_OF_ADDRESS + 1)]
 
@@ -432,7 +465,7 @@ async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient
         ("/auth/token", {"data": {"grant_type": "password", "username": "{}@example.com", "password": WRONG}}, 400),
         ("/users", {"json": {"email": "{}@example.com", "password": PASSWORD}}, 201),
         ("/auth/password/forgot", {"json": {"email": "{}@example.com"}}, 202),
-        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43}}, 422),
+        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43, "password": PASSWORD}}, 422),
     ],
 )
 async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(

@@ -16,7 +16,7 @@ from app.core.database import Session
 from app.core.email import Email, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
 from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, count_origin, network_of
+from app.core.throttling import AttemptCounter, client_counters, network_of
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
@@ -151,35 +151,35 @@ LIFETIMES = {
 }
 
 
-async def limit_messages(tools: Toolbox, kind: EmailKind, address: str, account_id: UUID | None = None) -> None:
-    """Refuse a requested message beyond the limit of its address, account or network.
+async def commit_and_limit_messages(
+    tools: Toolbox, kind: EmailKind, address: str, account_id: UUID | None = None
+) -> None:
+    """Commit, and refuse a requested message beyond the limit of its address, account or network.
 
-    The caller must hold no connection. Raises TooManyRequestsError.
-
-    Each kind by itself: some lead to no message, and must not keep somebody from those that do. With an account, its
-    messages to whatever address are bounded as well.
+    Kinds are counted separately, since requests of some kinds lead to no message and must not use up the limit of
+    others. With an account, all its messages of the kind count, whatever their address. Raises TooManyRequestsError.
     """
     free = tools.settings.throttle_account_attempts
     counters = [
-        *count_origin("message asked for from address", tools.origin.address, tools.settings),
+        *client_counters("message asked for from address", tools.origin.address, tools.settings),
         AttemptCounter(f"message to address: {kind}", address, free),
     ]
     if account_id is not None:
         counters.append(AttemptCounter(f"message of account: {kind}", str(account_id), free))
-    await tools.throttle.count(*counters)
+    await tools.throttle.commit_and_take(tools.session, *counters)
 
 
-async def admit_sign_up(tools: Toolbox, address: str) -> bool:
-    """Return whether a sign-up may lead to a message; the caller must hold no connection.
+async def commit_and_admit_sign_up(tools: Toolbox, address: str) -> bool:
+    """Commit, and return whether a sign-up may lead to a message.
 
-    It is never refused because of what others asked for this address, and one network uses up only a part of what the
-    address may get. Raises TooManyRequestsError for a network that asks for too many messages.
+    A sign-up is never refused because of other requests for its address, and one network uses up only a part of the
+    messages that the address may get. Raises TooManyRequestsError for a network that requests too many messages.
     """
     network, settings = network_of(tools.origin.address), tools.settings
-    asked = count_origin("message asked for from address", tools.origin.address, settings)
+    asked = client_counters("message asked for from address", tools.origin.address, settings)
     own = AttemptCounter("sign-up of address from network", f"{network} {address}", settings.throttle_account_attempts)
     all_ = AttemptCounter("sign-up of address", address, settings.throttle_address_attempts)
-    return await tools.throttle.count(*asked, tolerated=[own, all_]) is None
+    return await tools.throttle.commit_and_take(tools.session, *asked, deferred=[own, all_]) is None
 
 
 async def notify_owner(tools: Toolbox, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:

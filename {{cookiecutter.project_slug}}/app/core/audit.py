@@ -124,7 +124,7 @@ async def _record_refusal(request: Request, event: RefusalEvent, reason: str) ->
     details = {"method": request.method, "path": request.url.path[:MAX_PATH_LENGTH], "reason": reason}
     try:
         async with database.write() as session:
-            if await throttle.admits(session, counter):
+            if await throttle.try_take(session, counter):
                 await Audit(session, origin).record(event, actor_id, actor_id=actor_id, **details)
     except Exception as failure:
         # The answer is out; whatever keeps the event from being written is for the log.

@@ -153,7 +153,7 @@ async def notify(
     counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
     if account_id is not None:
         counters.append(AttemptCounter(f"notice to account: {kind} {topic}", str(account_id), free))
-    if await tools.throttle.admits(tools.session, *counters):
+    if await tools.throttle.try_take(tools.session, *counters):
         await enqueue(tools.session, kind, address, account_id, payload)
     else:
         note_dropped(kind, topic)

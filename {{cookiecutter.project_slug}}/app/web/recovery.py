@@ -5,15 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service as recovery_service
-from app.accounts.recovery.dependencies import take_code_attempt
 from app.accounts.recovery.schemas import EmailAddress, EmailVerification, PasswordReset
-from app.core.database import commit_and_release
 from app.core.email import require_mail
 from app.core.security import reserve_hash
-from app.core.toolbox import Toolbox, ToolboxDep
-from app.outbox import service as outbox_service
+from app.core.toolbox import ToolboxDep
 from app.web.forms import FieldsDep, read_fields, show_form, shown_again
 from app.web.sections import Section
 from app.web.visits import VisitDep
@@ -36,7 +32,6 @@ async def show_verification(visit: VisitDep, token: LinkedToken = "") -> Respons
 async def verify_own_email(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, VERIFY, fields):
         data = read_fields(EmailVerification, fields)
-        await _take_attempt(tools)
         await recovery_service.verify_email(tools, data)
     return visit.go("/", "flash.email_verified")
 
@@ -51,9 +46,7 @@ async def send_reset_code(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep)
     """The same answer whether or not there is such an account."""
     with shown_again(visit, FORGOT, fields):
         data = read_fields(EmailAddress, fields)
-        await commit_and_release(tools.session)
-        await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
-        await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
+        await recovery_service.request_password_reset(tools, data.email)
     return visit.go("/log-in", "flash.see_your_mail")
 
 
@@ -66,11 +59,5 @@ async def show_reset(visit: VisitDep, token: LinkedToken = "") -> Response:
 async def reset_own_password(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, RESET, fields):
         data = read_fields(PasswordReset, fields)
-        await _take_attempt(tools)
         await recovery_service.reset_password(tools, data.token, data.new_password.get_secret_value())
     return visit.go("/log-in", "flash.password_changed")
-
-
-async def _take_attempt(tools: Toolbox) -> None:
-    await commit_and_release(tools.session)
-    await take_code_attempt(tools.settings, tools.throttle, tools.origin)

@@ -12,9 +12,8 @@ from app.accounts.sessions import service as sessions
 from app.accounts.sign_in import service as sign_in_service
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm
 from app.accounts.sign_up import service as sign_up_service
-from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
+from app.accounts.sign_up.dependencies import require_open_registration
 from app.accounts.users.schemas import UserCreate
-from app.core.database import commit_and_release
 from app.core.security import reserve_hash
 from app.core.toolbox import Toolbox, ToolboxDep
 from app.web.forms import Fields, FieldsDep, read_fields, show_form, shown_again
@@ -44,8 +43,6 @@ async def show_sign_up(visit: VisitDep) -> Response:
 async def sign_up(visit: VisitDep, fields: FieldsDep, tools: ToolboxDep) -> Response:
     with shown_again(visit, SIGN_UP, fields):
         data = read_fields(UserCreate, fields)
-        await commit_and_release(tools.session)
-        await limit_sign_ups(tools.settings, tools.throttle, tools.origin)
         user = await sign_up_service.sign_up(tools, data)
     if user is None:
         return visit.go("/log-in", "flash.see_your_mail")

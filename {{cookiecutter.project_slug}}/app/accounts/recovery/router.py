@@ -6,16 +6,13 @@ Whoever asks for a message gets the same answer in the same time, for the addres
 from fastapi import Response
 
 from app.accounts.dependencies import CurrentCaller
-from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service
-from app.accounts.recovery.dependencies import limit_codes
 from app.accounts.recovery.schemas import EmailAddress, EmailChange, EmailVerification, PasswordReset
 from app.core.email import MailDep, require_mail
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
 from app.core.security import reserve_hash
 from app.core.toolbox import ToolboxDep
-from app.outbox import service as outbox_service
 
 router = FeatureRouter(prefix="/auth", tags=["auth"])
 address = FeatureRouter(prefix="/users", tags=["users"])
@@ -30,13 +27,10 @@ address = FeatureRouter(prefix="/users", tags=["users"])
 )
 async def request_email_verification(data: EmailAddress, tools: ToolboxDep) -> None:
     """Send the message again that verifies an address."""
-    await limit_messages(tools, EmailKind.VERIFICATION, data.email)
-    await outbox_service.enqueue(tools.session, EmailKind.VERIFICATION, data.email)
+    await service.request_verification(tools, data.email)
 
 
-@router.post(
-    "/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash, limit_codes]
-)
+@router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash])
 async def verify_email(data: EmailVerification, tools: ToolboxDep) -> None:
     """Verify an address, or confirm a new one, with the code that was sent there.
 
@@ -55,13 +49,10 @@ async def verify_email(data: EmailVerification, tools: ToolboxDep) -> None:
 )
 async def forgot_password(data: EmailAddress, tools: ToolboxDep) -> None:
     """Send a code that sets a new password, if there is an account with this address."""
-    await limit_messages(tools, EmailKind.PASSWORD_RESET, data.email)
-    await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, data.email)
+    await service.request_password_reset(tools, data.email)
 
 
-@router.post(
-    "/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash, limit_codes]
-)
+@router.post("/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash])
 async def reset_password(data: PasswordReset, tools: ToolboxDep) -> None:
     """Set a new password with the code that was sent, and end every session."""
     await service.reset_password(tools, data.token, data.new_password.get_secret_value())

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_messages, notify_owner
+from app.accounts.emails import AccountChange, EmailKind, Purpose, commit_and_limit_messages, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
 from app.accounts.one_time_tokens import TokenRecord
@@ -27,12 +27,29 @@ from app.core.breached_passwords import refuse_unfit_password
 from app.core.database import commit_and_release
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
+from app.core.throttling import client_counters
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
 
+async def request_verification(tools: Toolbox, email: str) -> None:
+    """Send another verification message. Raises TooManyRequestsError."""
+    await commit_and_limit_messages(tools, EmailKind.VERIFICATION, email)
+    await outbox_service.enqueue(tools.session, EmailKind.VERIFICATION, email)
+
+
+async def request_password_reset(tools: Toolbox, email: str) -> None:
+    """Send a code for a new password, if the address has an account. Raises TooManyRequestsError."""
+    await commit_and_limit_messages(tools, EmailKind.PASSWORD_RESET, email)
+    await outbox_service.enqueue(tools.session, EmailKind.PASSWORD_RESET, email)
+
+
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
-    """Set the password and end every session. The code also verifies the address that it was sent to."""
+    """Set the password and end every session. The code also verifies the address that it was sent to.
+
+    Raises TooManyRequestsError, and UnprocessableError for an invalid code or a weak password.
+    """
+    await _commit_and_take_attempt(tools)
     found = await one_time_tokens.find_token(tools.session, token, Purpose.RESET_PASSWORD)
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(tools.session, found.user_id)
@@ -56,7 +73,7 @@ async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange
     """Nothing changes before the new address is confirmed; the old one hears of it now."""
     user = caller.user
     password_hash = await confirm_identity(tools, caller, data)
-    await limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
+    await commit_and_limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
         raise ConflictError("The password was changed at the same time.")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
@@ -66,6 +83,7 @@ async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange
 
 async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     """Verify the account's address, or make the new one that was asked for the account's."""
+    await _commit_and_take_attempt(tools)
     token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(tools.session, token, *purposes)
@@ -89,6 +107,11 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     if is_change:
         await notify_owner(tools, found.user_id, AccountChange.EMAIL, address=before.email)
     await tools.audit.record(event, found.user_id, changes={"email": [before.email, found.address]})
+
+
+async def _commit_and_take_attempt(tools: Toolbox) -> None:
+    counters = client_counters("code from address", tools.origin.address, tools.settings)
+    await tools.throttle.commit_and_take(tools.session, *counters)
 
 
 async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr) -> None:

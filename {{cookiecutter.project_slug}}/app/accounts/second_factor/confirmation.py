@@ -24,11 +24,10 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
     """
     user = caller.user
     password_hash = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
-    await commit_and_release(tools.session)
     free = tools.settings.throttle_account_attempts
-    counter = AttemptCounter("password in session", str(caller.session_id), free, is_decided=True)
+    counter = AttemptCounter("password in session", str(caller.session_id), free, reports_outcome=True)
     with tools.security.reserve_hash():
-        await tools.throttle.count(counter)
+        await tools.throttle.commit_and_take(tools.session, counter)
         check = await tools.security.check_password(confirmation.current_password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
@@ -41,12 +40,12 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
             raise await _refuse(tools, counter, WRONG_CODE if confirmation.passkey is None else WRONG_PASSKEY)
         if found is not FactorCheck.RIGHT:
             raise await _refuse(tools, counter, "The account has a second factor: send a code of it as otp.")
-    await tools.throttle.forget(tools.session, counter)
+    await tools.throttle.reset(tools.session, counter)
     # Committed here: if the request fails for another reason, the right password does not count as an attempt.
     await commit_and_release(tools.session)
     return password_hash
 
 
 async def _refuse(tools: Toolbox, counter: AttemptCounter, detail: str) -> UnprocessableError:
-    await tools.throttle.decide(tools.session, counter)
+    await tools.throttle.mark_failed(tools.session, counter)
     return UnprocessableError(detail, keeps_changes=True)

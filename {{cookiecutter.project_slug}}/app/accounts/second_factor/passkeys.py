@@ -19,7 +19,7 @@ from app.core.database import Session, commit_and_release
 from app.core.exceptions import UnprocessableError
 from app.core.models import utc_now
 from app.core.query import Query, columns
-from app.core.throttling import AttemptCounter, count_origin
+from app.core.throttling import AttemptCounter, client_counters
 from app.core.toolbox import Toolbox
 from app.core.webauthn import Assertion, InvalidPasskeyError, JsonObject
 from app.outbox import service as outbox_service
@@ -154,8 +154,7 @@ async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, 
 
 async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
     """Return what a browser needs to use a passkey, whoever asks. Raises TooManyRequestsError."""
-    await commit_and_release(tools.session)
-    await tools.throttle.count(*_counters(tools))
+    await tools.throttle.commit_and_take(tools.session, *_counters(tools))
     challenge = await make_challenge(tools.session, Purpose.USE, bound_to=bound_to)
     await commit_and_release(tools.session)
     return await webauthn.make_request_options(tools.settings, challenge)
@@ -163,7 +162,7 @@ async def make_options(tools: Toolbox, *, bound_to: str = "") -> JsonObject:
 
 def _counters(tools: Toolbox) -> list[AttemptCounter]:
     """Count challenges, since every attempt needs one; a success gives its attempt back."""
-    return count_origin("passkey from address", tools.origin.address, tools.settings)
+    return client_counters("passkey from address", tools.origin.address, tools.settings)
 
 
 async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
@@ -181,7 +180,7 @@ async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) ->
     if await tools.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
         raise await _refuse_copy(tools, sent)
     for counter in _counters(tools):
-        await tools.throttle.give_back(tools.session, counter)
+        await tools.throttle.refund(tools.session, counter)
     return passkey
 
 

@@ -25,7 +25,7 @@ from app.accounts.second_factor.codes import (
 )
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.second_factor.schemas import PasswordConfirmation, RecoveryCodes, SecondFactorCode, SecondFactorSecret
-from app.core.database import Session, commit_and_release
+from app.core.database import Session
 from app.core.exceptions import ConflictError, UnprocessableError
 from app.core.models import utc_now
 from app.core.project import read_project
@@ -78,8 +78,7 @@ async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> Rec
     Raises ConflictError when none waits for it, and UnprocessableError for a wrong code.
     """
     user = caller.user
-    await commit_and_release(tools.session)
-    await tools.throttle.count(_confirmation_counter(tools, user))
+    await tools.throttle.commit_and_take(tools.session, _confirmation_counter(tools, user))
     await lock_user(tools.session, user.id)
     await require_session(tools.session, caller)
     factor = await tools.session.fetch_one_or_none(FACTOR_TO_CONFIRM, owner_id=user.id)
@@ -91,7 +90,7 @@ async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> Rec
     await tools.session.run(CHANGE_FACTOR, owner_id=user.id, confirmed_at=utc_now())
     await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
     await notify_owner(tools, user.id, AccountChange.SECOND_FACTOR_ENABLED)
-    await tools.throttle.forget(tools.session, _confirmation_counter(tools, user))
+    await tools.throttle.reset(tools.session, _confirmation_counter(tools, user))
     return RecoveryCodes(recovery_codes=codes)
 
 

@@ -26,7 +26,7 @@ from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
 from app.core.schemas import as_stored
 from app.core.security import create_opaque_token, hash_opaque_token
-from app.core.throttling import AttemptCounter, count_origin, network_of, purge_counts
+from app.core.throttling import AttemptCounter, client_counters, network_of, purge_counts
 from app.core.toolbox import Toolbox
 
 logger = structlog.get_logger(__name__)
@@ -173,7 +173,6 @@ async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password
     # Query it before the user: a sign-in at the same time may make the network known between the two queries.
     is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
-    await commit_and_release(tools.session)
     attempt = await _take_attempt(tools, email, user, network, is_anybodys=bool(is_anybodys))
     is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
     check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
@@ -215,14 +214,14 @@ async def _take_attempt(
     """
     free = tools.settings.throttle_account_attempts
     # The address first: an attempt that it refuses must not count against the account.
-    origin = count_origin("sign-in from address", tools.origin.address, tools.settings, is_decided=True)
-    elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
+    origin = client_counters("sign-in from address", tools.origin.address, tools.settings, reports_outcome=True)
+    elsewhere = AttemptCounter("sign-in from elsewhere", email, free, reports_outcome=True)
     if not is_anybodys:
-        await tools.throttle.count(*origin, elsewhere)
+        await tools.throttle.commit_and_take(tools.session, *origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
-    known = AttemptCounter("sign-in from known network", f"{email} {network}", free, is_decided=True)
+    known = AttemptCounter("sign-in from known network", f"{email} {network}", free, reports_outcome=True)
     # On a network that the account knows, this refuses wrong passwords only.
-    refusal = await tools.throttle.count(known, tolerated=[*origin, elsewhere])
+    refusal = await tools.throttle.commit_and_take(tools.session, known, deferred=[*origin, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
     return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
@@ -234,13 +233,13 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
     at others.
     """
     for counter in attempt.taken:
-        settle = tools.throttle.forget if counter is attempt.account else tools.throttle.give_back
+        settle = tools.throttle.reset if counter is attempt.account else tools.throttle.refund
         await settle(tools.session, counter)
 
 
 async def _settle_missing(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
     """Give back a first step without a code; after several in a row it stays counted."""
-    settle = tools.throttle.give_back if found is FactorCheck.MISSING else tools.throttle.decide
+    settle = tools.throttle.refund if found is FactorCheck.MISSING else tools.throttle.mark_failed
     for counter in attempt.taken:
         await settle(tools.session, counter)
 
@@ -290,7 +289,7 @@ async def _check_second_factor(
 
 async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
     for counter in attempt.taken:
-        await tools.throttle.decide(tools.session, counter)
+        await tools.throttle.mark_failed(tools.session, counter)
     if attempt.refusal is not None:
         return attempt.refusal
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()

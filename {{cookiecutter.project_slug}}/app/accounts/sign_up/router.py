@@ -2,7 +2,7 @@ from fastapi import Depends, Request, Response
 
 from app.accounts.models import UserRecord
 from app.accounts.sign_up import service
-from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
+from app.accounts.sign_up.dependencies import require_open_registration
 from app.accounts.users.schemas import UserCreate, UserRead
 from app.core.exceptions import problem_responses
 from app.core.routing import FeatureRouter
@@ -17,7 +17,7 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     status_code=201,
     response_model=UserRead,
     responses={**problem_responses(403, 409, 429), 202: {"description": "See your mail.", "model": None}},
-    dependencies=[Depends(require_open_registration), reserve_hash, Depends(limit_sign_ups)],
+    dependencies=[Depends(require_open_registration), reserve_hash],
 )
 async def create_user(
     data: UserCreate, tools: ToolboxDep, request: Request, response: Response
