@@ -9,14 +9,16 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from app.application import create_app
+from app.core.audit import AuditEvent
 from app.core.config import Settings
 from app.core.database import Database, open_database
 from app.core.exceptions import TooManyRequestsError
 from app.core.security import PasswordCheck, Security
 from app.core.throttling import WAITING, AttemptCounter, GuessThrottle, network_of, purge_counts
-from tests.accounts import PASSWORD, Account, create_account, request_token
+from tests.accounts import CONFIRMATION_PATH, PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import make_settings
 from tests.mail import Mailbox, wait_for
@@ -24,6 +26,7 @@ from tests.throttle_clock import ThrottleClock
 
 FREE = 3
 FREE_OF_ADDRESS = 8
+CHANGES = 13
 ME = "/api/v1/users/me"
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
 WRONG = "not the password at all"
@@ -36,6 +39,7 @@ def settings(migrated_url: str) -> Settings:
         throttling=True,
         throttle_account_attempts=FREE,
         throttle_address_attempts=FREE_OF_ADDRESS,
+        throttle_account_changes=CHANGES,
         throttle_max_delay_seconds=60,
     )
 
@@ -423,6 +427,53 @@ async def test_sign_ups_from_one_address_have_to_wait(elsewhere: httpx2.AsyncCli
 
     assert statuses == [201] * FREE_OF_ADDRESS + [429]
     assert await sign_up(home, 100) == 201
+
+
+async def count_events(database: Database, event: str) -> int:
+    async with database.read() as session:
+        return len((await session.execute(select(AuditEvent.id).where(AuditEvent.event == event))).all())
+
+
+async def test_an_account_cannot_fill_the_audit_log_with_changes_of_itself(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, database: Database
+) -> None:
+    other = await create_account(elsewhere)
+
+    statuses = [
+        (await home.patch(ME, json={"name": f"Ada {number}"}, headers=user.headers)).status_code
+        for number in range(CHANGES + 5)
+    ]
+
+    assert statuses == [200] * CHANGES + [429] * 5
+    assert await count_events(database, "user.changed") == CHANGES
+    changed = await elsewhere.patch(ME, json={"name": "Grace"}, headers=other.headers)
+    assert changed.status_code == 200
+
+
+async def test_confirmations_with_the_right_password_are_limited(
+    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
+) -> None:
+    async def confirm() -> int:
+        answer = await home.post(CONFIRMATION_PATH, json={"current_password": PASSWORD}, headers=user.headers)
+        return answer.status_code
+
+    statuses = [await confirm() for _ in range(CHANGES + 1)]
+    clock.now += settings.throttle_memory_seconds
+
+    assert [*statuses, await confirm()] == [201] * CHANGES + [429, 201]
+
+
+async def test_a_copied_token_cannot_use_up_the_confirmations_of_the_owner(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    for number in range(CHANGES + 1):
+        await elsewhere.patch(ME, json={"name": f"{number}"}, headers=user.headers)
+        await elsewhere.post(CONFIRMATION_PATH, json={"current_password": WRONG}, headers=user.headers)
+    own = await sign_in(home, user.id, user.email)
+
+    answer = await home.post(CONFIRMATION_PATH, json={"current_password": PASSWORD}, headers=own.headers)
+
+    assert answer.status_code == 201
 
 
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/forgot", "/api/v1/auth/email/verification"])

@@ -1,4 +1,4 @@
-"""The bound on what one account stores: MAX_ROWS_PER_USER rows of each kind, such as todos."""
+"""Limits on what one account writes: MAX_ROWS_PER_USER rows of each kind, and THROTTLE_ACCOUNT_CHANGES of itself."""
 
 from typing import Any
 from uuid import UUID
@@ -8,6 +8,8 @@ from sqlalchemy import Select, bindparam, func, select
 from app.core.database import Session
 from app.core.exceptions import ConflictError
 from app.core.query import Query
+from app.core.throttling import AttemptCounter
+from app.core.toolbox import Toolbox
 
 # Key of `Database.info`. Commands of operators have no quotas.
 QUOTAS = "accounts.quotas"
@@ -26,6 +28,15 @@ async def require_quota(session: Session, rows: Query[tuple[int]], owner_id: UUI
     quotas: Quotas | None = session.info.get(QUOTAS)
     if quotas is not None:
         await quotas.take(session, rows, owner_id)
+
+
+async def commit_and_limit_changes(tools: Toolbox, kind: str, user_id: UUID) -> None:
+    """Call for each change that users make of their own account: it writes audit events, which nobody deletes soon.
+
+    Raises TooManyRequestsError.
+    """
+    counter = AttemptCounter(f"change of account: {kind}", str(user_id), tools.settings.throttle_account_changes)
+    await tools.throttle.commit_and_take(tools.session, counter)
 
 
 class Quotas:

@@ -265,6 +265,7 @@ class Settings(ServerSettings):
     throttling: bool = True
     throttle_account_attempts: Count = 5
     throttle_address_attempts: Count = 50
+    throttle_account_changes: Count = 100
     throttle_max_delay_seconds: Lifetime = 15 * 60
     throttle_memory_seconds: Lifetime = 3600
     # The database keeps them for about as long as the least: see the migration of audit_events.

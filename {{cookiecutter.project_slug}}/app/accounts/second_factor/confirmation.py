@@ -4,10 +4,10 @@ from sqlalchemy import bindparam, select
 
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User
+from app.accounts.quotas import commit_and_limit_changes
 from app.accounts.second_factor.codes import WRONG_CODE, FactorCheck, Owner, Proof, check_factor, find_factors
 from app.accounts.second_factor.passkeys import WRONG_PASSKEY
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.core.database import commit_and_release
 from app.core.exceptions import UnprocessableError
 from app.core.query import Query
 from app.core.throttling import AttemptCounter
@@ -41,8 +41,9 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
         if found is not FactorCheck.RIGHT:
             raise await _refuse(tools, counter, "The account has a second factor: send a code of it as otp.")
     await tools.throttle.reset(tools.session, counter)
-    # Committed here: if the request fails for another reason, the right password does not count as an attempt.
-    await commit_and_release(tools.session)
+    # This also commits the reset: if the request fails for another reason, the right password is no attempt. Counted
+    # with the right password only: a copied token must not use up the owner's confirmations.
+    await commit_and_limit_changes(tools, "confirmation", user.id)
     return password_hash
 
 

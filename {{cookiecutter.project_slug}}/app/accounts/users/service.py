@@ -10,6 +10,7 @@ from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
 from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
+from app.accounts.quotas import commit_and_limit_changes
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.breached_passwords import refuse_unfit_password
 from app.core.database import Session
@@ -82,6 +83,8 @@ async def update_user(
     changes = dump_changes(data)
     if not changes:
         return user
+    if actor_id == user.id:
+        await commit_and_limit_changes(tools, "profile", user.id)
     if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
         await _keep_an_admin(tools.session, user)
     if changes.get("email", user.email) != user.email:
