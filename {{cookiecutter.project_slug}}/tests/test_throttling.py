@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
@@ -17,7 +18,7 @@ from app.core.config import Settings
 from app.core.database import Database, open_database
 from app.core.exceptions import TooManyRequestsError
 from app.core.security import PasswordCheck, Security
-from app.core.throttling import WAITING, AttemptCounter, GuessThrottle, network_of, purge_counts
+from app.core.throttling import WAITING, AttemptCounter, GuessThrottle, RateLimit, network_of, purge_counts
 from tests.accounts import CONFIRMATION_PATH, PASSWORD, Account, create_account, request_token, sign_in
 from tests.clients import open_client
 from tests.databases import make_settings
@@ -383,6 +384,36 @@ async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and
     clock.now += 1
 
     assert await take(throttle, database, counter) is None
+
+
+def test_a_rate_limit_allows_each_account_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    limit = RateLimit(6, clock=lambda: now)
+    account, other = uuid4(), uuid4()
+
+    def take(account_id: UUID) -> int:
+        """Return the seconds to wait; 0 if the request is allowed."""
+        try:
+            limit.take(account_id)
+        except TooManyRequestsError as error:
+            return int(error.headers["Retry-After"])
+        return 0
+
+    burst = [take(account) for _ in range(8)]
+    now += 10
+    after_a_sixth_of_a_minute = [take(account), take(account)]
+    others = take(other)
+    now += 3600
+    after_an_hour = [take(account) for _ in range(7)]
+    monkeypatch.setattr("app.core.throttling.MAX_BUCKETS", 1)
+    take(other)
+
+    assert burst == [0] * 6 + [10, 10]
+    assert after_a_sixth_of_a_minute == [0, 10]
+    assert others == 0
+    assert after_an_hour == [0] * 6 + [10]
+    # The account was forgotten, and not the other one, which came later.
+    assert [take(other), len(limit._buckets)] == [0, 1]
 
 
 async def test_hosts_whose_clocks_differ_count_alike(

@@ -1,15 +1,19 @@
-"""Throttling of guesses and of other suspicious repetitions; not a rate limiter for ordinary use.
+"""Limits on how often somebody may do something.
 
-Attempts are counted in the database, so that the limits hold across workers and hosts.
+GuessThrottle is for guesses and other suspicious repetitions, and counts in the database, so that its limits hold
+across workers and hosts. RateLimit is for ordinary use of something expensive, and counts in the process.
 """
 
 import asyncio
 import hashlib
 import ipaddress
 import math
-from collections.abc import Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
+from uuid import UUID
 
 import structlog
 from fastapi import Depends, Request
@@ -36,6 +40,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 MAX_WAITING = 20
 # Key of `Database.info`, under which the throttles of a process count the attempts that wait.
 WAITING = "throttling.waiting"
+# Accounts whose requests a RateLimit remembers; the least recent ones are forgotten.
+MAX_BUCKETS = 10_000
 
 
 class ThrottleCount(Base):
@@ -241,6 +247,28 @@ class GuessThrottle:
         """Set the counter to zero after a success."""
         if self._settings.throttling:
             await session.run(RESET, count_key=counter.key)
+
+
+class RateLimit:
+    """Allows each account `per_minute` requests a minute in this process, and as many at once (token bucket)."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        # The tokens of each account and the time of its last request, in the order of these times.
+        self._buckets: OrderedDict[UUID, tuple[float, float]] = OrderedDict()
+
+    def take(self, account_id: UUID) -> None:
+        """Raises TooManyRequestsError."""
+        now = self._clock()
+        tokens, last_at = self._buckets.pop(account_id, (float(self._per_minute), now))
+        tokens = min(self._per_minute, tokens + (now - last_at) * self._per_minute / 60)
+        is_allowed = tokens >= 1
+        self._buckets[account_id] = (tokens - is_allowed, now)
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        if not is_allowed:
+            raise TooManyRequestsError(math.ceil((1 - tokens) * 60 / self._per_minute))
 
 
 async def purge_counts(session: Session, settings: Settings) -> int:
