@@ -45,10 +45,10 @@ class Postman:
     def __init__(self, mail: MailServer, settings: Settings, database: Database) -> None:
         self._mail = mail
         # One at a time: the test has one connection, whose transaction is rolled back in the end.
-        self._sender = Sender(settings, database, email_renderers(), at_once=1)
+        self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def deliver(self) -> None:
-        while await self._sender.send_some():
+        while await self._sender.send_due():
             pass
 
     async def read(self, address: str) -> list[EmailMessage]:

@@ -13,7 +13,7 @@ from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
 from app.core.commands import fail_validation, load_settings, open_toolbox, read_password, run
 from app.core.config import Settings
-from app.core.schemas import NewPassword, as_stored
+from app.core.schemas import NewPassword, normalize_email
 
 users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
 sessions = typer.Typer(name="sessions", help="Manage where accounts are signed in.", no_args_is_help=True)
@@ -57,7 +57,7 @@ def set_password(context: typer.Context, email: EmailArgument, password_stdin: P
 
 async def set_user_password(settings: Settings, email: str, password: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await get_user_by_email(tools.session, as_stored(email))
+        user = await get_user_by_email(tools.session, normalize_email(email))
         await passwords_service.set_password(tools, user, password)
 
 
@@ -70,7 +70,7 @@ def deactivate(context: typer.Context, email: EmailArgument) -> None:
 
 async def deactivate_user(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await get_user_by_email(tools.session, as_stored(email))
+        user = await get_user_by_email(tools.session, normalize_email(email))
         await users_service.update_user(tools, user, UserAdminUpdate(is_active=False))
 
 
@@ -95,7 +95,7 @@ def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
 
 async def remove_second_factor(settings: Settings, email: str) -> None:
     async with open_toolbox(settings) as tools:
-        user = await get_user_by_email(tools.session, as_stored(email))
+        user = await get_user_by_email(tools.session, normalize_email(email))
         await second_factor.remove(tools, user.id)
 
 
@@ -114,5 +114,5 @@ def end_all(
 
 async def end_sessions(settings: Settings, email: str | None) -> int:
     async with open_toolbox(settings) as tools:
-        user = None if email is None else await get_user_by_email(tools.session, as_stored(email))
+        user = None if email is None else await get_user_by_email(tools.session, normalize_email(email))
         return await sessions_service.end_all(tools.session, tools.audit, user)

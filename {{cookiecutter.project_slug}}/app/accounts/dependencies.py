@@ -4,7 +4,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 
-from app.accounts.callers import RecentCallers
+from app.accounts.identity_cache import IdentityCache
 from app.accounts.models import Caller, UserRecord
 from app.accounts.scopes import SCOPES, Scope, parse_scope
 from app.core.database import SAFE_METHODS
@@ -66,8 +66,8 @@ def _is_old(request: Request) -> bool:
 
 
 async def _find_caller(request: Request, claims: AccessClaims) -> Caller:
-    callers: RecentCallers = request.state.callers
-    find = callers.find if request.method in SAFE_METHODS else callers.find_again
+    cache: IdentityCache = request.state.identity_cache
+    find = cache.get if request.method in SAFE_METHODS else cache.refresh
     caller = await find(request.state.database, claims.sub, claims.sid)
     if caller is None:
         raise UnauthorizedError("The session has ended.")

@@ -1,5 +1,5 @@
 from app.accounts import emails, one_time_tokens
-from app.accounts.callers import open_callers
+from app.accounts.identity_cache import open_identity_cache
 from app.accounts.passkeys.router import router as passkeys
 from app.accounts.passwords.router import confirmation
 from app.accounts.passwords.router import router as passwords
@@ -40,7 +40,7 @@ feature = Feature(
         *(users, sign_in, sessions, recovery, second_factor, sign_up),
         *(passwords, confirmation, address, passkey_sign_in, passkeys),
     ),
-    lifespan=open_callers,
+    lifespan=open_identity_cache,
     purge=purge,
     load_sample_data=load_sample_data,
     emails=emails.RENDERERS,

@@ -33,12 +33,12 @@ UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returnin
 # e-mail and inserts a token for the user.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
 # Locks the user against a change of the password that was verified.
-HOLD_PASSWORD = Query(
+LOCK_IF_PASSWORD = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
     .with_for_update(read=True)
 )
-FORGET_FAILURES = Command(delete(SecondFactorFailures).where(SecondFactorFailures.user_id == bindparam("owner_id")))
+RESET_FAILURES = Command(delete(SecondFactorFailures).where(SecondFactorFailures.user_id == bindparam("owner_id")))
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
 # Both databases understand it.
 REMEMBER_NETWORK = Command(
@@ -50,7 +50,7 @@ REMEMBER_NETWORK = Command(
     )
 )
 
-WAYS_IN = [
+REVOKE_ACCESS = [
     Command(delete(model).where(model.user_id == bindparam("owner_id")))
     for model in (UserSession, SecondFactor, SecondFactorFailures, Passkey, RecoveryCode, KnownNetwork)
 ]
@@ -75,10 +75,10 @@ async def lock_user(session: Session, user_id: UUID) -> None:
     await session.fetch_value(LOCK_USER, user_id=user_id)
 
 
-async def withdraw_email_change(session: Session, user_id: UUID) -> None:
+async def cancel_email_change(session: Session, user_id: UUID) -> None:
     """Before the address changes, which locks the user against who makes a message, too."""
     await lock_user(session, user_id)
-    await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+    await outbox_service.cancel(session, EmailKind.EMAIL_CHANGE, user_id)
 
 
 async def remember_network(tools: Toolbox, user_id: UUID) -> None:
@@ -87,23 +87,23 @@ async def remember_network(tools: Toolbox, user_id: UUID) -> None:
     await tools.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
 
 
-async def withdraw_codes(session: Session, user: UserRecord) -> None:
+async def cancel_codes(session: Session, user: UserRecord) -> None:
     """Before an account is deactivated or deleted: no message that waits makes a code afterwards."""
     await lock_user(session, user.id)
-    await outbox_service.withdraw_all(session, CODE_KINDS, user.id, user.email)
+    await outbox_service.cancel_all(session, CODE_KINDS, user.id, user.email)
 
 
-async def forget_access(session: Session, user_id: UUID) -> None:
+async def revoke_access(session: Session, user_id: UUID) -> None:
     """Take away every way in but the password, from an account that passes to the person who reads its mail."""
-    for command in WAYS_IN:
+    for command in REVOKE_ACCESS:
         await session.run(command, owner_id=user_id)
 
 
-async def settle_password(tools: Toolbox, user: UserRecord) -> None:
+async def finish_password_change(tools: Toolbox, user: UserRecord) -> None:
     """End what was begun with the old password, and tell the owner of the new one."""
     # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
-    await outbox_service.withdraw(tools.session, EmailKind.EMAIL_CHANGE, user.id)
+    await outbox_service.cancel(tools.session, EmailKind.EMAIL_CHANGE, user.id)
     await one_time_tokens.revoke_tokens(tools.session, user.id)
     # Whoever knew the former password does not know this one.
-    await tools.session.run(FORGET_FAILURES, owner_id=user.id)
+    await tools.session.run(RESET_FAILURES, owner_id=user.id)
     await notify_owner(tools, user.id, AccountChange.PASSWORD)

@@ -21,32 +21,32 @@ from app.outbox.service import EmailRecord
 
 logger = structlog.get_logger(__name__)
 
-AT_ONCE = 4
-STOP_SECONDS = 3
+CONCURRENCY = 4
+STOP_TIMEOUT_SECONDS = 3
 MAX_DOUBLINGS = 30
 
 
 class Sender:
     def __init__(
-        self, settings: Settings, database: Database, renderers: Mapping[str, Renderer], at_once: int = AT_ONCE
+        self, settings: Settings, database: Database, renderers: Mapping[str, Renderer], concurrency: int = CONCURRENCY
     ) -> None:
         self._settings = settings
         self._database = database
         self._renderers = renderers
-        self._at_once = at_once
+        self._at_once = concurrency
         # The mail server has its turn between two of the database.
         database_seconds = settings.database_pool_timeout_seconds + settings.database_statement_timeout_seconds
         self._lease = timedelta(seconds=settings.smtp_timeout_seconds + 2 * database_seconds)
         self._wake = asyncio.Event()
         database.info[service.WAKE] = self._wake
         self._stops = False
-        self._is_out_of_reach = False
+        self._is_unreachable = False
 
     async def run(self) -> None:
         """Send until told to stop; what is enqueued in this process wakes it at once."""
         while not self._stops:
             self._wake.clear()
-            pause = await self._send_what_is_due()
+            pause = await self._send_all_due()
             if not self._stops:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -56,22 +56,22 @@ class Sender:
         self._stops = True
         self._wake.set()
 
-    async def _send_what_is_due(self) -> float:
+    async def _send_all_due(self) -> float:
         """Return how many seconds to wait for the next look."""
         try:
-            while not self._stops and await self.send_some():
+            while not self._stops and await self.send_due():
                 pass
-            pause = await self._measure()
+            pause = await self._update_metrics()
         except Exception as error:
             # Once, and not every few seconds. Whatever it is, messages must go out when it is over.
-            if not self._is_out_of_reach:
+            if not self._is_unreachable:
                 logger.warning("the outbox is out of reach", error=type(error).__name__, reason=first_line(error))
-            self._is_out_of_reach = True
+            self._is_unreachable = True
             return self._settings.outbox_poll_seconds
-        self._is_out_of_reach = False
+        self._is_unreachable = False
         return pause
 
-    async def send_some(self) -> int:
+    async def send_due(self) -> int:
         """Attempt to send what is due, a few messages at once; returns how many."""
         # Only a look, which is cheap: a claim would take SQLite's one lock.
         async with self._database.read() as session:
@@ -86,7 +86,7 @@ class Sender:
                 raise error
         return len(emails)
 
-    async def _measure(self) -> float:
+    async def _update_metrics(self) -> float:
         async with self._database.read() as session:
             state = await service.read_state(session)
         now = utc_now()
@@ -119,13 +119,13 @@ class Sender:
         )
         # Committed before it is sent: what the message holds must work when it arrives.
         async with self._database.write() as session:
-            if not await service.hold(session, email):
+            if not await service.lock_email(session, email):
                 return
             rendered = await self._renderers[email.kind](session, self._settings, queued)
         if rendered is not None:
             await deliver(self._settings, compose(self._settings, email.id, rendered))
         async with self._database.write() as session:
-            await service.forget(session, email)
+            await service.delete_email(session, email)
         if rendered is not None:
             EMAILS.labels("sent").inc()
 
@@ -163,6 +163,6 @@ async def run_sender(settings: Settings, database: Database, renderers: Mapping[
     finally:
         sender.stop()
         # What is not done by then is sent by another process, when the lease ends.
-        await asyncio.wait([task], timeout=STOP_SECONDS)
+        await asyncio.wait([task], timeout=STOP_TIMEOUT_SECONDS)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -81,23 +81,23 @@ CLAIM = Query(
     .returning(*columns(EmailRecord, OutgoingEmail)),
     EmailRecord,
 )
-WITHDRAW = Command(
+CANCEL = Command(
     delete(OutgoingEmail).where(
         OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
     )
 )
-WITHDRAW_ALL = Command(
+CANCEL_ALL = Command(
     delete(OutgoingEmail).where(
         OutgoingEmail.kind.in_(bindparam("kinds", expanding=True)),
         or_(OutgoingEmail.account_id == bindparam("of_account_id"), OutgoingEmail.address == bindparam("to_address")),
     )
 )
-HOLD = Query(
+LOCK_EMAIL = Query(
     select(OutgoingEmail.id)
     .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
     .with_for_update()
 )
-FORGET = Command(delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id")))
+DELETE_EMAIL = Command(delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id")))
 # Unless somebody else has taken it meanwhile, because this took too long.
 RESCHEDULE = Command(
     update(OutgoingEmail)
@@ -156,23 +156,23 @@ async def notify(
     if await tools.throttle.try_take(tools.session, *counters):
         await enqueue(tools.session, kind, address, account_id, payload)
     else:
-        note_dropped(kind, topic)
+        record_dropped(kind, topic)
 
 
-def note_dropped(kind: str, topic: str = "") -> None:
+def record_dropped(kind: str, topic: str = "") -> None:
     """Tell operators of a message that was not sent, as there were too many."""
     EMAILS.labels("dropped").inc()
     logger.warning("a message was dropped, as there were too many", kind=kind, topic=topic)
 
 
-async def withdraw(session: Session, kind: str, account_id: UUID) -> None:
+async def cancel(session: Session, kind: str, account_id: UUID) -> None:
     """Do not send what is still waiting. What is being made, with a code or without, is there when this returns."""
-    await session.run(WITHDRAW, email_kind=kind, of_account_id=account_id)
+    await session.run(CANCEL, email_kind=kind, of_account_id=account_id)
 
 
-async def withdraw_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
+async def cancel_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
     """Withdraw what waits for an account or its address, whoever has asked for it."""
-    await session.run(WITHDRAW_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
+    await session.run(CANCEL_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
 
 
 async def read_state(session: Session) -> QueueState:
@@ -185,13 +185,13 @@ async def claim(session: Session, lease: timedelta, at_most: int) -> list[EmailR
     return await session.fetch_all(CLAIM, now=now, leased_until=now + lease, at_most=at_most)
 
 
-async def hold(session: Session, email: EmailRecord) -> bool:
+async def lock_email(session: Session, email: EmailRecord) -> bool:
     """Keep what was claimed from being withdrawn in this transaction; False when it was, or somebody else has it."""
-    return await session.fetch_value(HOLD, email_id=email.id, own_attempt=email.attempts) is not None
+    return await session.fetch_value(LOCK_EMAIL, email_id=email.id, own_attempt=email.attempts) is not None
 
 
-async def forget(session: Session, email: EmailRecord) -> None:
-    await session.run(FORGET, email_id=email.id)
+async def delete_email(session: Session, email: EmailRecord) -> None:
+    await session.run(DELETE_EMAIL, email_id=email.id)
 
 
 async def reschedule(session: Session, email: EmailRecord, due_at: datetime | None, error: str) -> None:

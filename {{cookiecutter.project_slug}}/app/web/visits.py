@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from app.accounts import callers
+from app.accounts import identity_cache
 from app.accounts.models import Caller, UserRecord
 from app.accounts.sessions import service as sessions
 from app.core.config import Settings
@@ -148,7 +148,7 @@ async def get_visit(request: Request, session: SessionDep, origin: OriginDep) ->
         visit.changes[VISITOR] = (visit.visitor, settings.refresh_token_lifetime_seconds)
     if signed is None or visit.cookie is None:
         return visit
-    visit.caller = await callers.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
+    visit.caller = await identity_cache.find_caller(session, visit.cookie.user_id, visit.cookie.session_id)
     request.state.actor_id = visit.caller.user.id if visit.caller else None
     is_due = signed.by_predecessor or time.time() - visit.cookie.issued_at > RENEWAL_SECONDS
     if is_due and visit.user is not None and request.method in SAFE_METHODS:

@@ -7,9 +7,9 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from app.accounts.callers import require_session
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
+from app.accounts.identity_cache import require_session
 from app.accounts.models import Caller, Passkey
 from app.accounts.passkeys.schemas import PasskeyCreate, PasskeyCreated, PasskeyRead
 from app.accounts.queries import lock_user
@@ -17,7 +17,7 @@ from app.accounts.second_factor.codes import find_factors, make_recovery_codes
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.second_factor.passkeys import Purpose, encode, make_challenge, use_challenge
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.accounts.second_factor.service import settle_recovery_codes
+from app.accounts.second_factor.service import delete_unneeded_recovery_codes
 from app.core import webauthn
 from app.core.database import Session, commit_and_release
 from app.core.exceptions import ConflictError, NotFoundError, UnprocessableError
@@ -115,6 +115,6 @@ async def remove(tools: Toolbox, caller: Caller, passkey: PasskeyRecord, data: P
     await lock_user(tools.session, user.id)
     if await tools.session.fetch_value(DELETE_PASSKEY, passkey_id=passkey.id) is None:
         raise NotFoundError("The passkey was removed at the same time.")
-    await settle_recovery_codes(tools.session, user.id)
+    await delete_unneeded_recovery_codes(tools.session, user.id)
     await tools.audit.record(AccountEvent.PASSKEY_REMOVED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
     await notify_owner(tools, user.id, AccountChange.PASSKEY_REMOVED)

@@ -3,7 +3,7 @@ from sqlalchemy import bindparam, update
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord
 from app.accounts.passwords.schemas import PasswordChange
-from app.accounts.queries import END_SESSIONS, UPDATE_USER, settle_password
+from app.accounts.queries import END_SESSIONS, UPDATE_USER, finish_password_change
 from app.accounts.scopes import format_scope
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.sessions import service as sessions
@@ -42,7 +42,7 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
     if replaced is None:
         raise ConflictError("The password was changed at the same time.")
     await tools.session.run(END_SESSIONS, user_id=user.id)
-    await settle_password(tools, user)
+    await finish_password_change(tools, user)
     session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
     await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id, actor_id=user.id, session_id=str(session_id))
     return OpenedSession(user.id, session_id, scope)
@@ -54,5 +54,5 @@ async def set_password(tools: Toolbox, user: UserRecord, password: str) -> None:
     new_hash = await tools.security.hash_password(password)
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)
     await tools.session.run(END_SESSIONS, user_id=user.id)
-    await settle_password(tools, user)
+    await finish_password_change(tools, user)
     await tools.audit.record(AccountEvent.PASSWORD_CHANGED, user.id)

@@ -13,13 +13,13 @@ from app.accounts.models import Caller
 from app.accounts.one_time_tokens import TokenRecord
 from app.accounts.queries import (
     END_SESSIONS,
-    HOLD_PASSWORD,
+    LOCK_IF_PASSWORD,
     UPDATE_USER,
-    forget_access,
+    cancel_email_change,
+    finish_password_change,
     get_user,
     remember_network,
-    settle_password,
-    withdraw_email_change,
+    revoke_access,
 )
 from app.accounts.recovery.schemas import EmailChange, EmailVerification
 from app.accounts.second_factor.confirmation import PASSWORD_HASH, confirm_identity
@@ -62,10 +62,10 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
     if user.email_verified_at is None:
         # Whoever signed up with the address need not be the person who reads its mail.
-        await forget_access(tools.session, user.id)
+        await revoke_access(tools.session, user.id)
     await tools.session.run(END_SESSIONS, user_id=user.id)
     await remember_network(tools, user.id)
-    await settle_password(tools, user)
+    await finish_password_change(tools, user)
     await tools.audit.record(AccountEvent.PASSWORD_RESET, user.id)
 
 
@@ -74,7 +74,7 @@ async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange
     user = caller.user
     password_hash = await confirm_identity(tools, caller, data)
     await commit_and_limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
-    if await tools.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
+    if await tools.session.fetch_value(LOCK_IF_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
         raise ConflictError("The password was changed at the same time.")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     await outbox_service.notify(tools, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
@@ -90,12 +90,12 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     changes: dict[str, object] = {"email": found.address, "email_verified_at": utc_now()}
     await _check_password(tools, found, data.password)
-    await withdraw_email_change(tools.session, found.user_id)
+    await cancel_email_change(tools.session, found.user_id)
     before = await get_user(tools.session, found.user_id)
     if found.payload and found.payload["password_hash"] != await _read_hash(tools, found.user_id):
         # Another sign-up came first. What counts is the one that is confirmed, and nothing that the other one has left.
         changes |= found.payload
-        await forget_access(tools.session, found.user_id)
+        await revoke_access(tools.session, found.user_id)
     try:
         await tools.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
     except IntegrityError as error:

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
 from app.accounts.models import RecoveryCode, SecondFactor, SecondFactorFailures
-from app.accounts.queries import FORGET_FAILURES
+from app.accounts.queries import RESET_FAILURES
 from app.accounts.second_factor.passkeys import PasskeyAssertion, PasskeyRefusedError, has_passkey, use_passkey
 from app.accounts.second_factor.schemas import DIGITS, TOTP_CODE
 from app.core.database import Session
@@ -42,12 +42,12 @@ RECOVERY_CODE_BYTES = 10
 # reset. NIST SP 800-63B (3.2.2) allows at most 100.
 NOTICE_FAILURES, MAX_FAILURES = 5, 50
 
-WRONG_CODE = "The code is not right."
+INCORRECT_CODE = "The code is not right."
 
 
 class FactorCheck(Enum):
-    RIGHT = auto()
-    WRONG = auto()
+    CORRECT = auto()
+    INCORRECT = auto()
     # Nothing was sent: the first step of a sign-in.
     MISSING = auto()
     # Nothing was sent, too often in a row to be a first step.
@@ -136,20 +136,20 @@ async def check_factor(tools: Toolbox, user: Owner, factors: Factors, proof: Pro
     """
     limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
     failures = await tools.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)
-    if proof.is_given and failures is not None and await _is_right(tools, user.id, factors, proof):
-        await tools.session.run(FORGET_FAILURES, owner_id=user.id)
-        return FactorCheck.RIGHT
+    if proof.is_given and failures is not None and await _is_correct(tools, user.id, factors, proof):
+        await tools.session.run(RESET_FAILURES, owner_id=user.id)
+        return FactorCheck.CORRECT
     event = AccountEvent.SECOND_FACTOR_REFUSED if proof.is_given else AccountEvent.SECOND_FACTOR_MISSING
     logger.warning(event.value, client=tools.origin.address, user_id=str(user.id), failures=failures or limit)
     await tools.audit.record(event, user.id, failures=failures or limit)
     if failures == NOTICE_FAILURES and tools.settings.sends_mail:
         await outbox_service.notify(tools, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
     if proof.is_given:
-        return FactorCheck.WRONG
+        return FactorCheck.INCORRECT
     return FactorCheck.MISSING_AGAIN if failures is None else FactorCheck.MISSING
 
 
-async def _is_right(tools: Toolbox, user_id: UUID, factors: Factors, proof: Proof) -> bool:
+async def _is_correct(tools: Toolbox, user_id: UUID, factors: Factors, proof: Proof) -> bool:
     if proof.passkey is None:
         return await use_code(tools, user_id, factors.authenticator, proof.otp or "")
     try:

@@ -5,8 +5,8 @@ from sqlalchemy import bindparam, select
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User
 from app.accounts.quotas import commit_and_limit_changes
-from app.accounts.second_factor.codes import WRONG_CODE, FactorCheck, Owner, Proof, check_factor, find_factors
-from app.accounts.second_factor.passkeys import WRONG_PASSKEY
+from app.accounts.second_factor.codes import INCORRECT_CODE, FactorCheck, Owner, Proof, check_factor, find_factors
+from app.accounts.second_factor.passkeys import INCORRECT_SIGNATURE
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.exceptions import UnprocessableError
 from app.core.query import Query
@@ -31,15 +31,17 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
         check = await tools.security.check_password(confirmation.current_password.get_secret_value(), password_hash)
     if password_hash is None or not check.is_correct:
         await tools.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
-        raise await _refuse(tools, counter, "The current password is not right.")
+        raise await _record_failure(tools, counter, "The current password is not right.")
     factors = await find_factors(tools.session, user.id)
     if factors is not None:
         proof = Proof(confirmation.otp, confirmation.passkey, ("", str(caller.session_id)))
         found = await check_factor(tools, Owner(user.id, user.email), factors, proof)
-        if found is FactorCheck.WRONG:
-            raise await _refuse(tools, counter, WRONG_CODE if confirmation.passkey is None else WRONG_PASSKEY)
-        if found is not FactorCheck.RIGHT:
-            raise await _refuse(tools, counter, "The account has a second factor: send a code of it as otp.")
+        if found is FactorCheck.INCORRECT:
+            raise await _record_failure(
+                tools, counter, INCORRECT_CODE if confirmation.passkey is None else INCORRECT_SIGNATURE
+            )
+        if found is not FactorCheck.CORRECT:
+            raise await _record_failure(tools, counter, "The account has a second factor: send a code of it as otp.")
     await tools.throttle.reset(tools.session, counter)
     # This also commits the reset: if the request fails for another reason, the right password is no attempt. Counted
     # with the right password only: a copied token must not use up the owner's confirmations.
@@ -47,6 +49,6 @@ async def confirm_identity(tools: Toolbox, caller: Caller, confirmation: Passwor
     return password_hash
 
 
-async def _refuse(tools: Toolbox, counter: AttemptCounter, detail: str) -> UnprocessableError:
+async def _record_failure(tools: Toolbox, counter: AttemptCounter, detail: str) -> UnprocessableError:
     await tools.throttle.mark_failed(tools.session, counter)
     return UnprocessableError(detail, keeps_changes=True)

@@ -30,7 +30,7 @@ BASE64URL = "^[A-Za-z0-9_-]+$"
 
 INVALID_CHALLENGE = "The challenge is not valid: it was used, is too old, or is not from here. Get new options."
 UNKNOWN_PASSKEY = "No account here has this passkey."
-WRONG_PASSKEY = "What the passkey has signed is not right."
+INCORRECT_SIGNATURE = "What the passkey has signed is not right."
 INACTIVE_ACCOUNT = "The account is deactivated, or its address is not verified."
 COPIED_PASSKEY = "The passkey's counter went back: there may be a copy of it. Sign in another way, and remove it."
 
@@ -176,7 +176,7 @@ async def use_passkey(tools: Toolbox, sent: PasskeyAssertion, *bound_to: str) ->
     try:
         count = await webauthn.verify_assertion(tools.settings, challenge, assertion, decode(passkey.public_key))
     except InvalidPasskeyError as error:
-        raise PasskeyRefusedError(WRONG_PASSKEY) from error
+        raise PasskeyRefusedError(INCORRECT_SIGNATURE) from error
     if await tools.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
         raise await _refuse_copy(tools, sent)
     for counter in _counters(tools):

@@ -8,15 +8,15 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.accounts.callers import require_session
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
+from app.accounts.identity_cache import require_session
 from app.accounts.models import Caller, Passkey, SecondFactor, UserRecord
 from app.accounts.queries import lock_user
 from app.accounts.second_factor.codes import (
     DELETE_CODES,
     FACTOR_TO_CONFIRM,
-    WRONG_CODE,
+    INCORRECT_CODE,
     find_factor,
     find_factors,
     make_recovery_codes,
@@ -85,7 +85,7 @@ async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> Rec
     if factor is None or factor.confirmed_at is not None:
         raise ConflictError("No second factor waits for its confirmation.")
     if not await use_totp(tools, user.id, factor, data.code):
-        raise UnprocessableError(WRONG_CODE)
+        raise UnprocessableError(INCORRECT_CODE)
     codes = [] if await find_factors(tools.session, user.id) else await make_recovery_codes(tools.session, user.id)
     await tools.session.run(CHANGE_FACTOR, owner_id=user.id, confirmed_at=utc_now())
     await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
@@ -105,12 +105,12 @@ async def disable(tools: Toolbox, caller: Caller, data: PasswordConfirmation) ->
     await lock_user(tools.session, user_id)
     if await tools.session.fetch_value(DELETE_FACTOR, owner_id=user_id) is None:
         raise ConflictError("The account has no second factor.")
-    await settle_recovery_codes(tools.session, user_id)
+    await delete_unneeded_recovery_codes(tools.session, user_id)
     await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=user_id)
     await notify_owner(tools, user_id, AccountChange.SECOND_FACTOR_DISABLED)
 
 
-async def settle_recovery_codes(session: Session, user_id: UUID) -> None:
+async def delete_unneeded_recovery_codes(session: Session, user_id: UUID) -> None:
     """They go with the last second factor."""
     if await find_factors(session, user_id) is None:
         await session.run(DELETE_CODES, owner_id=user_id)

@@ -24,16 +24,16 @@ from app.core.exceptions import AppError, ForbiddenError, TooManyRequestsError, 
 from app.core.metrics import SIGN_INS
 from app.core.models import utc_now
 from app.core.query import Command, Query, columns, delete_batch
-from app.core.schemas import as_stored
+from app.core.schemas import normalize_email
 from app.core.security import create_opaque_token, hash_opaque_token
 from app.core.throttling import AttemptCounter, client_counters, network_of, purge_counts
 from app.core.toolbox import Toolbox
 
 logger = structlog.get_logger(__name__)
 
-WRONG_CREDENTIALS = "The e-mail address or the password is not right."
+INCORRECT_CREDENTIALS = "The e-mail address or the password is not right."
 # One sentence for both: who signs up with a password and then tries it must not hear whether the address was taken.
-WRONG_OR_UNVERIFIED = "The e-mail address or the password is not right, or the address is not verified."
+INCORRECT_OR_UNVERIFIED = "The e-mail address or the password is not right, or the address is not verified."
 INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
@@ -47,7 +47,7 @@ class CredentialsRecord(NamedTuple):
     is_known_network: bool
 
 
-class HeldRecord(NamedTuple):
+class LockedUserRecord(NamedTuple):
     id: UUID
     is_admin: bool
     email_verified_at: datetime | None
@@ -58,7 +58,7 @@ class RefreshTokenRecord(NamedTuple):
     used_at: datetime | None
 
 
-IS_ANYBODYS_NETWORK = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
+IS_KNOWN_TO_ANY = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
 _IS_KNOWN_NETWORK = exists().where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
 CREDENTIALS = Query(
     select(*columns(CredentialsRecord, User, is_known_network=_IS_KNOWN_NETWORK)).where(
@@ -73,11 +73,11 @@ CONFIRM_CREDENTIALS = Query(
     .with_for_update(read=True)
 )
 # As CONFIRM_CREDENTIALS, for a sign-in without a password.
-HOLD_USER = Query(
-    select(*columns(HeldRecord, User))
+LOCK_ACTIVE_USER = Query(
+    select(*columns(LockedUserRecord, User))
     .where(User.id == bindparam("user_id"), User.is_active)
     .with_for_update(read=True),
-    HeldRecord,
+    LockedUserRecord,
 )
 REHASH = Query(
     update(User)
@@ -168,27 +168,27 @@ async def _begin_session(tools: Toolbox, user_id: UUID, scope: str) -> OpenedSes
 
 async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password: str) -> tuple[UUID, str]:
     """Return the user and the scope; time and error are the same for a wrong password and an unknown user."""
-    email = as_stored(username)
+    email = normalize_email(username)
     network = network_of(tools.origin.address)
     # Query it before the user: a sign-in at the same time may make the network known between the two queries.
-    is_anybodys = await tools.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
+    is_known_to_any = await tools.session.fetch_value(IS_KNOWN_TO_ANY, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
-    attempt = await _take_attempt(tools, email, user, network, is_anybodys=bool(is_anybodys))
+    attempt = await _take_attempt(tools, email, user, network, is_known_to_any=bool(is_known_to_any))
     is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
     check = await tools.security.check_password(password, None if user is None or is_refused else user.password_hash)
-    if user is None or not check.is_correct or not await _confirm(tools, user, password, check.new_hash):
-        raise await _refuse(tools, user, attempt, "password")
+    if user is None or not check.is_correct or not await _recheck_under_lock(tools, user, password, check.new_hash):
+        raise await _record_failure(tools, user, attempt, "password")
     owner, factors = Owner(user.id, email), await codes.find_factors(tools.session, user.id)
     # Choose the scope first: checking a code uses it up.
     scope = await _choose_scope(tools, user, owner, factors, attempt, form.scope)
     if factors is not None:
         await _check_second_factor(tools, user, owner, factors, attempt, Proof(form.otp, form.passkey))
     await remember_network(tools, user.id)
-    await _reward(tools, attempt)
+    await _reset_counters(tools, attempt)
     return user.id, scope
 
 
-async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
+async def _recheck_under_lock(tools: Toolbox, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
     if tools.settings.email_verification_required and user.email_verified_at is None:
         return False
     verified: str | None = user.password_hash
@@ -205,7 +205,7 @@ async def _confirm(tools: Toolbox, user: CredentialsRecord, password: str, new_h
 
 
 async def _take_attempt(
-    tools: Toolbox, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
+    tools: Toolbox, email: str, user: CredentialsRecord | None, network: str, *, is_known_to_any: bool
 ) -> Attempt:
     """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
 
@@ -216,7 +216,7 @@ async def _take_attempt(
     # The address first: an attempt that it refuses must not count against the account.
     origin = client_counters("sign-in from address", tools.origin.address, tools.settings, reports_outcome=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, reports_outcome=True)
-    if not is_anybodys:
+    if not is_known_to_any:
         await tools.throttle.commit_and_take(tools.session, *origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{email} {network}", free, reports_outcome=True)
@@ -226,7 +226,7 @@ async def _take_attempt(
     return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
-async def _reward(tools: Toolbox, attempt: Attempt) -> None:
+async def _reset_counters(tools: Toolbox, attempt: Attempt) -> None:
     """Reset the account's counter.
 
     Give the shared ones back this attempt only, or signing in to one's own account would reset the limit for guessing
@@ -237,7 +237,7 @@ async def _reward(tools: Toolbox, attempt: Attempt) -> None:
         await settle(tools.session, counter)
 
 
-async def _settle_missing(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
+async def _settle_missing_factor(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
     """Give back a first step without a code; after several in a row it stays counted."""
     settle = tools.throttle.refund if found is FactorCheck.MISSING else tools.throttle.mark_failed
     for counter in attempt.taken:
@@ -260,7 +260,7 @@ async def _choose_scope(
         found = FactorCheck.MISSING
         if factors is not None:
             found = await codes.check_factor(tools, owner, factors, Proof(None, None))
-        await _settle_missing(tools, attempt, found)
+        await _settle_missing_factor(tools, attempt, found)
         refusal, detail = error.error, error.detail
         if user.is_admin:
             detail = "Administrators need a second factor for this scope: set one up, and sign in again."
@@ -275,19 +275,19 @@ async def _check_second_factor(
     tools: Toolbox, user: CredentialsRecord, owner: Owner, factors: Factors, attempt: Attempt, proof: Proof
 ) -> None:
     found = await codes.check_factor(tools, owner, factors, proof)
-    if found is FactorCheck.RIGHT:
+    if found is FactorCheck.CORRECT:
         return
-    if found is FactorCheck.WRONG:
-        raise await _refuse(tools, user, attempt, "second factor")
+    if found is FactorCheck.INCORRECT:
+        raise await _record_failure(tools, user, attempt, "second factor")
     SIGN_INS.labels("second_factor_missing").inc()
-    await _settle_missing(tools, attempt, found)
+    await _settle_missing_factor(tools, attempt, found)
     ways = "a code of the second factor as otp"
     if factors.has_passkey:
         ways += ", or an answer of a passkey as passkey"
     raise OAuthError("mfa_required", f"Send {ways}.", keeps_changes=True)
 
 
-async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
+async def _record_failure(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
     for counter in attempt.taken:
         await tools.throttle.mark_failed(tools.session, counter)
     if attempt.refusal is not None:
@@ -295,7 +295,7 @@ async def _refuse(tools: Toolbox, user: CredentialsRecord | None, attempt: Attem
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
     _log_failure(tools)
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
-    detail = _wrong_password(tools) if reason == "password" else codes.WRONG_CODE
+    detail = _incorrect_credentials(tools) if reason == "password" else codes.INCORRECT_CODE
     return OAuthError("invalid_grant", detail, keeps_changes=True)
 
 
@@ -305,8 +305,8 @@ def _log_failure(tools: Toolbox) -> None:
     logger.warning("sign-in failed", client=address, network=network_of(address))
 
 
-def _wrong_password(tools: Toolbox) -> str:
-    return WRONG_OR_UNVERIFIED if tools.settings.email_verification_required else WRONG_CREDENTIALS
+def _incorrect_credentials(tools: Toolbox) -> str:
+    return INCORRECT_OR_UNVERIFIED if tools.settings.email_verification_required else INCORRECT_CREDENTIALS
 
 
 def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
@@ -328,9 +328,9 @@ async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_
         # The user first, as in everything that changes an account.
         presented_id = passkeys.encode(data.credential.id)
         passkey = await tools.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
-        user: HeldRecord | None = None
+        user: LockedUserRecord | None = None
         if passkey is not None:
-            user = await tools.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+            user = await tools.session.fetch_one_or_none(LOCK_ACTIVE_USER, user_id=passkey.user_id)
         await passkeys.use_passkey(tools, data.credential, *bound_to)
         if user is None or (tools.settings.email_verification_required and user.email_verified_at is None):
             raise PasskeyRefusedError(INACTIVE_ACCOUNT)

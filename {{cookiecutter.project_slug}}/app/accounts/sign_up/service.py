@@ -29,5 +29,5 @@ async def sign_up(tools: Toolbox, data: UserCreate) -> UserRecord | None:
         payload = {"password_hash": password_hash, "name": data.name}
         await outbox_service.enqueue(tools.session, EmailKind.VERIFICATION, data.email, payload=payload)
     else:
-        outbox_service.note_dropped(EmailKind.VERIFICATION)
+        outbox_service.record_dropped(EmailKind.VERIFICATION)
     return None

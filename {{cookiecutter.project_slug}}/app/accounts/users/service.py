@@ -9,7 +9,7 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
-from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
+from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, cancel_codes, cancel_email_change
 from app.accounts.quotas import commit_and_limit_changes
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.breached_passwords import refuse_unfit_password
@@ -86,12 +86,12 @@ async def update_user(
     if actor_id == user.id:
         await commit_and_limit_changes(tools, "profile", user.id)
     if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
-        await _keep_an_admin(tools.session, user)
+        await _require_another_admin(tools.session, user)
     if changes.get("email", user.email) != user.email:
         changes["email_verified_at"] = None
-        await withdraw_email_change(tools.session, user.id)
+        await cancel_email_change(tools.session, user.id)
     if not changes.get("is_active", True):
-        await withdraw_codes(tools.session, user)
+        await cancel_codes(tools.session, user)
     try:
         updated = await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     except IntegrityError as error:
@@ -126,15 +126,15 @@ def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
     return any(value != getattr(user, name) for name, value in dump_changes(data).items() if name != "name")
 
 
-async def _keep_an_admin(session: Session, user: UserRecord) -> None:
+async def _require_another_admin(session: Session, user: UserRecord) -> None:
     """Refuse to take the last administrator away; the lock makes two who remove each other take turns."""
     if await session.fetch_all(ACTIVE_ADMINS) == [(user.id,)]:
         raise ConflictError("This is the last administrator: make another one first.")
 
 
 async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
-    await _keep_an_admin(tools.session, user)
-    await withdraw_codes(tools.session, user)
+    await _require_another_admin(tools.session, user)
+    await cancel_codes(tools.session, user)
     await tools.session.run(DELETE_USER, user_id=user.id)
     await notify_owner(tools, user.id, AccountChange.DELETED, address=user.email)
     await tools.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)

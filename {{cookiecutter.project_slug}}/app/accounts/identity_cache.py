@@ -58,23 +58,23 @@ async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Call
     return None if found is None else Caller(UserRecord(*found[:-1]), found.session_id)
 
 
-class RecentCallers:
+class IdentityCache:
     """Who was found to be signed in a moment ago, in this process (AUTH_CACHE_SECONDS)."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._found: dict[tuple[UUID, UUID], tuple[float, Caller]] = {}
 
-    async def find(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
+    async def get(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
         until, caller = self._found.get((user_id, session_id), (0.0, None))
         if caller is not None and until > time.monotonic():
             return caller
-        caller = await self.find_again(database, user_id, session_id)
+        caller = await self.refresh(database, user_id, session_id)
         if caller is not None and self._seconds:
             self._remember(caller)
         return caller
 
-    async def find_again(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
+    async def refresh(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
         """For what may change the caller: it is looked up now, and when it is asked for next."""
         self._found.pop((user_id, session_id), None)
         # Not in the request's own session: what is refused here has begun no transaction, nor waited for a writer.
@@ -88,9 +88,9 @@ class RecentCallers:
 
 
 @asynccontextmanager
-async def open_callers(
+async def open_identity_cache(
     settings: Settings, database: Database, _http: LazyHttpClient
 ) -> AsyncIterator[Mapping[str, object]]:
     if settings.max_rows_per_user:
         database.info[QUOTAS] = Quotas(settings.max_rows_per_user)
-    yield {"callers": RecentCallers(settings.auth_cache_seconds)}
+    yield {"identity_cache": IdentityCache(settings.auth_cache_seconds)}
