@@ -369,7 +369,7 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
     finder = visit(PUBLIC_URL)
     SecurityKey(finder).write(lost)
     press_passkey(finder)
-    finder.sees("No account here has this passkey.")
+    finder.sees("No account has this passkey.")
 
 
 def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:

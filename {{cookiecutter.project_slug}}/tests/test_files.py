@@ -125,7 +125,7 @@ async def test_what_is_not_kept_is_no_file(database: Database, store: ObjectStor
     saved = await service.save(database, store, owner_id, filename="a", media_type="a/b", chunks=give(CONTENT))
 
     async with database.read() as session:
-        with pytest.raises(NotFoundError, match="no such file"):
+        with pytest.raises(NotFoundError, match="not found"):
             await service.get_file(session, saved.id)
 
 

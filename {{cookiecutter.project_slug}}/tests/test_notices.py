@@ -137,7 +137,7 @@ async def test_nobody_is_flooded_with_notices_and_none_is_hidden_by_a_flood_of_a
     assert subjects.count("you are no administrator any more") == 3
     assert subjects[-1] == "your account was deleted"
     assert count_dropped() - dropped == 6
-    assert "a message was dropped" in logs.getvalue()
+    assert "e-mail dropped" in logs.getvalue()
 
 
 @pytest.mark.usefixtures("clock")

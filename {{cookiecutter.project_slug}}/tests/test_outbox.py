@@ -278,7 +278,7 @@ async def test_a_mistake_in_one_message_holds_up_no_other(
         await wait_for(lambda: mail.messages)
 
     assert mail.attempts == [ADA]
-    assert "a message cannot be made" in logs.getvalue()
+    assert "e-mail cannot be rendered" in logs.getvalue()
 
 
 async def test_a_silent_server_is_given_up_on_and_asked_again(

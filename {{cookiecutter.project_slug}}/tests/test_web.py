@@ -348,7 +348,7 @@ async def test_wrong_password_is_said_and_the_address_stays_in_the_form(
     await browser.send("/log-in", email=EMAIL, password="wrong password!")
 
     assert browser.page.status_code == 400
-    assert "is not right" in browser.text
+    assert "Incorrect e-mail address or password" in browser.text
     assert browser.find_form("/log-in")["email"] == EMAIL
     assert "wrong password!" not in browser.text
     assert "sign-in.failed" in await list_events(connection)
@@ -396,7 +396,7 @@ async def test_second_factor_is_asked_for(
         await browser.send("/log-in", email=user.email, password=PASSWORD)
         assert "second factor" in browser.text
         await browser.send("/log-in", password=PASSWORD, otp="000000")
-        assert "The code is not right." in browser.text
+        assert "Incorrect code." in browser.text
         await browser.send("/log-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
 
         assert "Hello" in browser.text
@@ -576,8 +576,8 @@ BROKEN_TEXTS = {
     "a placeholder too many": (SIGN_UP + 'log_in_instead = "{name}"', "sign_up.log_in_instead must have the placeh"),
     "messages that are none": ('messages = "x"', "messages must be a table"),
     "a message that is none": (
-        '[messages]\n"The code is not right." = 3',
-        'messages."The code is not right." is missing',
+        '[messages]\n"Incorrect code." = 3',
+        'messages."Incorrect code." is missing',
     ),
 }
 
@@ -630,9 +630,9 @@ def test_english_texts_that_cannot_be_read_refuse_the_start(monkeypatch: pytest.
 
 def test_texts_of_services_are_translated_by_their_sentence(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
-    file.write_text('[messages]\n"The code is not right." = "Nix da."\n', encoding="utf-8")
+    file.write_text('[messages]\n"Incorrect code." = "Nix da."\n', encoding="utf-8")
 
     texts = Texts(file)
 
-    assert texts.translate("The code is not right.") == "Nix da."
+    assert texts.translate("Incorrect code.") == "Nix da."
     assert texts.translate("Something else.") == "Something else."

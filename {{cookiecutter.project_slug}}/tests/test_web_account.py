@@ -166,12 +166,12 @@ async def test_second_factor_is_switched_on_and_off(
 ) -> None:
     await browser.open("/account/second-factor")
     await browser.send("/account/second-factor/begin", current_password="wrong")
-    assert "The current password is not right." in browser.text
+    assert "Incorrect current password." in browser.text
     await browser.send("/account/second-factor/begin", current_password=PASSWORD)
     (secret,) = re.findall(r"<code>([A-Z2-7]{32})</code>", browser.text)
 
     await browser.send("/account/second-factor/confirm", code="000000")
-    assert "The code is not right." in browser.text
+    assert "Incorrect code." in browser.text
     assert secret in browser.text
     await browser.send("/account/second-factor/confirm", code="12345")
     assert "must be the 6-digit code from the authenticator app" in browser.text

@@ -12,7 +12,7 @@ from app.core.exceptions import ForbiddenError, InsufficientScopeError, Unauthor
 from app.core.security import AccessClaims
 from app.core.security import Security as TokenSecurity
 
-# A caller whose body took longer is looked up again.
+# After a request body that took longer, the caller is looked up again.
 MAX_BODY_SECONDS = 1
 
 
@@ -21,7 +21,7 @@ class AccessTokenBearer(OAuth2PasswordBearer):
 
     async def authenticate(self, request: Request) -> None:
         token = await self(request)
-        # OAuth2PasswordBearer raises for a missing token and does not return None.
+        # OAuth2PasswordBearer never returns None here: it raises for a missing token.
         request.state.caller = await _find_caller(request, await get_claims(request, token or ""))
         request.state.caller_found_at = time.monotonic()
 
@@ -38,7 +38,7 @@ TokenDep = Annotated[str, Depends(oauth2_scheme)]
 
 
 async def get_claims(request: Request, token: TokenDep) -> AccessClaims:
-    # Out of the state, here and below: a dependency costs as much as what it would bring.
+    # Read from request.state here and below: resolving a dependency would cost more than the lookup.
     security: TokenSecurity = request.state.security
     return security.read_access_token(token)
 
@@ -47,11 +47,11 @@ ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 
 
 async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsDep) -> Caller:
-    """Check the token, its session and its user at each request: what was ended is out at the next call.
+    """Check the token, its session and its user at each request, so that an ended session is refused at once.
 
-    With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
+    With AUTH_CACHE_SECONDS, safe requests may use the result of an earlier check.
     """
-    # In most routes oauth2_scheme.authenticate has found the caller, before the body was read.
+    # In most routes, oauth2_scheme.authenticate has set it before the body was read.
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None or (request.method not in SAFE_METHODS and _is_old(request)):
         caller = await _find_caller(request, claims)
@@ -60,7 +60,7 @@ async def get_caller(request: Request, required: SecurityScopes, claims: ClaimsD
 
 
 def _is_old(request: Request) -> bool:
-    """Whether the session may have ended since, while a slow body arrived."""
+    """Whether the session may have ended since then, while a slow body arrived."""
     found_at: float = request.state.caller_found_at
     return time.monotonic() - found_at > MAX_BODY_SECONDS
 
@@ -70,8 +70,8 @@ async def _find_caller(request: Request, claims: AccessClaims) -> Caller:
     find = cache.get if request.method in SAFE_METHODS else cache.refresh
     caller = await find(request.state.database, claims.sub, claims.sid)
     if caller is None:
-        raise UnauthorizedError("The session has ended.")
-    # The audit log tells who was refused what.
+        raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
+    # For the audit events of refused requests.
     request.state.actor_id = caller.user.id
     return caller
 
@@ -82,7 +82,7 @@ async def get_current_user(request: Request, required: SecurityScopes, claims: C
 
 
 CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
-# For the few routes that also need the session.
+# For the routes that need the session as well.
 CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
 
 
@@ -95,7 +95,7 @@ AdminUser = Annotated[UserRecord, Security(get_admin, scopes=[Scope.ADMIN])]
 
 def require_admin(user: UserRecord) -> UserRecord:
     if not user.is_admin:
-        raise ForbiddenError("Only administrators may do this.")
+        raise ForbiddenError("Only administrators are allowed to do this.", code="administrators-only")
     return user
 
 

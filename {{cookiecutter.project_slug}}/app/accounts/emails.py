@@ -1,4 +1,7 @@
-"""The messages about accounts. Whether there is an account is found out here, after the answer to the request."""
+"""Messages about accounts.
+
+The account is looked up when a message is rendered, after the response: its time reveals nothing about accounts.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -27,7 +30,7 @@ class AddresseeRecord(NamedTuple):
     email_verified_at: datetime | None
 
 
-# Locked against a change of the address: a code for the old one is revoked by it, or not made.
+# Locks the user against a change of the address, which revokes the codes for the old address.
 ADDRESSEE = Query(
     select(*columns(AddresseeRecord, User))
     .where(User.email == bindparam("user_email"))
@@ -35,7 +38,7 @@ ADDRESSEE = Query(
     AddresseeRecord,
 )
 
-# What leads to a page with a token; None when there is no such page, and the token is to be entered by hand.
+# Builds the link to a page with a token. None: there is no page, and the token must be typed.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]
 
 ADDRESS = Query(select(User.email).where(User.id == bindparam("user_id")))
@@ -57,7 +60,7 @@ CODE_KINDS = (EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_
 
 
 class AccountChange(StrEnum):
-    """What the owner is told of, whoever has made the change."""
+    """Changes that the owner is notified of."""
 
     PASSWORD = "password"  # noqa: S105  # the name of a change
     EMAIL = "email"
@@ -76,7 +79,7 @@ _TAKE_BACK = (
     'If it was not you, set a new password with "forgot password" at once, and remove passkeys that you do not know.'
 )
 _ASK_FOR_HELP = "If you did not expect it, ask the people who run this service for help at once."
-# Of each change: the subject, what has happened, and what to do about it.
+# For each change: subject, event, and advice.
 CHANGES = {
     AccountChange.PASSWORD: (
         "Your password was changed",
@@ -137,7 +140,7 @@ CHANGES = {
 
 
 class Purpose(StrEnum):
-    """What the codes about accounts are for."""
+    """Purposes of one-time tokens."""
 
     VERIFY_EMAIL = "verify email"
     CHANGE_EMAIL = "change email"
@@ -183,7 +186,7 @@ async def commit_and_admit_sign_up(tools: Toolbox, address: str) -> bool:
 
 
 async def notify_owner(tools: Toolbox, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:
-    """Tell the owner of a change, at the address that the account has unless another one is given."""
+    """Notify the owner of a change, at the account's current address unless `address` is given."""
     if not tools.settings.sends_mail:
         return
     if address is None:
@@ -194,7 +197,7 @@ async def notify_owner(tools: Toolbox, user_id: UUID, change: AccountChange, *, 
 
 
 def link_to_application(settings: Settings, page: str, token: str) -> str | None:
-    """In the fragment, which browsers send to no server and no other site."""
+    """Put the token into the fragment, which browsers do not send to servers."""
     return f"{settings.account_pages_url.rstrip('/')}/{page}#token={token}" if settings.account_pages_url else None
 
 
@@ -205,7 +208,7 @@ async def render_verification(
     if user is None or not user.is_active:
         return None
     if user.email_verified_at is not None:
-        # Somebody has signed up, or has merely asked for the message again.
+        # With a payload it was a sign-up; otherwise only a request to send the message again.
         return await render_already_registered(session, settings, email) if email.payload else None
     token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)
@@ -226,7 +229,7 @@ async def render_password_reset(
 async def render_email_change(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> Email | None:
-    """To the new address: it has to be confirmed, unless there is another account with it."""
+    """Ask the new address for confirmation, or tell it that it already has an account."""
     if await _exists(session, email.address):
         return await render_already_registered(session, settings, email)
     user_id = await session.fetch_value(ACTIVE_USER, user_id=email.account_id)

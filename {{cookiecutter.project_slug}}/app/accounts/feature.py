@@ -20,7 +20,7 @@ from app.core.features import Feature
 from app.core.toolbox import Toolbox
 
 DEMO_EMAIL = "demo@example.com"
-DEMO_PASSWORD = "demo-password"  # noqa: S105  # in the README; only a reset makes this account, never in production
+DEMO_PASSWORD = "demo-password"  # noqa: S105  # shown in README.md; only RESET_DB creates this account, and never in production
 
 
 async def load_sample_data(tools: Toolbox) -> None:
@@ -29,13 +29,13 @@ async def load_sample_data(tools: Toolbox) -> None:
 
 
 async def purge(session: Session, settings: Settings) -> int:
-    """Delete what has expired, and return how many rows that were."""
+    """Delete expired rows, and return their number."""
     deleted = await one_time_tokens.purge_tokens(session, settings)
     return deleted + await sign_in_service.purge(session, settings)
 
 
 feature = Feature(
-    # The router that is asked most comes first.
+    # The router with the most requests comes first.
     api=(
         *(users, sign_in, sessions, recovery, second_factor, sign_up),
         *(passwords, confirmation, address, passkey_sign_in, passkeys),

@@ -20,7 +20,7 @@ MAX_REMEMBERED = 10_000
 
 
 class CallerRecord(NamedTuple):
-    """A user's columns, and the session's id behind them."""
+    """The columns of UserRecord, followed by the session's id."""
 
     id: UUID
     email: str
@@ -33,7 +33,7 @@ class CallerRecord(NamedTuple):
     session_id: UUID
 
 
-# The tokens' session and its user in one query: neither works once the other is gone.
+# Both the session and its user must still be valid.
 CALLER = Query(
     select(*columns(CallerRecord, User, session_id=UserSession.id))
     .join(UserSession, UserSession.user_id == User.id)
@@ -48,9 +48,9 @@ CALLER = Query(
 
 
 async def require_session(session: Session, caller: Caller) -> None:
-    """Raise UnauthorizedError if the session has ended since the caller was found, once the user is locked."""
+    """Raise UnauthorizedError if the session has ended since the caller was found. Lock the user first."""
     if await find_caller(session, caller.user.id, caller.session_id) is None:
-        raise UnauthorizedError("The session has ended.")
+        raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
 
 
 async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Caller | None:
@@ -59,7 +59,7 @@ async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Call
 
 
 class IdentityCache:
-    """Who was found to be signed in a moment ago, in this process (AUTH_CACHE_SECONDS)."""
+    """Callers of the last AUTH_CACHE_SECONDS, by user and session, in this process."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -75,9 +75,9 @@ class IdentityCache:
         return caller
 
     async def refresh(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
-        """For what may change the caller: it is looked up now, and when it is asked for next."""
+        """Bypass the cache and evict the entry; for requests that may change the account."""
         self._found.pop((user_id, session_id), None)
-        # Not in the request's own session: what is refused here has begun no transaction, nor waited for a writer.
+        # A separate session, so that a refused request neither begins a transaction nor waits for a writer.
         async with database.read() as session:
             return await find_caller(session, user_id, session_id)
 

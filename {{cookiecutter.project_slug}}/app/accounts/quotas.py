@@ -56,7 +56,7 @@ class Quotas:
             left = self._limit - stored
             if left <= 0:
                 raise ConflictError(
-                    f"The account has the most rows of this kind that are allowed, {self._limit:,}: delete some first.",
+                    f"The account stores the maximum of {self._limit:,} items of this kind. Delete some first.",
                     code="quota-exceeded",
                 )
             if len(self._batches) >= MAX_REMEMBERED:

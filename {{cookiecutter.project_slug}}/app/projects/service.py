@@ -1,4 +1,4 @@
-"""Projects and their expenses. The owner is checked when a project is loaded (dependencies.py)."""
+"""Projects and their expenses. `get_project` checks the owner."""
 
 from collections import defaultdict
 from decimal import Decimal
@@ -32,7 +32,7 @@ UPDATE_PROJECT = Query(
     update(Project).where(Project.id == bindparam("project")).returning(*PROJECT_COLUMNS), ProjectRecord
 )
 DELETE_PROJECT = Command(delete(Project).where(Project.id == bindparam("project")))
-# An entity: the report also needs the expenses, which the relationship loads with a second query.
+# An entity with its relationship, which a second query loads.
 PROJECT_WITH_EXPENSES = (
     select(Project).where(Project.id == bindparam("project")).options(selectinload(Project.expenses))
 )
@@ -48,8 +48,7 @@ UPDATE_EXPENSE = Query(
     update(Expense).where(Expense.id == bindparam("expense")).returning(*EXPENSE_COLUMNS), ExpenseRecord
 )
 DELETE_EXPENSE = Command(delete(Expense).where(Expense.id == bindparam("expense")))
-# Locks, in this order, before a receipt is exchanged or deleted: two changes at once must not leave a file that nothing
-# refers to.
+# Lock order before a receipt is replaced or deleted: concurrent changes must not leave an unreferenced file.
 LOCK_PROJECT = Query(select(Project.id).where(Project.id == bindparam("project")).with_for_update())
 LOCK_EXPENSES = Query(select(Expense.id).where(Expense.project_id == bindparam("project")).with_for_update())
 DELETE_RECEIPTS = files_service.build_deletion(
@@ -61,10 +60,10 @@ LOCK_EXPENSE = Query(
 
 
 async def get_project(session: Session, owner_id: UUID, project_id: UUID) -> ProjectRecord:
-    """Return the user's project; someone else's is not found."""
+    """Return the owner's project. Raises NotFoundError, also for projects of others."""
     project = await session.fetch_one_or_none(PROJECT_BY_ID, project=project_id, owner=owner_id)
     if project is None:
-        raise NotFoundError("Project not found.")
+        raise NotFoundError("Project not found.", code="project-not-found")
     return project
 
 
@@ -90,8 +89,8 @@ async def update_project(session: Session, project: ProjectRecord, data: Project
         return project
     changed = await session.fetch_one_or_none(UPDATE_PROJECT, project=project.id, **changes)
     if changed is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Project not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Project not found.", code="project-not-found")
     return changed
 
 
@@ -104,11 +103,11 @@ async def delete_project(session: Session, project: ProjectRecord) -> None:
 
 
 async def report(session: Session, project_id: UUID) -> ProjectReport:
-    """Add up the expenses, with entities and their relationship: convenient, at several times the cost of records."""
+    """Add up the expenses. Uses entities and their relationship: convenient, but several times slower than records."""
     project = (await session.scalars(PROJECT_WITH_EXPENSES, {"project": project_id})).one_or_none()
     if project is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Project not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Project not found.", code="project-not-found")
     by_category: dict[ExpenseCategory, Decimal] = defaultdict(Decimal)
     for expense in project.expenses:
         by_category[expense.category] += expense.amount
@@ -120,7 +119,7 @@ async def report(session: Session, project_id: UUID) -> ProjectReport:
 async def get_expense(session: Session, project: ProjectRecord, expense_id: UUID) -> ExpenseRecord:
     expense = await session.fetch_one_or_none(EXPENSE_BY_ID, expense=expense_id, project=project.id)
     if expense is None:
-        raise NotFoundError("Expense not found.")
+        raise NotFoundError("Expense not found.", code="expense-not-found")
     return expense
 
 
@@ -150,8 +149,8 @@ async def update_expense(session: Session, expense: ExpenseRecord, data: Expense
 async def _change_expense(session: Session, expense: ExpenseRecord, **changes: object) -> ExpenseRecord:
     changed = await session.fetch_one_or_none(UPDATE_EXPENSE, expense=expense.id, **changes)
     if changed is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Expense not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Expense not found.", code="expense-not-found")
     return changed
 
 
@@ -163,8 +162,8 @@ async def delete_expense(session: Session, expense: ExpenseRecord) -> None:
 async def _delete_receipt(session: Session, expense: ExpenseRecord) -> None:
     locked = await session.fetch_one_or_none(LOCK_EXPENSE, expense=expense.id)
     if locked is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Expense not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Expense not found.", code="expense-not-found")
     if locked.receipt_id is not None:
         await files_service.delete_file(session, locked.receipt_id)
 

@@ -25,10 +25,10 @@ DELETE_TODO = Command(delete(Todo).where(Todo.id == bindparam("todo_id")))
 
 
 async def get_todo(session: Session, owner_id: UUID, todo_id: UUID) -> TodoRecord:
-    """Return the user's todo; someone else's is not found."""
+    """Return the owner's todo. Raises NotFoundError, also for todos of others."""
     todo = await session.fetch_one_or_none(TODO_BY_ID, todo_id=todo_id, owner=owner_id)
     if todo is None:
-        raise NotFoundError("There is no such todo.")
+        raise NotFoundError("Todo not found.", code="todo-not-found")
     return todo
 
 
@@ -65,8 +65,8 @@ async def update_todo(session: Session, todo: TodoRecord, data: TodoUpdate) -> T
 async def _change(session: Session, todo: TodoRecord, changes: dict[str, Any]) -> TodoRecord:
     changed = await session.fetch_one_or_none(UPDATE_TODO, todo_id=todo.id, **changes)
     if changed is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("There is no such todo.")
+        # Another request has deleted it.
+        raise NotFoundError("Todo not found.", code="todo-not-found")
     return changed
 
 

@@ -3,7 +3,7 @@ from sqlalchemy import bindparam, update
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller, User, UserRecord
 from app.accounts.passwords.schemas import PasswordChange
-from app.accounts.queries import END_SESSIONS, UPDATE_USER, finish_password_change
+from app.accounts.queries import END_SESSIONS, PASSWORD_CHANGED, UPDATE_USER, finish_password_change
 from app.accounts.scopes import format_scope
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.sessions import service as sessions
@@ -14,7 +14,7 @@ from app.core.passwords import refuse_weak_password
 from app.core.query import Query
 from app.core.toolbox import Toolbox
 
-# Only while the password is still the one that was verified: two changes at once have one winner.
+# Only if the password is still the verified one: of two concurrent changes, one wins.
 REPLACE_PASSWORD = Query(
     update(User)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
@@ -24,23 +24,23 @@ REPLACE_PASSWORD = Query(
 
 
 async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) -> OpenedSession:
-    """End every session and begin a new one: a copied token of the caller's own session does not outlive it."""
+    """Change the password, end all sessions, and begin a new one, so that copied tokens stop working."""
     user = caller.user
     scope = (await sessions.get_session(tools.session, caller, caller.session_id)).scope
     scope = format_scope(await narrow_scope(tools, user.id, scope))
     new_password = data.new_password.get_secret_value()
-    # First: a refused password uses up no recovery code.
+    # First, so that a refused password does not use up a recovery code.
     await refuse_weak_password(new_password, user.email, user.name)
     with tools.security.reserve_hash():
         password_hash = await confirm_identity(tools, caller, data)
-        # Afterwards: it may ask another service, which a copied token must not make it do.
+        # Afterwards: it may call another service, which the holder of a copied token must not cause.
         await refuse_unfit_password(tools, new_password, user.email, user.name)
         new_hash = await tools.security.hash_password(new_password)
     replaced = await tools.session.fetch_value(
         REPLACE_PASSWORD, user_id=user.id, verified_hash=password_hash, new_hash=new_hash
     )
     if replaced is None:
-        raise ConflictError("The password was changed at the same time.")
+        raise ConflictError(PASSWORD_CHANGED, code="password-changed")
     await tools.session.run(END_SESSIONS, user_id=user.id)
     await finish_password_change(tools, user)
     session_id = await sessions.create_session(tools.session, tools.settings, user.id, scope, tools.origin)
@@ -49,7 +49,7 @@ async def change_password(tools: Toolbox, caller: Caller, data: PasswordChange) 
 
 
 async def set_password(tools: Toolbox, user: UserRecord, password: str) -> None:
-    """For operators: end every session, whoever holds them."""
+    """Set a user's password as an operator, and end all sessions."""
     await refuse_unfit_password(tools, password, user.email, user.name)
     new_hash = await tools.security.hash_password(password)
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)

@@ -1,6 +1,7 @@
-"""Accounts by mail: verify an address, set a forgotten password.
+"""Account recovery by e-mail: verify an address, change it, set a forgotten password.
 
-Whoever asks for a message gets the same answer in the same time, for the address is looked up when the message is made.
+Requests for messages get the same answer in the same time for every address: the account is looked up when the message
+is rendered.
 """
 
 from fastapi import Response
@@ -26,16 +27,16 @@ address = FeatureRouter(prefix="/users", tags=["users"])
     dependencies=[require_mail],
 )
 async def request_email_verification(data: EmailAddress, tools: ToolboxDep) -> None:
-    """Send the message again that verifies an address."""
+    """Send another message with a code that verifies an address."""
     await service.request_verification(tools, data.email)
 
 
 @router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash])
 async def verify_email(data: EmailVerification, tools: ToolboxDep) -> None:
-    """Verify an address, or confirm a new one, with the code that was sent there.
+    """Verify an address, or confirm a new one, with the code of a message and the password.
 
-    It also takes the password of the sign-up or the account: without it, the mere click of somebody whose address a
-    stranger has entered would verify it for the stranger's account.
+    The password of the sign-up or account is required: a code alone could be confirmed by an unsuspecting person whose
+    address somebody else has entered.
     """
     await service.verify_email(tools, data)
 
@@ -48,13 +49,13 @@ async def verify_email(data: EmailVerification, tools: ToolboxDep) -> None:
     dependencies=[require_mail],
 )
 async def forgot_password(data: EmailAddress, tools: ToolboxDep) -> None:
-    """Send a code that sets a new password, if there is an account with this address."""
+    """Send a code for a new password, if the address has an account."""
     await service.request_password_reset(tools, data.email)
 
 
 @router.post("/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash])
 async def reset_password(data: PasswordReset, tools: ToolboxDep) -> None:
-    """Set a new password with the code that was sent, and end every session."""
+    """Set a new password with the code of a message, and end all sessions."""
     await service.reset_password(tools, data.token, data.new_password.get_secret_value())
 
 
@@ -65,5 +66,5 @@ async def reset_password(data: PasswordReset, tools: ToolboxDep) -> None:
     responses=problem_responses(401, 403, 409, 429),
 )
 async def change_email(data: EmailChange, caller: CurrentCaller, _mail: MailDep, tools: ToolboxDep) -> None:
-    """Ask for another address; it is the account's once the code that is sent there has come back."""
+    """Request an e-mail change; it takes effect when the code sent to the new address is confirmed."""
     await service.request_email_change(tools, caller, data)

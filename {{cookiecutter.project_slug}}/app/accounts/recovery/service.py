@@ -1,4 +1,4 @@
-"""Accounts by mail: verify an address, change it, set a forgotten password."""
+"""Account recovery by e-mail: verify an address, change it, set a forgotten password."""
 
 from typing import cast
 from uuid import UUID
@@ -12,8 +12,10 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
 from app.accounts.one_time_tokens import TokenRecord
 from app.accounts.queries import (
+    ADDRESS_TAKEN,
     END_SESSIONS,
     LOCK_IF_PASSWORD,
+    PASSWORD_CHANGED,
     UPDATE_USER,
     cancel_email_change,
     finish_password_change,
@@ -31,6 +33,8 @@ from app.core.throttling import client_counters
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
+INCORRECT_PASSWORD = "Incorrect password. Enter the password of the sign-up or account that the message is for."  # noqa: S105  # a message
+
 
 async def request_verification(tools: Toolbox, email: str) -> None:
     """Send another verification message. Raises TooManyRequestsError."""
@@ -45,7 +49,7 @@ async def request_password_reset(tools: Toolbox, email: str) -> None:
 
 
 async def reset_password(tools: Toolbox, token: str, password: str) -> None:
-    """Set the password and end every session. The code also verifies the address that it was sent to.
+    """Set the password and end all sessions. The code also verifies the address of the message.
 
     Raises TooManyRequestsError, and UnprocessableError for an invalid code or a weak password.
     """
@@ -61,7 +65,7 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
     await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     await one_time_tokens.use_token(tools.session, token, Purpose.RESET_PASSWORD)
     if user.email_verified_at is None:
-        # Whoever signed up with the address need not be the person who reads its mail.
+        # The person who signed up need not be the owner of the address.
         await revoke_access(tools.session, user.id)
     await tools.session.run(END_SESSIONS, user_id=user.id)
     await remember_network(tools, user.id)
@@ -70,19 +74,19 @@ async def reset_password(tools: Toolbox, token: str, password: str) -> None:
 
 
 async def request_email_change(tools: Toolbox, caller: Caller, data: EmailChange) -> None:
-    """Nothing changes before the new address is confirmed; the old one hears of it now."""
+    """Send a code to the new address, and a notice to the old one. The change waits for the confirmation."""
     user = caller.user
     password_hash = await confirm_identity(tools, caller, data)
     await commit_and_limit_messages(tools, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     if await tools.session.fetch_value(LOCK_IF_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
-        raise ConflictError("The password was changed at the same time.")
+        raise ConflictError(PASSWORD_CHANGED, code="password-changed")
     await outbox_service.enqueue(tools.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     await outbox_service.notify(tools, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
     await tools.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
 
 
 async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
-    """Verify the account's address, or make the new one that was asked for the account's."""
+    """Verify the account's address, or change it to the requested one. Raises UnprocessableError."""
     await _commit_and_take_attempt(tools)
     token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
@@ -93,13 +97,13 @@ async def verify_email(tools: Toolbox, data: EmailVerification) -> None:
     await cancel_email_change(tools.session, found.user_id)
     before = await get_user(tools.session, found.user_id)
     if found.payload and found.payload["password_hash"] != await _read_hash(tools, found.user_id):
-        # Another sign-up came first. What counts is the one that is confirmed, and nothing that the other one has left.
+        # Another sign-up came first. The confirmed one replaces its password and all other credentials.
         changes |= found.payload
         await revoke_access(tools.session, found.user_id)
     try:
         await tools.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
     except IntegrityError as error:
-        raise ConflictError("There is already an account with this e-mail address.") from error
+        raise ConflictError(ADDRESS_TAKEN, code="address-taken") from error
     await one_time_tokens.use_token(tools.session, token, *purposes)
     await one_time_tokens.revoke_tokens(tools.session, found.user_id)
     is_change = found.purpose == Purpose.CHANGE_EMAIL
@@ -115,9 +119,9 @@ async def _commit_and_take_attempt(tools: Toolbox) -> None:
 
 
 async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretStr) -> None:
-    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later.
+    """Compare with the password of the code's sign-up or, if the code was requested later, of the account.
 
-    Who only follows the link of a message that a stranger has asked for gives no account of the stranger the address.
+    A person who only follows the link of a message must not verify the address for a stranger's account.
     """
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
     expected = found.payload.get("password_hash") or await _read_hash(tools, found.user_id)
@@ -125,7 +129,7 @@ async def _check_password(tools: Toolbox, found: TokenRecord, password: SecretSt
     # The payload is JSON; sign_up writes a string.
     password_hash = cast(str | None, expected)
     if not (await tools.security.check_password(password.get_secret_value(), password_hash)).is_correct:
-        raise UnprocessableError("The password is not that of the account, or of the sign-up, that the message is for.")
+        raise UnprocessableError(INCORRECT_PASSWORD, code="incorrect-sign-up-password")
 
 
 async def _read_hash(tools: Toolbox, user_id: UUID) -> str | None:

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr
 from app.accounts.second_factor.passkeys import PasskeyAnswer
 from app.core.schemas import MAX_CODE_LENGTH, Input, normalize_code
 
-# The default of authenticator apps; many ignore any other value.
+# Many authenticator apps support only this number.
 DIGITS = 6
 TOTP_CODE = re.compile("[0-9]" * DIGITS)
 
@@ -19,7 +19,7 @@ def _read_totp_code(typed: str) -> str:
 
 
 class PasswordConfirmation(Input):
-    """That it is the owner: the password and, where the account has a second factor, a code of it or a passkey."""
+    """The password and, if the account has a second factor, a code or the response of a passkey."""
 
     current_password: SecretStr
     otp: Annotated[str, Field(max_length=MAX_CODE_LENGTH), AfterValidator(normalize_code)] | None = None
@@ -27,7 +27,7 @@ class PasswordConfirmation(Input):
 
 
 class SecondFactorSecret(BaseModel):
-    """For an authenticator app: the URI as a QR code, or the secret to type."""
+    """For an authenticator app: the URI, to show as a QR code, or the secret, to type."""
 
     secret: str
     uri: str
@@ -42,6 +42,6 @@ class SecondFactorCode(Input):
 
 
 class RecoveryCodes(BaseModel):
-    """Each signs in once in place of the second factor. Empty where the account has had codes from its first one."""
+    """Each code replaces the second factor once. Empty if the account has recovery codes already."""
 
     recovery_codes: list[str]

@@ -1,4 +1,4 @@
-"""Time-based one-time passwords (RFC 6238), and recovery codes for a lost authenticator."""
+"""Enrol, confirm and remove an authenticator app."""
 
 import base64
 import secrets
@@ -45,7 +45,7 @@ CREATE_FACTOR = Command(insert(SecondFactor))
 DELETE_FACTOR = Query(
     delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).returning(SecondFactor.confirmed_at)
 )
-# Never one that was confirmed in this moment.
+# Not one that another request has confirmed meanwhile.
 DELETE_UNCONFIRMED = Command(
     delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"), SecondFactor.confirmed_at.is_(None))
 )
@@ -55,27 +55,31 @@ DELETE_PASSKEYS = Query(delete(Passkey).where(Passkey.user_id == bindparam("owne
 
 
 async def begin(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> SecondFactorSecret:
-    """Make a secret for the account's authenticator; it is asked for once it was confirmed."""
+    """Create a secret for an authenticator app, which `confirm` activates. Raises ConflictError."""
     user = caller.user
     await confirm_identity(tools, caller, data)
     await lock_user(tools.session, user.id)
     if await find_factor(tools.session, user.id) is not None:
-        raise ConflictError("The account has a second factor: disable it first.")
+        raise ConflictError(
+            "The account has an authenticator app already. Disable it first.", code="second-factor-exists"
+        )
     await tools.session.run(DELETE_UNCONFIRMED, owner_id=user.id)
     secret = base64.b32encode(secrets.token_bytes(SECRET_BYTES)).decode()
     try:
         await tools.session.run(CREATE_FACTOR, user_id=user.id, secret=tools.security.encrypt(secret))
     except IntegrityError as error:
-        raise ConflictError("A second factor was begun or confirmed at the same time.") from error
+        raise ConflictError(
+            "Another request has changed the second factor. Try again.", code="second-factor-changed"
+        ) from error
     return SecondFactorSecret(
         secret=secret, uri=make_totp(secret).get_provisioning_uri(user.email, read_project().title)
     )
 
 
 async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> RecoveryCodes:
-    """Take the second factor into use.
+    """Activate the authenticator app, and return recovery codes if it is the first second factor.
 
-    Raises ConflictError when none waits for it, and UnprocessableError for a wrong code.
+    Raises ConflictError if there is none to confirm, and UnprocessableError for an incorrect code.
     """
     user = caller.user
     await tools.throttle.commit_and_take(tools.session, _confirmation_counter(tools, user))
@@ -83,9 +87,9 @@ async def confirm(tools: Toolbox, caller: Caller, data: SecondFactorCode) -> Rec
     await require_session(tools.session, caller)
     factor = await tools.session.fetch_one_or_none(FACTOR_TO_CONFIRM, owner_id=user.id)
     if factor is None or factor.confirmed_at is not None:
-        raise ConflictError("No second factor waits for its confirmation.")
+        raise ConflictError("There is no second factor to confirm.", code="no-second-factor-to-confirm")
     if not await use_totp(tools, user.id, factor, data.code):
-        raise UnprocessableError(INCORRECT_CODE)
+        raise UnprocessableError(INCORRECT_CODE, code="incorrect-code")
     codes = [] if await find_factors(tools.session, user.id) else await make_recovery_codes(tools.session, user.id)
     await tools.session.run(CHANGE_FACTOR, owner_id=user.id, confirmed_at=utc_now())
     await tools.audit.record(AccountEvent.SECOND_FACTOR_ENABLED, user.id, actor_id=user.id)
@@ -99,25 +103,25 @@ def _confirmation_counter(tools: Toolbox, user: UserRecord) -> AttemptCounter:
 
 
 async def disable(tools: Toolbox, caller: Caller, data: PasswordConfirmation) -> None:
-    """Forget the authenticator; passkeys stay."""
+    """Remove the authenticator; passkeys stay. Raises ConflictError if there is none."""
     user_id = caller.user.id
     await confirm_identity(tools, caller, data)
     await lock_user(tools.session, user_id)
     if await tools.session.fetch_value(DELETE_FACTOR, owner_id=user_id) is None:
-        raise ConflictError("The account has no second factor.")
+        raise ConflictError("The account has no second factor.", code="no-second-factor")
     await delete_unneeded_recovery_codes(tools.session, user_id)
     await tools.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=user_id)
     await notify_owner(tools, user_id, AccountChange.SECOND_FACTOR_DISABLED)
 
 
 async def delete_unneeded_recovery_codes(session: Session, user_id: UUID) -> None:
-    """They go with the last second factor."""
+    """Delete the recovery codes if the account has no second factor any more."""
     if await find_factors(session, user_id) is None:
         await session.run(DELETE_CODES, owner_id=user_id)
 
 
 async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None) -> bool:
-    """Remove authenticator and passkeys, for a person who has lost them all; return whether one was asked for."""
+    """Remove authenticator and passkeys, and return whether the account had any; for a user who has lost them."""
     await lock_user(tools.session, user_id)
     was_confirmed = await tools.session.fetch_value(DELETE_FACTOR, owner_id=user_id) is not None
     passkeys = await tools.session.fetch_all(DELETE_PASSKEYS, owner_id=user_id)
@@ -129,7 +133,7 @@ async def remove(tools: Toolbox, user_id: UUID, *, actor_id: UUID | None = None)
 
 
 async def reencrypt(tools: Toolbox) -> int:
-    """Encrypt every secret with the key of today, and return how many there are."""
+    """Re-encrypt all secrets with SECRET_KEY, and return their number."""
     factors = await tools.session.fetch_all(ALL_FACTORS)
     for factor in factors:
         secret = tools.security.encrypt(tools.security.decrypt(factor.secret))

@@ -31,10 +31,11 @@ from app.core.toolbox import Toolbox
 
 logger = structlog.get_logger(__name__)
 
-INCORRECT_CREDENTIALS = "The e-mail address or the password is not right."
-# One sentence for both: who signs up with a password and then tries it must not hear whether the address was taken.
-INCORRECT_OR_UNVERIFIED = "The e-mail address or the password is not right, or the address is not verified."
-INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
+INCORRECT_CREDENTIALS = "Incorrect e-mail address or password."
+# One sentence for both cases: trying the password of a sign-up must not reveal whether the address was taken.
+INCORRECT_OR_UNVERIFIED = "Incorrect e-mail address or password, or the address is not verified."
+INVALID_REFRESH_TOKEN = "Invalid refresh token."  # noqa: S105  # a message
+SCOPE_NOT_ALLOWED = "This scope is not available to the account."
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
 
@@ -66,13 +67,13 @@ CREDENTIALS = Query(
     ),
     CredentialsRecord,
 )
-# Locks the user against a change of the password, or a deactivation, between its verification and the new session.
+# Locks the user, so that neither the password nor `is_active` changes between the check and the new session.
 CONFIRM_CREDENTIALS = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
 )
-# As CONFIRM_CREDENTIALS, for a sign-in without a password.
+# As CONFIRM_CREDENTIALS, for a sign-in with a passkey.
 LOCK_ACTIVE_USER = Query(
     select(*columns(LockedUserRecord, User))
     .where(User.id == bindparam("user_id"), User.is_active)
@@ -87,7 +88,7 @@ REHASH = Query(
 )
 PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
 CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
-# One statement decides between two that come with the same token.
+# Atomic: of two concurrent requests with the same token, one gets the row.
 USE_REFRESH_TOKEN = Query(
     update(RefreshToken)
     .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
@@ -98,7 +99,7 @@ REFRESH_TOKEN = Query(
     select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
     RefreshTokenRecord,
 )
-# Once the session that it could have stolen would have expired, a used token tells nothing any more.
+# A used token is kept to detect reuse for as long as the session could have been extended with it.
 PURGE_REFRESH_TOKENS = Command(
     delete(RefreshToken).where(
         RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
@@ -108,13 +109,12 @@ PURGE_REFRESH_TOKENS = Command(
 
 @dataclass(frozen=True)
 class Attempt:
-    """A sign-in that was counted."""
+    """A counted attempt to sign in."""
 
     account: AttemptCounter
-    # In the order in which they were taken, and are to be changed: two sign-ins that lock these rows in another order
-    # would wait for each other for ever.
+    # In the order in which they were locked; updating them in another order would deadlock with other sign-ins.
     taken: list[AttemptCounter]
-    # What it gets unless it succeeds.
+    # The 429 to raise if authentication fails.
     refusal: TooManyRequestsError | None = None
 
 
@@ -126,9 +126,9 @@ class OpenedSession:
 
 
 async def create_token(tools: Toolbox, form: TokenForm) -> TokenRead:
-    """Serve the two grants; every refusal but too many attempts is an OAuthError."""
+    """Serve the two grants. Raises OAuthError, TooManyRequestsError and UnavailableError."""
     if not parse_scope(form.scope) <= set(SCOPES):
-        raise OAuthError("invalid_scope", f"The scopes are {' and '.join(sorted(SCOPES))}.")
+        raise OAuthError("invalid_scope", f"Unknown scope. The scopes are {' and '.join(sorted(SCOPES))}.")
     match form.grant_type:
         case "password":
             return await sign_in(tools, form)
@@ -146,7 +146,7 @@ async def sign_in(tools: Toolbox, form: TokenForm) -> TokenRead:
 
 
 async def open_session(tools: Toolbox, form: TokenForm) -> OpenedSession:
-    """Check who signs in, and begin a session."""
+    """Authenticate with password and second factor, and begin a session."""
     if form.username is None or form.password is None:
         raise OAuthError("invalid_request", "username and password are required.")
     try:
@@ -167,10 +167,10 @@ async def _begin_session(tools: Toolbox, user_id: UUID, scope: str) -> OpenedSes
 
 
 async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password: str) -> tuple[UUID, str]:
-    """Return the user and the scope; time and error are the same for a wrong password and an unknown user."""
+    """Return the user and the scope. Time and error do not differ between unknown users and incorrect passwords."""
     email = normalize_email(username)
     network = network_of(tools.origin.address)
-    # Query it before the user: a sign-in at the same time may make the network known between the two queries.
+    # Query it before the user, since a concurrent sign-in may make the network known between the two queries.
     is_known_to_any = await tools.session.fetch_value(IS_KNOWN_TO_ANY, from_network=network)
     user = await tools.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     attempt = await _take_attempt(tools, email, user, network, is_known_to_any=bool(is_known_to_any))
@@ -179,7 +179,7 @@ async def _authenticate(tools: Toolbox, form: TokenForm, username: str, password
     if user is None or not check.is_correct or not await _recheck_under_lock(tools, user, password, check.new_hash):
         raise await _record_failure(tools, user, attempt, "password")
     owner, factors = Owner(user.id, email), await codes.find_factors(tools.session, user.id)
-    # Choose the scope first: checking a code uses it up.
+    # Choose the scope first, since checking a code uses it up.
     scope = await _choose_scope(tools, user, owner, factors, attempt, form.scope)
     if factors is not None:
         await _check_second_factor(tools, user, owner, factors, attempt, Proof(form.otp, form.passkey))
@@ -196,7 +196,7 @@ async def _recheck_under_lock(tools: Toolbox, user: CredentialsRecord, password:
         rehashed = await tools.session.fetch_value(REHASH, user_id=user.id, verified_hash=verified, new_hash=new_hash)
         if rehashed is not None:
             return True
-        # Another sign-in has re-hashed it meanwhile, or it was changed.
+        # Another sign-in has re-hashed the password meanwhile, or it was changed.
         verified = await tools.session.fetch_value(PASSWORD_HASH, user_id=user.id)
         await commit_and_release(tools.session)
         if not (await tools.security.check_password(password, verified)).is_correct:
@@ -209,28 +209,27 @@ async def _take_attempt(
 ) -> Attempt:
     """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
 
-    Where any account is known, count and hash for all accounts, or the time of a refusal would tell neighbours who has
-    one.
+    On a network that any account has signed in from, all attempts are counted and hashed alike: otherwise the time of a
+    refusal would reveal to neighbours which accounts exist.
     """
     free = tools.settings.throttle_account_attempts
-    # The address first: an attempt that it refuses must not count against the account.
+    # The network first: an attempt that it refuses must not count against the account.
     origin = client_counters("sign-in from address", tools.origin.address, tools.settings, reports_outcome=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, reports_outcome=True)
     if not is_known_to_any:
         await tools.throttle.commit_and_take(tools.session, *origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{email} {network}", free, reports_outcome=True)
-    # On a network that the account knows, this refuses wrong passwords only.
+    # On a known network, this refuses incorrect passwords only.
     refusal = await tools.throttle.commit_and_take(tools.session, known, deferred=[*origin, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
     return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
 async def _reset_counters(tools: Toolbox, attempt: Attempt) -> None:
-    """Reset the account's counter.
+    """Reset the account's counter, and refund this attempt to the shared counters.
 
-    Give the shared ones back this attempt only, or signing in to one's own account would reset the limit for guessing
-    at others.
+    Resetting those would let attackers clear the limit on guesses by signing in to an account of their own.
     """
     for counter in attempt.taken:
         settle = tools.throttle.reset if counter is attempt.account else tools.throttle.refund
@@ -238,7 +237,7 @@ async def _reset_counters(tools: Toolbox, attempt: Attempt) -> None:
 
 
 async def _settle_missing_factor(tools: Toolbox, attempt: Attempt, found: FactorCheck) -> None:
-    """Give back a first step without a code; after several in a row it stays counted."""
+    """Refund a first step without a second factor; after several in a row it stays counted."""
     settle = tools.throttle.refund if found is FactorCheck.MISSING else tools.throttle.mark_failed
     for counter in attempt.taken:
         await settle(tools.session, counter)
@@ -252,19 +251,19 @@ async def _choose_scope(
     attempt: Attempt,
     requested: str,
 ) -> str:
-    """The right password does not count as an attempt when the scope is refused."""
+    """Choose the scope. If it is refused, the correct password does not count as an attempt. Raises OAuthError."""
     try:
         return _grant_scope(requested, _list_allowed(tools.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
-        # This refusal reveals that the password is right, as `mfa_required` does: count both alike in `check_factor`.
+        # This reveals a correct password, as `mfa_required` does, so `check_factor` counts both.
         found = FactorCheck.MISSING
         if factors is not None:
             found = await codes.check_factor(tools, owner, factors, Proof(None, None))
         await _settle_missing_factor(tools, attempt, found)
-        refusal, detail = error.error, error.detail
         if user.is_admin:
-            detail = "Administrators need a second factor for this scope: set one up, and sign in again."
-        raise OAuthError(refusal, detail, keeps_changes=True) from error
+            detail = "Administrators need a second factor for this scope. Set one up and sign in again."
+            raise OAuthError("invalid_scope", detail, code="admin-needs-second-factor", keeps_changes=True) from error
+        raise OAuthError(error.error, error.detail, code=error.code, keeps_changes=True) from error
 
 
 def _list_allowed(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:
@@ -281,10 +280,7 @@ async def _check_second_factor(
         raise await _record_failure(tools, user, attempt, "second factor")
     SIGN_INS.labels("second_factor_missing").inc()
     await _settle_missing_factor(tools, attempt, found)
-    ways = "a code of the second factor as otp"
-    if factors.has_passkey:
-        ways += ", or an answer of a passkey as passkey"
-    raise OAuthError("mfa_required", f"Send {ways}.", keeps_changes=True)
+    raise OAuthError("mfa_required", codes.FACTOR_REQUIRED, code="second-factor-required", keeps_changes=True)
 
 
 async def _record_failure(tools: Toolbox, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
@@ -295,25 +291,31 @@ async def _record_failure(tools: Toolbox, user: CredentialsRecord | None, attemp
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
     _log_failure(tools)
     await tools.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
-    detail = _incorrect_credentials(tools) if reason == "password" else codes.INCORRECT_CODE
-    return OAuthError("invalid_grant", detail, keeps_changes=True)
+    if reason == "password":
+        detail, code = _incorrect_credentials(tools)
+    else:
+        detail, code = codes.INCORRECT_CODE, "incorrect-code"
+    return OAuthError("invalid_grant", detail, code=code, keeps_changes=True)
 
 
 def _log_failure(tools: Toolbox) -> None:
-    """For fail2ban, which counts these lines. Without what was typed as the address: it may be the password."""
+    """Log for fail2ban. The typed address is left out, since it may be a password by mistake."""
     address = tools.origin.address
     logger.warning("sign-in failed", client=address, network=network_of(address))
 
 
-def _incorrect_credentials(tools: Toolbox) -> str:
-    return INCORRECT_OR_UNVERIFIED if tools.settings.email_verification_required else INCORRECT_CREDENTIALS
+def _incorrect_credentials(tools: Toolbox) -> tuple[str, str]:
+    """Return the same sentence and code whatever the reason, which must not reveal who has an account."""
+    if tools.settings.email_verification_required:
+        return INCORRECT_OR_UNVERIFIED, "incorrect-credentials-or-unverified"
+    return INCORRECT_CREDENTIALS, "incorrect-credentials"
 
 
 def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
-    """All that is allowed, unless less is asked for."""
+    """Return the requested scopes, or all allowed ones if none is requested. Raises OAuthError."""
     scopes = parse_scope(requested) or allowed
     if not scopes <= allowed:
-        raise OAuthError("invalid_scope", "The account may not be given this scope.")
+        raise OAuthError("invalid_scope", SCOPE_NOT_ALLOWED, code="scope-not-allowed")
     return format_scope(scopes)
 
 
@@ -323,9 +325,9 @@ async def sign_in_with_passkey(tools: Toolbox, data: PasskeySignIn) -> TokenRead
 
 
 async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
-    """Begin a session without a password; the authenticator has made sure who uses it. Raises PasskeyRefusedError."""
+    """Begin a session with a passkey, which verifies its user. Raises PasskeyRefusedError."""
     try:
-        # The user first, as in everything that changes an account.
+        # Lock order: user first.
         presented_id = passkeys.encode(data.credential.id)
         passkey = await tools.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
         user: LockedUserRecord | None = None
@@ -337,20 +339,20 @@ async def open_session_with_passkey(tools: Toolbox, data: PasskeySignIn, *bound_
     except PasskeyRefusedError as refusal:
         SIGN_INS.labels("failure").inc()
         _log_failure(tools)
-        # Challenges are counted. Without one of ours, nothing would bound how many events anybody could write.
-        if refusal.detail != INVALID_CHALLENGE:
+        # Only attempts with a valid challenge are limited, so only they write events.
+        if refusal.code != INVALID_CHALLENGE:
             await tools.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
         raise
     allowed = list_allowed(is_admin=user.is_admin)
     scopes = allowed if data.scope is None else data.scope
     if not scopes <= allowed:
-        raise ForbiddenError("The account may not be given this scope.", keeps_changes=True)
+        raise ForbiddenError(SCOPE_NOT_ALLOWED, code="scope-not-allowed", keeps_changes=True)
     await remember_network(tools, user.id)
     return await _begin_session(tools, user.id, format_scope(scopes))
 
 
 async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
-    """Exchange a refresh token for new ones; one that was used before is a stolen copy and ends its session."""
+    """Exchange a refresh token for new tokens. A reused one may be stolen, and ends its session."""
     if not form.refresh_token:
         raise OAuthError("invalid_request", "refresh_token is required.")
     now = utc_now()
@@ -358,10 +360,10 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
     token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
     if token is None or token.used_at is not None:
         raise await _refuse_refresh_token(tools, token, now)
-    # The session first: what ends it locks it, and then its tokens.
+    # Lock order: session, then tokens, as in end_session. The reverse order deadlocks.
     extended = await sessions.extend_session(tools.session, tools.settings, token.session_id, tools.origin)
     if extended is None:
-        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     if await tools.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
         token = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
         raise await _refuse_refresh_token(tools, token, now)
@@ -372,7 +374,7 @@ async def refresh(tools: Toolbox, form: TokenForm) -> TokenRead:
 
 
 async def narrow_scope(tools: Toolbox, user_id: UUID, scope: str) -> frozenset[str]:
-    """Take `admin` from a session that began before a second factor was required for it, or when there was one."""
+    """Remove `admin` from the scope if a second factor is required for it and the account has none."""
     allowed = parse_scope(scope)
     if tools.settings.admin_second_factor_required and Scope.ADMIN in allowed:
         factors = await codes.find_factors(tools.session, user_id)
@@ -382,12 +384,12 @@ async def narrow_scope(tools: Toolbox, user_id: UUID, scope: str) -> frozenset[s
 
 async def _refuse_refresh_token(tools: Toolbox, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
     if token is None or token.used_at is None:
-        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     if now - token.used_at <= timedelta(seconds=tools.settings.refresh_reuse_grace_seconds):
-        # A client that lost the answer, or two of its requests at once.
-        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+        # The client lost the response, or sent two concurrent requests.
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     await sessions.end_session(tools.session, tools.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
-    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, keeps_changes=True)
+    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token", keeps_changes=True)
 
 
 async def issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
@@ -396,8 +398,8 @@ async def issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> 
     try:
         await tools.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
     except IntegrityError as error:
-        # The session was ended in this moment.
-        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN) from error
+        # The session was ended meanwhile.
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token") from error
     return TokenRead(
         access_token=tools.security.create_access_token(user_id, session_id, scope),
         expires_in=tools.settings.access_token_lifetime_seconds,
@@ -407,7 +409,7 @@ async def issue(tools: Toolbox, user_id: UUID, session_id: UUID, scope: str) -> 
 
 
 async def revoke(tools: Toolbox, token: str) -> None:
-    """End the session of either kind of token; one that is not known is as good as revoked (RFC 7009 §2.2)."""
+    """End the session of an access or refresh token; an unknown one is no error (RFC 7009 §2.2)."""
     if not token:
         raise OAuthError("invalid_request", "token is required.")
     found = await tools.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
@@ -422,7 +424,7 @@ async def revoke(tools: Toolbox, token: str) -> None:
 
 
 async def purge(session: Session, settings: Settings) -> int:
-    """Delete expired sessions, networks that were not used for long and counts that are forgotten; return how many."""
+    """Delete expired sessions, unused networks and expired counters; return their number."""
     deleted = await sessions.purge_sessions(session)
     deleted += await session.run(PURGE_NETWORKS, used_before=utc_now() - KNOWN_NETWORK_LIFETIME)
     return deleted + await purge_counts(session, settings)

@@ -16,13 +16,16 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     "",
     status_code=201,
     response_model=UserRead,
-    responses={**problem_responses(403, 409, 429), 202: {"description": "See your mail.", "model": None}},
+    responses={
+        **problem_responses(403, 409, 429),
+        202: {"description": "A message was sent.", "model": None},
+    },
     dependencies=[Depends(require_open_registration), reserve_hash],
 )
 async def create_user(
     data: UserCreate, tools: ToolboxDep, request: Request, response: Response
 ) -> UserRecord | Response:
-    """Sign up. Where addresses have to be verified the answer is 202, whether or not there was an account before."""
+    """Sign up. If addresses must be verified, the answer is 202 whether or not the address has an account."""
     user = await service.sign_up(tools, data)
     if user is None:
         return Response(status_code=202)

@@ -10,13 +10,13 @@ class UserCreate(Input):
 
 
 class UserUpdate(PartialInput):
-    """What users change of their own account."""
+    """The fields that users can change of their own account."""
 
     name: Line = ""
 
 
 class UserAdminUpdate(UserUpdate):
-    """What administrators change of any account."""
+    """The fields that administrators can change of any account."""
 
     email: Email = ""
     is_active: bool = True

@@ -9,7 +9,7 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
-from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, cancel_codes, cancel_email_change
+from app.accounts.queries import ADDRESS_TAKEN, COLUMNS, END_SESSIONS, UPDATE_USER, cancel_codes, cancel_email_change
 from app.accounts.quotas import commit_and_limit_changes
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.breached_passwords import refuse_unfit_password
@@ -24,7 +24,7 @@ from app.core.toolbox import Toolbox
 NEWEST = "-created_at"
 
 
-# The other database understands it, too. Nothing comes back where the address is taken, and no transaction is spoilt.
+# SQLite has the same syntax. It returns no row if the address is taken, and the transaction can go on.
 CREATE_USER = Query(insert(User).on_conflict_do_nothing(index_elements=[User.email]).returning(*COLUMNS), UserRecord)
 ACTIVE_ADMINS = Query(
     select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
@@ -43,15 +43,15 @@ def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
 
 
 async def create_user(tools: Toolbox, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
-    """An administrator is made by an operator, who answers for the address. Raises ConflictError."""
+    """Create a user. An operator who creates an administrator vouches for the address. Raises ConflictError."""
     user = await add_user(tools, data, await hash_password(tools, data), is_admin=is_admin)
     if user is None:
-        raise ConflictError("There is already an account with this e-mail address.")
+        raise ConflictError(ADDRESS_TAKEN, code="address-taken")
     return user
 
 
 async def hash_password(tools: Toolbox, data: UserCreate) -> str:
-    """Raises UnprocessableError for a weak one."""
+    """Hash the password. Raises UnprocessableError if it is weak."""
     await refuse_unfit_password(tools, data.password.get_secret_value(), data.email, data.name)
     return await tools.security.hash_password(data.password.get_secret_value())
 
@@ -59,7 +59,7 @@ async def hash_password(tools: Toolbox, data: UserCreate) -> str:
 async def add_user(
     tools: Toolbox, data: UserCreate, password_hash: str, *, is_admin: bool = False
 ) -> UserRecord | None:
-    """Return None where the address has an account."""
+    """Create a user, or return None if the address has an account."""
     user = await tools.session.fetch_one_or_none(
         CREATE_USER,
         email=data.email,
@@ -76,9 +76,9 @@ async def add_user(
 async def update_user(
     tools: Toolbox, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
 ) -> UserRecord:
-    """A deactivated user's sessions and codes end at once, and none comes back.
+    """Change a user. Deactivation ends all sessions and codes.
 
-    Without an actor it is an operator, who may lock anybody out.
+    Without `actor_id` the change is by an operator, who may remove the last administrator. Raises ConflictError.
     """
     changes = dump_changes(data)
     if not changes:
@@ -95,9 +95,9 @@ async def update_user(
     try:
         updated = await tools.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     except IntegrityError as error:
-        raise ConflictError("There is already an account with this e-mail address.") from error
+        raise ConflictError(ADDRESS_TAKEN, code="address-taken") from error
     if updated is None:
-        raise NotFoundError("There is no such user.")
+        raise NotFoundError("User not found.", code="user-not-found")
     if not updated.is_active:
         await tools.session.run(END_SESSIONS, user_id=user.id)
     if updated.email != user.email or not updated.is_active:
@@ -110,7 +110,7 @@ async def update_user(
 
 
 def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
-    """List what the owner is told of."""
+    """Return the changes that the owner is notified of."""
     changes = []
     if after.email != before.email:
         changes.append(AccountChange.EMAIL)
@@ -122,14 +122,14 @@ def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
 
 
 def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
-    """Whether the change lets somebody in or keeps somebody out."""
+    """Whether anything but the name changes, which needs a confirmation."""
     return any(value != getattr(user, name) for name, value in dump_changes(data).items() if name != "name")
 
 
 async def _require_another_admin(session: Session, user: UserRecord) -> None:
-    """Refuse to take the last administrator away; the lock makes two who remove each other take turns."""
+    """Raise ConflictError for the last administrator. The lock serializes two who remove each other."""
     if await session.fetch_all(ACTIVE_ADMINS) == [(user.id,)]:
-        raise ConflictError("This is the last administrator: make another one first.")
+        raise ConflictError("This is the last administrator. Appoint another one first.", code="last-administrator")
 
 
 async def delete_user(tools: Toolbox, user: UserRecord, *, actor_id: UUID) -> None:
