@@ -41,7 +41,7 @@ pycparser pydantic pydantic-core pydantic-settings pygments pyopenssl pytest pyt
 pytest-xdist python-dotenv python-jose python-multipart pyyaml pyzmq referencing requests requests-oauthlib
 rfc3339-validator rich rpds-py ruff shellingham six sqlalchemy starlette structlog supervisor tornado truststore typer
 types-gunicorn types-oauthlib types-passlib types-pyasn1 types-python-jose types-requests-oauthlib typing-extensions
-typing-inspection tzdata urllib3 uuid-utils uvicorn uvicorn-worker uvloop watchfiles webauthn websockets zxcvbn
+typing-inspection tzdata urllib3 uuid-utils uvicorn uvicorn-worker uvloop watchfiles webauthn websockets
 """
 
 

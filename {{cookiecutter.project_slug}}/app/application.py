@@ -25,7 +25,6 @@ from app.core.exceptions import (
 )
 from app.core.features import Feature, settings_of
 from app.core.housekeeping import keep_house
-from app.core.http_client import LazyHttpClient, open_http_client
 from app.core.lifecycle import Stopping, mark_start, watch_for_stop
 from app.core.logging import AccessLogMiddleware, configure_logging
 from app.core.metrics import MetricsMiddleware
@@ -36,6 +35,7 @@ from app.core.protocol import BodyLimitMiddleware, HeadMiddleware, RequestCheckM
 from app.core.requests import HostMiddleware, is_request_id, mark_request_id
 from app.core.security import Security
 from app.core.server import trusted_proxies
+from app.core.upstream.http_client import LazyHttpClient, open_http_client
 from app.outbox.sender import run_sender
 
 if TYPE_CHECKING:

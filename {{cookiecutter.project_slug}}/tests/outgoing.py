@@ -1,4 +1,4 @@
-"""A fake of the services that this one calls: a test says what they answer, and sees what they were asked."""
+"""A fake of the services that this one calls: a test sets their responses and reads the requests they received."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Outcome: TypeAlias = Callable[[], httpx2.Response] | Exception
 
 
 class Outgoing:
-    """Give `transport` to `create_app`; the service's own client then sends its requests here."""
+    """Pass `transport` to `create_app`: the service's own client then sends its requests here."""
 
     def __init__(self) -> None:
         self.requests: list[httpx2.Request] = []
@@ -21,9 +21,9 @@ class Outgoing:
         self._outcomes: dict[tuple[str, httpx2.URL], list[Outcome]] = defaultdict(list)
 
     def answer(self, method: str, url: str, status: int = 200, **content: object) -> None:
-        """Answer with `json`, `text`, `content` or `headers`, as httpx2.Response takes them.
+        """Answer with `json`, `text`, `content` or `headers`, the arguments of httpx2.Response.
 
-        A URL without a query stands for every query. Several outcomes of one call come in turn; the last one repeats.
+        A URL without a query matches every query. Several outcomes for one call are used in turn; the last one repeats.
         """
         self._add(method, url, partial(httpx2.Response, status, **content))  # type: ignore[arg-type]  # httpx2 checks them
 
@@ -32,7 +32,7 @@ class Outgoing:
         self._add(method, url, error)
 
     def _add(self, method: str, url: str, outcome: Outcome) -> None:
-        # Compared as the client writes it.
+        # Normalises the URL, as the client does.
         request = httpx2.Request(method, url)
         self._outcomes[request.method, request.url].append(outcome)
 
@@ -43,7 +43,7 @@ class Outgoing:
         )
         if not outcomes:
             self.unexpected.append(f"{request.method} {request.url}")
-            # No Exception, which the service would handle.
+            # pytest's failure is no Exception, which the service would handle.
             pytest.fail(self.complaint)
         outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
         if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""The client for other services, against the fake of `tests/outgoing.py` and against real sockets."""
+"""The HTTP client for other services, against the fake of `tests/outgoing.py` and against real sockets."""
 
 import asyncio
 import io
@@ -12,7 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from app.core.config import ServerSettings
-from app.core.http_client import (
+from app.core.logging import configure_logging
+from app.core.upstream.http_client import (
     HttpClientDep,
     LazyHttpClient,
     ResponseTooLargeError,
@@ -20,7 +21,6 @@ from app.core.http_client import (
     open_http_client,
     read_body,
 )
-from app.core.logging import configure_logging
 from tests.certificates import make_certificate
 from tests.outgoing import Outgoing
 from tests.proxies import run_proxy, run_service, set_proxy
@@ -44,7 +44,7 @@ async def client(app: FastAPI, client: httpx2.AsyncClient) -> httpx2.AsyncClient
 
 
 def make_tls(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate that no machine trusts, and the server's side of it."""
+    """Return a certificate that no machine trusts, and the TLS context of its server."""
     certificate = make_certificate(folder)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
@@ -53,13 +53,13 @@ def make_tls(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 @pytest.fixture
 async def http(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LazyHttpClient]:
-    """The client by itself, on real sockets and without the machine's proxies."""
+    """The client on real sockets, without the proxies of this machine."""
     set_proxy(monkeypatch, "")
     async with open_http_client(max_connections=10) as http:
         yield http
 
 
-async def test_a_route_calls_another_service(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
+async def test_route_calls_another_service(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
     outgoing.answer("GET", RATES, json={"EUR": 1})
 
     response = await client.get("/rates", params={"query": "base=USD"})
@@ -68,7 +68,7 @@ async def test_a_route_calls_another_service(client: httpx2.AsyncClient, outgoin
     assert [str(request.url) for request in outgoing.requests] == [f"{RATES}?base=USD"]
 
 
-async def test_a_call_carries_the_id_of_its_request(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
+async def test_call_has_the_id_of_its_request(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
     outgoing.answer("GET", RATES, json={})
 
     await client.get("/rates", headers={"X-Request-ID": "request-0123"})
@@ -76,7 +76,7 @@ async def test_a_call_carries_the_id_of_its_request(client: httpx2.AsyncClient, 
     assert outgoing.requests[0].headers["x-request-id"] == "client-request-0123"
 
 
-async def test_a_call_is_logged_without_its_path_and_query(
+async def test_call_is_logged_without_path_and_query(
     client: httpx2.AsyncClient, outgoing: Outgoing, logs: io.StringIO
 ) -> None:
     outgoing.answer("GET", RATES, json={})
@@ -90,7 +90,7 @@ async def test_a_call_is_logged_without_its_path_and_query(
     assert SECRET not in logs.getvalue()
 
 
-async def test_answers_come_in_turn_and_the_last_one_repeats(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
+async def test_responses_are_used_in_turn_and_the_last_repeats(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
     outgoing.answer("GET", RATES, json=1)
     outgoing.answer("GET", RATES, json=2)
     outgoing.answer("GET", f"{RATES}?base=USD", json=3)
@@ -100,7 +100,7 @@ async def test_answers_come_in_turn_and_the_last_one_repeats(client: httpx2.Asyn
     assert answers == [1, 3, 2, 2]
 
 
-async def test_a_failure_is_raised_by_the_client_itself(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
+async def test_failure_is_raised_by_the_client(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
     outgoing.fail("GET", RATES, httpx2.ConnectError("refused"))
 
     response = await client.get("/rates")
@@ -109,7 +109,7 @@ async def test_a_failure_is_raised_by_the_client_itself(client: httpx2.AsyncClie
     assert outgoing.requests[0].extensions["timeout"] == {"connect": 5, "read": 10, "write": 10, "pool": 10}
 
 
-async def test_a_call_that_no_test_expects_fails_it(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
+async def test_unexpected_call_fails_the_test(client: httpx2.AsyncClient, outgoing: Outgoing) -> None:
     outgoing.answer("POST", RATES)
 
     with pytest.raises(pytest.fail.Exception, match=f"does not expect: GET {RATES}"):
@@ -135,7 +135,7 @@ async def test_redirects_are_not_followed(http: LazyHttpClient) -> None:
     assert response.status_code == 302
 
 
-async def test_a_body_is_read_up_to_a_bound(http: LazyHttpClient) -> None:
+async def test_body_is_read_up_to_a_limit(http: LazyHttpClient) -> None:
     client = await http.get()
     async with (
         run_service(f"HTTP/1.1 200 OK\r\n\r\n{'x' * 100}") as port,
@@ -150,7 +150,7 @@ async def test_a_body_is_read_up_to_a_bound(http: LazyHttpClient) -> None:
     assert accepted.request.headers["accept-encoding"] == "identity"
 
 
-async def test_there_is_one_client_and_it_is_closed(http: LazyHttpClient) -> None:
+async def test_client_is_shared_and_closed(http: LazyHttpClient) -> None:
     client, other = await asyncio.gather(http.get(), http.get())
     await http.close()
 
@@ -158,7 +158,7 @@ async def test_there_is_one_client_and_it_is_closed(http: LazyHttpClient) -> Non
     assert client.is_closed
 
 
-async def test_no_log_has_what_a_service_was_sent_and_answers(
+async def test_log_contains_nothing_of_requests_and_responses(
     http: LazyHttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.StringIO()
@@ -174,7 +174,7 @@ async def test_no_log_has_what_a_service_was_sent_and_answers(
     assert SECRET not in stream.getvalue()
 
 
-async def test_a_proxy_of_the_environment_is_used(http: LazyHttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_of_the_environment_is_used(http: LazyHttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async with run_service(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n" + "{}") as port, run_proxy(port) as proxy:
         set_proxy(monkeypatch, proxy.url, no_proxy="127.0.0.1")
         client = await http.get()
@@ -185,7 +185,7 @@ async def test_a_proxy_of_the_environment_is_used(http: LazyHttpClient, monkeypa
     assert proxy.asked == ["GET http://rates.example.com/latest HTTP/1.1"]
 
 
-async def test_https_goes_through_the_proxy_and_trusts_the_machines_certificates(
+async def test_https_uses_the_proxy_and_the_certificates_of_the_machine(
     http: LazyHttpClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     certificate, tls = make_tls(tmp_path)
@@ -198,7 +198,7 @@ async def test_https_goes_through_the_proxy_and_trusts_the_machines_certificates
     assert proxy.asked == [f"CONNECT 127.0.0.1:{port} HTTP/1.1"]
 
 
-async def test_the_description_of_a_failure_says_why_nobody_answered(http: LazyHttpClient, tmp_path: Path) -> None:
+async def test_description_of_a_failure_names_the_reason(http: LazyHttpClient, tmp_path: Path) -> None:
     client = await http.get()
     with hold_port() as held, pytest.raises(httpx2.ConnectError) as refused:
         await client.get(f"http://127.0.0.1:{held.getsockname()[1]}/?key={SECRET}")
@@ -211,7 +211,7 @@ async def test_the_description_of_a_failure_says_why_nobody_answered(http: LazyH
     assert SECRET not in describe_failure(refused.value) + describe_failure(untrusted.value)
 
 
-async def test_the_description_of_a_failure_names_the_last_of_several_addresses() -> None:
+async def test_description_of_a_failure_names_the_last_of_several_addresses() -> None:
     attempts = ExceptionGroup("attempts", [OSError("the first"), OSError("the second")])
     error = httpx2.ConnectError("All connection attempts failed")
     error.__cause__ = OSError("All connection attempts failed")
@@ -220,7 +220,7 @@ async def test_the_description_of_a_failure_names_the_last_of_several_addresses(
     assert describe_failure(error) == "ConnectError: the second"
 
 
-async def test_the_description_of_a_failure_quotes_no_response(http: LazyHttpClient) -> None:
+async def test_description_of_a_failure_quotes_no_response(http: LazyHttpClient) -> None:
     client = await http.get()
     async with run_service(f"{SECRET}\r\n\r\n") as port:
         with pytest.raises(httpx2.RemoteProtocolError, match=SECRET) as failure:

@@ -15,7 +15,6 @@ UNUSED = {
     "alembic",
     "mako",
     "webauthn",
-    "zxcvbn",
     "typer",
     "httpcore2",
     "obstore",
@@ -64,7 +63,9 @@ def test_templates_are_loaded_with_the_first_message(empty_url: str) -> None:
 
 
 def test_the_client_for_other_services_is_loaded_with_the_first_call(empty_url: str) -> None:
-    assert run_python("import sys, app.core.http_client; print('httpx2' in sys.modules)", empty_url) == ["False"]
+    assert run_python("import sys, app.core.upstream.http_client; print('httpx2' in sys.modules)", empty_url) == [
+        "False"
+    ]
 
 
 def test_the_collector_leaves_alone_what_stays(empty_url: str) -> None:

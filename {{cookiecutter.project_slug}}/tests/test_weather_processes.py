@@ -4,13 +4,14 @@ import time
 import pytest
 
 from tests.servers import SERVE, START, run_server, sign_up, wait_for
-from tests.weather_service import KEY, hang, run_weather_service
+from tests.upstream_server import hang
+from tests.weather_service import KEY, run_weather_service
 
 pytestmark = pytest.mark.processes
 
 
 @pytest.mark.parametrize("command", [START, SERVE], ids=["start", "serve"])
-def test_a_stop_does_not_wait_long_for_a_weather_service_that_hangs(live_url: str, command: tuple[str, ...]) -> None:
+def test_stop_does_not_wait_long_for_a_weather_service_that_hangs(live_url: str, command: tuple[str, ...]) -> None:
     with (
         run_weather_service() as service,
         run_server(
@@ -28,21 +29,21 @@ def test_a_stop_does_not_wait_long_for_a_weather_service_that_hangs(live_url: st
 
         asking = threading.Thread(target=ask)
         asking.start()
-        wait_for(lambda: service.at_once, "the question")
+        wait_for(lambda: service.in_progress, "the question")
         started = time.monotonic()
         server.stop()
         asking.join()
         log = server.log
 
     assert told.status_code == 200
-    # It was being answered, and was.
+    # The request in progress was answered.
     assert statuses == [504]
     assert time.monotonic() - started < 20
     assert KEY not in log
     assert "Traceback" not in log
 
 
-def test_settings_that_cannot_work_are_named_at_the_start(live_url: str) -> None:
+def test_invalid_setting_is_named_at_the_start(live_url: str) -> None:
     with (
         pytest.raises(AssertionError, match="WEATHER_BASE_URL"),
         run_server(live_url, SERVE, WEATHER_BASE_URL="example.com"),

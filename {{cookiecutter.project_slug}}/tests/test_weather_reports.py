@@ -16,7 +16,7 @@ async def create_report(client: httpx2.AsyncClient, user: Account, **fields: obj
     return report
 
 
-async def test_a_report_is_read_by_everybody_and_names_nobody(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_report_is_shown_to_all_users_without_its_author(client: httpx2.AsyncClient, user: Account) -> None:
     reader = await create_account(client)
 
     report = await create_report(client, user, city=" London ", country="gb", description="Fog,\nall day")
@@ -27,7 +27,7 @@ async def test_a_report_is_read_by_everybody_and_names_nobody(client: httpx2.Asy
     assert (report["city"], report["country"], report["temperature"]) == ("London", "GB", 7.5)
 
 
-async def test_pages_have_every_report_once_the_newest_first(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_pages_contain_each_report_once_newest_first(client: httpx2.AsyncClient, user: Account) -> None:
     created = [(await create_report(client, user, temperature=number))["id"] for number in range(5)]
 
     listed, cursor = [], None
@@ -41,7 +41,7 @@ async def test_pages_have_every_report_once_the_newest_first(client: httpx2.Asyn
     assert cursor is None
 
 
-async def test_a_report_added_in_between_repeats_and_skips_none(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_report_added_between_pages_repeats_and_skips_none(client: httpx2.AsyncClient, user: Account) -> None:
     for number in range(3):
         await create_report(client, user, temperature=number)
     first = (await client.get(REPORTS, params={"limit": 2}, headers=user.headers)).json()
@@ -53,7 +53,7 @@ async def test_a_report_added_in_between_repeats_and_skips_none(client: httpx2.A
     assert [report["temperature"] for report in first["items"] + second["items"]] == [2, 1, 0]
 
 
-async def test_reports_can_be_narrowed_down_to_a_city(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_reports_are_filtered_by_city(client: httpx2.AsyncClient, user: Account) -> None:
     reports = [await create_report(client, user, city=city) for city in ("London", "Paris", "London")]
 
     params: dict[str, str | int] = {"city": "London", "limit": 1}
@@ -65,9 +65,7 @@ async def test_reports_can_be_narrowed_down_to_a_city(client: httpx2.AsyncClient
 
 
 @pytest.mark.parametrize("params", [{"limit": "0"}, {"limit": "101"}, {"cursor": "x"}, {"city": ""}, {"city": "a\nb"}])
-async def test_a_query_that_makes_no_sense_is_refused(
-    client: httpx2.AsyncClient, user: Account, params: dict[str, str]
-) -> None:
+async def test_invalid_query_is_refused(client: httpx2.AsyncClient, user: Account, params: dict[str, str]) -> None:
     response = await client.get(REPORTS, params=params, headers=user.headers)
 
     assert response.status_code == 422
@@ -93,9 +91,7 @@ async def test_a_query_that_makes_no_sense_is_refused(
         {"owner_id": "01890000-0000-7000-8000-000000000000"},
     ],
 )
-async def test_a_report_that_makes_no_sense_is_refused(
-    client: httpx2.AsyncClient, user: Account, changes: dict[str, object]
-) -> None:
+async def test_invalid_report_is_refused(client: httpx2.AsyncClient, user: Account, changes: dict[str, object]) -> None:
     headers = {**user.headers, "Content-Type": "application/json"}
     response = await client.post(REPORTS, content=json.dumps({**REPORT, **changes}), headers=headers)
 
@@ -103,7 +99,7 @@ async def test_a_report_that_makes_no_sense_is_refused(
     assert (await client.get(REPORTS, headers=user.headers)).json()["items"] == []
 
 
-async def test_the_reports_of_a_deleted_account_are_gone(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_reports_are_deleted_with_their_account(client: httpx2.AsyncClient, user: Account) -> None:
     reader = await create_account(client)
     await create_report(client, user)
 

@@ -12,9 +12,9 @@ from app.accounts.quotas import QUOTAS, Quotas
 from app.core.config import Settings
 from app.core.database import Database, Session
 from app.core.exceptions import UnauthorizedError
-from app.core.http_client import LazyHttpClient
 from app.core.models import utc_now
 from app.core.query import Query, columns
+from app.core.upstream.http_client import LazyHttpClient
 
 MAX_REMEMBERED = 10_000
 

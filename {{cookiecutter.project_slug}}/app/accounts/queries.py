@@ -24,7 +24,7 @@ from app.core.throttling import network_of
 from app.core.toolbox import Toolbox
 from app.outbox import service as outbox_service
 
-ADDRESS_TAKEN = "This e-mail address already has an account."
+ADDRESS_TAKEN = "There is already an account with this e-mail address."
 PASSWORD_CHANGED = "The password was changed by another request. Try again with the new password."  # noqa: S105  # a message
 
 COLUMNS = columns(UserRecord, User)

@@ -18,10 +18,10 @@ from app.core.config import Settings, load_settings_or_exit
 from app.core.database import open_database
 from app.core.exceptions import AppError, first_line
 from app.core.features import Feature
-from app.core.http_client import open_http_client
 from app.core.project import read_project
 from app.core.security import Security
 from app.core.toolbox import Toolbox, make_toolbox
+from app.core.upstream.http_client import open_http_client
 
 EXIT_FAILED = 1
 DRIVER_GRACE_SECONDS = 0.1

@@ -9,8 +9,8 @@ from app.core.config import FeatureSettings, Settings
 from app.core.database import Database
 from app.core.email import Renderer
 from app.core.housekeeping import Purge
-from app.core.http_client import LazyHttpClient
 from app.core.toolbox import Toolbox
+from app.core.upstream.http_client import LazyHttpClient
 
 # Entered in each worker at its start and left at its stop; the mapping it yields is added to every `request.state`.
 Lifespan = Callable[[Settings, Database, LazyHttpClient], AbstractAsyncContextManager[Mapping[str, object]]]

@@ -1,52 +1,72 @@
-"""What makes a password weak (NIST SP 800-63B §3.1.1.2): a list of common ones, and no rule about characters."""
+"""The rules for new passwords (NIST SP 800-63B §3.1.1.2): a minimum length and a list of common passwords.
+
+There is no rule about kinds of characters.
+"""
 
 import asyncio
-import importlib.util
 import string
 import sys
 import unicodedata
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
+from typing import NamedTuple
 
 from app.core.exceptions import UnprocessableError
-from app.core.project import read_project
+from app.core.project import ROOT, read_project
 
 MIN_PASSWORD_LENGTH = 12
-# Longer ones only serve to make the server hash megabytes.
+# Bounds the work of hashing.
 MAX_PASSWORD_LENGTH = 1024
-# To normalise takes up to the square of the length: seconds for 100,000 characters.
+# NFKC takes time up to the square of the length: seconds for 100,000 characters.
 MAX_RAW_LENGTH = 2048
-# Of words; shorter ones are no more than a part of a password, unless they are common passwords themselves.
-MIN_WORD_LENGTH = 8
 MIN_REPEATED_LENGTH = 4
 TAIL = string.digits + string.punctuation + string.whitespace
+COMMON_PASSWORDS = ROOT / "app" / "core" / "security" / "common_passwords.txt"
+
+
+class Weakness(NamedTuple):
+    code: str
+    detail: str
+
+
+REPETITION = Weakness(
+    "password-repetitive", "This password is a repetition or a sequence of characters. Choose another one."
+)
+COMMON = Weakness("password-common", "This password is too common. Choose another one.")
+OWN_WORD = Weakness(
+    "password-personal",
+    "This password is your address, your name or the name of this service. Choose another one.",
+)
 
 
 def normalize_password(password: str) -> str:
-    """Keyboards write the same characters differently. Raises ValueError for one that is too long to be normalised."""
+    """Return the NFKC form, because keyboards write the same characters differently.
+
+    Raises ValueError for a password that is too long to be normalised.
+    """
     if len(password) > MAX_RAW_LENGTH:
         raise ValueError(f"must have at most {MAX_RAW_LENGTH} characters before it is normalised")
     return unicodedata.normalize("NFKC", password)
 
 
 async def refuse_weak_password(password: str, *own: str) -> None:
-    """Raises UnprocessableError for a password that is common, or is one of the account's own data."""
+    """Raise UnprocessableError if the password is common, or one of `own`, the account's address and name."""
+    # In a thread: the first call reads the list.
     weakness = await asyncio.to_thread(find_weakness, password, *own)
     if weakness is not None:
-        raise UnprocessableError(f"The password {weakness}.")
+        raise UnprocessableError(weakness.detail, code=weakness.code)
 
 
-def find_weakness(password: str, *own: str) -> str | None:
+def find_weakness(password: str, *own: str) -> Weakness | None:
     folded = normalize_password(password).casefold()
     unit = _repeated_unit(folded)
     if len(unit) < MIN_REPEATED_LENGTH or _is_sequence(folded):
-        return "must not be a repetition or a sequence"
+        return REPETITION
     candidates = {folded, unit, folded.rstrip(TAIL), unit.rstrip(TAIL)} - {""}
-    if not candidates.isdisjoint(_common()):
-        return "must not be one that attackers try first, nor one with digits appended"
+    if not candidates.isdisjoint(_common_passwords()):
+        return COMMON
     if not {_squash(candidate) for candidate in candidates}.isdisjoint(_own_words(own)):
-        return "must not be your address, your name or the name of this service"
+        return OWN_WORD
     return None
 
 
@@ -55,7 +75,7 @@ def _repeated_unit(text: str) -> str:
 
 
 def _is_sequence(text: str) -> bool:
-    """1234..., abcd..., and backwards; after 9 comes 0."""
+    """Whether the text is like 1234… or abcd…, in either direction; 0 follows 9."""
     modulus = 10 if text.isdecimal() else sys.maxunicode
     steps = {(ord(after) - ord(before)) % modulus for before, after in pairwise(text)}
     return len(steps) == 1 and steps <= {1, modulus - 1}
@@ -72,18 +92,7 @@ def _squash(text: str) -> str:
 
 
 @cache
-def _common() -> frozenset[str]:
-    """Loaded when it is first needed. Only the lists: the whole of zxcvbn would stay in memory three times over."""
-    package = importlib.util.find_spec("zxcvbn")
-    assert package is not None and package.origin is not None  # noqa: S101, PT018  # for the type checker; a dependency
-    file = Path(package.origin).with_name("frequency_lists.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None  # noqa: S101, PT018  # for the type checker; a Python file
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return frozenset(
-        entry
-        for name, entries in module.FREQUENCY_LISTS.items()
-        for entry in entries
-        if name == "passwords" or len(entry) >= MIN_WORD_LENGTH
-    )
+def _common_passwords() -> frozenset[str]:
+    """Read at the first use: a process that sets no password does without the 4 MB."""
+    lines = COMMON_PASSWORDS.read_text(encoding="ascii").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))

@@ -6,10 +6,10 @@ from fastapi import Depends
 from app.core.audit import Audit, AuditDep
 from app.core.config import Settings
 from app.core.database import Database, Session, SessionDep
-from app.core.http_client import LazyHttpClient, LazyHttpDep
 from app.core.requests import Origin, OriginDep, SettingsDep
 from app.core.security import Security, SecurityDep
 from app.core.throttling import GuessThrottle, GuessThrottleDep
+from app.core.upstream.http_client import LazyHttpClient, LazyHttpDep
 
 
 @dataclass(frozen=True)

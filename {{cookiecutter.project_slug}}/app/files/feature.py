@@ -4,8 +4,8 @@ from contextlib import asynccontextmanager
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.features import Feature
-from app.core.http_client import LazyHttpClient
 from app.core.storage import create_store
+from app.core.upstream.http_client import LazyHttpClient
 from app.files import service
 
 

@@ -4,26 +4,25 @@ from fastapi import Depends, Query, Request
 
 from app.accounts.dependencies import CurrentUser
 from app.core.database import SessionDep, commit_and_release
-from app.weather import service
+from app.weather.client import WeatherClient
 from app.weather.schemas import Country, Part, Place, Units
-from app.weather.service import Weather
 
 
-async def get_weather(request: Request, _user: CurrentUser, session: SessionDep) -> Weather:
-    """For who is signed in, which the database was asked; it is not needed for what comes, and that may take long."""
+async def get_client(request: Request, _user: CurrentUser, session: SessionDep) -> WeatherClient:
+    """Require a signed-in user, then release the connection: the upstream call is slow and needs no database."""
     await commit_and_release(session)
-    weather: Weather = getattr(request.state, service.STATE)
-    return weather
+    client: WeatherClient = request.state.weather
+    return client
 
 
 async def get_place(
     city: Part,
-    state: Annotated[Part | None, Query(description="Within the United States.")] = None,
+    state: Annotated[Part | None, Query(description="A state of the United States.")] = None,
     country: Annotated[Country | None, Query(description="Two letters (ISO 3166).")] = None,
     units: Units = Units.METRIC,
 ) -> Place:
     return Place(city=city, state=state, country=country, units=units)
 
 
-WeatherDep = Annotated[Weather, Depends(get_weather)]
+WeatherClientDep = Annotated[WeatherClient, Depends(get_client)]
 PlaceDep = Annotated[Place, Depends(get_place)]

@@ -9,10 +9,10 @@ from app.core.models import Base, Timestamps
 
 
 class WeatherReport(Timestamps, Base):
-    """What somebody has observed; everybody who is signed in may read it, and not who it was."""
+    """A user's observation. Every signed-in user may read it; its author is not shown."""
 
     __tablename__ = "weather_reports"
-    # What a page is read from: of all, or of one city.
+    # For pages of all reports, and of one city's.
     __table_args__ = (Index(None, "created_at", "id"), Index(None, "city", "created_at", "id"))
 
     owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
@@ -24,8 +24,6 @@ class WeatherReport(Timestamps, Base):
 
 
 class ReportRecord(NamedTuple):
-    """What the service reads of a report."""
-
     id: UUID
     city: str
     country: str

@@ -9,7 +9,7 @@ from app.core.pagination import Page, PageDep, PageResult
 from app.core.routing import FeatureRouter
 from app.core.schemas import FilledLine
 from app.weather import service
-from app.weather.dependencies import PlaceDep, WeatherDep
+from app.weather.dependencies import PlaceDep, WeatherClientDep
 from app.weather.models import ReportRecord
 from app.weather.schemas import WeatherRead, WeatherReportCreate, WeatherReportRead
 
@@ -25,11 +25,11 @@ async def create_weather_report(data: WeatherReportCreate, user: CurrentUser, se
 async def list_weather_reports(
     _user: CurrentUser, session: SessionDep, page: PageDep, city: Annotated[FilledLine | None, Query()] = None
 ) -> PageResult[ReportRecord]:
-    """List what everybody has reported, the newest first."""
+    """List the reports of all users, newest first."""
     return await service.list_reports(session, city=city, page=page)
 
 
 @router.get("", responses=problem_responses(400, 401, 403, 404, 502, 504))
-async def read_weather(place: PlaceDep, weather: WeatherDep) -> WeatherRead:
-    """Tell the present weather of a place; `is_stale` when the weather service is out of order."""
-    return await service.read_weather(weather, place)
+async def read_weather(place: PlaceDep, client: WeatherClientDep) -> WeatherRead:
+    """Read the current weather of a place; `is_stale` marks an older response, while the weather service fails."""
+    return await service.read_weather(client, place)

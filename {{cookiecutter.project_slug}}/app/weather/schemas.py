@@ -2,11 +2,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+from pydantic import AliasPath, AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 from app.core.schemas import FilledLine, Identified, Input, Output, Text
 
-# The service separates the parts of a place with commas.
+# OpenWeatherMap separates the parts of a place with commas.
 Part = Annotated[FilledLine, StringConstraints(max_length=100, pattern="^[^,]+$")]
 Country = Annotated[str, StringConstraints(pattern="^[A-Za-z]{2}$", to_upper=True)]
 
@@ -27,47 +27,30 @@ class Place(BaseModel):
 
     @property
     def query(self) -> str:
-        """The place as it was typed: case folding changes letters such as İ and ß."""
+        """The place as it was typed, because case folding changes letters such as İ and ß."""
         return ",".join(part for part in (self.city, self.state, self.country) if part)
 
     @property
     def key(self) -> tuple[str, Units]:
-        """The cache's key; the place is case-insensitive."""
+        """The cache key; places are case-insensitive."""
         return self.query.lower(), self.units
 
 
-class _Upstream(BaseModel):
+class UpstreamWeather(BaseModel):
+    """OpenWeatherMap's "current weather", as far as it is used."""
+
+    # An error must not quote the response, which may repeat the API key.
     model_config = ConfigDict(hide_input_in_errors=True)
 
-
-class UpstreamCondition(_Upstream):
-    description: str = Field(max_length=500)
-
-
-class UpstreamMeasurements(_Upstream):
-    temp: FiniteFloat
-    feels_like: FiniteFloat
-    pressure: FiniteFloat
-    humidity: FiniteFloat
-
-
-class UpstreamWind(_Upstream):
-    speed: FiniteFloat
-
-
-class UpstreamSystem(_Upstream):
-    country: str | None = Field(default=None, max_length=10)
-
-
-class UpstreamWeather(_Upstream):
-    """What is used of the answer of OpenWeatherMap's "current weather"."""
-
-    name: str = Field(max_length=500)
-    dt: AwareDatetime
-    weather: list[UpstreamCondition] = Field(min_length=1, max_length=20)
-    main: UpstreamMeasurements
-    wind: UpstreamWind
-    sys: UpstreamSystem
+    city: str = Field(validation_alias="name", max_length=500)
+    country: str | None = Field(default=None, validation_alias=AliasPath("sys", "country"), max_length=10)
+    description: str = Field(validation_alias=AliasPath("weather", 0, "description"), max_length=500)
+    temperature: FiniteFloat = Field(validation_alias=AliasPath("main", "temp"))
+    feels_like: FiniteFloat = Field(validation_alias=AliasPath("main", "feels_like"))
+    humidity: FiniteFloat = Field(validation_alias=AliasPath("main", "humidity"))
+    pressure: FiniteFloat = Field(validation_alias=AliasPath("main", "pressure"))
+    wind_speed: FiniteFloat = Field(validation_alias=AliasPath("wind", "speed"))
+    observed_at: AwareDatetime = Field(validation_alias="dt")
 
 
 class WeatherRead(Output):
@@ -81,7 +64,7 @@ class WeatherRead(Output):
     wind_speed: float
     units: Units
     observed_at: datetime
-    is_stale: bool = Field(description="The weather service is out of order, and this is its last answer.")
+    is_stale: bool = Field(description="The weather service fails, and this is its last response.")
 
 
 class WeatherReportCreate(Input):

@@ -1,6 +1,7 @@
 from pydantic import Field, SecretStr
 
 from app.core.config import MAX_LIFETIME_SECONDS, Count, FeatureSettings, Url, Wait
+from app.core.upstream.client import UpstreamOptions
 
 
 class WeatherSettings(FeatureSettings):
@@ -16,6 +17,18 @@ class WeatherSettings(FeatureSettings):
     weather_cache_seconds: float = Field(default=600, ge=0, le=MAX_LIFETIME_SECONDS)
     weather_stale_seconds: float = Field(default=6 * 3600, ge=0, le=MAX_LIFETIME_SECONDS)
     weather_cache_size: Count = 1000
+
+    @property
+    def upstream_options(self) -> UpstreamOptions:
+        return UpstreamOptions(
+            timeout_seconds=self.weather_timeout_seconds,
+            connect_timeout_seconds=self.weather_connect_timeout_seconds,
+            retry_limit=self.weather_retry_limit,
+            retry_seconds=self.weather_retry_seconds,
+            concurrency=self.weather_concurrency,
+            breaker_failures=self.weather_breaker_failures,
+            breaker_seconds=self.weather_breaker_seconds,
+        )
 
     @property
     def notes(self) -> list[str]:

@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.http_client import LazyHttpClient
 from app.core.project import read_project
+from app.core.upstream.http_client import LazyHttpClient
 from app.web.assets import Assets
 from app.web.sections import Section
 from app.web.settings import WebSettings

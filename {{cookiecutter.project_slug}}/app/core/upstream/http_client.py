@@ -1,4 +1,4 @@
-"""The client for calls to other services: one per process, shared by all features."""
+"""The HTTP client for calls to other services: one per process, shared by all features."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
-# For each step of a request, such as connecting or waiting for the next bytes; `asyncio.timeout` bounds the whole.
+# For each step of a call, such as waiting for the next bytes. Use `asyncio.timeout` to bound a call as a whole.
 TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
 
@@ -26,7 +26,7 @@ class ResponseTooLargeError(Exception):
 
 
 class LazyHttpClient:
-    """Opens the client at its first use: httpx2 and the CA certificates cost 0.1 s and 5 MB."""
+    """Opens the client at its first use, because httpx2 and the CA certificates cost 0.1 s and 5 MB."""
 
     def __init__(self, max_connections: int, transport: "AsyncBaseTransport | None" = None) -> None:
         self._max_connections = max_connections
@@ -37,7 +37,7 @@ class LazyHttpClient:
     async def get(self) -> "AsyncClient":
         async with self._lock:
             if self._client is None:
-                # In a thread: the event loop would stand still meanwhile.
+                # In a thread, because it would block the event loop.
                 self._client = await asyncio.to_thread(_create_client, self._max_connections, self._transport)
             return self._client
 
@@ -50,7 +50,7 @@ class LazyHttpClient:
 async def open_http_client(
     max_connections: int, transport: "AsyncBaseTransport | None" = None
 ) -> AsyncIterator[LazyHttpClient]:
-    """Obey HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE of the environment, unless tests give a transport."""
+    """Open a client that obeys HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE; tests pass a transport instead."""
     client = LazyHttpClient(max_connections, transport)
     try:
         yield client
@@ -65,9 +65,9 @@ def _create_client(max_connections: int, transport: "AsyncBaseTransport | None")
         transport=transport,
         timeout=Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
         limits=Limits(max_connections=max_connections),
-        # No compression: a small response must not expand to a huge one.
+        # A small compressed response could expand to a huge one.
         headers={"Accept-Encoding": "identity"},
-        # Refuses all cookies: they would carry one user's state into the requests of another.
+        # Cookies are refused: they would carry one user's state into the requests of another.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         follow_redirects=False,
         event_hooks={"request": [_add_request_id], "response": [_log_response]},
@@ -81,12 +81,12 @@ async def _add_request_id(request: "OutgoingRequest") -> None:
 
 async def _log_response(response: "Response") -> None:
     request = response.request
-    # The host alone: paths and queries may hold secrets.
+    # Only the host: paths and queries may contain secrets.
     logger.info("outgoing request", method=request.method, host=request.url.host, status=response.status_code)
 
 
 async def read_body(response: "Response", max_bytes: int) -> bytes:
-    """Read the body of a streamed response; raises ResponseTooLargeError."""
+    """Read the body of a streamed response; raise ResponseTooLargeError if it exceeds `max_bytes`."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -96,9 +96,9 @@ async def read_body(response: "Response", max_bytes: int) -> bytes:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Describe a failed call for the log: the error's type, and what the operating system or TLS said about it.
+    """Describe a failed call for the log: the error's type, and the message of the operating system or of TLS.
 
-    The texts of other errors are left out: they may quote the response, which may repeat a secret of the request.
+    Other messages are omitted: they may quote the response, which may repeat a secret of the request.
     """
     reason = ""
     cause: BaseException | None = error
@@ -111,9 +111,9 @@ def describe_failure(error: BaseException) -> str:
 
 def _cause_of(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
-        # One for each address of the host.
+        # One exception for each address of the host.
         return error.exceptions[-1]
-    # Also what `from None` hides, as in httpcore2.
+    # The context as well, because httpcore2 raises `from None`.
     return error.__cause__ or error.__context__
 
 
@@ -122,7 +122,7 @@ async def get_lazy_http(request: Request) -> LazyHttpClient:
     return http
 
 
-# For what may do without a client: none is opened before it is used.
+# For routes that may not need the client: it is opened at its first use.
 LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
 
 
