@@ -1,67 +1,46 @@
 """A feature of the tests' own, invitations, plugs into everything that a feature may bring."""
 
-from app.accounts import one_time_tokens
-from app.accounts.dependencies import CurrentUser
-from app.accounts.emails import LIFETIMES
-from app.accounts.emails import Purpose
-from app.api import FEATURES
-from app.application import create_app
-from app.core.commands import add_commands
-from app.core.commands import load_settings
-from app.core.commands import open_toolbox
-from app.core.commands import run
-from app.core.config import FeatureSettings
-from app.core.config import Settings
-from app.core.database import Database
-from app.core.database import Session
-from app.core.database import SessionDep
-from app.core.database import open_database
-from app.core.email import Email as Message
-from app.core.email import QueuedEmail
-from app.core.features import Feature
-from app.core.features import settings_of
-from app.core.query import Command
-from app.core.query import Query
-from app.core.requests import SettingsDep
-from app.core.routing import FeatureRouter
-from app.core.schemas import Email
-from app.core.schemas import Input
-from app.core.schemas import Line
-from app.core.security import Security
-from app.core.toolbox import Toolbox
-from app.core.upstream.http_client import LazyHttpClient
-from app.outbox.service import enqueue
-from app.startup import reset
-from collections.abc import AsyncIterator
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
-from pydantic import JsonValue
-from sqlalchemy import Column
-from sqlalchemy import MetaData
-from sqlalchemy import String
-from sqlalchemy import Table
-from sqlalchemy import delete
-from sqlalchemy import insert
-from sqlalchemy import select
-from sqlalchemy import update
-from tests.accounts import create_account
-from tests.clients import open_client
-from tests.databases import SECRET_KEY
-from tests.databases import execute_async
-from tests.databases import make_settings
-from tests.mail import wait_for
-from typer.testing import CliRunner
 from typing import NamedTuple
-import asyncio
+
 import httpx2
 import pytest
 import typer
+from pydantic import JsonValue
+from sqlalchemy import Column, MetaData, String, Table, delete, insert, select, update
+from typer.testing import CliRunner
 
+from app.accounts import one_time_tokens
+from app.accounts.dependencies import CurrentUser
+from app.accounts.emails import LIFETIMES, Purpose
+from app.api import FEATURES
+from app.application import create_app
+from app.core.commands import add_commands, load_settings, open_toolbox, run
+from app.core.config import FeatureSettings, Settings
+from app.core.database import Database, Session, SessionDep, open_database
+from app.core.email import Email as Message
+from app.core.email import QueuedEmail
+from app.core.features import Feature, settings_of
+from app.core.query import Command, Query
+from app.core.requests import SettingsDep
+from app.core.routing import FeatureRouter
+from app.core.schemas import Email, Input, Line
+from app.core.security import Security
+from app.core.toolbox import Toolbox
+from app.core.upstream.http_client import LazyHttpClient
+from app.outbox.service import enqueue
+from app.startup import reset
+from tests.accounts import create_account
+from tests.clients import open_client
+from tests.databases import SECRET_KEY, execute_async, make_settings
+from tests.mail import wait_for
 
 INVITATION = "invitations: accept"
 PATH = "/api/v1/tested-invitations"

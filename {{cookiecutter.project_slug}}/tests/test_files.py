@@ -255,7 +255,7 @@ async def test_an_upload_that_has_expired_cannot_be_kept(
     await let_a_day_pass(database)
 
     async with database.write() as session:
-        with pytest.raises(NotFoundError, match="upload the file again"):
+        with pytest.raises(NotFoundError, match="Upload the file again"):
             await service.keep(session, saved)
 
 

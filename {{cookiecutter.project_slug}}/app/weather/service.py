@@ -19,8 +19,8 @@ ROWS = count_rows(select(WeatherReport.id).where(WeatherReport.owner_id == bindp
 CREATE_REPORT = Query(insert(WeatherReport).returning(*COLUMNS), ReportRecord)
 
 
-async def read_weather(client: WeatherClient, place: Place) -> WeatherRead:
-    cached = await client.read(place)
+async def read_weather(client: WeatherClient, place: Place, account_id: UUID) -> WeatherRead:
+    cached = await client.read(place, account_id)
     return WeatherRead(**cached.value.model_dump(), units=place.units, is_stale=cached.is_stale)
 
 

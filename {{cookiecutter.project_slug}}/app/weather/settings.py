@@ -11,6 +11,7 @@ class WeatherSettings(FeatureSettings):
     weather_connect_timeout_seconds: Wait = 2
     weather_retry_limit: int = Field(default=2, ge=0, le=1000)
     weather_retry_seconds: Wait = 0.2
+    weather_requests_per_minute: Count = 60
     weather_concurrency: Count = 10
     weather_breaker_failures: Count = 5
     weather_breaker_seconds: Wait = 30
