@@ -76,9 +76,9 @@ class AccountChange(StrEnum):
 
 
 _TAKE_BACK = (
-    'If it was not you, set a new password with "forgot password" at once, and remove passkeys that you do not know.'
+    'If this was not you, reset your password now with "forgot password", and remove passkeys that you do not know.'
 )
-_ASK_FOR_HELP = "If you did not expect it, ask the people who run this service for help at once."
+_ASK_FOR_HELP = "If you did not expect this, contact the operators of this service immediately."
 # For each change: subject, event, and advice.
 CHANGES = {
     AccountChange.PASSWORD: (
@@ -88,27 +88,27 @@ CHANGES = {
     ),
     AccountChange.EMAIL: (
         "Your address was changed",
-        "Your account has another e-mail address now. Messages about it no longer come here.",
+        "Your account has a new e-mail address. Messages about it are no longer sent here.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_ENABLED: (
         "Your second factor was switched on",
-        "From now on your account asks for a code of an authenticator app when you sign in.",
+        "Signing in to your account now requires a code from your authenticator app.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_DISABLED: (
         "Your second factor was switched off",
-        "A second factor of your account was switched off: it is no longer asked for when you sign in.",
+        "A second factor of your account was switched off: signing in no longer requires it.",
         _TAKE_BACK,
     ),
     AccountChange.PASSKEY_ADDED: (
         "A passkey was added to your account",
-        "A passkey was added to your account. It signs in without your password.",
-        "If it was not you, remove it, and set a new password.",
+        "A passkey was added to your account. It can be used to sign in without your password.",
+        "If this was not you, remove the passkey and change your password.",
     ),
     AccountChange.PASSKEY_REMOVED: (
         "A passkey was removed from your account",
-        "A passkey was removed from your account, and no longer signs in.",
+        "A passkey was removed from your account and can no longer be used to sign in.",
         _TAKE_BACK,
     ),
     AccountChange.ADMIN_GRANTED: (
@@ -117,7 +117,7 @@ CHANGES = {
         _ASK_FOR_HELP,
     ),
     AccountChange.ADMIN_REVOKED: (
-        "You are no administrator any more",
+        "You are no longer an administrator",
         "The rights of an administrator were taken from your account.",
         _ASK_FOR_HELP,
     ),
