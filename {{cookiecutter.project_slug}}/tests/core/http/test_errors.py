@@ -231,7 +231,7 @@ async def test_an_error_after_the_headers_ends_the_connection(app: FastAPI) -> N
             await client.get("/broken")
 
 
-@pytest.mark.parametrize(("keeps_changes", "expected"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize(("commit_anyway", "expected"), [(False, 0), (True, 1)])
 async def test_an_error_rolls_back_unless_the_change_is_part_of_it(
     app: FastAPI, database: Database, commit_anyway: bool, expected: int
 ) -> None:

@@ -168,7 +168,7 @@ async def test_beyond_its_bound_a_worker_refuses_and_recovers(
 async def test_who_gets_a_turn_in_time_is_answered(
     migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.core.http.middleware.concurrency_limit.PATIENCE_SECONDS", 60)
+    monkeypatch.setattr("app.core.http.middleware.concurrency_limit.MAX_QUEUE_SECONDS", 60)
     app = create_app(make_settings(migrated_url, max_concurrent_requests=1), database)
     at_once = 0
     most_at_once = 0

@@ -265,7 +265,7 @@ async def test_what_surrounds_the_file_is_bounded(client: httpx2.AsyncClient, us
     ]
 
     for answer in answers:
-        assert_refused(answer, 413, "little more than the file")
+        assert_refused(answer, 413, "bytes besides the file")
     assert epilogue.sent_bytes <= MAX_OVERHEAD_BYTES + 2 * CHUNK
 
 

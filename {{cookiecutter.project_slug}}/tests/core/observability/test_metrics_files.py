@@ -203,7 +203,7 @@ def start_without_room(folder: Path) -> None:
         open_files()
     Counter("pies", "Pies baked.").inc()
 
-    assert "no room for metrics" in told.getvalue()
+    assert "no space for metrics" in told.getvalue()
     assert values.ValueClass is values.MutexValue
     assert set(folder.iterdir()) == before | {folder / "lock"}
     assert read_samples() == expect(workers=1, living=1)
@@ -221,7 +221,7 @@ def read_without_room(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     with redirect_stderr(StringIO()) as told:
         assert read_samples() == expect(workers=3, living=3)
-    assert "cannot be added up" in told.getvalue()
+    assert "cannot be merged" in told.getvalue()
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert read_samples() == expect(workers=3, living=0)

@@ -44,7 +44,7 @@ def test_several_sockets_are_refused(empty_url: str, command: Sequence[str]) -> 
     with listen_tcp() as one, listen_tcp() as other:
         log = explain(command, empty_url, (one, other))
 
-    assert log == "The service takes one socket from systemd, and was handed several.\n"
+    assert log == "The service accepts one socket from systemd and received several: keep one ListenStream.\n"
 
 
 @kept
@@ -123,8 +123,8 @@ def signal_handlers() -> Iterator[None]:
 @pytest.mark.usefixtures("signal_handlers")
 def test_supervisor_starts_nobody_from_the_moment_it_is_told_to_stop(empty_url: str, tmp_path: Path) -> None:
     supervisor = importlib.import_module("deploy.supervisor.run_supervisor")
-    keeper = WorkerMonitor(make_settings(empty_url, port=0), tmp_path, 1)
-    options = supervisor.Options(keeper)
+    monitor = WorkerMonitor(make_settings(empty_url, port=0), tmp_path, 1)
+    options = supervisor.Options(monitor)
     options.setsignals()
     running = options.mood
 
@@ -132,10 +132,10 @@ def test_supervisor_starts_nobody_from_the_moment_it_is_told_to_stop(empty_url: 
 
     # Not only at the end of the turn, in which one that has ended would be replaced.
     assert options.mood < supervisor.SupervisorStates.RESTARTING < running
-    assert keeper.listening.fileno() == -1
+    assert monitor.listening.fileno() == -1
     # One that it is about to start all the same gets a socket, on which it cannot listen.
     with (
-        supervisor.InheritedSocket(keeper).create_and_bind() as unbound,
+        supervisor.InheritedSocket(monitor).create_and_bind() as unbound,
         pytest.raises(OSError, match="Invalid argument"),
     ):
         unbound.listen()
