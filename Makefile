@@ -46,7 +46,7 @@ test: install ## Run every test that this machine can run
 	else echo 'Left out: the tests of the containers, because no container engine answers (docker info).'; fi
 
 test-docker: $(INSTALLED_UV) ## Bring up and use the containers, alone: minutes that depend on time
-	$(UV) run pytest tests/test_docker.py $(if $(BROWSER),,-m 'not browser')
+	$(UV) run pytest tests/docker $(if $(BROWSER),,-m 'not browser')
 
 bench: $(INSTALLED_UV) ## Measure the service beside the least that gives the same answers, and at scale
 	$(UV) run --group bench python -m benchmarks.service
@@ -58,7 +58,7 @@ bench-sign-ins: $(INSTALLED_UV) ## Measure what many sign-ins at once cost every
 	$(UV) run python -m benchmarks.sign_ins
 
 screenshots: $(INSTALLED_UV) ## Retake the pictures of the README
-	$(UV) run python -m tests.screenshots
+	$(UV) run python -m tests.support.screenshots
 
 check: install ## Lint and type-check the template, and the service in place
 	$(UV) run ruff check

@@ -20,8 +20,9 @@ from threading import Event
 from urllib.parse import urlsplit
 
 from benchmarks.projects import PROGRAMS, bake
-from tests.conftest import CHOICES, person_environment
-from tests.serving import RunningServer, serve, wait_until
+from tests.support.programs import person_environment
+from tests.support.serving import RunningServer, serve, wait_until
+from tests.support.template import CHOICES
 
 CLIENTS = 4
 WORKERS = 2

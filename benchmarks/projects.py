@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cookiecutter.main import cookiecutter
 
-from tests.conftest import ROOT, SERVICE, list_files
+from tests.support.template import ROOT, SERVICE, list_files
 
 # The template's own environment has what every project needs.
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"

@@ -11,8 +11,8 @@ import psutil
 
 from benchmarks.load import Call, Load, Outcome
 from benchmarks.projects import PROGRAMS
-from tests.conftest import ROOT
-from tests.serving import RunningServer, serve
+from tests.support.serving import RunningServer, serve
+from tests.support.template import ROOT
 
 SERVER_CORE = min(os.sched_getaffinity(0))
 OTHER_CORES = os.sched_getaffinity(0) - {SERVER_CORE} or {SERVER_CORE}

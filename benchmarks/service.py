@@ -27,7 +27,7 @@ from benchmarks.servers import (
     serve_postgres,
     serve_project,
 )
-from tests.conftest import ROOT
+from tests.support.template import ROOT
 
 RESULTS = ROOT / ".bench"
 STARTS = 5

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.projects import PROGRAMS, bake
-from tests.serving import RunningServer, serve
+from tests.support.serving import RunningServer, serve
 
 AT_ONCE = 50
 SIGN_INS = 300

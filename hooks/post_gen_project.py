@@ -1,4 +1,4 @@
-"""Finish the new project: remove what was not chosen, give it a secret of its own, say what comes next.
+"""Finish the new project: remove the files that were not chosen, generate its secrets, and print the next steps.
 
 cookiecutter renders this file and runs it in the new folder: standard library only.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# path: (the option, the choices of it that keep the path)
+# Path: (option, the choices that keep the path).
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "app/core/db/backup/postgresql.py": ("database", "postgresql"),
     "app/core/db/backup/sqlite.py": ("database", "sqlite"),
@@ -55,16 +55,16 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "tests/support/weather_service.py": ("weather_example", "yes"),
 }
 
-# The only Python that differs: a line that ends so is kept, without this, where the option's answer is yes.
+# The only Python file that depends on options: a line with this tag is kept, without the tag, if the answer is yes.
 TAGGED = Path("app/features.py")
 TAG = re.compile(r"  # only: ([a-z_]+)$")
 
 NEXT_STEPS = """\
 {slug} is ready. Next:
   cd {slug} && git init
-  make run     installs, migrates and serves http://127.0.0.1:8000/docs
-  make test    runs its tests
-  README.md    tells the rest; .env holds this machine's settings and a new secret key
+  make run     install, migrate, and serve http://127.0.0.1:8000/docs
+  make test    run the tests
+See README.md for more. The settings of this machine and its new secret key are in .env.
 """
 
 
@@ -85,9 +85,9 @@ def settle_tags() -> None:
 
 
 def write_env() -> None:
-    """Copy `.env.example` with a new key; an existing `.env` stays, so that a bake over a project keeps its secret."""
+    """Create `.env` from `.env.example`, with a new key. A second bake keeps the existing file with its secret."""
     text = Path(".env.example").read_text(encoding="utf-8")
-    # Hexadecimal digits need no quoting anywhere and never spell a word that production refuses as a placeholder.
+    # Hexadecimal digits need no quotes, and cannot contain a word that production rejects as a placeholder.
     text = re.sub(r"(?m)^SECRET_KEY=.*$", f"SECRET_KEY={secrets.token_hex(32)}", text)
     if not Path(".env").exists():
         with open(os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -95,7 +95,7 @@ def write_env() -> None:
 
 
 def write_secrets() -> None:
-    """As deploy/docker/secrets.sh does: the folder keeps others out, for containers read them under other ids."""
+    """Create the secrets as deploy/docker/secrets.sh does; for the modes, see there."""
     folder = Path("secrets")
     folder.chmod(0o700)
     for name in re.findall(r"(?m)^    file: \./secrets/(.+)$", Path("compose.yaml").read_text(encoding="utf-8")):

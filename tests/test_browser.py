@@ -1,4 +1,4 @@
-"""The pages of a baked project, in a real browser; at the end of each test, there was nothing to complain about."""
+"""The pages of a baked project in a real browser. Every test fails if the browser reports an error or a warning."""
 
 import email
 import email.policy
@@ -15,9 +15,9 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
-from tests.conftest import Bake, BakedProject
-from tests.serving import RunningServer, serve, wait_until
+from tests.support.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import RunningServer, serve, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -28,7 +28,7 @@ PHONE = {"width": 320, "height": 640}
 MAIL_SECONDS = 60
 PUBLIC_URL = "http://localhost:8000"
 
-Visit: TypeAlias = Callable[..., Person]
+OpenPage: TypeAlias = Callable[..., Person]
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +45,21 @@ def server(project: BakedProject) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def chromium(server: RunningServer) -> Iterator[Browser]:
-    # Passkeys answer pages of PUBLIC_URL alone.
+    # Passkeys are bound to the host of PUBLIC_URL.
     own = server.base_url.removeprefix("http://")
     with open_chromium(f"--host-resolver-rules=MAP localhost:8000 {own}") as chromium:
         yield chromium
 
 
 @pytest.fixture
-def visit(chromium: Browser, server: RunningServer) -> Iterator[Visit]:
+def open_page(chromium: Browser, server: RunningServer) -> Iterator[OpenPage]:
     people: list[Person] = []
 
-    def open_page(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401  # passed on to new_context, which declares them
+    def open_one(base_url: str = server.base_url, **options: Any) -> Person:  # noqa: ANN401  # passed on to new_context, which declares them
         people.append(Person(chromium.new_context(**options), base_url))
         return people[-1]
 
-    yield open_page
+    yield open_one
     for person in people:
         person.context.close()
     assert [complaint for person in people for complaint in person.complaints] == []
@@ -72,21 +72,21 @@ def sign_up(person: Person) -> str:
     person.fill("E-mail address", address)
     person.fill("Password", PASSWORD)
     person.press("Sign up")
-    person.sees("Your account is there: log in.")
+    person.sees("Account created. You can now sign in.")
     return address
 
 
-def log_in(person: Person, address: str, password: str = PASSWORD) -> None:
-    person.open("/log-in")
+def sign_in(person: Person, address: str, password: str = PASSWORD) -> None:
+    person.open("/sign-in")
     person.fill("E-mail address", address)
     person.fill("Password", password)
-    person.press("Log in")
+    person.press("Sign in")
     person.sees("Hello")
 
 
 def enter(person: Person) -> str:
     address = sign_up(person)
-    log_in(person, address)
+    sign_in(person, address)
     return address
 
 
@@ -98,22 +98,22 @@ def add_todo(person: Person, title: str) -> None:
 
 
 def show_code(secret: str) -> str:
-    """What an authenticator shows (RFC 6238)."""
+    """Return the code that an authenticator app shows (RFC 6238)."""
     mac = digest(b32decode(secret), int(time.time() // 30).to_bytes(8), sha1)
     start = mac[-1] & 15
     return f"{int.from_bytes(mac[start : start + 4]) & 0x7FFFFFFF:010}"[-6:]
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
-def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) -> None:
-    person = visit(java_script_enabled=javascript)
+def test_user_signs_up_edits_todos_and_signs_out(open_page: OpenPage, javascript: bool) -> None:
+    person = open_page(java_script_enabled=javascript)
     enter(person)
 
     person.page.get_by_role("link", name="Todos").first.click()
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
     add_todo(person, "Order the cake")
     add_todo(person, "Write to Charles")
-    person.press("Tick", within="Order the cake")
+    person.press("Mark as done", within="Order the cake")
     person.sees("Order the cake (done)")
     person.page.locator("li", has_text="Charles").get_by_role("link", name="Edit").click()
     person.fill("Title", "Call Charles")
@@ -122,14 +122,14 @@ def test_person_signs_up_keeps_todos_and_leaves(visit: Visit, javascript: bool) 
     person.press("Delete", within="Order the cake")
     person.does_not_see("Order the cake")
 
-    person.page.get_by_role("button", name="Log out").click()
-    person.sees("You are logged out.")
+    person.page.get_by_role("button", name="Sign out").click()
+    person.sees("You are signed out.")
     person.open("/todos")
-    assert person.path == "/log-in?next=/todos"
+    assert person.path == "/sign-in?next=/todos"
 
 
-def test_keyboard_is_enough(visit: Visit) -> None:
-    person = visit()
+def test_pages_work_with_the_keyboard_alone(open_page: OpenPage) -> None:
+    person = open_page()
     keyboard = person.page.keyboard
     address = f"{uuid4().hex}@example.com"
     person.open("/")
@@ -139,12 +139,12 @@ def test_keyboard_is_enough(visit: Visit) -> None:
 
     person.tab_to("Sign up")
     person.follow()
-    person.sees("I have an account")
+    person.sees("Already have an account?")
     for label, text in (("E-mail address", address), ("Password", PASSWORD)):
         person.tab_to(label)
         keyboard.type(text)
     person.follow()
-    person.sees("Your account is there")
+    person.sees("Account created")
     for label, text in (("E-mail address", address), ("Password", PASSWORD)):
         person.tab_to(label)
         keyboard.type(text)
@@ -155,8 +155,8 @@ def test_keyboard_is_enough(visit: Visit) -> None:
     person.tab_to("New todo")
     keyboard.type("Order the cake")
     person.follow()
-    person.sees("Added.")
-    person.tab_to("Tick")
+    person.sees("Todo added.")
+    person.tab_to("Mark as done")
     person.follow("Space")
     person.sees("Order the cake (done)")
     person.tab_to("Edit")
@@ -165,21 +165,21 @@ def test_keyboard_is_enough(visit: Visit) -> None:
     keyboard.type("With candles")
     person.tab_to("Save")
     person.follow()
-    person.sees("Saved.")
+    person.sees("Todo saved.")
     person.tab_to("Delete")
     person.follow()
-    person.sees("There is nothing to do.")
-    person.tab_to("Log out")
+    person.sees("You have no todos.")
+    person.tab_to("Sign out")
     person.follow()
-    person.sees("You are logged out.")
+    person.sees("You are signed out.")
 
 
-# A neighbour on this machine is of the same site: there the browser sends the cookies along.
+# Another port of this machine is the same site, so the browser sends the cookies.
 @pytest.mark.parametrize(
     ("origin", "sends_cookies"), [("http://evil.example", False), ("http://127.0.0.1:18080", True)], ids=["far", "near"]
 )
-def test_form_of_another_site_changes_nothing(visit: Visit, origin: str, sends_cookies: bool) -> None:
-    person = visit()
+def test_form_of_another_site_changes_nothing(open_page: OpenPage, origin: str, sends_cookies: bool) -> None:
+    person = open_page()
     enter(person)
     fields = '<input name="title" value="Pwned"><button>Win</button>'
     page = f'<main><form method="post" action="{person.base_url}/todos">{fields}</form></main>'
@@ -189,14 +189,14 @@ def test_form_of_another_site_changes_nothing(visit: Visit, origin: str, sends_c
     with person.page.expect_request(f"{person.base_url}/todos") as request:
         person.press("Win")
 
-    person.sees("The form comes from another site.")
+    person.sees("The form was sent from another site.")
     assert ("session=" in request.value.all_headers().get("cookie", "")) == sends_cookies
     person.open("/todos")
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
 
 
-def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
-    person = visit()
+def test_form_without_a_token_changes_nothing(open_page: OpenPage) -> None:
+    person = open_page()
     enter(person)
     person.open("/todos")
     person.page.evaluate("document.querySelectorAll('[name=csrf_token]').forEach(field => field.remove())")
@@ -204,25 +204,25 @@ def test_form_without_its_token_changes_nothing(visit: Visit) -> None:
     person.fill("New todo", "Pwned")
     person.press("Add")
 
-    person.sees("too old or not from here")
+    person.sees("The form has expired")
     person.open("/todos")
-    person.sees("There is nothing to do.")
+    person.sees("You have no todos.")
 
 
-def test_cookies_are_out_of_reach_for_scripts_and_other_sites(visit: Visit) -> None:
-    person = visit()
+def test_cookies_are_hidden_from_scripts_and_other_sites(open_page: OpenPage) -> None:
+    person = open_page()
     enter(person)
 
     cookies = {cookie["name"]: cookie for cookie in person.context.cookies()}
-    assert {"session", "visitor"} <= set(cookies)
+    assert {"session", "anonymous_id"} <= set(cookies)
     for cookie in cookies.values():
         assert cookie["httpOnly"]
         assert cookie["sameSite"] == "Lax"
     assert person.page.evaluate("document.cookie") == ""
 
 
-def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None:
-    person = visit()
+def test_content_of_other_origins_is_neither_run_nor_loaded(open_page: OpenPage) -> None:
+    person = open_page()
     person.open("/")
 
     person.page.evaluate(
@@ -247,25 +247,25 @@ def test_what_is_not_of_this_service_is_not_run_nor_loaded(visit: Visit) -> None
     person.complaints.clear()
 
 
-def test_forgotten_password_is_set_through_the_link_of_a_message(visit: Visit, project: BakedProject) -> None:
-    person = visit()
+def test_forgotten_password_is_reset_with_the_link_in_an_email(open_page: OpenPage, project: BakedProject) -> None:
+    person = open_page()
     address = sign_up(person)
     person.open("/forgot-password")
     person.fill("E-mail address", address)
-    person.press("Send the code")
-    person.sees("We have sent you a message")
+    person.press("Send code")
+    person.sees("Check your e-mail for instructions")
 
     wait_until(lambda: find_link(project, address) is not None, MAIL_SECONDS, lambda: "the message is there")
     person.open(find_link(project, address) or "")
     person.fill("New password", NEW_PASSWORD)
     person.press("Set a new password")
 
-    person.sees("Your password is changed.")
-    log_in(person, address, NEW_PASSWORD)
+    person.sees("Your password was changed.")
+    sign_in(person, address, NEW_PASSWORD)
 
 
 def find_link(project: BakedProject, address: str) -> str | None:
-    """Return the path of the link that a message, which without a mail server is a file, has for this address."""
+    """Return the path of the link in the e-mail to this address; without a mail server, e-mails are files."""
     for file in (project.path / "mail").glob("*.eml"):
         message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
         body = message.get_body(("plain",))
@@ -276,7 +276,7 @@ def find_link(project: BakedProject, address: str) -> str | None:
 
 
 class SecurityKey:
-    """Chromium's own authenticator: it is plugged into one page, and its owner is always there."""
+    """Chromium's virtual authenticator, attached to one page. It confirms every request by itself."""
 
     def __init__(self, person: Person) -> None:
         self._session = person.context.new_cdp_session(person.page)
@@ -286,12 +286,12 @@ class SecurityKey:
         self._id = self._session.send("WebAuthn.addVirtualAuthenticator", {"options": options})["authenticatorId"]
 
     def read(self) -> dict[str, Any]:
-        """Return the one passkey that it has."""
+        """Return the only passkey of the authenticator."""
         (credential,) = self._session.send("WebAuthn.getCredentials", {"authenticatorId": self._id})["credentials"]
         return dict(credential)
 
     def write(self, credential: dict[str, Any]) -> None:
-        """In the place of the one that it has, if any."""
+        """Replace the passkey of the authenticator."""
         self._session.send("WebAuthn.clearCredentials", {"authenticatorId": self._id})
         self._session.send("WebAuthn.addCredential", {"authenticatorId": self._id, "credential": credential})
 
@@ -302,10 +302,10 @@ class SecurityKey:
 def add_passkey(person: Person, name: str, otp: str = "") -> None:
     person.open("/account/passkeys")
     person.fill("Current password", PASSWORD)
-    person.fill("Code of the second factor, if you have one", otp)
+    person.fill("Code, if your account has a second factor", otp)
     person.press("Add a passkey")
-    person.fill("Name of the passkey", name)
-    person.press("Create it")
+    person.fill("Passkey name", name)
+    person.press("Create passkey")
 
 
 def list_codes(person: Person) -> list[str]:
@@ -313,40 +313,40 @@ def list_codes(person: Person) -> list[str]:
     return person.page.locator("main code").all_inner_texts()
 
 
-def log_out(person: Person) -> None:
-    person.page.get_by_role("button", name="Log out").click()
-    person.sees("You are logged out.")
+def sign_out(person: Person) -> None:
+    person.page.get_by_role("button", name="Sign out").click()
+    person.sees("You are signed out.")
 
 
 def press_passkey(person: Person) -> None:
-    person.open("/log-in")
-    person.press("Log in with a passkey")
+    person.open("/sign-in")
+    person.press("Sign in with a passkey")
 
 
-def test_person_logs_in_with_a_passkey_and_no_longer_with_the_password_alone(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_user_with_a_passkey_cannot_sign_in_with_the_password_alone(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     address = enter(person)
     SecurityKey(person)
     add_passkey(person, "Blue key")
     list_codes(person)
-    log_out(person)
+    sign_out(person)
 
     press_passkey(person)
     person.sees("Hello")
     person.open("/account/passkeys")
     person.sees("last used")
-    log_out(person)
-    person.open("/log-in")
+    sign_out(person)
+    person.open("/sign-in")
     person.fill("E-mail address", address)
     person.fill("Password", PASSWORD)
-    person.press("Log in")
+    person.press("Sign in")
     person.sees("Your account has a second factor")
-    person.press("Log in with a passkey")
+    person.press("Sign in with a passkey")
     person.sees("Hello")
 
 
-def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_second_passkey_replaces_a_lost_one(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     enter(person)
     first = SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -354,51 +354,51 @@ def test_second_key_stands_in_for_a_lost_one(visit: Visit) -> None:
     first.unplug()
     SecurityKey(person)
     add_passkey(person, "Red key", codes[0])
-    person.sees("Your passkey is added.")
+    person.sees("The passkey was added.")
 
     person.page.locator("li", has_text="Blue key").get_by_role("link", name="Remove").click()
     person.fill("Current password", PASSWORD)
-    person.press("Use a passkey, if you have one")
-    person.sees("The passkey is removed.")
+    person.press("Use a passkey instead")
+    person.sees("The passkey was removed.")
     person.does_not_see("Blue key")
-    log_out(person)
+    sign_out(person)
 
     press_passkey(person)
     person.sees("Hello")
-    log_out(person)
-    finder = visit(PUBLIC_URL)
+    sign_out(person)
+    finder = open_page(PUBLIC_URL)
     SecurityKey(finder).write(lost)
     press_passkey(finder)
     finder.sees("No account here has this passkey.")
 
 
-def test_recovery_code_stands_in_for_a_lost_passkey(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_recovery_code_replaces_a_lost_passkey(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     address = enter(person)
     key = SecurityKey(person)
     add_passkey(person, "Blue key")
     codes = list_codes(person)
     key.unplug()
-    log_out(person)
+    sign_out(person)
 
-    person.open("/log-in")
+    person.open("/sign-in")
     for code in ("", codes[0]):
         person.fill("E-mail address", address)
         person.fill("Password", PASSWORD)
         if code:
             person.fill("Code", code)
-        person.press("Log in")
+        person.press("Sign in")
         person.sees("Hello" if code else "Your account has a second factor")
 
 
-def test_copied_passkey_is_refused(visit: Visit) -> None:
-    person, thief = visit(PUBLIC_URL), visit(PUBLIC_URL)
+def test_copied_passkey_is_refused(open_page: OpenPage) -> None:
+    person, thief = open_page(PUBLIC_URL), open_page(PUBLIC_URL)
     enter(person)
     key = SecurityKey(person)
     add_passkey(person, "Blue key")
     list_codes(person)
     copy = key.read()
-    log_out(person)
+    sign_out(person)
     press_passkey(person)
     person.sees("Hello")
 
@@ -407,12 +407,12 @@ def test_copied_passkey_is_refused(visit: Visit) -> None:
 
     thief.sees("The passkey's counter went back")
     thief.open("/account")
-    assert thief.path == "/log-in?next=/account"
+    assert thief.path == "/sign-in?next=/account"
 
 
-# Chromium does not even sign; the service's own refusal is tested with an authenticator that signs anything.
-def test_passkey_answers_no_other_site(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+# Chromium refuses to sign; the tests of the service cover an authenticator that signs anyway.
+def test_passkey_is_not_used_for_another_site(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     enter(person)
     SecurityKey(person)
     add_passkey(person, "Blue key")
@@ -432,30 +432,30 @@ def test_passkey_answers_no_other_site(visit: Visit) -> None:
     assert outcome == "SecurityError"
 
 
-def test_failed_passkey_is_told_and_the_page_goes_on(visit: Visit) -> None:
-    person = visit(PUBLIC_URL)
+def test_failed_passkey_shows_an_error_and_can_be_tried_again(open_page: OpenPage) -> None:
+    person = open_page(PUBLIC_URL)
     enter(person)
     SecurityKey(person).unplug()
-    log_out(person)
-    person.open("/log-in")
+    sign_out(person)
+    person.open("/sign-in")
     person.page.evaluate("() => { navigator.credentials.get = () => Promise.reject(new Error('cancelled')); }")
 
-    person.press("Log in with a passkey")
+    person.press("Sign in with a passkey")
 
-    person.sees("That did not work")
-    person.press("Log in with a passkey")
-    person.sees("That did not work")
+    person.sees("The passkey did not work")
+    person.press("Sign in with a passkey")
+    person.sees("The passkey did not work")
 
 
-def test_without_javascript_there_is_no_button_for_passkeys(visit: Visit) -> None:
-    person = visit(java_script_enabled=False)
-    person.open("/log-in")
+def test_passkey_button_is_hidden_without_javascript(open_page: OpenPage) -> None:
+    person = open_page(java_script_enabled=False)
+    person.open("/sign-in")
 
-    assert person.page.get_by_role("button").all_inner_texts() == ["Log in"]
+    assert person.page.get_by_role("button").all_inner_texts() == ["Sign in"]
 
 
 def walk_outside(person: Person) -> Iterator[str]:
-    """Stop at each page, and each thing that it may say, for who is not logged in."""
+    """Yield at each page, and each of its messages, that is shown without a sign-in."""
     for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
         person.open(path)
         yield path
@@ -466,12 +466,12 @@ def walk_outside(person: Person) -> Iterator[str]:
     person.sees("must have 12")
     yield "a sign-up that is refused"
     person.open("/account")
-    yield "a log-in that is asked for"
+    yield "a sign-in that is asked for"
     person.fill("E-mail address", f"{uuid4().hex}@example.com")
     person.fill("Password", "wrong password")
-    person.press("Log in")
+    person.press("Sign in")
     person.sees("not right")
-    yield "a log-in that is refused"
+    yield "a sign-in that is refused"
 
 
 def walk_inside(person: Person) -> Iterator[str]:
@@ -484,17 +484,17 @@ def walk_inside(person: Person) -> Iterator[str]:
     yield "no passkeys"
     person.fill("Current password", PASSWORD)
     person.press("Add a passkey")
-    person.sees("Create it")
+    person.sees("Create passkey")
     yield "a passkey to create"
     for title in ("Order the cake", f"Write to the {LONG}"):
         add_todo(person, title)
-    person.press("Tick", within="cake")
+    person.press("Mark as done", within="cake")
     person.sees("Order the cake (done)")
     yield "todos"
     person.page.get_by_role("link", name="Edit").first.click()
     person.fill("Title", " ")
     person.press("Save")
-    person.sees("The form is not filled in right.")
+    person.sees("Please correct the fields below.")
     yield "a todo that is refused"
 
 
@@ -502,11 +502,11 @@ def walk_second_factor(person: Person) -> Iterator[str]:
     person.open("/account/second-factor")
     yield "no second factor"
     person.fill("Current password", PASSWORD)
-    person.press("Set it up")
+    person.press("Set up")
     person.sees("Enter this secret")
     yield "a second factor to confirm"
     person.fill("Code", show_code(person.page.locator("main code").inner_text()))
-    person.press("Switch it on")
+    person.press("Turn on")
     person.sees("Recovery codes")
     yield "recovery codes"
     person.open("/account/second-factor")
@@ -520,34 +520,34 @@ def walk(person: Person) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_have_no_barrier_that_axe_finds(visit: Visit, scheme: str) -> None:
-    person = visit(color_scheme=scheme)
+def test_axe_finds_no_barrier_on_any_page(open_page: OpenPage, scheme: str) -> None:
+    person = open_page(color_scheme=scheme)
 
     barriers = [barrier for _ in walk(person) for barrier in person.find_barriers()]
 
     assert barriers == []
 
 
-def test_axe_finds_a_barrier_where_there_is_one(visit: Visit) -> None:
-    person = visit()
-    person.open("/log-in")
+def test_axe_finds_a_barrier_where_there_is_one(open_page: OpenPage) -> None:
+    person = open_page()
+    person.open("/sign-in")
     person.page.evaluate("document.querySelector('label').remove()")
 
     assert any("label" in barrier for barrier in person.find_barriers())
 
 
-def test_pages_fit_a_phone(visit: Visit) -> None:
-    person = visit(viewport=PHONE, is_mobile=True, has_touch=True)
+def test_pages_fit_a_phone(open_page: OpenPage) -> None:
+    person = open_page(viewport=PHONE, is_mobile=True, has_touch=True)
 
     too_wide = {stop: pixels for stop in walk(person) if (pixels := person.width_that_is_cut_off()) > 0}
 
     assert too_wide == {}
 
 
-def test_pages_are_light_or_dark_as_the_system_is(visit: Visit) -> None:
+def test_pages_follow_the_colour_scheme_of_the_system(open_page: OpenPage) -> None:
     grounds = []
     for scheme in ("light", "dark"):
-        person = visit(color_scheme=scheme)
+        person = open_page(color_scheme=scheme)
         person.open("/")
         grounds.append(person.page.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor"))
 

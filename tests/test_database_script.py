@@ -1,4 +1,4 @@
-"""What makes the roles and the database in the container of PostgreSQL, run by a real server as the image runs it."""
+"""The script that creates the roles and the database in the container of PostgreSQL, run by a real server."""
 
 import subprocess
 import sys
@@ -10,18 +10,18 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import Bake, person_environment
-from tests.programs import end_group, run_program
-from tests.serving import wait_until
+from tests.support.programs import end_group, person_environment, run_program
+from tests.support.projects import Bake
+from tests.support.serving import wait_until
 
-PATIENCE_SECONDS = 60
-# In the place of `trust`: the password counts.
+TIMEOUT_SECONDS = 60
+# Replaces `trust`, which accepts any password.
 RULE = "local all service,owner scram-sha-256\n"
 
 
 @pytest.fixture
 def server(bake: Bake) -> Iterator[tuple[Path, str]]:
-    """The baked project, and the URL of its server."""
+    """The folder of a baked project, and the URL of its PostgreSQL server."""
     project = bake(deployment="docker").path
     serve = [sys.executable, "-m", "scripts.embedded_postgres", "sh", "-c", 'echo "$DATABASE_URL"; exec sleep 3600']
     process = subprocess.Popen(
@@ -37,9 +37,7 @@ def server(bake: Bake) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("written", ["hex0123\n", "it's \\ \"x\" :'y' ÄÖ", "x' SUPERUSER; --", "  around \r\n\n"])
-def test_roles_get_the_passwords_that_are_read_elsewhere(
-    server: tuple[Path, str], tmp_path: Path, written: str
-) -> None:
+def test_roles_get_the_passwords_in_the_secret_files(server: tuple[Path, str], tmp_path: Path, written: str) -> None:
     project, url = server
     secrets, script = tmp_path / "secrets", tmp_path / "database.sql"
     secrets.mkdir()
@@ -53,9 +51,9 @@ def test_roles_get_the_passwords_that_are_read_elsewhere(
     assert package.origin
     psql = Path(package.origin).parent / "pginstall/bin/psql"
 
-    # As the image does it: docker_process_sql of its entrypoint.
+    # The options are those of docker_process_sql in the image's entrypoint.
     options = ["-v", "ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", "-f", str(script), url]
-    done = run_program([str(psql), *options], PATIENCE_SECONDS)
+    done = run_program([str(psql), *options], TIMEOUT_SECONDS)
     rules = project / ".postgres/pg_hba.conf"
     rules.write_text(RULE + rules.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -71,16 +69,16 @@ def test_roles_get_the_passwords_that_are_read_elsewhere(
     assert database == ("UTF8", "owner")
     assert members == (False,)
     for role, password in passwords.items():
-        wait_until(partial(is_refused, url, role), PATIENCE_SECONDS, lambda: "the password counts")
-        # As pydantic-settings reads a secret.
-        assert logs_in(url, role, password.strip())
+        wait_until(partial(is_refused, url, role), TIMEOUT_SECONDS, lambda: "wrong passwords are refused")
+        # pydantic-settings strips a secret.
+        assert can_sign_in(url, role, password.strip())
 
 
 def is_refused(url: str, role: str) -> bool:
-    return not logs_in(url, role, "wrong")
+    return not can_sign_in(url, role, "wrong")
 
 
-def logs_in(url: str, role: str, password: str) -> bool:
+def can_sign_in(url: str, role: str, password: str) -> bool:
     try:
         psycopg.connect(url, user=role, password=password, dbname="service").close()
     except psycopg.OperationalError:

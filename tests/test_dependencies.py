@@ -5,11 +5,11 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.conftest import ROOT, SERVICE, read_literal
+from tests.support.template import ROOT, SERVICE, read_literal
 
 
 def name_installed(requirements: Iterable[str], extras: Iterable[str] = ("",)) -> set[str]:
-    """What is installed for them, directly or not."""
+    """Return the names of all packages that these requirements install, also indirectly."""
     names: set[str] = set()
     for requirement in map(Requirement, requirements):
         name = canonicalize_name(requirement.name)

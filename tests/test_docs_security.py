@@ -1,4 +1,4 @@
-"""The service's docs/security.md names what exists, and every requirement of OWASP ASVS 5.0 that it has to answer."""
+"""docs/security.md of the service: its references exist, and it answers levels 1 and 2 of OWASP ASVS 5.0."""
 
 import posixpath
 import re
@@ -10,12 +10,12 @@ import pytest
 from cookiecutter.utils import create_env_with_context
 from jinja2 import FileSystemLoader
 
-from tests.conftest import CHOICES, ROOT, SERVICE, Bake
-from tests.test_generation import is_chosen, read_sources
+from tests.support.projects import Bake
+from tests.support.template import CHOICES, ROOT, SERVICE, is_chosen, read_sources
 
 PAGE = "docs/security.md"
 STATES = {"met", "operator", "not met", "n/a"}
-# The level of each requirement, in order: V1.1 has two of level 2. Level 3 is not part of the page.
+# The level of each requirement, in order: V1.1 has two requirements of level 2. The page leaves level 3 out.
 LEVELS = {
     "V1": ("22", "1111122223", "112222222223", "222", "123"),
     "V2": ("122", "112", "12223", "23"),
@@ -49,13 +49,13 @@ class Rendered:
     page: str
     readme: str
     settings: str
-    # The source of each file of the project, by its name.
+    # File name to source.
     files: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def rendered(bake: Bake) -> list[Rendered]:
-    """The page with every combination of the options that it depends on, rendered as cookiecutter does."""
+    """Render the page with every combination of the options that it depends on."""
     project = bake()
     environment = create_env_with_context({"cookiecutter": project.answers})
     environment.loader = FileSystemLoader(ROOT / SERVICE)
@@ -74,7 +74,7 @@ def rendered(bake: Bake) -> list[Rendered]:
 
 
 def test_every_requirement_of_levels_1_and_2_is_answered_once(rendered: list[Rendered]) -> None:
-    # As in the standard: 70 of level 1, 183 of level 2.
+    # The standard has 70 requirements of level 1 and 183 of level 2.
     assert len(REQUIREMENTS) == 253
     for each in rendered:
         rows = re.findall(r"(?m)^\| (V[\d.]+) \| (\d) \| [^|]+ \| ([^|]+) \| [^|]+ \|$", each.page)
@@ -93,13 +93,13 @@ def test_every_file_that_the_page_names_exists(rendered: list[Rendered]) -> None
             "/docs",
             "/health",
             "/metrics",
-            # No file of a project before it is installed, and one file for each feature.
+            # `uv.lock` exists only after the installation, and each feature has a `schemas.py`.
             "uv.lock",
             "schemas.py",
         } == set()
 
 
-def test_every_name_in_a_file_that_the_page_names_is_there(rendered: list[Rendered]) -> None:
+def test_every_identifier_that_the_page_names_is_in_its_file(rendered: list[Rendered]) -> None:
     for each in rendered:
         named = re.findall(r"`(\w+)` in `([\w./]+)`", each.page)
 
@@ -118,7 +118,7 @@ def test_every_setting_and_command_that_the_page_names_is_documented(rendered: l
         assert {name for name in commands if f"`{name}" not in each.readme} == set()
 
 
-def test_links_of_the_page_lead_somewhere(rendered: list[Rendered]) -> None:
+def test_links_of_the_page_resolve(rendered: list[Rendered]) -> None:
     for each in rendered:
         assert "](docs/security.md)" in each.readme
         for target in re.findall(r"\]\((?!https:)([^)#]+)(?:#[^)]*)?\)", each.page):

@@ -13,25 +13,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cookiecutter.utils import create_env_with_context
-from jinja2 import FileSystemLoader
 
-from tests import nasty
-from tests.conftest import (
+from tests.support import nasty
+from tests.support.projects import Bake, BakedProject, run_cookiecutter
+from tests.support.rendering import render_combinations
+from tests.support.template import (
     CHOICES,
     LABELS,
     ROOT,
     SERVICE,
     VARIANTS,
-    Bake,
-    BakedProject,
+    is_chosen,
     is_copied,
     list_files,
-    read_table,
-    run_cookiecutter,
+    read_sources,
 )
-
-ONLY_FOR = read_table("post_gen_project.py", "ONLY_FOR")
 
 
 def parse_shell_script(text: str) -> None:
@@ -55,11 +51,11 @@ RENDERED = [
     for path in list_files(SERVICE)
     if (ROOT / path).is_file() and not is_copied(name := path.relative_to(SERVICE).as_posix())
 ]
-# The one Python file that differs, and what its tagged lines name.
+# The only Python file that differs between projects, and the words in its tagged lines.
 TAGGED = "app/features.py"
 TAGGED_OPTIONS = {"web_pages": "app.web", "weather_example": "weather"}
 LEFTOVERS = r"(?<!\$)\{\{.*|\{%.*|#%.*|.*cookiecutter.*"
-# Words that only a project with this choice may say.
+# Words that only a project with this choice may contain.
 WORDS = {
     ("database", "postgresql"): r"postgres|psycopg|pgserver|libpq",
     ("database", "sqlite"): r"sqlite",
@@ -77,7 +73,7 @@ WORDS = {
     ("license", "Proprietary"): r"proprietary",
 }
 
-# Where a person reads of what was not chosen, to choose.
+# Documents that compare all choices of an option.
 COMPARISONS = {"process_manager": "docs/process-managers.md"}
 
 
@@ -98,14 +94,6 @@ def texts(project: BakedProject) -> dict[str, str]:
     return project.list_texts()
 
 
-def is_chosen(name: str, answers: dict[str, str]) -> bool:
-    return all(
-        answers[option] in choices
-        for path, (option, *choices) in ONLY_FOR.items()
-        if name == path or name.startswith(f"{path}/")
-    )
-
-
 def assert_every_file_parses(texts: dict[str, str]) -> None:
     for name, text in texts.items():
         try:
@@ -116,14 +104,8 @@ def assert_every_file_parses(texts: dict[str, str]) -> None:
 
 @cache
 def parse(suffix: str, text: str) -> None:
-    """Most files are the same in most projects."""
+    """Parse a text; cached, because most files are the same in most projects."""
     PARSERS.get(suffix, str)(text)
-
-
-@cache
-def read_sources(template: Path) -> dict[str, bytes]:
-    source = template / SERVICE
-    return {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if not path.is_dir()}
 
 
 def test_project_has_exactly_the_files_of_its_choices(
@@ -133,23 +115,23 @@ def test_project_has_exactly_the_files_of_its_choices(
     assert set(files) == chosen | project.secrets
 
 
-def test_nothing_of_the_template_is_left(texts: dict[str, str]) -> None:
+def test_project_contains_no_template_syntax(texts: dict[str, str]) -> None:
     assert_nothing_is_left(texts)
 
 
 def assert_nothing_is_left(texts: dict[str, str]) -> None:
-    # docs/developing.md shows Jinja templates of the service, which are not those of cookiecutter.
+    # docs/developing.md contains Jinja templates of the service, which are not templates of cookiecutter.
     own = {name: re.sub(r"(?ms)^```jinja\n.*?^```$", "", text) for name, text in texts.items()}
     assert {name: left for name, text in own.items() if (left := find(LEFTOVERS, text))} == {}
 
 
 @cache
 def find(pattern: str, text: str) -> list[str]:
-    """Most texts are the same in most projects."""
+    """Find a pattern; cached, because most texts are the same in most projects."""
     return re.findall(pattern, text, re.IGNORECASE)
 
 
-def test_python_and_mails_are_what_they_were_in_the_template(files: dict[str, Path], template: Path) -> None:
+def test_python_and_mail_templates_are_copied_unchanged(files: dict[str, Path], template: Path) -> None:
     copied = {name: path.read_bytes() for name, path in files.items() if is_copied(name) and name != TAGGED}
 
     assert {"app/main.py", "app/core/email/templates/layout.html", "app/core/email/templates/layout.txt"} <= set(copied)
@@ -157,12 +139,10 @@ def test_python_and_mails_are_what_they_were_in_the_template(files: dict[str, Pa
     assert [name for name, content in copied.items() if content != sources[name]] == []
 
 
-def test_tagged_lines_are_those_of_the_options_with_yes_and_the_rest_is_as_it_was(
-    project: BakedProject, template: Path
-) -> None:
+def test_tagged_lines_are_kept_only_for_options_answered_yes(project: BakedProject, template: Path) -> None:
     expected = (template / SERVICE / TAGGED).read_text(encoding="utf-8")
     for option in TAGGED_OPTIONS:
-        # A line of its own; or nothing but the tag.
+        # Remove only the tag, or the whole line.
         is_kept = project.answers[option] == "yes"
         pattern = rf"(?m)  # only: {option}$" if is_kept else rf"(?m)^.*  # only: {option}\n"
         expected, count = re.subn(pattern, "", expected)
@@ -174,7 +154,7 @@ def test_tagged_lines_are_those_of_the_options_with_yes_and_the_rest_is_as_it_wa
         assert (word in expected) == (project.answers[option] == "yes")
 
 
-def test_no_python_has_a_tag_but_the_list_of_features(template: Path) -> None:
+def test_only_the_list_of_features_has_option_tags(template: Path) -> None:
     tagged = [
         path.relative_to(template / SERVICE).as_posix()
         for path in (template / SERVICE).rglob("*.py")
@@ -194,7 +174,7 @@ def test_python_names_no_feature_that_was_not_chosen(project: BakedProject, file
 
 @pytest.mark.parametrize("weather_example", CHOICES["weather_example"])
 @pytest.mark.parametrize("web_pages", CHOICES["web_pages"])
-def test_architecture_names_a_module_in_no_layer(weather_example: str, web_pages: str, bake: Bake) -> None:
+def test_import_linter_reports_a_module_that_is_in_no_layer(weather_example: str, web_pages: str, bake: Bake) -> None:
     project = bake(weather_example=weather_example, web_pages=web_pages)
 
     def lint() -> tuple[int, str]:
@@ -239,7 +219,7 @@ def test_postgresql_has_one_version_everywhere(ci: str, pipeline: str, bake: Bak
     assert len(set.union(*versions.values())) == 1
 
 
-def test_nothing_is_empty(project: BakedProject) -> None:
+def test_project_has_no_empty_files_or_folders(project: BakedProject) -> None:
     empty = {
         path.relative_to(project.path)
         for path in project.path.rglob("*")
@@ -250,14 +230,14 @@ def test_nothing_is_empty(project: BakedProject) -> None:
     assert all(any(path.iterdir()) for path in project.path.rglob("*") if path.is_dir())
 
 
-def test_no_choice_that_was_not_taken_is_mentioned(
+def test_project_mentions_no_choice_that_was_not_taken(
     project: BakedProject, files: dict[str, Path], texts: dict[str, str]
 ) -> None:
     assert_nothing_else_is_mentioned(texts | {"names of the files": "\n".join(files)}, project.answers)
 
 
 def assert_nothing_else_is_mentioned(texts: dict[str, str], answers: dict[str, str]) -> None:
-    """Where an answer is missing, none of its choices may be mentioned."""
+    """Check that the texts mention only chosen options; without an answer, no choice of that option."""
     for (option, choice), words in WORDS.items():
         if answers.get(option) not in {choice, "both"}:
             line = f"(?m)^.*(?:{words}).*$"
@@ -277,7 +257,7 @@ def test_python_of_a_project_with_gunicorn_names_no_other_process_manager(bake: 
     assert named == []
 
 
-def test_blocks_leave_no_blank_lines(texts: dict[str, str], template: Path) -> None:
+def test_blocks_leave_no_extra_blank_lines(texts: dict[str, str], template: Path) -> None:
     assert_no_blank_lines_are_left(texts, template)
 
 
@@ -290,28 +270,16 @@ def assert_no_blank_lines_are_left(texts: dict[str, str], template: Path) -> Non
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_each_file_is_right_with_every_combination_of_what_it_depends_on(
+def test_each_file_is_correct_with_every_combination_of_its_options(
     name: str, template: Path, other: BakedProject
 ) -> None:
     """Rendered as cookiecutter does, and not baked: with all options there are thousands."""
-    environment = create_env_with_context({"cookiecutter": other.answers})
-    environment.loader = FileSystemLoader(template / SERVICE)
-    source = environment.get_template(name)
-    options = [
-        option
-        for option in CHOICES
-        if f"cookiecutter.{option}" in (template / SERVICE / name).read_text(encoding="utf-8")
-        or not all(is_chosen(name, other.answers | {option: choice}) for choice in CHOICES[option])
-    ]
-
-    for choices in product(*(CHOICES[option] for option in options)):
-        chosen = dict(zip(options, choices, strict=True))
-        if is_chosen(name, other.answers | chosen):
-            texts = {name: source.render(cookiecutter=other.answers | chosen)}
-            assert_nothing_is_left(texts)
-            assert_every_file_parses(texts)
-            assert_nothing_else_is_mentioned(texts, chosen)
-            assert_no_blank_lines_are_left(texts, template)
+    for chosen, text in render_combinations(name, template, other.answers):
+        texts = {name: text}
+        assert_nothing_is_left(texts)
+        assert_every_file_parses(texts)
+        assert_nothing_else_is_mentioned(texts, chosen)
+        assert_no_blank_lines_are_left(texts, template)
 
 
 def test_projects_are_baked_with_every_structure_and_every_label() -> None:
@@ -333,7 +301,7 @@ def other(bake: Bake) -> BakedProject:
     return bake()
 
 
-def test_settings_file_holds_a_secret_of_its_own(project: BakedProject, other: BakedProject) -> None:
+def test_each_project_gets_its_own_secret_key(project: BakedProject, other: BakedProject) -> None:
     assert stat.S_IMODE((project.path / ".env").stat().st_mode) == 0o600
     (secret,) = re.findall(r"(?m)^SECRET_KEY=(.*)$", project.read(".env"))
     assert re.fullmatch(r"[A-Za-z0-9_-]{48,}", secret)
@@ -354,7 +322,7 @@ def test_git_ignores_the_settings_file_and_nothing_else(project: BakedProject) -
 
 
 @pytest.mark.parametrize("text", nasty.ACCEPTED.values(), ids=nasty.ACCEPTED)
-def test_any_text_is_taken_as_it_is(text: str, bake: Bake) -> None:
+def test_any_text_is_kept_unchanged(text: str, bake: Bake) -> None:
     project = bake(project_name=text, description=text, author_name=text)
 
     metadata = tomllib.loads(project.read("pyproject.toml"))
@@ -382,7 +350,7 @@ def test_any_name_suggests_a_slug(name: str, slug: str, bake: Bake) -> None:
     assert bake(project_name=name).path.name == slug
 
 
-def test_bake_over_a_project_keeps_its_secret(template: Path, tmp_path: Path) -> None:
+def test_baking_over_a_project_keeps_its_secret(template: Path, tmp_path: Path) -> None:
     run_cookiecutter(template, tmp_path)
     secret = (tmp_path / "out" / "my-service" / ".env").read_text(encoding="utf-8")
 
@@ -392,7 +360,7 @@ def test_bake_over_a_project_keeps_its_secret(template: Path, tmp_path: Path) ->
     assert (tmp_path / "out" / "my-service" / ".env").read_text(encoding="utf-8") == secret
 
 
-def test_person_is_told_what_comes_next(bake: Bake, capfd: pytest.CaptureFixture[str]) -> None:
+def test_hook_prints_the_next_steps(bake: Bake, capfd: pytest.CaptureFixture[str]) -> None:
     bake(project_slug="todo-list")
 
     steps = capfd.readouterr().out.splitlines()
@@ -401,7 +369,7 @@ def test_person_is_told_what_comes_next(bake: Bake, capfd: pytest.CaptureFixture
     assert [step.split()[:2] for step in steps[2:4]] == [["make", "run"], ["make", "test"]]
 
 
-def test_what_tools_left_in_the_template_disturbs_no_bake(template: Path, tmp_path: Path) -> None:
+def test_caches_in_the_template_do_not_break_a_bake(template: Path, tmp_path: Path) -> None:
     dirty = shutil.copytree(template, tmp_path / "dirty")
     for name in ("app/__pycache__/main.cpython-311.pyc", ".ruff_cache/0.17.6/1", ".mypy_cache/3.11/app.data.json"):
         path = dirty / SERVICE / name

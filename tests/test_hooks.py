@@ -10,8 +10,10 @@ import jinja2
 import pytest
 import yaml
 
-from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, UV, person_environment, read_table, run_cookiecutter
+from tests.support import nasty
+from tests.support.programs import UV, person_environment
+from tests.support.projects import run_cookiecutter
+from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, read_table
 
 HOOKS = sorted((ROOT / "hooks").iterdir())
 TEXTS = ("project_name", "description", "author_name")
@@ -102,7 +104,7 @@ def test_every_option_has_a_label_and_no_label_is_left_over() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
-def test_no_answer_can_break_the_literal_that_carries_it(hook: Path) -> None:
+def test_no_answer_breaks_the_string_literal_in_the_hook(hook: Path) -> None:
     (line,) = (line for line in hook.read_text(encoding="utf-8").splitlines() if "cookiecutter |" in line)
     literal = jinja2.Environment(autoescape=False).from_string(line[line.index('r"""') : -1])  # noqa: S701  # renders Python, not HTML
 
@@ -114,7 +116,7 @@ def test_no_answer_can_break_the_literal_that_carries_it(hook: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "answer"), BAD_ANSWERS, ids=ascii)
-def test_bad_answer_is_refused_in_a_sentence_and_leaves_nothing(
+def test_bad_answer_is_refused_with_an_explanation_and_leaves_no_files(
     option: str, answer: str, template: Path, tmp_path: Path
 ) -> None:
     done = run_cookiecutter(template, tmp_path, **({"project_slug": "slug"} | {option: answer}))
@@ -128,13 +130,13 @@ def test_bad_answer_is_refused_in_a_sentence_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(("option", "answer"), GOOD_ANSWERS)
-def test_good_answer_is_taken(option: str, answer: str, template: Path, tmp_path: Path) -> None:
+def test_good_answer_is_accepted(option: str, answer: str, template: Path, tmp_path: Path) -> None:
     done = run_cookiecutter(template, tmp_path, **{option: answer})
 
     assert done.returncode == 0, done.stderr
 
 
-def test_every_bad_answer_is_named_at_once(template: Path, tmp_path: Path) -> None:
+def test_all_bad_answers_are_reported_together(template: Path, tmp_path: Path) -> None:
     done = run_cookiecutter(template, tmp_path, project_name="\x07", project_slug="Slug", domain_name="")
 
     assert [line.split()[0] for line in done.stderr.splitlines()[:3]] == ["project_name", "project_slug", "domain_name"]
@@ -148,7 +150,7 @@ def test_every_bad_answer_is_named_at_once(template: Path, tmp_path: Path) -> No
     ],
     ids=repr,
 )
-def test_answer_in_a_replay_file_that_is_no_text_is_refused_in_a_sentence(
+def test_answer_that_is_not_text_in_a_replay_file_is_refused_with_an_explanation(
     option: str, answer: object, template: Path, tmp_path: Path
 ) -> None:
     done = replay(template, tmp_path, {option: answer})
@@ -160,7 +162,7 @@ def test_answer_in_a_replay_file_that_is_no_text_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("option", CHOICES)
-def test_choice_in_a_replay_file_that_there_is_not_is_refused_in_a_sentence(
+def test_unknown_choice_in_a_replay_file_is_refused_with_an_explanation(
     option: str, template: Path, tmp_path: Path
 ) -> None:
     done = replay(template, tmp_path, {option: "other"})
@@ -171,7 +173,7 @@ def test_choice_in_a_replay_file_that_there_is_not_is_refused_in_a_sentence(
 
 
 def replay(template: Path, folder: Path, answers: dict[str, object]) -> subprocess.CompletedProcess[str]:
-    """Bake with the first choices and these answers, from a file such as cookiecutter writes after each bake."""
+    """Bake from a replay file, as cookiecutter writes after each bake, with the first choices and these answers."""
     first = {option: value[0] if isinstance(value, list) else value for option, value in CONTEXT.items()}
     path = folder / "replay.json"
     path.write_text(json.dumps({"cookiecutter": first | {"project_slug": "slug"} | answers}), encoding="utf-8")
@@ -180,7 +182,7 @@ def replay(template: Path, folder: Path, answers: dict[str, object]) -> subproce
 
 @pytest.mark.parametrize("answer", [True, None, {"a": "b"}], ids=repr)
 @pytest.mark.parametrize("option", [option for option in CONTEXT if option[0] != "_" and option not in CHOICES])
-def test_answer_in_the_configuration_that_is_no_text_is_refused_in_a_sentence(
+def test_answer_that_is_not_text_in_the_configuration_is_refused_with_an_explanation(
     option: str, answer: object, template: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "answers.yaml"
@@ -202,7 +204,7 @@ def run_released_cookiecutter(version: str, template: Path, folder: Path) -> sub
 
 
 @pytest.mark.parametrize("version", ["1.7.3", "2.1.1", "2.5.0"])
-def test_cookiecutter_that_is_too_old_is_refused_in_a_sentence(version: str, template: Path, tmp_path: Path) -> None:
+def test_old_cookiecutter_is_refused_with_an_explanation(version: str, template: Path, tmp_path: Path) -> None:
     done = run_released_cookiecutter(version, template, tmp_path)
 
     assert done.returncode == 1
@@ -231,7 +233,7 @@ def test_choices_of_the_hook_are_those_of_the_template() -> None:
     }
 
 
-def test_refusal_removes_no_folder_that_was_there(template: Path, tmp_path: Path) -> None:
+def test_refusal_removes_no_existing_folder(template: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "a").mkdir(parents=True)
     (tmp_path / "out" / "a" / "file").touch()
     (tmp_path / "out").rename(tmp_path / "kept")

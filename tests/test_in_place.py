@@ -1,4 +1,4 @@
-"""The template is the project: the service's own tests pass in its folder; `make check` sees to the rest.
+"""The service's own tests pass in its folder of the template; `make check` lints and type-checks it there.
 
 Tests that start servers take minutes; they run where each project is baked and used.
 """
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, list_files, person_environment
-from tests.programs import run_program
+from tests.support.programs import person_environment, run_program
+from tests.support.projects import TIMEOUT_SECONDS
+from tests.support.stored_files import READ_FILE, STORE_FILE
+from tests.support.template import ROOT, SERVICE, list_files
 
 
 def run_in_place(verb: str) -> None:
-    """Run what the service's Makefile would, with this environment for the one it would install."""
+    """Run the commands of a verb of the service's Makefile with the Python of this environment."""
     recipe = ["make", "--dry-run", "--no-print-directory", "--assume-old=install", verb]
     commands = subprocess.run(
         recipe, cwd=ROOT / SERVICE, env=person_environment(), check=True, capture_output=True, text=True
@@ -36,7 +38,7 @@ def test_python_of_the_service_holds_no_template_syntax() -> None:
         if path.suffix == ".py":
             text = (ROOT / path).read_text(encoding="utf-8")
 
-            # Not even where Python would mean braces by it: a reader need not ask.
+            # Doubled braces are not allowed in Python either, so that nobody has to ask whether they are Jinja.
             assert not {mark for mark in ("{{", "{%", "{#", "#%") if mark in text}, path
             assert "cookiecutter" not in text, path
 
@@ -46,8 +48,8 @@ def list_imports(path: Path) -> set[str]:
     return {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
-def test_modules_that_start_servers_are_left_to_the_verb_for_all_tests() -> None:
-    modules = list((ROOT / SERVICE / "tests").glob("test_*.py"))
+def test_modules_that_start_servers_have_the_mark_processes() -> None:
+    modules = list((ROOT / SERVICE / "tests").rglob("test_*.py"))
     starting = {path.name for path in modules if list_imports(path) & {"run_server", "start_process", "run_inherited"}}
     marked = {path.name for path in modules if "\npytestmark = pytest.mark.processes\n" in path.read_text("utf-8")}
 
@@ -56,26 +58,38 @@ def test_modules_that_start_servers_are_left_to_the_verb_for_all_tests() -> None
 
 
 @pytest.mark.parametrize("path", ["Dockerfile", "compose.yaml", "deploy/vm/units/service@.service"])
-def test_every_deployment_starts_workers_with_what_start_sh_sets(path: str) -> None:
+def test_every_deployment_starts_workers_through_start_sh(path: str) -> None:
     text = (ROOT / SERVICE / path).read_text(encoding="utf-8")
 
     assert re.search(r'(?m)(CMD|command:|ExecStart=).*/start\.sh("\])?$', text)
-    # One place says what the memory of the workers needs.
+    # start.sh alone configures the memory allocator.
     assert "MALLOC" not in text
 
 
-def test_tests_of_the_sample_feature_alone_name_it() -> None:
-    tests = (ROOT / SERVICE / "tests").glob("*.py")
+def test_only_the_sample_features_own_tests_mention_it() -> None:
+    tests = ROOT / SERVICE / "tests"
+    mentioning = (path for path in tests.rglob("*.py") if "todo" in path.read_text(encoding="utf-8").lower())
 
-    assert {path.name for path in tests if "todo" in path.read_text(encoding="utf-8").lower()} == {
-        "test_todos.py",
-        "test_web_todos.py",
-    }
+    assert {path.relative_to(tests).as_posix() for path in mentioning} == {"todos/test_todos.py", "web/test_todos.py"}
+
+
+@pytest.mark.parametrize("program", [STORE_FILE, READ_FILE], ids=["store", "read"])
+def test_programs_for_stored_files_import_existing_names(program: str) -> None:
+    imports = program.partition("\nsettings = ")[0]
+
+    done = run_program(
+        [sys.executable, "-c", imports],
+        TIMEOUT_SECONDS,
+        folder=ROOT / SERVICE,
+        env=person_environment(PYTHONDONTWRITEBYTECODE="1"),
+    )
+
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass_in_place_and_leave_nothing() -> None:
-    """On PostgreSQL; the project that is baked for SQLite runs the same tests there."""
+def test_service_tests_pass_in_place_and_leave_no_files() -> None:
+    """On PostgreSQL; `test_service.py` runs the same tests on SQLite."""
     before = list_files(SERVICE, ignored=True)
 
     run_in_place("test")

@@ -1,4 +1,4 @@
-"""The service on PostgreSQL behind a real pgbouncer that shares two connections, set up as docs/postgresql.md says."""
+"""The service behind a real pgbouncer with two connections, set up as docs/postgresql.md describes."""
 
 import os
 import re
@@ -13,16 +13,16 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import Bake, BakedProject, person_environment
-from tests.programs import end_group, run_program
-from tests.serving import find_free_port, serve, wait_until
+from tests.support.programs import end_group, person_environment, run_program
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import find_free_port, serve, wait_until
 
 pytestmark = [pytest.mark.pooler, pytest.mark.slow]
 
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"
-PATIENCE_SECONDS = 60
-# More than psycopg needs to see of a statement before it prepares it.
-TIMES = 60
+TIMEOUT_SECONDS = 60
+# More executions than psycopg needs before it prepares a statement.
+REQUESTS = 60
 ACCOUNT = {"email": "ada@example.com", "password": "correct horse battery staple"}
 SHARED_CONNECTIONS = 2
 CONFIGURATION = f"""
@@ -52,11 +52,11 @@ class Database:
     def manage(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "app", "db", *arguments]
         environment = person_environment(PATH=PROGRAMS, **variables)
-        return run_program(command, PATIENCE_SECONDS, folder=self.project.path, env=environment)
+        return run_program(command, TIMEOUT_SECONDS, folder=self.project.path, env=environment)
 
 
 @contextmanager
-def run_beside(command: Sequence[str], folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def run_in_background(command: Sequence[str], folder: Path) -> Iterator["subprocess.Popen[str]"]:
     environment = person_environment(PATH=PROGRAMS)
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -74,17 +74,17 @@ def database(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     project = bake()
     folder = tmp_path_factory.mktemp("pgbouncer")
     serve_postgres = ["-m", "scripts.embedded_postgres", "sh", "-c", 'echo "$DATABASE_URL"; exec sleep 3600']
-    with run_beside([sys.executable, *serve_postgres], project.path) as postgres:
+    with run_in_background([sys.executable, *serve_postgres], project.path) as postgres:
         assert postgres.stdout
         url = postgres.stdout.readline().strip()
         port = find_free_port()
         configuration = CONFIGURATION.format(socket=url.partition("host=")[2], port=port)
         (folder / "pgbouncer.ini").write_text(configuration, encoding="utf-8")
-        # It refuses to run as root, who is somebody else here.
+        # pgbouncer refuses to run as root, so a user namespace maps root to another id.
         prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
-        with run_beside([*prefix, "pgbouncer", "--quiet", "pgbouncer.ini"], folder):
+        with run_in_background([*prefix, "pgbouncer", "--quiet", "pgbouncer.ini"], folder):
             found = Database(project, url, port)
-            wait_until(lambda: answers(found.pooler_url), PATIENCE_SECONDS, lambda: "pgbouncer answers")
+            wait_until(lambda: answers(found.pooler_url), TIMEOUT_SECONDS, lambda: "pgbouncer answers")
             follow_the_manual(found)
             done = found.manage("upgrade", DATABASE_URL=url)
             assert done.returncode == 0, done.stdout
@@ -107,14 +107,14 @@ def follow_the_manual(database: Database) -> None:
             connection.execute(statement.encode())
 
 
-def test_service_works_on_connections_that_are_shared(database: Database) -> None:
+def test_service_works_on_pooled_connections(database: Database) -> None:
     settings = {
         "DATABASE_URL": database.url,
         "DATABASE_POOLER_HOST": "127.0.0.1",
         "DATABASE_POOLER_PORT": str(database.pooler_port),
         "UPDATE_DB": "1",
         "WEB_CONCURRENCY": "2",
-        # A machine that pauses is no failure.
+        # A machine that pauses must not fail the test.
         "DATABASE_POOL_TIMEOUT_SECONDS": "60",
         "READINESS_TIMEOUT_SECONDS": "60",
     }
@@ -131,13 +131,13 @@ def test_service_works_on_connections_that_are_shared(database: Database) -> Non
             return [added.status, changed.status, listed.status]
 
         with ThreadPoolExecutor(8) as threads:
-            statuses = list(threads.map(add_and_look, range(TIMES)))
+            statuses = list(threads.map(add_and_look, range(REQUESTS)))
         ready = server.request("GET", "/health/ready")
         connections = count_connections(database)
         log = server.read_log()
 
     assert created.json["created_at"].endswith("Z")
-    assert statuses == [[201, 200, 200]] * TIMES, log
+    assert statuses == [[201, 200, 200]] * REQUESTS, log
     assert ready.status == 200
     assert connections <= SHARED_CONNECTIONS
 
@@ -151,13 +151,13 @@ def count_connections(database: Database) -> int:
         return int(count)
 
 
-def test_service_that_is_not_told_of_the_pooler_is_not_ready(database: Database) -> None:
+def test_service_is_not_ready_if_the_pooler_is_not_configured(database: Database) -> None:
     with serve(["./start.sh"], database.project.path, PATH=PROGRAMS, DATABASE_URL=database.pooler_url) as server:
         assert server.request("GET", "/health/ready").status == 503
 
 
-def test_migrations_and_backups_go_past_the_pooler(database: Database, tmp_path: Path) -> None:
-    # Where nothing answers: they would fail.
+def test_migrations_and_backups_bypass_the_pooler(database: Database, tmp_path: Path) -> None:
+    # Nothing listens on this port: a connection to the pooler would fail.
     settings = {"DATABASE_URL": database.url, "DATABASE_POOLER_HOST": "127.0.0.1", "DATABASE_POOLER_PORT": "1"}
 
     for arguments in (

@@ -1,4 +1,4 @@
-"""Each baked project, used as its user would: these tests take minutes."""
+"""Baked projects, used as a developer uses them. These tests take minutes."""
 
 import os
 import re
@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests import nasty
-from tests.conftest import UV, Bake, BakedProject, person_environment
-from tests.serving import RunningServer, serve
-from tests.walkthrough import read_steps
+from tests.support import nasty
+from tests.support.programs import UV, person_environment
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import RunningServer, serve
+from tests.support.walkthrough import read_steps
 
 pytestmark = pytest.mark.slow
 
 ANSWERS = {
     "postgresql": {},
-    # Whatever a person types, the project's own checks and tests pass.
+    # Hostile texts: the project's own checks and tests must pass with any answer.
     "sqlite": {
         "project_name": nasty.ACCEPTED["backslash-and-quotes"] + nasty.ACCEPTED["emoji-of-parts"],
         "description": nasty.ACCEPTED["assignment"] + nasty.ACCEPTED["percent"] + nasty.ACCEPTED["dollar"],
@@ -32,10 +33,10 @@ ANSWERS = {
     },
 }
 PYTHON = ".venv/bin/python"
-WITH_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sqlite": []}
-# These commands of a README serve until they are stopped.
+RUN_DATABASE = {"postgresql": [PYTHON, "-m", "scripts.embedded_postgres"], "sqlite": []}
+# Commands of the README that serve until they are stopped.
 SERVING = ("make run", "uv run python -m app serve", "./start.sh", "./start-reload.sh")
-# Where the service's own tests start what keeps its workers alive.
+# The service's test modules that start a process manager.
 MANAGED = (
     "tests/core/process/test_monitor.py",
     "tests/core/process/test_leaving.py",
@@ -54,7 +55,7 @@ TESTED_ELSEWHERE = (
 PASSWORD = "correct horse battery staple"
 
 
-def log_in(server: RunningServer, email: str) -> str:
+def sign_in(server: RunningServer, email: str) -> str:
     form = {"grant_type": "password", "username": email, "password": PASSWORD}
     answer = server.request("POST", "/api/v1/auth/token", form, form=True)
     assert answer.status == 200, answer.body
@@ -66,7 +67,7 @@ def log_in(server: RunningServer, email: str) -> str:
 def service(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> BakedProject:
     database = request.cls.database
     baked = bake(database=database, **ANSWERS[database])
-    # Wherever a person has their projects, and uv.
+    # The project and uv are in a folder whose name holds spaces, quotes and other special characters.
     folder = tmp_path_factory.mktemp(nasty.DATABASE_FOLDER if database == "postgresql" else nasty.FOLDER)
     shutil.move(baked.path, folder)
     project = BakedProject(folder / baked.path.name, baked.answers)
@@ -77,14 +78,14 @@ def service(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest
 
 
 class ServiceTests:
-    """One class for each database, so that pytest-xdist gives each to one worker, which installs it once."""
+    """One subclass for each database: pytest-xdist gives a class to one worker, which installs the project once."""
 
     database: str
 
     def test_style_types_and_architecture_are_clean(self, service: BakedProject) -> None:
         service.run(["make", "check"])
 
-    def test_its_own_tests_pass(self, service: BakedProject) -> None:
+    def test_own_tests_pass(self, service: BakedProject) -> None:
         output = service.run(["make", "test-all"])
 
         assert re.search(r"\d+ passed", output), output
@@ -92,14 +93,14 @@ class ServiceTests:
 
     def test_migrations_go_up_down_and_up_without_drift(self, service: BakedProject) -> None:
         for verb in (["upgrade"], ["check"], ["downgrade", "base"], ["upgrade"], ["check"]):
-            service.run([*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db", *verb])
+            service.run([*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db", *verb])
 
-    def test_person_signs_up_logs_in_and_keeps_todos(self, service: BakedProject) -> None:
-        # A machine that pauses is no failure.
+    def test_person_signs_up_signs_in_and_keeps_todos(self, service: BakedProject) -> None:
+        # A machine that pauses must not fail the test.
         with serve(["make", "run"], service.path, READINESS_TIMEOUT_SECONDS="60") as server:
             account = {"email": "ada@example.com", "password": PASSWORD}
             assert server.request("POST", "/api/v1/users", account).status == 201
-            token = log_in(server, "ada@example.com")
+            token = sign_in(server, "ada@example.com")
 
             created = server.request("POST", "/api/v1/todos", {"title": "Write a test"}, token=token)
             todos = server.request("GET", "/api/v1/todos", token=token)
@@ -113,18 +114,18 @@ class ServiceTests:
         with serve(["make", "run"], service.path) as server:
             assert server.seconds_to_start < 60
             assert (service.path / ".venv" / ".installed").stat().st_mtime_ns == installed
-            todos = server.request("GET", "/api/v1/todos", token=log_in(server, "ada@example.com"))
+            todos = server.request("GET", "/api/v1/todos", token=sign_in(server, "ada@example.com"))
             assert [todo["title"] for todo in todos.json["items"]] == ["Write a test"]
             server.stop(signal.SIGINT, group=True)
 
     @pytest.mark.parametrize(
         "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name
     )
-    def test_nothing_is_left_behind_when_make_run_ends(self, service: BakedProject, number: signal.Signals) -> None:
+    def test_make_run_leaves_no_processes(self, service: BakedProject, number: signal.Signals) -> None:
         with serve(["make", "run"], service.path) as server:
             server.stop(number, group=number != signal.SIGKILL)
 
-        service.run([*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db", "check"])
+        service.run([*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db", "check"])
 
     def test_every_command_of_the_readme_works(self, bake: Bake, tmp_path: Path) -> None:
         project = bake(database=self.database)
@@ -136,8 +137,9 @@ class ServiceTests:
 
         for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", text)]:
             command = line.partition(" #")[0].strip()
-            # make brings a database; the rest is given one. `copy` and `set` are for Windows; `set` does nothing here.
-            database = [] if command.startswith("make") else WITH_DATABASE[self.database]
+            # `make` starts a database; other commands get one here.
+            # `copy` and `set` are commands of Windows; `set` has no effect here.
+            database = [] if command.startswith("make") else RUN_DATABASE[self.database]
             script = [*database, "sh", "-ec", f'copy() {{ cp "$@"; }}; {command}']
             if command in SERVING:
                 with serve(script, project.path, PATH=":".join(path)) as server:
@@ -155,7 +157,7 @@ class TestOnSQLite(ServiceTests):
 
 
 class TestOnCircus:
-    def test_its_checks_and_its_tests_of_processes_pass(self, bake: Bake) -> None:
+    def test_checks_and_process_tests_pass(self, bake: Bake) -> None:
         project = bake(database="sqlite", process_manager="circus")
         project.run(["make", "check"])
 
@@ -173,18 +175,20 @@ def replace(path: Path, *replacements: tuple[str, str]) -> None:
 
 
 def add_notes(project: BakedProject) -> None:
-    """Add a feature as docs/features.md says, by copying the sample."""
+    """Add a feature as docs/features.md describes, by copying the sample."""
     renamed = (("todo", "note"), ("Todo", "Note"))
     shutil.copytree(project.path / "app" / "todos", project.path / "app" / "notes")
-    shutil.copy(project.path / "tests" / "test_todos.py", project.path / "tests" / "test_notes.py")
-    for path in (*(project.path / "app" / "notes").glob("*.py"), project.path / "tests" / "test_notes.py"):
+    tests = project.path / "tests" / "notes"
+    shutil.copytree(project.path / "tests" / "todos", tests)
+    (tests / "test_todos.py").rename(tests / "test_notes.py")
+    for path in (*(project.path / "app" / "notes").glob("*.py"), tests / "test_notes.py"):
         text = path.read_text(encoding="utf-8")
-        # The upper-case form is that of constants, such as TODO_BY_ID.
+        # Constants such as TODO_BY_ID are in upper case.
         for old, new in (*renamed, ("TODO", "NOTE")):
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
     replace(
-        project.path / "app" / "api.py",
+        project.path / "app" / "features.py",
         (r"(?m)^from app.outbox", "from app.notes.feature import feature as notes\nfrom app.outbox"),
         (r"(?m)^    todos,$", "    todos,\n    notes,"),
     )
@@ -193,12 +197,12 @@ def add_notes(project: BakedProject) -> None:
     codes = re.sub(r"(?m)^(\| `)todo(-.*\n)", r"\g<0>\1note\2", errors.read_text(encoding="utf-8"))
     errors.write_text(codes, encoding="utf-8")
     project.run(["make", "migrate", "m=add notes"])
-    # The imports are in another order.
+    # The new names change the order of the imports.
     project.run(["make", "fix"])
 
 
 def list_removal(project: BakedProject) -> list[str]:
-    """The commands in the steps of docs/features.md for the removal of a feature."""
+    """Return the commands in the steps of docs/features.md for removing a feature."""
     section = project.read("docs/features.md").partition("\n## Remove a feature\n")[2]
     section = section.partition("\nNever delete a migration")[0]
     steps = re.findall(r"(?m)^\d+\. (.*)$", section)
@@ -207,36 +211,36 @@ def list_removal(project: BakedProject) -> list[str]:
 
 
 def remove_routes(project: BakedProject) -> None:
-    """Do what docs/features.md says of the first of two releases: the tables are left as they are."""
+    """Remove the routes but not the tables, as docs/features.md describes for the first of two releases."""
     for sample in ("todos", "projects"):
         replace(
             project.path / "app" / sample / "feature.py",
             (rf"from app.{sample}.router import router\n", ""),
             ("api=router, ", ""),
         )
-        for test in (project.path / "tests").glob(f"test_*{sample}.py"):
+        for test in (project.path / "tests").rglob(f"test_*{sample}.py"):
             test.unlink()
     sections = project.path / "app" / "web" / "feature.py"
     if sections.exists():
         replace(sections, (r"(?m)^.*todos.*\n", ""))
 
 
-def follow_the_day(project: BakedProject) -> None:
-    """Do what docs/developing.md tells a new developer, word for word."""
+def follow_developing_md(project: BakedProject) -> None:
+    """Follow docs/developing.md word for word, as a new developer does."""
     for step in read_steps(project.read("docs/developing.md")):
         step.follow(project.path, lambda command: project.run(["sh", "-ec", command]))
 
 
 @pytest.fixture(scope="class")
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
-    """A project in which a team has built features, and that has rows in the tables of the samples."""
+    """A project with features of a team, and with rows in the tables of the samples."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
-    follow_the_day(project)
+    follow_developing_md(project)
     add_notes(project)
     with serve(["make", "run"], project.path, READINESS_TIMEOUT_SECONDS="60") as server:
         account = {"email": "ada@example.com", "password": PASSWORD}
         assert server.request("POST", "/api/v1/users", account).status == 201
-        token = log_in(server, "ada@example.com")
+        token = sign_in(server, "ada@example.com")
         for name in ("todos", "notes"):
             assert server.request("POST", f"/api/v1/{name}", {"title": "Keep me"}, token=token).status == 201
         sample = {"name": "Delete me", "starts_on": "2026-01-12"}
@@ -247,17 +251,17 @@ def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="class")
 def outputs(used: BakedProject) -> dict[str, str]:
-    """Remove the samples, and return what each command of the steps printed."""
+    """Remove the samples by the commands of docs/features.md, and return the output of each command."""
     return {command: used.run(["sh", "-ec", command]) for command in list_removal(used)}
 
 
 class DrillTests:
-    """A new developer's day: build features by the documents, and remove the samples, which have data by then."""
+    """A new developer's day: build features by the documents, then remove the samples, which hold data."""
 
     database: str
     web_pages: str
 
-    def test_every_check_is_green_in_the_end(self, outputs: dict[str, str]) -> None:
+    def test_all_checks_pass_after_the_samples_are_removed(self, outputs: dict[str, str]) -> None:
         output = outputs["make check test"]
 
         assert "Required test coverage of 95.0% reached" in output, output
@@ -275,13 +279,13 @@ class DrillTests:
     @pytest.mark.usefixtures("outputs")
     def test_data_of_other_features_stays(self, used: BakedProject) -> None:
         with serve(["make", "run"], used.path, READINESS_TIMEOUT_SECONDS="60") as server:
-            token = log_in(server, "ada@example.com")
+            token = sign_in(server, "ada@example.com")
             removed = [server.request("GET", f"/api/v1/{name}", token=token) for name in ("todos", "projects")]
             assert [answer.status for answer in removed] == [404, 404]
             notes = server.request("GET", "/api/v1/notes", token=token)
             assert [note["title"] for note in notes.json["items"]] == ["Keep me"]
             server.stop(signal.SIGINT, group=True)
-        app = [*WITH_DATABASE[self.database], PYTHON, "-m", "app", "db"]
+        app = [*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db"]
         for verb in (["check"], ["downgrade", "base"], ["upgrade"], ["check"]):
             used.run([*app, *verb])
 
@@ -291,7 +295,7 @@ class TestDrillOnPostgreSQL(DrillTests):
     web_pages = "no"
 
     @pytest.mark.usefixtures("outputs")
-    def test_its_tests_of_processes_pass(self, used: BakedProject) -> None:
+    def test_process_tests_pass(self, used: BakedProject) -> None:
         output = used.run([PYTHON, "-m", "pytest", "-n", "auto", "-m", "processes"])
 
         assert re.search(r"\d+ passed", output), output

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import Bake
+from tests.support.projects import Bake
 
 
 @pytest.mark.parametrize("web_pages", ["no", "yes"])

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, person_environment
-from tests.programs import run_program
-from tests.serving import find_free_port, wait_until
+from tests.support.programs import person_environment, run_program
+from tests.support.serving import find_free_port, wait_until
+from tests.support.template import ROOT, SERVICE
 
 PROGRAMS = Path(sys.executable).parent
-PATIENCE_SECONDS = 300
+TIMEOUT_SECONDS = 300
 KEY = {"accessKey": "test-key", "secretKey": "test-secret"}
 IDENTITIES = {"identities": [{"name": "test", "credentials": [KEY], "actions": ["Admin", "Read", "Write", "List"]}]}
 PORTS = ("master", "volume", "filer", "s3", "admin")
@@ -46,11 +46,11 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        wait_until(lambda: answers(url) or process.poll() is not None, PATIENCE_SECONDS, log.read_text)
+        wait_until(lambda: answers(url) or process.poll() is not None, TIMEOUT_SECONDS, log.read_text)
         assert process.poll() is None, log.read_text()
         yield url
     finally:
-        # At once: by itself it waits half a minute for its own parts.
+        # SIGKILL: after SIGTERM, SeaweedFS waits half a minute for its own parts.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for port in ports.values():
@@ -60,26 +60,26 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=PATIENCE_SECONDS) as answer:  # noqa: S310  # the URL is the loopback server of this test
+        with urllib.request.urlopen(f"{url}/healthz", timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # the URL is the loopback server of this test
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError):
         return False
 
 
-def test_a_bucket_stores_what_a_folder_does(endpoint: str) -> None:
+def test_s3_bucket_passes_the_tests_of_the_object_stores(endpoint: str) -> None:
     environment = person_environment(
         PYTHONDONTWRITEBYTECODE="1",
         TEST_S3_ENDPOINT=endpoint,
         TEST_S3_BUCKET="files",
         TEST_S3_ACCESS_KEY_ID=KEY["accessKey"],
         TEST_S3_SECRET_ACCESS_KEY=KEY["secretKey"],
-        # They need no database.
+        # The tests of the object stores need no database.
         TEST_DATABASE_URL="sqlite://",
     )
     pytest_options = ["-p", "no:cacheprovider", "-q", "-k", "s3", "tests/core/storage/test_storage.py"]
 
     done = run_program(
-        [sys.executable, "-m", "pytest", *pytest_options], PATIENCE_SECONDS, folder=ROOT / SERVICE, env=environment
+        [sys.executable, "-m", "pytest", *pytest_options], TIMEOUT_SECONDS, folder=ROOT / SERVICE, env=environment
     )
 
     assert done.returncode == 0, done.stdout[-20000:]

@@ -6,17 +6,22 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests import nasty
-from tests.conftest import CHOICES, CONTEXT, ROOT, SERVICE, UV, Bake, list_files, person_environment
-from tests.serving import serve
+from tests.support import nasty
+from tests.support.programs import UV, person_environment
+from tests.support.projects import Bake
+from tests.support.servers import SERVERS
+from tests.support.serving import serve
+from tests.support.template import CHOICES, CONTEXT, ROOT, SERVICE, list_files
 
-# Each command in a document, and what runs it.
+# Each command in a document, and the file that runs it.
 RUN_BY = {
     "make demo": "tests/test_template.py",
     "make bake": "tests/test_template.py",
@@ -60,14 +65,60 @@ def test_every_page_of_the_manual_with_commands_is_followed_by_a_test() -> None:
         page.name for page in pages if re.search("(?m)^```(?:sh|console)$", page.read_text(encoding="utf-8"))
     }
 
-    # By test_docker.py, test_service.py and test_vm.py.
+    # By tests/docker, test_service.py and tests/vm.
     assert with_commands == {"containers.md", "developing.md", "server.md"}
 
 
-def test_links_of_the_documents_lead_somewhere() -> None:
+def test_links_of_the_documents_resolve() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / target).exists(), target
+
+
+def list_layout() -> Iterator[str]:
+    """Yield each path of the layout in CONTRIBUTING.md; folders end in a slash."""
+    layout = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## Layout\n")[2]
+    folders: list[str] = []
+    for line in layout.split("```")[1].strip().splitlines():
+        folders[(len(line) - len(line.lstrip())) // 2 :] = line.split()[:1]
+        yield "".join(folders)
+
+
+def test_layout_in_contributing_matches_the_tree() -> None:
+    shown = list(list_layout())
+    # The root holds more files than a reader looks for.
+    opened = {f"{Path(name).parent}/" for name in shown} - {"./"}
+
+    assert [name for name in shown if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()] == []
+    assert {"tests/", "tests/support/"} <= opened
+    for folder in opened:
+        inside = {path.relative_to(folder).parts for path in list_files(folder) if path.name != "__init__.py"}
+        names = {f"{folder}{name}{'/' if rest else ''}" for name, *rest in inside}
+
+        assert {name for name in shown if f"{Path(name).parent}/" == folder} == names
+
+
+# The order of the hooks differs: pytest loads the conftest.py of a folder on its command line before the collection.
+@pytest.mark.parametrize("folders", [[], ["tests/docker", "tests/vm"]], ids=["all", "given"])
+def test_chapters_share_each_server_and_the_containers(tmp_path: Path, folders: list[str]) -> None:
+    engine = tmp_path / "docker"
+    engine.write_text("#!/bin/sh\n", encoding="utf-8")
+    engine.chmod(0o755)
+    environment = person_environment(TEST_MACHINE_COMMANDS=str(tmp_path))
+    plan = [sys.executable, "-m", "pytest", "--setup-plan", "-p", "no:cacheprovider", "-m", "slow", *folders]
+
+    done = subprocess.run(
+        plan,
+        cwd=ROOT,
+        env=environment | {"PATH": f"{tmp_path}:{environment['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    set_up = re.findall(r"(?m)^SETUP +S (stack|sqlite|server) [^\[\n]*(.*)$", done.stdout)
+    servers = [("server", f"[{server!r}]") for server in SERVERS]
+    assert set_up == [("stack", ""), ("sqlite", "['supervisor']"), ("sqlite", "['circus']"), *servers]
 
 
 def test_pictures_are_few_small_and_shown() -> None:
@@ -100,7 +151,7 @@ def test_actions_are_pinned_by_commit_and_keep_no_credentials(folder: str) -> No
     assert text.count("actions/checkout@") == text.count("persist-credentials: false")
 
 
-def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:
+def test_pipeline_bakes_every_combination_of_options_but_ci_and_license() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
     matrix = jobs["bake"]["strategy"]["matrix"]
     (bake,) = (step["run"] for step in jobs["bake"]["steps"] if "make bake" in step.get("run", ""))
@@ -115,10 +166,10 @@ def test_pipeline_bakes_every_choice_of_what_a_project_can_tell_apart() -> None:
 
 @pytest.mark.parametrize("setting", ["index-url = http://127.0.0.1:9/simple", "cert = /ca.pem", "proxy = [::1]:9", ""])
 @pytest.mark.parametrize("verb", ["bake", "install"])
-def test_first_failure_says_what_uv_does_not_know_of_pip(
+def test_failed_install_explains_that_uv_does_not_read_pip_conf(
     clone: Path, bake: Bake, tmp_path: Path, verb: str, setting: str
 ) -> None:
-    file = tmp_path / "pip.conf" if setting else Path(os.devnull)  # The latter makes pip read no file at all.
+    file = tmp_path / "pip.conf" if setting else Path(os.devnull)  # With os.devnull, pip reads no file at all.
     file.write_text(f"[global]\n{setting}\n", encoding="utf-8")
     unreachable = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
     elsewhere = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv"), "UV_CACHE_DIR": str(tmp_path / "cache")}
@@ -143,7 +194,7 @@ def test_first_failure_says_what_uv_does_not_know_of_pip(
 
 
 @pytest.mark.slow
-def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(clone_for_postgresql: Path) -> None:
+def test_demo_starts_within_a_minute_the_second_time_and_leaves_no_processes(clone_for_postgresql: Path) -> None:
     with serve(["make", "demo"], clone_for_postgresql) as server:
         server.stop(signal.SIGINT, group=True)
 
@@ -153,7 +204,7 @@ def test_demo_serves_within_seconds_the_second_time_and_leaves_nothing_behind(cl
 
 
 @pytest.mark.slow
-def test_bake_asks_and_takes_answers(clone: Path) -> None:
+def test_make_bake_asks_questions_and_accepts_answers(clone: Path) -> None:
     name = "Pet {{ Shop }} {% #% {#"
     questions = len([option for option in CONTEXT if not option.startswith("_")])
 

@@ -1,4 +1,4 @@
-"""gunicorn's configuration on every target: `gunicorn -c gunicorn_conf.py app.main:app`."""
+"""gunicorn's configuration for all targets: `gunicorn -c gunicorn_conf.py app.main:app`."""
 
 import atexit
 import os
@@ -16,24 +16,24 @@ from app.core.process.lifecycle import exit_with_parent, record_start_time
 from app.core.process.sockets import bind_address, trusted_proxies
 from app.core.process.workers import tmpfs_directory, worker_count
 
-# All of them: a mistake ends the start here, and not each worker in turn.
+# Validate all settings: a mistake ends the start here instead of in each worker.
 _settings = load_settings_or_exit()
 
 wsgi_app = "app.main:app"
 bind = bind_address(_settings)
-# The socket's file: for the service's user and group, which the proxy joins.
+# The permissions of a unix socket: for the service's user and group, which the proxy belongs to.
 umask = 0o007
 workers = worker_count(_settings)
 worker_class = _settings.worker_class
-# Patched: the workers of uvicorn have no setting for the class of their server, or for how long its stop may take. That
-# leaves a second for the end of the application, before the arbiter kills the worker.
+# Patched, because uvicorn's workers have no setting for the server's class or the longest shutdown.
+# The application's own shutdown gets the second that is left before the arbiter kills the worker.
 uvicorn_worker._workers.Server = DrainingServer
 for _class in (uvicorn_worker.UvicornWorker, uvicorn_worker.UvicornH11Worker):
     _class.CONFIG_KWARGS = {
         **_class.CONFIG_KWARGS,
         "timeout_graceful_shutdown": max(1, _settings.graceful_timeout_seconds - 1),
     }
-# Of a disk that stalls, the heartbeat would kill healthy workers.
+# In memory: if the heartbeat files were on a disk that stalls, the arbiter would kill healthy workers.
 worker_tmp_dir = tmpfs_directory()
 timeout = _settings.worker_timeout_seconds
 graceful_timeout = _settings.graceful_timeout_seconds
@@ -41,15 +41,15 @@ keepalive = _settings.keepalive_seconds
 max_requests = _settings.max_requests
 max_requests_jitter = _settings.max_requests // 10
 forwarded_allow_ips = trusted_proxies(_settings)
-# Opened in the home directory by default, which a hardened unit or a read-only container does not have.
+# Its default location is the home directory, which a hardened unit or a read-only container does not have.
 control_socket_disable = True
-# The application writes the access lines.
+# The application logs the requests.
 accesslog = None
 logconfig_dict = logging_config(_settings)
 
 record_start_time()
 
-# Where the workers add up their metrics; made by the master, fresh at each start.
+# The directory in which the workers add up their metrics, new for each start of the master.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     _metrics = tempfile.mkdtemp(prefix="metrics-", dir=tmpfs_directory())
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
@@ -63,5 +63,5 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 
 
 def post_fork(_server: Arbiter, _worker: Worker) -> None:
-    # uvicorn's worker never looks: without its master it would keep the port, and nobody would replace it.
+    # uvicorn's worker does not check whether its master is alive: it would keep the port without it.
     exit_with_parent()

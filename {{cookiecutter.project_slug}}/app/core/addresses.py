@@ -4,6 +4,7 @@ from typing import Annotated
 
 from email_validator import validate_email
 from pydantic import AfterValidator, EmailStr, Field, HttpUrl, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from app.core.hosts import check_url
 
@@ -13,7 +14,7 @@ _URL = TypeAdapter(HttpUrl)
 def refuse_encoded_words(address: str) -> str:
     # Mail software decodes `=?utf-8?q?ada?=@example.com` (RFC 2047) and sends the message to ada@example.com.
     if "=?" in address:
-        raise ValueError("must not contain =?, which mail software would decode")
+        raise PydanticCustomError("encoded_word", "must not contain =?, which mail software would decode")
     return address
 
 

@@ -5,15 +5,23 @@ from fastapi import Depends, Query, Request
 from app.accounts.dependencies import CurrentUser
 from app.core.db.session import release_connection
 from app.core.dependencies import SessionDep
+from app.core.http.request import State
 from app.weather.client import WeatherClient
 from app.weather.schemas import Country, Part, Place, Units
 
 
-async def get_client(request: Request, _user: CurrentUser, session: SessionDep) -> WeatherClient:
+class WeatherState(State):
+    weather: WeatherClient
+
+
+class WeatherRequest(Request[WeatherState]):
+    """A request with the typed state of this feature."""
+
+
+async def get_client(request: WeatherRequest, _user: CurrentUser, session: SessionDep) -> WeatherClient:
     """Require a signed-in user, then release the connection: the upstream call is slow and needs no database."""
     await release_connection(session)
-    client: WeatherClient = request.state.weather
-    return client
+    return request.state["weather"]
 
 
 async def get_place(

@@ -1,4 +1,4 @@
-"""Static files under names that change with what is in them, so that browsers keep them for ever."""
+"""Static files with a hash of their content in their names, so that browsers may cache them forever."""
 
 import hashlib
 import mimetypes
@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse
 
 from app.core.errors import NotFoundError
+from app.web.request import WebRequest
 
 FOLDER = Path(__file__).with_name("static")
 PREFIX = "/static"
-FOR_EVER = "public, max-age=31536000, immutable"
-DIGITS = 16
+CACHE_FOREVER = "public, max-age=31536000, immutable"
+HASH_LENGTH = 16
 
 router = APIRouter(prefix=PREFIX)
 
@@ -40,19 +41,18 @@ class Assets:
 
 
 def _hashed_name(file: Path) -> str:
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:HASH_LENGTH]
     return f"{file.stem}.{digest}{file.suffix}"
 
 
 def copy_assets(target: Path) -> None:
-    """Put them, under their hashed names, where a web server serves them from."""
+    """Copy the static files, under their hashed names, to a directory of the web server."""
     for name, file in Assets().list_files():
         shutil.copyfile(file, target / name)
 
 
-async def get_asset(name: str, request: Request) -> Path:
-    assets: Assets = request.state.web.assets
-    return assets.find(name)
+async def get_asset(name: str, request: WebRequest) -> Path:
+    return request.state["web"].assets.find(name)
 
 
 AssetDep = Annotated[Path, Depends(get_asset)]
@@ -61,7 +61,7 @@ AssetDep = Annotated[Path, Depends(get_asset)]
 @router.get("/{name}")
 async def show_asset(asset: AssetDep) -> FileResponse:
     media_type = mimetypes.guess_type(asset.name)[0]
-    headers = {"Cache-Control": FOR_EVER, "X-Content-Type-Options": "nosniff"}
+    headers = {"Cache-Control": CACHE_FOREVER, "X-Content-Type-Options": "nosniff"}
     return FileResponse(asset, headers=headers, media_type=media_type)
 
 

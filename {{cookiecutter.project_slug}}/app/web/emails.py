@@ -1,4 +1,4 @@
-"""Messages about accounts lead to the pages here, unless ACCOUNT_PAGES_URL names others."""
+"""E-mails about accounts with links to these pages, unless ACCOUNT_PAGES_URL names another application."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from app.core.email.message import Renderer
 
 
 def link_to_pages(settings: Settings, page: str, token: str) -> str:
-    """In the query, for no server is sent a fragment and no script reads it; no log of ours has queries."""
+    """Put the token in the query: without JavaScript, a fragment never reaches the server. Our logs omit queries."""
     return link_to_application(settings, page, token) or f"{settings.service_url}/{page}?token={token}"
 
 

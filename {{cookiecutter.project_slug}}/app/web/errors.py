@@ -12,7 +12,7 @@ PROBLEM = "application/problem+json"
 
 
 class ErrorPageMiddleware:
-    """Turn problem documents into pages for browsers; who calls the API gets what it documents."""
+    """Renders problem documents as pages for browsers, except those of the API."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -52,10 +52,11 @@ def _is_problem(message: Message) -> bool:
 
 def _error_page(scope: Scope, start: Message, problem: dict[str, Any]) -> HTMLResponse:
     web: Web = scope["state"]["web"]
-    page = web.render("templates/error.html", problem=problem)
+    received = Headers(raw=start["headers"])
+    page = web.render("templates/error.html", problem=problem, retry_after=received.get("retry-after"))
     response = HTMLResponse(page, start["status"], page_headers(scope["state"]["content_security_policy"]))
     headers = MutableHeaders(raw=response.raw_headers)
-    for name, value in Headers(raw=start["headers"]).items():
+    for name, value in received.items():
         if not name.startswith("content-"):
             headers.setdefault(name, value)
     return response

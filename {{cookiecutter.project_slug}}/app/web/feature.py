@@ -6,25 +6,25 @@ from starlette.middleware import Middleware
 from app.core.feature import Feature
 from app.web import account, assets, emails, recovery, sign_in
 from app.web.errors import ErrorPageMiddleware
-from app.web.forms import RefusedFormError, get_fields, handle_refused_form
+from app.web.forms import FormError, get_fields, redisplay_form
+from app.web.navigation import PageGroup
+from app.web.page_context import SignInRequiredError, redirect_to_sign_in
 from app.web.pages import open_web
-from app.web.sections import Section
 from app.web.settings import WebSettings
-from app.web.todos.router import section as todos
-from app.web.visits import LogInRequiredError, redirect_to_log_in
+from app.web.todos.router import page_group as todos
 
-# The menu has this order.
-SECTIONS: tuple[Section, ...] = (
-    sign_in.section,
-    recovery.section,
+# In the order of the menu.
+PAGE_GROUPS: tuple[PageGroup, ...] = (
+    sign_in.page_group,
+    recovery.page_group,
     todos,
-    account.section,
+    account.page_group,
 )
 
-# No form is taken unless it is one of our own, also by routes that are yet to be written.
+# Checks the CSRF token of every form, also for routes that do not read one.
 pages = APIRouter(include_in_schema=False, dependencies=[Depends(get_fields)])
-for section in SECTIONS:
-    pages.include_router(section.router)
+for group in PAGE_GROUPS:
+    pages.include_router(group.router)
 root = APIRouter(include_in_schema=False)
 root.include_router(assets.router)
 root.include_router(pages)
@@ -32,8 +32,8 @@ root.include_router(pages)
 feature = Feature(
     root=root,
     settings=WebSettings,
-    exception_handlers={RefusedFormError: handle_refused_form, LogInRequiredError: redirect_to_log_in},
-    lifespan=partial(open_web, sections=SECTIONS),
+    exception_handlers={FormError: redisplay_form, SignInRequiredError: redirect_to_sign_in},
+    lifespan=partial(open_web, page_groups=PAGE_GROUPS),
     middleware=(Middleware(ErrorPageMiddleware),),
     emails=emails.RENDERERS,
 )

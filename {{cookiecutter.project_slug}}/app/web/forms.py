@@ -1,7 +1,8 @@
-"""Forms: that they come from our own pages, what is in them, and how they are shown again with what was wrong."""
+"""Forms: reading them, validating them, and showing them again with their errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -14,7 +15,8 @@ from app.core.http.middleware.body_limit import MAX_FORM_BYTES
 from app.core.http.parsing import read_media_type, require_utf8
 from app.core.http.problems import field_problems
 from app.core.http.request import FORM, SAFE_METHODS, comes_from_other_site
-from app.web.visits import Visit, VisitDep
+from app.web.csrf import is_csrf_token
+from app.web.page_context import PageContext, PageContextDep
 
 CSRF_FIELD = "csrf_token"
 
@@ -22,60 +24,73 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 Fields = dict[str, str]
 
 
-class RefusedFormError(AppError):
-    """The form is shown again; what was written before is kept or not as the refusal says."""
+class FormError(AppError):
+    """Answers with the form and its errors; the transaction ends as the original error says."""
 
     def __init__(self, error: AppError, response: Response) -> None:
-        super().__init__(error.detail, commit_anyway=error.commit_anyway)
+        super().__init__(error.detail, code=error.code, commit_anyway=error.commit_anyway)
         self.response = response
 
 
-async def handle_refused_form(_request: Request, error: RefusedFormError) -> Response:
+async def redisplay_form(_request: Request, error: FormError) -> Response:
     return error.response
+
+
+@dataclass(frozen=True)
+class FieldError:
+    # The type of Pydantic's error, which translations are looked up by, and the values for their placeholders.
+    code: str
+    detail: str
+    values: Mapping[str, Any]
 
 
 class InvalidFormError(AppError):
     status = 422
+    code = "invalid-form"
 
     def __init__(self, error: ValidationError) -> None:
-        super().__init__("The form is not filled in right.")
+        super().__init__("Please correct the fields below.")
+        errors = error.errors(include_input=False)
         self.problems = {
-            str(problem.location[0]) if problem.location else "": problem.message
-            for problem in field_problems(error.errors(include_input=False))
+            str(problem.location[0]) if problem.location else "": FieldError(
+                each["type"], problem.message, each.get("ctx", {})
+            )
+            for each, problem in zip(errors, field_problems(errors), strict=False)
         }
 
 
-async def get_sent_fields(request: Request) -> Fields:
-    """Read what was sent, from our own site as far as browsers tell."""
+async def get_unverified_fields(request: Request) -> Fields:
+    """Read the form's fields before their CSRF token is checked. Raises ForbiddenError for a form of another site."""
     require_utf8(request.scope["query_string"])
     if request.method in SAFE_METHODS:
         return {}
     if comes_from_other_site(request):
-        raise ForbiddenError("The form comes from another site.")
+        raise ForbiddenError("The form was sent from another site.", code="form-from-another-site")
     if read_media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
     form = await read_form(request, MAX_FORM_BYTES)
     return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
 
 
-SentFieldsDep = Annotated[Fields, Depends(get_sent_fields)]
+UnverifiedFieldsDep = Annotated[Fields, Depends(get_unverified_fields)]
 
 
-# Read before there is a visit, which begins a transaction: nobody waits for a body that does not arrive.
-async def get_fields(request: Request, sent: SentFieldsDep, visit: VisitDep) -> Fields:
-    """Return the fields of a form that one of our pages has sent. Raises ForbiddenError for any other."""
+# The body is read before the page's context takes a database connection: a slow client must not hold one.
+async def get_fields(request: Request, unverified: UnverifiedFieldsDep, page: PageContextDep) -> Fields:
+    """Return the form's fields. Raises ForbiddenError without a valid CSRF token."""
     if request.method in SAFE_METHODS:
         return {}
-    fields = dict(sent)
-    if not visit.owns_csrf_token(fields.pop(CSRF_FIELD, "")):
-        raise ForbiddenError("The form is too old or not from here: go back, reload the page and try again.")
+    fields = dict(unverified)
+    if not is_csrf_token(page.web.signer, page.csrf_binding, fields.pop(CSRF_FIELD, "")):
+        raise ForbiddenError("The form has expired. Reload the page and try again.", code="form-expired")
     return fields
 
 
 FieldsDep = Annotated[Fields, Depends(get_fields)]
 
 
-def read_fields(model: type[ModelT], fields: Fields) -> ModelT:
+def validate_form(model: type[ModelT], fields: Fields) -> ModelT:
+    """Raises InvalidFormError."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -83,34 +98,22 @@ def read_fields(model: type[ModelT], fields: Fields) -> ModelT:
 
 
 @contextmanager
-def shown_again(visit: Visit, template: str, fields: Fields, **values: object) -> Iterator[None]:
-    """Show the form with what was typed, passwords excepted, and with what was wrong."""
+def redisplay_errors(page: PageContext, template: str, fields: Fields, **values: object) -> Iterator[None]:
+    """Answer an AppError with the form, its errors and what was entered, except passwords and codes."""
     try:
         yield
-    except InvalidFormError as error:
-        raise _refuse(visit, template, fields, error, error.problems, **values) from error
     except AppError as error:
-        raise _refuse(visit, template, fields, error, {}, **values) from error
+        problems = error.problems if isinstance(error, InvalidFormError) else {}
+        entered = {name: value for name, value in fields.items() if "password" not in name and name != "otp"}
+        response = page.render(template, error.status, fields=entered, problems=problems, error=error, **values)
+        response.headers.update(error.headers)
+        raise FormError(error, response) from error
 
 
-def show_form(
-    visit: Visit,
+def render_form(
+    page: PageContext,
     template: str,
     fields: Fields | None = None,
     **values: Any,  # noqa: ANN401  # to Jinja
 ) -> Response:
-    return visit.page(template, fields=fields or {}, problems={}, refusal=None, **values)
-
-
-def _refuse(
-    visit: Visit,
-    template: str,
-    fields: Fields,
-    error: AppError,
-    problems: dict[str, str],
-    **values: Any,  # noqa: ANN401  # to Jinja
-) -> RefusedFormError:
-    kept = {name: value for name, value in fields.items() if "password" not in name and name != "otp"}
-    response = visit.page(template, error.status, fields=kept, problems=problems, refusal=error, **values)
-    response.headers.update(error.headers)
-    return RefusedFormError(error, response)
+    return page.render(template, fields=fields or {}, problems={}, error=None, **values)

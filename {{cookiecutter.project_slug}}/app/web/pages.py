@@ -13,22 +13,22 @@ from app.core.db.session import Database
 from app.core.project import read_project
 from app.core.upstream.http_client import LazyHttpClient
 from app.web.assets import Assets
-from app.web.sections import Section
+from app.web.i18n import Translations
+from app.web.navigation import PageGroup
 from app.web.settings import WebSettings
 from app.web.signing import Signer
-from app.web.texts import Texts
 
 logger = structlog.get_logger(__name__)
 
 ROOT = Path(__file__).parent
-NOTHING = "'none'"
+NONE = "'none'"
 CONTENT_SECURITY_POLICY = {
-    "default-src": [NOTHING],
+    "default-src": [NONE],
     "style-src": ["'self'"],
     "img-src": ["'self'"],
     "form-action": ["'self'"],
-    "base-uri": [NOTHING],
-    "frame-ancestors": [NOTHING],
+    "base-uri": [NONE],
+    "frame-ancestors": [NONE],
 }
 HEADERS = {
     "Cache-Control": "no-store",
@@ -40,11 +40,11 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Web:
-    """What all pages share."""
+    """Resources shared by all pages; `request.state.web`."""
 
     signer: Signer
     assets: Assets
-    texts: Texts
+    translations: Translations
     environment: Environment
 
     def render(self, template: str, **values: Any) -> str:  # noqa: ANN401  # to Jinja
@@ -53,11 +53,13 @@ class Web:
 
 @asynccontextmanager
 async def open_web(
-    settings: Settings, _database: Database, _http: LazyHttpClient, sections: Sequence[Section]
+    settings: Settings, _database: Database, _http: LazyHttpClient, page_groups: Sequence[PageGroup]
 ) -> AsyncIterator[Mapping[str, object]]:
-    texts, assets = Texts(settings.of(WebSettings).locale), Assets()
-    if texts.gaps:
-        logger.warning("English stands in for texts of the pages", language=texts.language, gaps=texts.gaps)
+    translations, assets = Translations(settings.of(WebSettings).locale), Assets()
+    if translations.gaps:
+        logger.warning(
+            "English stands in for texts of the pages", language=translations.language, gaps=translations.gaps
+        )
     environment = Environment(
         loader=FileSystemLoader(ROOT),
         autoescape=True,
@@ -65,20 +67,25 @@ async def open_web(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"t": texts, "asset": assets.url, "service": read_project().title, "sections": sections}
-    environment.filters |= {"moment": _moment, "translate": texts.translate}
-    yield {"web": Web(Signer(settings), assets, texts, environment)}
+    environment.globals |= {
+        "t": translations,
+        "asset": assets.url,
+        "service": read_project().title,
+        "page_groups": page_groups,
+    }
+    environment.filters |= {"format_time": _format_time}
+    yield {"web": Web(Signer(settings), assets, translations, environment)}
 
 
 def page_headers(*added: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the headers of a page; features and pages add sources to directives of its Content-Security-Policy."""
+    """Return a page's headers; `added` are more sources for its Content-Security-Policy, by directive."""
     policy = dict(CONTENT_SECURITY_POLICY)
     for directive, sources in (item for each in added for item in each.items()):
-        # Browsers ignore 'none' beside another source, with a warning.
-        policy[directive] = [source for source in policy.get(directive, []) if source != NOTHING] + [*sources]
+        # Browsers ignore 'none' beside another source and log a warning.
+        policy[directive] = [source for source in policy.get(directive, []) if source != NONE] + [*sources]
     text = "; ".join(f"{directive} {' '.join(sources)}" for directive, sources in policy.items())
     return {**HEADERS, "Content-Security-Policy": text}
 
 
-def _moment(value: datetime) -> str:
+def _format_time(value: datetime) -> str:
     return f"{value:%Y-%m-%d %H:%M} UTC"

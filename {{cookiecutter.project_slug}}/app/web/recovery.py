@@ -1,4 +1,4 @@
-"""Accounts by mail: verify an address, set a forgotten password."""
+"""Pages that e-mails link to: confirm an address, reset a password."""
 
 from typing import Annotated
 
@@ -13,61 +13,61 @@ from app.core.context import Context, ContextDep
 from app.core.db.session import release_connection
 from app.core.dependencies import require_mail, reserve_hash
 from app.outbox import service as outbox_service
-from app.web.forms import FieldsDep, read_fields, show_form, shown_again
-from app.web.sections import Section
-from app.web.visits import VisitDep
+from app.web.forms import FieldsDep, redisplay_errors, render_form, validate_form
+from app.web.navigation import PageGroup
+from app.web.page_context import PageContextDep
 
 VERIFY, FORGOT, RESET = "templates/verify_email.html", "templates/forgot_password.html", "templates/reset_password.html"
 
-# What the link of a message ends with.
+# From the link in an e-mail.
 LinkedToken = Annotated[str, Query(alias="token", max_length=100)]
 
 router = APIRouter()
-section = Section(router)
+page_group = PageGroup(router)
 
 
 @router.get("/verify-email")
-async def show_verification(visit: VisitDep, token: LinkedToken = "") -> Response:
-    return show_form(visit, VERIFY, {"token": token})
+async def show_verification(page: PageContextDep, token: LinkedToken = "") -> Response:
+    return render_form(page, VERIFY, {"token": token})
 
 
 @router.post("/verify-email", dependencies=[reserve_hash])
-async def verify_own_email(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    with shown_again(visit, VERIFY, fields):
-        data = read_fields(EmailVerification, fields)
+async def verify_own_email(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+    with redisplay_errors(page, VERIFY, fields):
+        data = validate_form(EmailVerification, fields)
         await _take_attempt(ctx)
         await recovery_service.verify_email(ctx, data)
-    return visit.go("/", "flash.email_verified")
+    return page.redirect("/", "flash.email_verified")
 
 
 @router.get("/forgot-password", dependencies=[require_mail])
-async def show_forgotten(visit: VisitDep) -> Response:
-    return show_form(visit, FORGOT)
+async def show_forgotten(page: PageContextDep) -> Response:
+    return render_form(page, FORGOT)
 
 
 @router.post("/forgot-password", dependencies=[require_mail])
-async def send_reset_code(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    """The same answer whether or not there is such an account."""
-    with shown_again(visit, FORGOT, fields):
-        data = read_fields(EmailRequest, fields)
+async def send_reset_code(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+    """Answer the same whether or not the account exists."""
+    with redisplay_errors(page, FORGOT, fields):
+        data = validate_form(EmailRequest, fields)
         await release_connection(ctx.session)
         await limit_messages(ctx, EmailKind.PASSWORD_RESET, data.email)
         await outbox_service.enqueue(ctx.session, EmailKind.PASSWORD_RESET, data.email)
-    return visit.go("/log-in", "flash.see_your_mail")
+    return page.redirect("/sign-in", "flash.check_your_email")
 
 
 @router.get("/reset-password")
-async def show_reset(visit: VisitDep, token: LinkedToken = "") -> Response:
-    return show_form(visit, RESET, {"token": token})
+async def show_reset(page: PageContextDep, token: LinkedToken = "") -> Response:
+    return render_form(page, RESET, {"token": token})
 
 
 @router.post("/reset-password", dependencies=[reserve_hash])
-async def reset_own_password(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    with shown_again(visit, RESET, fields):
-        data = read_fields(PasswordReset, fields)
+async def reset_own_password(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+    with redisplay_errors(page, RESET, fields):
+        data = validate_form(PasswordReset, fields)
         await _take_attempt(ctx)
         await recovery_service.reset_password(ctx, data.token, data.new_password.get_secret_value())
-    return visit.go("/log-in", "flash.password_changed")
+    return page.redirect("/sign-in", "flash.password_changed")
 
 
 async def _take_attempt(ctx: Context) -> None:

@@ -1,4 +1,4 @@
-"""The second factor of one's account."""
+"""Pages of the account's authenticator app."""
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -8,8 +8,8 @@ from app.accounts.second_factor.codes import find_factor
 from app.accounts.second_factor.schemas import PasswordConfirmation, SecondFactorCode
 from app.core.context import ContextDep
 from app.core.dependencies import SessionDep
-from app.web.forms import FieldsDep, read_fields, show_form, shown_again
-from app.web.visits import CallerDep, PersonDep, VisitDep
+from app.web.forms import FieldsDep, redisplay_errors, render_form, validate_form
+from app.web.page_context import CallerDep, CurrentUserDep, PageContextDep
 
 OVERVIEW, CONFIRM = "templates/second_factor.html", "templates/confirm_second_factor.html"
 CODES = "templates/recovery_codes.html"
@@ -18,31 +18,37 @@ router = APIRouter(prefix="/second-factor")
 
 
 @router.get("")
-async def show_second_factor(visit: VisitDep, person: PersonDep, session: SessionDep) -> Response:
-    is_on = await find_factor(session, person.id) is not None
-    return show_form(visit, OVERVIEW, is_on=is_on)
+async def show_second_factor(page: PageContextDep, user: CurrentUserDep, session: SessionDep) -> Response:
+    is_on = await find_factor(session, user.id) is not None
+    return render_form(page, OVERVIEW, is_on=is_on)
 
 
 @router.post("/begin")
-async def begin_own_second_factor(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    with shown_again(visit, OVERVIEW, fields, is_on=False):
-        begun = await second_factor.begin(ctx, caller, read_fields(PasswordConfirmation, fields))
-    return show_form(visit, CONFIRM, secret=begun.secret)
+async def begin_own_second_factor(
+    page: PageContextDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep
+) -> Response:
+    with redisplay_errors(page, OVERVIEW, fields, is_on=False):
+        begun = await second_factor.begin(ctx, caller, validate_form(PasswordConfirmation, fields))
+    return render_form(page, CONFIRM, secret=begun.secret)
 
 
 @router.post("/confirm")
-async def confirm_own_second_factor(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    """The secret comes back with the form for one reason: to be shown again when the code was wrong."""
+async def confirm_own_second_factor(
+    page: PageContextDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep
+) -> Response:
+    """The form sends the secret only so that it can be shown again after a wrong code."""
     secret = fields.pop("secret", "")
-    with shown_again(visit, CONFIRM, fields, secret=secret):
-        codes = await second_factor.confirm(ctx, caller, read_fields(SecondFactorCode, fields))
+    with redisplay_errors(page, CONFIRM, fields, secret=secret):
+        codes = await second_factor.confirm(ctx, caller, validate_form(SecondFactorCode, fields))
     if codes.recovery_codes:
-        return visit.page(CODES, codes=codes.recovery_codes)
-    return visit.go("/account", "flash.second_factor_on")
+        return page.render(CODES, codes=codes.recovery_codes)
+    return page.redirect("/account", "flash.second_factor_on")
 
 
 @router.post("/disable")
-async def disable_own_second_factor(visit: VisitDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    with shown_again(visit, OVERVIEW, fields, is_on=True):
-        await second_factor.disable(ctx, caller, read_fields(PasswordConfirmation, fields))
-    return visit.go("/account", "flash.second_factor_off")
+async def disable_own_second_factor(
+    page: PageContextDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep
+) -> Response:
+    with redisplay_errors(page, OVERVIEW, fields, is_on=True):
+        await second_factor.disable(ctx, caller, validate_form(PasswordConfirmation, fields))
+    return page.redirect("/account", "flash.second_factor_off")

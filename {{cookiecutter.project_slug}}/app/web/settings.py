@@ -4,7 +4,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from app.core.config.base import FeatureSettings
-from app.web.texts import ENGLISH, LOCALES, Texts
+from app.web.i18n import ENGLISH, LOCALES, Translations
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 
@@ -22,7 +22,7 @@ class WebSettings(FeatureSettings, title="Pages"):
         if not LANGUAGE.fullmatch(value) or not _locale(value).exists():
             raise ValueError("must be the name of a file in app/web/locales, such as en")
         try:
-            Texts(ENGLISH)
+            Translations(ENGLISH)
         except (OSError, ValueError) as error:
             raise ValueError(f"needs the English texts in app/web/locales/en.toml: {error}") from error
         return value
@@ -33,7 +33,7 @@ class WebSettings(FeatureSettings, title="Pages"):
 
     @property
     def notes(self) -> list[str]:
-        gaps = Texts(self.locale).gaps
+        gaps = Translations(self.locale).gaps
         return [f"English stands in for texts of app/web/locales/{self.locale.name}: {'; '.join(gaps)}"] if gaps else []
 
 

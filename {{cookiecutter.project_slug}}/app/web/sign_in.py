@@ -1,4 +1,4 @@
-"""The door: home, sign-up, log-in and log-out."""
+"""Pages: home, sign-up, sign-in, sign-out."""
 
 import re
 from typing import Annotated
@@ -17,83 +17,83 @@ from app.accounts.users.schemas import UserCreate
 from app.core.context import Context, ContextDep
 from app.core.db.session import release_connection
 from app.core.dependencies import reserve_hash
-from app.web.forms import Fields, FieldsDep, read_fields, show_form, shown_again
+from app.web.forms import Fields, FieldsDep, redisplay_errors, render_form, validate_form
+from app.web.navigation import PageGroup
+from app.web.page_context import PageContext, PageContextDep
 from app.web.passkeys import allow_script
-from app.web.sections import Section
-from app.web.visits import Visit, VisitDep
 
-HOME, SIGN_UP, LOG_IN = "templates/home.html", "templates/sign_up.html", "templates/log_in.html"
-# A path of this service and nothing else: no link leads from our log-in to somebody else's copy of it.
+HOME, SIGN_UP, SIGN_IN = "templates/home.html", "templates/sign_up.html", "templates/sign_in.html"
+# Only a path of this service: `next` must not redirect to a phishing site after the sign-in.
 OWN_PATH = re.compile(r"/[a-z0-9-]+(/[a-z0-9-]+)*")
 
 router = APIRouter()
-section = Section(router)
+page_group = PageGroup(router)
 
 
 @router.get("/")
-async def show_home(visit: VisitDep) -> Response:
-    return visit.page(HOME)
+async def show_home(page: PageContextDep) -> Response:
+    return page.render(HOME)
 
 
 @router.get("/sign-up", dependencies=[Depends(require_open_registration)])
-async def show_sign_up(visit: VisitDep) -> Response:
-    return show_form(visit, SIGN_UP)
+async def show_sign_up(page: PageContextDep) -> Response:
+    return render_form(page, SIGN_UP)
 
 
 @router.post("/sign-up", dependencies=[Depends(require_open_registration), reserve_hash])
-async def sign_up(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    with shown_again(visit, SIGN_UP, fields):
-        data = read_fields(UserCreate, fields)
+async def sign_up(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+    with redisplay_errors(page, SIGN_UP, fields):
+        data = validate_form(UserCreate, fields)
         await release_connection(ctx.session)
         await limit_sign_ups(ctx.settings, ctx.throttle, ctx.client)
         user = await sign_up_service.sign_up(ctx, data)
     if user is None:
-        return visit.go("/log-in", "flash.see_your_mail")
-    return visit.go("/log-in", "flash.signed_up")
+        return page.redirect("/sign-in", "flash.check_your_email")
+    return page.redirect("/sign-in", "flash.signed_up")
 
 
-@router.get("/log-in", dependencies=[Depends(allow_script)])
-async def show_log_in(visit: VisitDep, following: Annotated[str, Query(alias="next")] = "/") -> Response:
-    if visit.user is not None:
-        return visit.go(own_path(following))
-    return show_form(visit, LOG_IN, following=own_path(following), asks_code=False)
+@router.get("/sign-in", dependencies=[Depends(allow_script)])
+async def show_sign_in(page: PageContextDep, following: Annotated[str, Query(alias="next")] = "/") -> Response:
+    if page.user is not None:
+        return page.redirect(own_path(following))
+    return render_form(page, SIGN_IN, following=own_path(following), asks_code=False)
 
 
-@router.post("/log-in", dependencies=[Depends(allow_script)])
-async def log_in(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+@router.post("/sign-in", dependencies=[Depends(allow_script)])
+async def sign_in(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     following = own_path(fields.get("next", ""))
-    with shown_again(visit, LOG_IN, fields, following=following, asks_code="otp" in fields):
+    with redisplay_errors(page, SIGN_IN, fields, following=following, asks_code="otp" in fields):
         opened = await sign_in_service.open_session(ctx, _read_credentials(fields))
-    await _leave(visit, ctx)
-    visit.sign_in(opened.user_id, opened.session_id)
-    return visit.go(following)
+    await _end_current_session(page, ctx)
+    page.set_session(opened.user_id, opened.session_id)
+    return page.redirect(following)
 
 
-@router.post("/log-in/passkey/options")
-async def begin_passkey(visit: VisitDep, ctx: ContextDep) -> Response:
-    """For passkeys.js: the answer must come from this browser, or from this session."""
-    session_id = visit.caller and visit.caller.session_id
-    options = await passkeys.make_options(ctx, bound_to=str(session_id or visit.visitor))
-    return visit.carry(JSONResponse(options, headers={"Cache-Control": "no-store"}))
+@router.post("/sign-in/passkey/options")
+async def begin_passkey(page: PageContextDep, ctx: ContextDep) -> Response:
+    """Return options for passkeys.js. Only this browser, or this session, can use their challenge."""
+    session_id = page.caller and page.caller.session_id
+    options = await passkeys.make_options(ctx, bound_to=str(session_id or page.anonymous_id))
+    return page.cookies.apply_to(JSONResponse(options, headers={"Cache-Control": "no-store"}))
 
 
-@router.post("/log-in/passkey", dependencies=[Depends(allow_script)])
-async def log_in_with_passkey(visit: VisitDep, fields: FieldsDep, ctx: ContextDep) -> Response:
+@router.post("/sign-in/passkey", dependencies=[Depends(allow_script)])
+async def sign_in_with_passkey(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     following = own_path(fields.get("next", ""))
-    with shown_again(visit, LOG_IN, {}, following=following, asks_code=False):
-        sent = read_fields(PasskeySignIn, {"credential": fields.get("credential", "")})
+    with redisplay_errors(page, SIGN_IN, {}, following=following, asks_code=False):
+        sent = validate_form(PasskeySignIn, {"credential": fields.get("credential", "")})
         data = sent.model_copy(update={"scope": frozenset({Scope.ACCOUNT})})
-        opened = await sign_in_service.open_session_with_passkey(ctx, data, visit.visitor)
-    await _leave(visit, ctx)
-    visit.sign_in(opened.user_id, opened.session_id)
-    return visit.go(following)
+        opened = await sign_in_service.open_session_with_passkey(ctx, data, page.anonymous_id)
+    await _end_current_session(page, ctx)
+    page.set_session(opened.user_id, opened.session_id)
+    return page.redirect(following)
 
 
-@router.post("/log-out")
-async def log_out(visit: VisitDep, ctx: ContextDep) -> Response:
-    await _leave(visit, ctx)
-    visit.sign_out()
-    return visit.go("/", "flash.logged_out")
+@router.post("/sign-out")
+async def sign_out(page: PageContextDep, ctx: ContextDep) -> Response:
+    await _end_current_session(page, ctx)
+    page.clear_session()
+    return page.redirect("/", "flash.signed_out")
 
 
 def own_path(path: str) -> str:
@@ -101,7 +101,7 @@ def own_path(path: str) -> str:
 
 
 def _read_credentials(fields: Fields) -> TokenForm:
-    """Without the rights of an administrator, which no page needs."""
+    """Request only the scope `account`: no page needs an administrator's."""
     return TokenForm(
         username=fields.get("email"),
         password=fields.get("password"),
@@ -110,7 +110,7 @@ def _read_credentials(fields: Fields) -> TokenForm:
     )
 
 
-async def _leave(visit: Visit, ctx: Context) -> None:
-    """End the session that the browser has: nothing leads to it any more."""
-    if visit.user is not None and visit.cookie is not None:
-        await sessions.end_session(ctx.session, ctx.audit, visit.cookie.session_id)
+async def _end_current_session(page: PageContext, ctx: Context) -> None:
+    """End the browser's session before its cookie is replaced or deleted."""
+    if page.user is not None and page.session_cookie is not None:
+        await sessions.end_session(ctx.session, ctx.audit, page.session_cookie.session_id)

@@ -1,43 +1,49 @@
+"""Signed values for browsers."""
+
 import hashlib
-import hmac
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from itsdangerous import BadSignature, TimestampSigner
 
 from app.core.config.settings import Settings
 
 
 @dataclass(frozen=True)
-class Signed:
-    text: str
-    # Good for as long as that key is kept, and to be signed anew before it goes.
-    by_predecessor: bool
+class SignedValue:
+    value: str
+    # Unix time.
+    signed_at: float
+    # The value must be signed again before the old key is removed from SECRET_KEY_FALLBACKS.
+    signed_with_old_key: bool
 
 
 class Signer:
-    """Sign what browsers keep; each purpose by itself, so that nothing passes for something else."""
+    """Signs with SECRET_KEY; also verifies values signed with SECRET_KEY_FALLBACKS.
+
+    Each purpose has a key of its own, so that a value signed for one is invalid for any other.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        secret_keys = (settings.secret_key, *settings.secret_key_fallbacks)
-        self._keys = [_derive_key(key.get_secret_value()) for key in secret_keys]
+        keys = (settings.secret_key, *settings.secret_key_fallbacks)
+        # Oldest first, as itsdangerous wants them.
+        self._keys = [key.get_secret_value() for key in reversed(keys)]
 
-    def sign(self, purpose: str, text: str) -> str:
-        return f"{text}.{_digest(self._keys[0], purpose, text)}"
+    def sign(self, purpose: str, value: str) -> str:
+        return _signer(self._keys, purpose).sign(value.encode()).decode()
 
-    def read(self, purpose: str, signed: str) -> Signed | None:
-        """Return what was signed, or None when none of the keys has signed it for this purpose."""
-        text, _, digest = signed.rpartition(".")
-        presented = digest.encode("utf-8", "surrogatepass")
-        expected = [_digest(key, purpose, text).encode() for key in self._keys]
-        matches = [hmac.compare_digest(each, presented) for each in expected]
-        return Signed(text, by_predecessor=not matches[0]) if any(matches) else None
+    def verify(self, purpose: str, signed: str) -> SignedValue | None:
+        """Return None unless one of the keys signed it for this purpose."""
+        # Text of a client may hold surrogates, which UTF-8 cannot encode.
+        data = signed.encode("utf-8", "surrogatepass")
+        try:
+            # Without max_age: itsdangerous refuses values from the future, and the clocks of two hosts differ.
+            value, signed_at = _signer(self._keys, purpose).unsign(data, return_timestamp=True)
+        except BadSignature:
+            return None
+        is_old = not _signer(self._keys[-1:], purpose).validate(data)
+        return SignedValue(value.decode(), signed_at.timestamp(), signed_with_old_key=is_old)
 
 
-def _derive_key(secret_key: str) -> bytes:
-    """From a key of its own, so that what signs cookies signs no token."""
-    return HKDF(hashes.SHA256(), length=32, salt=None, info=b"signed cookies").derive(secret_key.encode())
-
-
-def _digest(key: bytes, purpose: str, text: str) -> str:
-    return hmac.new(key, f"{purpose}\0{text}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+def _signer(keys: list[str], purpose: str) -> TimestampSigner:
+    # The default digest is SHA-1; "hmac" derives the key of the purpose, so that it differs from the tokens' key.
+    return TimestampSigner(keys, salt=purpose, key_derivation="hmac", digest_method=hashlib.sha256)

@@ -1,11 +1,11 @@
 #!/bin/sh
-# The backup service: writes a backup of the database when the last one is BACKUP_INTERVAL_MINUTES old, and one of the files
-# right after it. One that fails is tried again a minute later; the health check tells when none succeeds.
-#   backup.sh health   whether the last backups are recent enough
+# The backup service: backs up the database every BACKUP_INTERVAL_MINUTES, and the files right after it. It retries a failed
+# backup a minute later; the health check fails if none succeeds.
+#   backup.sh health   check whether the last backups are recent enough
 set -eu
 cd "$(dirname "$0")"
 FOLDER=/backups
-# As old as the last backup of the files.
+# Its modification time is that of the last backup of the files.
 FILES_DONE=$FOLDER/.files-done
 
 find_databases() {
@@ -33,9 +33,9 @@ fi
 trap 'exit 0' TERM INT
 while :; do
     pause=10
-    # A failure must not end the container: after a loss, a restore runs in it.
+    # A failure must not end the container, because operators run restores in it.
     back_up || pause=60
-    # In the background: a signal does not wait for it.
+    # In the background: the shell handles a signal during `wait`, but not during `sleep`.
     sleep "$pause" &
     wait $!
 done

@@ -1,4 +1,4 @@
--- Run once, when the database is made: the service is no superuser of its server, and does not own its tables.
+-- Run once, when the database server is initialized. The service's role is no superuser and does not own its tables.
 \set password `cat /run/secrets/database_password`
 \set owner_password `cat /run/secrets/database_owner_password`
 -- Strip the white space around the passwords, as pydantic-settings does.

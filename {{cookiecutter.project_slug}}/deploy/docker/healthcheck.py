@@ -1,4 +1,4 @@
-"""Exit with 0 when the service is ready, for the image's HEALTHCHECK; needs nothing but Python."""
+"""Exit with 0 if the service is ready: the image's HEALTHCHECK. Standard library only."""
 
 import http.client
 import os
@@ -12,7 +12,7 @@ def main() -> int:
     try:
         connection.request("GET", "/health/ready")
         response = connection.getresponse()
-        # What `docker inspect` shows.
+        # `docker inspect` shows this output.
         sys.stdout.write(response.read().decode(errors="replace"))
     except OSError as error:
         sys.stdout.write(str(error))

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make the secrets that are missing. The files are readable by all because containers read them under ids of their own;
-# on this machine the folder keeps everybody else out.
+# Create the missing secrets. All users may read the files, because containers have other user ids; on this machine, the
+# permissions of the directory keep other users out.
 set -eu
 cd "$(dirname "$0")/../../secrets"
 chmod 700 .

@@ -1,7 +1,7 @@
-"""Run a command that believes the X-Forwarded headers of the proxy.
+"""Run a command with FORWARDED_ALLOW_IPS set to the network of the proxy.
 
-The proxy shares a network with the application alone, and its address there may change. It is the network with the way
-out. Trusted is all of it but the gateway, which is how this machine's own programs come in.
+The address of the proxy may change, but it shares a network with the application alone: the one with a default gateway.
+Every address of this network is trusted except the gateway, because requests from programs on the host come from it.
 """
 
 import os

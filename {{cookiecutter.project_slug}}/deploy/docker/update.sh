@@ -1,8 +1,8 @@
 #!/bin/sh
-# Replace the application by what is in this folder, while it answers: new instances are started beside the old ones,
-# which leave when nginx has no request with them any more.
-#   deploy/docker/update.sh              build, migrate, replace
-#   TAG=1.2.3 deploy/docker/update.sh --no-build   replace by an image that is there, for instance the last one
+# Update the application without downtime: start new instances beside the old ones, and remove the old ones when nginx has no
+# more requests with them.
+#   deploy/docker/update.sh                        build an image from this project, migrate, and replace the instances
+#   TAG=1.2.3 deploy/docker/update.sh --no-build   use an existing image, for example to roll back
 set -eu
 cd "$(dirname "$0")/../.."
 export COMPOSE_FILE=compose.yaml
@@ -19,13 +19,13 @@ only_in_first() {
 }
 
 remove() {
-    # shellcheck disable=SC2086  # several
+    # shellcheck disable=SC2086  # a list
     docker stop $1 > /dev/null && docker rm $1 > /dev/null
 }
 
-# Without an instance, nobody is out of use any more.
+# drain IDS: take these instances out of use, and wait for their requests; without an ID, all instances are in use again.
 drain() {
-    # shellcheck disable=SC2046  # several, by the short names that they have on the network
+    # shellcheck disable=SC2046  # a list of the short ids, which are host names on the network
     docker compose exec -T proxy /bin/sh /etc/nginx/proxy/proxy.sh drain $(for id in $1; do echo "$id" | cut -c 1-12; done)
 }
 
@@ -45,9 +45,9 @@ deadline=$(($(date +%s) + WAIT_SECONDS))
 for id in $new; do
     until is_healthy "$id"; do
         if [ "$(date +%s)" -ge "$deadline" ]; then
-            echo "The new instances do not get ready: the old ones stay." >&2
+            echo "The new instances did not become ready: the old ones keep serving. The log of $id:" >&2
             docker logs --tail 20 "$id" >&2
-            # nginx may ask some of them already.
+            # nginx may already send requests to some of them.
             drain "$new" || true
             remove "$new"
             drain ''

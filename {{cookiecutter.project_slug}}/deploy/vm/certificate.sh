@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Replace the self-signed certificate by one of Let's Encrypt, as soon as the domain name leads to this server.
+# Replace the self-signed certificate by one from Let's Encrypt, once the domain name points to this server.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 LIVE=/etc/letsencrypt/live/$DOMAIN
 
-# Whether a request for the domain name, over plain HTTP, comes out here.
-leads_here() {
-    local folder=$WEBROOT/.well-known/acme-challenge name answer
+# Whether a plain HTTP request to the domain name reaches this server.
+points_here() {
+    local dir=$WEBROOT/.well-known/acme-challenge name answer
     name=probe-$(openssl rand -hex 16)
-    install -d -m 755 "$folder"
-    printf '%s' "$name" >"$folder/$name"
+    install -d -m 755 "$dir"
+    printf '%s' "$name" >"$dir/$name"
     answer=$(curl --fail --silent --max-time 10 "http://$DOMAIN/.well-known/acme-challenge/$name" || true)
-    rm "$folder/$name"
+    rm "$dir/$name"
     [[ $answer == "$name" ]]
 }
 
@@ -26,12 +26,12 @@ issue() {
 
 require_root
 if [[ ! -e $LIVE/fullchain.pem ]]; then
-    if ! leads_here; then
-        say "$DOMAIN does not lead to this server yet: the certificate stays self-signed"
+    if ! points_here; then
+        log "$DOMAIN does not point to this server yet: keeping the self-signed certificate"
         exit 0
     fi
     issue "${1:-}"
 fi
 link "$LIVE" "$CONFIG/tls"
 systemctl reload nginx
-say "$DOMAIN has a certificate of a certificate authority"
+log "$DOMAIN has a certificate from Let's Encrypt"

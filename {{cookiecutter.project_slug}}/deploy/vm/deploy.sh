@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Deploy this project, or go back, without failing a request. On the server, as root, or from anywhere over SSH.
+# Deploy this project, or roll it back, without failing a request; on the server as root, or over SSH.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 KEPT_RELEASES=5
 READY_SECONDS=90
-# The longest that an instance may take for its last requests: as long as systemd grants it.
+# How long an instance may take to finish its requests; the same as TimeoutStopSec in service@.service.
 DRAIN_SECONDS=40
 
 usage() {
     cat <<END
 Usage: deploy.sh [deploy|rollback|restart|status] [HOST] [OPTION]
 
-  deploy      build a release of this folder, migrate, and switch to it when it is ready (the default)
-  rollback    switch to the release that served before the current one was deployed
-  restart     start the current release anew, with the configuration as it is now
-  status      tell what is running
+  deploy      build a release from this project, migrate the database, and switch to the release (default)
+  rollback    switch back to the release that was current before the last deployment
+  restart     restart the current release with the present configuration
+  status      show the releases and the state of the service
 
-  HOST        a server to do it on, over SSH: name, user@name, or an alias of ~/.ssh/config
-  --downgrade with rollback: also take the database back to the older release's schema (after a backup)
+  HOST        act on this server over SSH: a name, user@name, or an alias from ~/.ssh/config (default: this machine)
+  --downgrade with rollback: also downgrade the database to the older release's schema, after a backup
 END
 }
 
@@ -44,8 +44,8 @@ main() {
     [[ -r $CONFIG/env && -x $BASE/uv/bin/uv ]] || die "this server is not prepared: run provision.sh first"
     if [[ $verb != status ]]; then
         exec 9<"$LOCK"
-        # health.sh holds it for as long as it asks, which may take this long.
-        flock --wait 20 9 || die "another deployment is under way"
+        # health.sh may hold the lock for this long.
+        flock --wait 20 9 || die "another deployment is under way: try again when it has ended"
     fi
     "run_$verb" ${options[@]+"${options[@]}"}
 }
@@ -56,23 +56,23 @@ run_deploy() {
     trap 'discard "'"$release"'"' EXIT
     build "$release"
     readlink "$BASE/current" >"$release/.previous" || true
-    say "Checking the configuration"
-    manage "$release" check || die "the configuration cannot work: nothing was changed (edit $CONFIG/env)"
+    log "Checking the configuration"
+    manage "$release" check || die "the configuration is not valid: nothing was changed; edit $CONFIG/env"
     migrate "$release"
     switch_to "$release" || undo "$release"
     trap - EXIT
     prune
-    say "Deployed: ${release##*/} serves https://$DOMAIN"
+    log "Deployed: ${release##*/} serves https://$DOMAIN"
 }
 
 build() {
-    say "Building ${1##*/}"
+    log "Building ${1##*/}"
     install -d -m 755 "$1"
     pack "$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)" | tar --no-same-owner -xzf - -C "$1"
-    # The service's account reads it, also when it was checked out for one's own eyes.
+    # The service's account must be able to read it, whatever umask the files were created with.
     chmod -R u=rwX,go=rX "$1"
-    [[ -e $1/uv.lock ]] || say "  no uv.lock: taking the newest versions that pyproject.toml allows"
-    # Compiled now: the service may not write into its release. Compiling runs none of the code, so root may do it.
+    [[ -e $1/uv.lock ]] || log "  There is no uv.lock: using the newest versions that pyproject.toml allows"
+    # Compile now, because the service cannot write to its release. As root: compiling does not run the code.
     (
         cd "$1" &&
 #% if cookiecutter.process_manager == "gunicorn"
@@ -82,13 +82,13 @@ build() {
 #% endif
             install -d -o "$BUILDER" -g "$BUILDER" .venv .build &&
             as_builder "$1" sh -euc "$BUILD" >.schema &&
-            # No process of the builder is left. Links are not followed, and nobody else can write any more.
+            # Safe: no process of the builder is left, chown -h does not follow links, and from then on only root can write.
             chown -hR root:root .venv .build &&
             chmod -R u=rwX,go=rX .venv .build
     ) || die "the release could not be built: nothing was changed"
 }
 
-# What runs code of the release and of what it depends on. It prints the revision of the schema.
+# The steps that run code of the release and of its dependencies. Prints the revision of the schema.
 # shellcheck disable=SC2016  # the builder's shell expands these variables
 BUILD='
 cp pyproject.toml .build
@@ -102,33 +102,33 @@ mkdir .build/static
 .venv/bin/python -c "from app.core.db.revisions import head_revision; print(head_revision() or \"base\")"
 '
 
-# as_builder FOLDER COMMAND...: run it as the account that builds, which can write only to its cache and to what it owns in
-# FOLDER. Variables for indexes, proxies and certificates are passed on; $ is doubled as in `manage`.
+# as_builder DIRECTORY COMMAND...: run a command as the build account, which can write only to its cache and to what it owns in
+# DIRECTORY. Variables for indexes, proxies and certificates are passed on; $ is doubled as in `manage`.
 as_builder() {
-    local folder=$1 name passed=()
+    local dir=$1 name passed=()
     shift
     for name in "${!UV_@}" "${!PIP_@}" "${!SSL_CERT_@}" {http,https,all,no}_proxy {HTTP,HTTPS,ALL,NO}_PROXY; do
         [[ -z ${!name-} ]] || passed+=("--setenv=$name")
     done
-    # Errors go through a pipe: a program that has root's terminal open could type into it.
-    systemd-run --quiet --wait --collect --pipe --service-type=exec --working-directory="$folder" \
+    # Standard error is a pipe: a program with root's terminal open could inject input into it.
+    systemd-run --quiet --wait --collect --pipe --service-type=exec --working-directory="$dir" \
         ${passed[@]+"${passed[@]}"} -E HOME="$CACHE" -E UV="$BASE/uv/bin/uv" -E UV_CACHE_DIR="$CACHE" \
         -E UV_LINK_MODE=copy -E UV_PYTHON_DOWNLOADS=never -E UV_PYTHON=/usr/bin/python3 -E PYTHONDONTWRITEBYTECODE=1 \
         -p User="$BUILDER" -p Group="$BUILDER" -p UMask=0022 -p NoNewPrivileges=yes -p CapabilityBoundingSet= \
         -p ProtectSystem=strict -p ProtectHome=yes -p PrivateTmp=yes -p PrivateDevices=yes -p ProtectProc=invisible \
         -p ProtectKernelTunables=yes -p ProtectKernelModules=yes -p ProtectControlGroups=yes -p RestrictSUIDSGID=yes \
-        -p TemporaryFileSystem="/opt" -p BindPaths="$folder" -p BindReadOnlyPaths="$BASE/uv" \
+        -p TemporaryFileSystem="/opt" -p BindPaths="$dir" -p BindReadOnlyPaths="$BASE/uv" \
         -p ReadWritePaths="$CACHE" -p IPAddressDeny="169.254.169.254 fd00:ec2::254" \
         -- "${@//\$/\$\$}" </dev/null 2> >(cat >&2)
 }
 
 migrate() {
-    say "Migrating the database"
-    manage "$1" db wait --timeout 30 >/dev/null || die "the database does not answer: nothing was changed"
-    manage "$1" db upgrade >/dev/null || die "the migration failed: the service goes on with the release that it had"
+    log "Migrating the database"
+    manage "$1" db wait --timeout 30 >/dev/null || die "the database does not answer: nothing was changed; check DATABASE_* in $CONFIG/env"
+    manage "$1" db upgrade >/dev/null || die "the migration failed: the current release keeps serving (see above)"
 }
 
-# What failed before it took over leaves nothing behind.
+# Delete a release that never served.
 discard() {
     [[ $(readlink "$BASE/$(active_instance)" || true) == "$1" ]] || rm -rf "$1"
 }
@@ -136,13 +136,13 @@ discard() {
 undo() {
     local current schema
     current=$(readlink "$BASE/current" || true)
-    [[ -n $current ]] || die "the first release does not become ready: see above"
+    [[ -n $current ]] || die "the first release did not become ready (see above)"
     schema=$(<"$current/.schema")
     if [[ $schema != "$(<"$1/.schema")" ]]; then
-        say "Taking the database back to $schema"
-        manage "$1" db downgrade "$schema" >/dev/null || say "  that failed: the schema stays the new one"
+        log "Downgrading the database to $schema"
+        manage "$1" db downgrade "$schema" >/dev/null || log "  The downgrade failed: the database keeps the new schema"
     fi
-    die "rolled back: ${current##*/} goes on serving, ${1##*/} does not take over (see above)"
+    die "rolled back: ${current##*/} keeps serving, because ${1##*/} did not become ready (see above)"
 }
 
 run_rollback() {
@@ -151,83 +151,83 @@ run_rollback() {
     previous=$(<"$current/.previous")
     [[ -n $previous && -d $previous ]] || die "there is no release before ${current##*/}"
     if [[ $(<"$previous/.schema") != "$(<"$current/.schema")" ]]; then
-        [[ ${1:-} == --downgrade ]] || die "${previous##*/} needs an older schema of the database. What only the newer" \
-            "one holds would be lost; if that is right: deploy.sh rollback --downgrade"
-        say "Backing up the database, and taking it back to $(<"$previous/.schema")"
+        [[ ${1:-} == --downgrade ]] || die "${previous##*/} needs an older schema of the database, and data that only the" \
+            "newer one holds would be lost. To accept this loss, run deploy.sh rollback --downgrade"
+        log "Backing up the database and downgrading it to $(<"$previous/.schema")"
         systemctl start "$SLUG-backup.service" ||
-            die "no backup, so nothing was changed: journalctl -u '$SLUG-backup*' tells why"
+            die "the backup failed, so nothing was changed: see journalctl -u '$SLUG-backup*'"
         manage "$current" db downgrade "$(<"$previous/.schema")" ||
-            die "the schema cannot be taken back: ${current##*/} goes on serving"
+            die "the downgrade failed: ${current##*/} keeps serving"
     fi
     if ! switch_to "$previous"; then
-        manage "$current" db upgrade >/dev/null || say "The schema is still the older one: deploy.sh anew"
-        die "${previous##*/} does not take over (see above): ${current##*/} goes on serving"
+        manage "$current" db upgrade >/dev/null || log "The database still has the older schema: run deploy.sh to upgrade it"
+        die "${previous##*/} did not become ready (see above): ${current##*/} keeps serving"
     fi
-    say "Rolled back: ${previous##*/} serves https://$DOMAIN"
+    log "Rolled back: ${previous##*/} serves https://$DOMAIN"
 }
 
 run_restart() {
     local current
     current=$(readlink "$BASE/current") || die "nothing is deployed"
-    manage "$current" check || die "the configuration cannot work: nothing was changed (edit $CONFIG/env)"
-    switch_to "$current" || die "the new instance does not become ready: the old one goes on serving"
-    say "Restarted: ${current##*/}, with the configuration as it is now"
+    manage "$current" check || die "the configuration is not valid: nothing was changed; edit $CONFIG/env"
+    switch_to "$current" || die "the new instance did not become ready (see above): the old one keeps serving"
+    log "Restarted: ${current##*/}"
 }
 
 run_status() {
     local active release
     active=$(active_instance)
-    [[ -n $active ]] || { say "Nothing is deployed"; return 1; }
+    [[ -n $active ]] || { log "Nothing is deployed"; return 1; }
     while read -r release; do
-        if is_current "$release"; then say "* ${release##*/}"; else say "  ${release##*/}"; fi
+        if is_current "$release"; then log "* ${release##*/}"; else log "  ${release##*/}"; fi
     done < <(list_releases)
     systemctl --no-pager --lines=0 status "$SLUG@$active.service" || true
-    probe "$active" ready || die "not ready: journalctl -u $SLUG@$active.service"
-    say ""
+    probe "$active" ready || die "not ready: see journalctl -u $SLUG@$active.service"
+    echo
 }
 
 is_current() { [[ $(readlink "$BASE/current" || true) == "$1" ]]; }
 
 list_releases() { find "$BASE/releases" -mindepth 1 -maxdepth 1 -type d | sort; }
 
-# Start RELEASE in the instance that is free, and let it take over once it is ready. Its callers ask whether it succeeds:
-# there bash does not stop at what fails, so that each step has to.
+# switch_to RELEASE: start it in the free instance, and send requests to it once it is ready. Callers test the result, which
+# disables `set -e` in here: each step handles its own failure.
 switch_to() {
     local old new started
     old=$(active_instance)
     [[ $old == a ]] && new=b || new=a
     stop_instance "$new"
     link "$1" "$BASE/$new" || return 1
-    say "Starting instance $new"
+    log "Starting instance $new"
     started=$(date +%s)
     if ! systemctl start "$SLUG@$new.socket" || ! systemctl start "$SLUG@$new.service" || ! wait_ready "$new"; then
-        say "Instance $new says:"
+        log "Log of instance $new:"
         journalctl --unit "$SLUG@$new.service" --since "@$started" --lines 25 --output cat --no-pager
         stop_instance "$new"
         return 1
     fi
     hand_over "$1" "$new" || return 1
     [[ -z $old ]] || retire "$old"
-    # It may have been stopped by hand.
+    # An operator may have stopped it.
     systemctl start "$SLUG.target"
 }
 
-# hand_over RELEASE INSTANCE: from now on nginx asks this one.
+# hand_over RELEASE INSTANCE: make nginx send new requests to it.
 hand_over() {
-    say "Switching to instance $2"
+    log "Switching to instance $2"
     if publish "$1" && systemctl --quiet enable "$SLUG@$2.socket" "$SLUG@$2.service" &&
         link "$RUNTIME/$2.sock" "$ACTIVE"; then
-        link "$1" "$BASE/current" || say "$BASE/current could not be changed: deploy anew"
+        link "$1" "$BASE/current" || log "$BASE/current could not be updated: deploy again"
         return 0
     fi
-    say "The switch failed (see above)"
+    log "The switch failed (see above)"
     systemctl --quiet disable "$SLUG@$2.socket" "$SLUG@$2.service"
     stop_instance "$2"
     return 1
 }
 
-# nginx serves these by itself. Those of older releases stay: pages that were served before still name them. Of what the build
-# made only plain files are copied: root would follow a link that it left.
+# Copy the static files to where nginx serves them. Those of older releases stay, because pages that browsers still show refer
+# to them. Of the build's files only regular ones are copied, so that root follows no link that the build left.
 publish() {
     install -d -m 755 "$WEBROOT/static" &&
 #% if cookiecutter.web_pages == "yes"
@@ -236,29 +236,29 @@ publish() {
         cp -R "$1/deploy/nginx/static/." "$WEBROOT/static/"
 }
 
-# {{ cookiecutter.process_manager }} reports that it runs before its workers have imported the service.
+# Poll, because {{ cookiecutter.process_manager }} notifies systemd before its workers have imported the service.
 wait_ready() {
     local deadline=$((SECONDS + READY_SECONDS)) answer
     until answer=$(probe "$1" ready 2>&1); do
         if ((SECONDS >= deadline)); then
-            say "Not ready after $READY_SECONDS s: $answer"
+            log "Not ready after $READY_SECONDS s: $answer"
             return 1
         fi
-        # One that systemd had to start again is no better the next time.
+        # Do not wait for an instance that crashes: systemd restarts it again and again.
         [[ $(systemctl show --property NRestarts --value "$SLUG@$1.service") == 0 ]] || return 1
         sleep 0.2
     done
 }
 
 retire() {
-    say "Letting instance $1 finish its requests"
+    log "Draining instance $1"
     systemctl --quiet disable "$SLUG@$1.socket" "$SLUG@$1.service"
     local deadline=$((SECONDS + DRAIN_SECONDS))
     while has_connections "$1" && ((SECONDS < deadline)); do sleep 0.1; done
     stop_instance "$1"
 }
 
-# Also those that no worker has accepted yet; 01 is the listening socket itself.
+# Counts connections that no worker has accepted yet. State 01 is the listening socket itself.
 has_connections() {
     awk -v path="$RUNTIME/$1.sock" '$8 == path && $6 != "01" { found = 1 } END { exit !found }' /proc/net/unix
 }

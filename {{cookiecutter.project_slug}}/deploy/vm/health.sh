@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Restart the service when it hangs: when its process lives and three requests in a row get no answer.
+# Restart the service if it hangs: its process is alive, but three requests in a row get no answer.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 instance=$(active_instance)
-# What was stopped on purpose stays stopped: a request would start it.
+# Leave a stopped service alone: a request would start it through its socket.
 [[ -n $instance ]] && systemctl is-active --quiet "$SLUG@$instance.service" || exit 0
 exec 9<"$LOCK"
 flock --nonblock 9 || exit 0
@@ -13,7 +13,7 @@ for _ in 1 2 3; do
     if probe "$instance" live >/dev/null; then exit 0; fi
     sleep 1
 done
-# With the priority of a warning: what is less is not logged.
-say "<4>No answer three times in a row: restarting instance $instance"
-# Killed, since it would not hear anything milder; systemd starts it again.
+# <4> is the priority of a warning: the unit's LogLevelMax drops lower ones.
+log "<4>No answer three times in a row: restarting instance $instance"
+# KILL, because a process that hangs may not handle TERM; systemd starts it again.
 systemctl kill --signal=KILL "$SLUG@$instance.service"

@@ -1,18 +1,18 @@
 # shellcheck shell=bash disable=SC2029,SC2034
-# Names, places and steps that the scripts of this folder share. Sourced, not run.
+# Names, paths and functions shared by the scripts in this directory. Sourced, not run.
 umask 022
 export LC_ALL=C.UTF-8
 
 SLUG="{{ cookiecutter.project_slug }}"
 DOMAIN="{{ cookiecutter.domain_name }}"
-# The longest name that an account may have without a complaint.
+# systemd warns about account names of more than 31 characters.
 ACCOUNT="{{ cookiecutter.project_slug[:31] }}"
 #% if cookiecutter.database == "postgresql"
-# The account, and the role of PostgreSQL, that owns the database. The service runs as another one: it can neither change the
-# schema nor what guards the audit log.
+# The account and PostgreSQL role that own the database. The service runs as another one, so that it can change neither the
+# schema nor the triggers that protect the audit log.
 OWNER="{{ cookiecutter.project_slug[:25] }}-owner"
 #% endif
-# Builds releases: what it installs runs code of others, which can then reach neither the secrets nor other releases.
+# Builds releases: an account of its own, so that the code of dependencies reaches neither the secrets nor other releases.
 BUILDER="{{ cookiecutter.project_slug[:25] }}-build"
 BASE=/opt/$SLUG
 CONFIG=/etc/$SLUG
@@ -22,45 +22,47 @@ RUNTIME=/run/$SLUG
 CACHE=/var/cache/$SLUG
 LIBRARY=/usr/local/lib/$SLUG
 WEBROOT=/var/www/$SLUG
-# nginx talks to whatever this link points to: a switch needs no reload, which would close the connections of clients.
+# nginx connects to the socket that this link points to. A reload instead would close the connections of clients.
 ACTIVE=$CONFIG/active.sock
-# Whoever can open it can hold it: root and the service's account.
+# Locked during a deployment. Only root and the service's account can open it, and so lock it.
 LOCK=$BASE
 
-# What a release consists of; everything else, such as .env and the tests, stays where it is.
-RELEASE_FILES=(alembic.ini app deploy docs migrations pyproject.toml start.sh)
+# The contents of a release. Other files, such as .env and the tests, are not copied to the server.
+RELEASE_FILES=(
+    alembic.ini app deploy docs migrations pyproject.toml start.sh
 #% if cookiecutter.process_manager == "gunicorn"
-RELEASE_FILES+=(gunicorn_conf.py)
+    gunicorn_conf.py
 #% endif
+)
 
-say() { printf '%s\n' "$*"; }
+log() { printf '%s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
-require_root() { [[ $EUID -eq 0 ]] || die "must be run as root (sudo $0)"; }
+require_root() { [[ $EUID -eq 0 ]] || die "must be run as root: sudo $0"; }
 
-# run_on_host HOST SCRIPT [ARGUMENT...]: copy this project to HOST and run a script of this folder there, as root.
+# run_on_host HOST SCRIPT [ARGUMENT...]: copy this project to HOST and run a script of this directory there as root.
 run_on_host() {
-    local host=$1 script=$2 root folder command terminal=()
+    local host=$1 script=$2 root dir command terminal=()
     shift 2
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-    say "On $host:"
-    folder=$(ssh "$host" mktemp -d)
-    pack "$root" | ssh "$host" "tar -xzf - -C $folder"
-    command="cd $folder && \$([ \$(id -u) = 0 ] || echo sudo) deploy/vm/$script"
+    log "On $host:"
+    dir=$(ssh "$host" mktemp -d)
+    pack "$root" | ssh "$host" "tar -xzf - -C $dir"
+    command="cd $dir && \$([ \$(id -u) = 0 ] || echo sudo) deploy/vm/$script"
     [[ -z $* ]] || command+=$(printf ' %q' "$@")
     [[ ! -t 0 ]] || terminal=(-t)
-    ssh ${terminal[@]+"${terminal[@]}"} "$host" "{ $command; }; result=\$?; rm -rf $folder; exit \$result"
+    ssh ${terminal[@]+"${terminal[@]}"} "$host" "{ $command; }; result=\$?; rm -rf $dir; exit \$result"
 }
 
-# pack FOLDER: a release's files, as an archive on standard output.
+# pack DIRECTORY: write the files of a release to standard output, as an archive.
 pack() {
     local files=("${RELEASE_FILES[@]}")
     [[ ! -e $1/uv.lock ]] || files+=(uv.lock)
     COPYFILE_DISABLE=1 tar -C "$1" --exclude=__pycache__ -czf - "${files[@]}"
 }
 
-# manage RELEASE COMMAND...: the service's command line, as its account and with its configuration. systemd puts the
-# values of variables into arguments, where $$ is a dollar sign.
+# manage RELEASE COMMAND...: run the service's command line as its account, with its configuration. systemd-run expands
+# variables in arguments, so a dollar sign is doubled.
 manage() {
     local release=$1 mode=--pipe account=$ACCOUNT more=()
     shift
@@ -74,14 +76,14 @@ manage() {
         -- "$release/.venv/bin/python" -m app "${@//\$/\$\$}"
 }
 
-# link TARGET PATH: replace a symbolic link in one step.
+# link TARGET PATH: create or replace a symbolic link atomically.
 link() {
     ln -sfn "$1" "$2.new" &&
         mv -T "$2.new" "$2"
 }
 
-# The instance, a or b, that nginx talks to; nothing before the first deployment.
+# Print the instance that nginx connects to, a or b; nothing before the first deployment.
 active_instance() { basename "$(readlink "$ACTIVE" || true)" .sock; }
 
-# probe INSTANCE CHECK: ask for /health/live or /health/ready.
+# probe INSTANCE CHECK: request /health/live or /health/ready.
 probe() { curl --fail --silent --show-error --max-time 5 --unix-socket "$RUNTIME/$1.sock" "http://localhost/health/$2"; }

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Prepare a fresh server for this project; a second run changes nothing. On the server, as root, or over SSH.
+# Prepare a server for this project, on the server as root or over SSH. Idempotent: a second run changes nothing.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=deploy/vm/changes.sh
+. "$(dirname "${BASH_SOURCE[0]}")/changes.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# Services that this one needs: after a crash, or after several in a row, Debian restarts none of them.
+# Services that this one needs. Debian does not restart them after a crash, or gives up after several crashes in a row.
 RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
 RESTARTED+=(postgresql@)
-# The caller's PG* variables may name another server.
+# The caller's PG* variables may point to another server.
 unset "${!PG@}"
 #% endif
 PACKAGES=(
@@ -19,21 +21,17 @@ PACKAGES=(
     postgresql
 #% endif
 )
-CHANGES=0
-DRY_RUN=''
-DOING=''
 EMAIL=''
 SWAP=''
-WAITING=' '
 
 usage() {
     cat <<END
 Usage: provision.sh [HOST] [OPTION]...
 
-  HOST             a server to do it on, over SSH: name, user@name, or an alias of ~/.ssh/config
-  --dry-run        tell what would be changed, and change nothing
-  --email ADDRESS  where Let's Encrypt may reach the owner of the certificate
-  --swap SIZE      also make a swap file, such as 2G
+  HOST             prepare this server over SSH: a name, user@name, or an alias from ~/.ssh/config (default: this machine)
+  --dry-run        print the changes without making them
+  --email ADDRESS  contact address for Let's Encrypt
+  --swap SIZE      also create a swap file, such as 2G
 END
 }
 
@@ -59,10 +57,10 @@ main() {
 
 provision() {
     require_root
-    trap tell_where_it_stopped EXIT
+    trap report_failed_change EXIT
     check_system
     install_packages
-    make_account
+    create_accounts
     write_configuration
 #% if cookiecutter.database == "postgresql"
     prepare_postgresql
@@ -73,105 +71,40 @@ provision() {
     prepare_logs_and_updates
     prepare_fail2ban
     prepare_firewall
-    [[ -z $SWAP ]] || make_swap
+    [[ -z $SWAP ]] || create_swap
     get_certificate
     report
 }
-
-# --- how a change is made: said, counted, and done unless this is a dry run
-
-change() {
-    say "- $1"
-    CHANGES=$((CHANGES + 1))
-    DOING=$1
-    [[ -n $DRY_RUN ]] || "${@:2}"
-    DOING=''
-}
-
-tell_where_it_stopped() {
-    local result=$?
-    [[ $result -eq 0 || -z $DOING ]] ||
-        say "provision.sh: could not ${DOING%%,*}. When that is mended run it again: what is done stays done" >&2
-}
-
-# What a program says is told only when it fails.
-quietly() {
-    local output
-    output=$("$@" 2>&1) || { say "$output" >&2; return 1; }
-}
-
-# put MODE GROUP PATH [WAITING]: make PATH, a file, what standard input says. WAITING names what has to be told of it. In
-# no pipeline: there the change would not be counted.
-put() {
-    local mode=$1 group=$2 path=$3 waiting=${4:-} new
-    new=$(mktemp)
-    cat >"$new"
-    if ! cmp --silent "$new" "$path" || [[ $(stat -c '%a %U %G' "$path") != "$mode root $group" ]]; then
-        [[ -z $waiting ]] || let_wait "$waiting"
-        change "write $path" install -D -m "$mode" -o root -g "$group" "$new" "$path"
-    fi
-    rm "$new"
-}
-
-# Written down, so that a run that was interrupted is made good by the next.
-let_wait() {
-    WAITING+="$1 "
-    [[ -n $DRY_RUN ]] || touch "$CONFIG/.$1"
-}
-
-# tell WAITING DESCRIPTION COMMAND...: once, when a file of it was changed.
-tell() {
-    [[ $WAITING == *" $1 "* || -e $CONFIG/.$1 ]] || return 0
-    change "$2" "${@:3}"
-    [[ -n $DRY_RUN ]] || rm -f "$CONFIG/.$1"
-}
-
-# folder MODE OWNER GROUP PATH
-folder() {
-    [[ $(stat -c '%a %U %G' "$4" 2>/dev/null || true) == "$1 $2 $3" ]] ||
-        change "make the folder $4" install -d -m "$1" -o "$2" -g "$3" "$4"
-}
-
-# enable UNIT...: now, and at each start of the machine.
-enable() {
-    local unit
-    for unit in "$@"; do
-        systemctl is-enabled --quiet "$unit" 2>/dev/null ||
-            change "enable $unit" systemctl --quiet enable --now "$unit"
-    done
-}
-
-# --- the steps
 
 check_system() {
     # shellcheck source=/dev/null
     . /etc/os-release
     case $ID-${VERSION_ID%%.*} in
-        debian-1[2-9] | debian-[2-9]? | ubuntu-2[4-9] | ubuntu-[3-9]?) say "Server: $PRETTY_NAME, $(hostname)" ;;
-        *) die "needs Debian 12 or Ubuntu 24.04 or newer, and this is ${PRETTY_NAME:-something else}" ;;
+        debian-1[2-9] | debian-[2-9]? | ubuntu-2[4-9] | ubuntu-[3-9]?) log "Server: $PRETTY_NAME, $(hostname)" ;;
+        *) die "unsupported system (${PRETTY_NAME:-unknown}): use Debian 12 or Ubuntu 24.04, or a newer release" ;;
     esac
     [[ ! -d /etc/nginx/service || -e /etc/nginx/conf.d/$SLUG.conf ]] ||
-        die "another service made from this template is on this server: each needs a server of its own"
+        die "this server already runs another service of this template: use a server of its own for each service"
     [[ -z $SWAP ]] || ! systemd-detect-virt --quiet --container ||
-        die "--swap: this is a container, which swaps where its host does"
+        die "--swap: this is a container and cannot have swap of its own: leave the option out"
     local unit
     for unit in "$SLUG@.service" "$SLUG.target" "$SLUG.service"; do
-        [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system has a $unit of its own: choose another project_slug"
+        [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system already has a unit $unit: choose another project_slug"
     done
     local account
     for account in "$ACCOUNT" "$BUILDER"; do
         [[ $(getent passwd "$account" | cut -d: -f6) =~ ^($STATE|$CACHE)?$ ]] ||
-            die "the system has an account $account of its own: choose another project_slug"
+            die "the system already has an account $account: choose another project_slug"
     done
 #% if cookiecutter.database == "postgresql"
     [[ $(getent passwd "$OWNER" | cut -d: -f6) =~ ^/?$ ]] ||
-        die "the system has an account $OWNER of its own: choose another project_slug"
+        die "the system already has an account $OWNER: choose another project_slug"
 #% endif
 }
 
 install_packages() {
     local package missing=()
-    # Another program that sets the clock is as good.
+    # Any NTP client will do.
     is_installed chrony || is_installed ntpsec || PACKAGES+=(systemd-timesyncd)
     for package in "${PACKAGES[@]}"; do
         is_installed "$package" || missing+=("$package")
@@ -187,62 +120,63 @@ apt_install() {
         quietly apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 }
 
-# A fresh server does so by itself as it comes up, and for the lock of the lists apt does not wait.
+# Retry while the lists are locked: a new server updates them itself when it boots, and DPkg::Lock::Timeout does not apply to
+# this lock.
 update_lists() {
     local output deadline=$((SECONDS + 300))
-    # By itself it is content with what it could not fetch.
+    # Error-Mode=any: without it, apt-get succeeds even if a list could not be fetched.
     until output=$(apt-get -q -o APT::Update::Error-Mode=any update 2>&1); do
         if [[ $output != */lists/lock* ]] || ((SECONDS >= deadline)); then
-            say "$output" >&2
+            log "$output" >&2
             return 1
         fi
         sleep 1
     done
 }
 
-make_account() {
+create_accounts() {
     getent passwd "$ACCOUNT" >/dev/null ||
-        change "make the account $ACCOUNT, without a shell" \
+        change "create the account $ACCOUNT, without a shell" \
             useradd --system --user-group --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin "$ACCOUNT"
 #% if cookiecutter.database == "postgresql"
     getent passwd "$OWNER" >/dev/null ||
-        change "make the account $OWNER, without a shell" \
+        change "create the account $OWNER, without a shell" \
             useradd --system --gid "$ACCOUNT" --home-dir / --no-create-home --shell /usr/sbin/nologin "$OWNER"
 #% endif
     getent passwd "$BUILDER" >/dev/null ||
-        change "make the account $BUILDER, which builds releases" \
+        change "create the account $BUILDER, which builds releases" \
             useradd --system --user-group --home-dir "$CACHE" --no-create-home --shell /usr/sbin/nologin "$BUILDER"
-    folder 755 root root "$CONFIG"
-    folder 750 root "$ACCOUNT" "$BASE"
-    folder 750 root "$ACCOUNT" "$BASE/releases"
-    folder 700 "$BUILDER" "$BUILDER" "$CACHE"
-    folder 700 "$ACCOUNT" "$ACCOUNT" "$STATE"
+    ensure_dir 755 root root "$CONFIG"
+    ensure_dir 750 root "$ACCOUNT" "$BASE"
+    ensure_dir 750 root "$ACCOUNT" "$BASE/releases"
+    ensure_dir 700 "$BUILDER" "$BUILDER" "$CACHE"
+    ensure_dir 700 "$ACCOUNT" "$ACCOUNT" "$STATE"
 #% if cookiecutter.database == "postgresql"
-    # The service's account reads and changes no backup of the database.
-    folder 710 "$OWNER" "$ACCOUNT" "$BACKUPS"
-    folder 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS/files"
+    # The service's account must not read or change the backups of the database.
+    ensure_dir 710 "$OWNER" "$ACCOUNT" "$BACKUPS"
+    ensure_dir 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS/files"
 #% else
-    folder 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS"
+    ensure_dir 700 "$ACCOUNT" "$ACCOUNT" "$BACKUPS"
 #% endif
-    folder 755 root root "$WEBROOT"
+    ensure_dir 755 root root "$WEBROOT"
 }
 
-# Made once: afterwards it belongs to the operator.
+# Written once: afterwards the operator maintains these files.
 write_configuration() {
 #% if cookiecutter.database == "postgresql"
-    [[ -e $CONFIG/owner ]] || put 600 root "$CONFIG/owner" <"$HERE/owner"
+    [[ -e $CONFIG/owner ]] || install_file 600 root "$CONFIG/owner" <"$HERE/owner"
 #% endif
     [[ ! -e $CONFIG/env ]] || return 0
     local text
     text=$(<"$HERE/env")
-    # By the shell itself: every user can read a program's arguments.
+    # Substituted by the shell: any user can read the arguments of a program such as sed.
     text=${text/@SECRET_KEY@/$(openssl rand -hex 32)}
     text=${text/@DATABASE_PASSWORD@/$(openssl rand -hex 24)}
-    put 640 "$ACCOUNT" "$CONFIG/env" < <(say "$text")
+    install_file 640 "$ACCOUNT" "$CONFIG/env" < <(printf '%s\n' "$text")
 }
-#% if cookiecutter.database == "postgresql"
 
-# systemd reads the file: its rules for quotes, escapes and comments are its own.
+#% if cookiecutter.database == "postgresql"
+# setting NAME: read by systemd, whose rules for quotes, escapes and comments in this file differ from the shell's.
 setting() {
     systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
         -- /usr/bin/printenv "$1" </dev/null || true
@@ -252,7 +186,7 @@ setting() {
 number() {
     local value
     value=$(setting "$1" | tr -dc 0-9 || true)
-    say "${value:-$2}"
+    echo "${value:-$2}"
 }
 
 psql_as_postgres() {
@@ -270,39 +204,39 @@ can_log_in() {
         --dbname postgres --no-password --no-psqlrc --quiet -c '' 2>/dev/null
 }
 
-# Only where the configuration names this server's own PostgreSQL.
+# Does nothing if the configuration points to a database on another server.
 prepare_postgresql() {
     [[ -z $(setting DATABASE_URL) && $(setting DATABASE_HOST) =~ ^(127\.0\.0\.1|localhost|)$ ]] || return 0
     DATABASE_PORT=$(number DATABASE_PORT 5432)
-    enable postgresql.service
-    can_log_in || change "make the role $SLUG of PostgreSQL, with the password of $CONFIG/env" make_role
-    owns_database || change "make the database $SLUG, of the role $OWNER" make_database
-    put 644 root "$(cluster_folder)/conf.d/$SLUG.conf" postgresql < <(say "max_connections = $(count_connections)")
-    tell postgresql "restart PostgreSQL" systemctl restart postgresql
+    enable_units postgresql.service
+    can_log_in || change "create the PostgreSQL role $SLUG, with the password from $CONFIG/env" create_role
+    owns_database || change "create the database $SLUG, owned by the role $OWNER" create_database
+    install_file 644 root "$(cluster_dir)/conf.d/$SLUG.conf" postgresql < <(echo "max_connections = $(count_connections)")
+    run_handler postgresql "restart PostgreSQL" systemctl restart postgresql
 }
 
-# Of the server that the configuration names, by its port; a dry run may come before there is one.
-cluster_folder() {
+# Print the configuration directory of the cluster on DATABASE_PORT, or a placeholder: before the first run there is none.
+cluster_dir() {
     pg_lsclusters --no-header 2>/dev/null |
         awk -v port="$DATABASE_PORT" '$3 == port { print "/etc/postgresql/" $1 "/" $2; found = 1 }
             END { if (!found) print "/etc/postgresql/VERSION/main" }'
 }
 
-# While a deployment goes on two instances run, each with a pool of connections for every worker. Some more for backups
-# and people; not less than PostgreSQL's own default.
+# Sized for two instances, because two run during a deployment: each worker has its own connection pool. 20 more are for
+# backups and operators; PostgreSQL's default of 100 is the minimum.
 count_connections() {
     local workers count
     workers=$(number WEB_CONCURRENCY "$(nproc)")
     ((workers > 1)) || workers=2
     count=$((2 * workers * $(number DATABASE_POOL_SIZE 10) + 20))
-    say $((count > 100 ? count : 100))
+    echo $((count > 100 ? count : 100))
 }
 
-# psql quotes the values. The password is in its environment: every user can read a program's arguments.
-make_role() {
+# The password is passed in the environment, because any user can read a program's arguments.
+create_role() {
     local password
     password=$(setting DATABASE_PASSWORD)
-    [[ -n $password ]] || die "DATABASE_PASSWORD in $CONFIG/env must be set: PostgreSQL lets nobody in without one"
+    [[ -n $password ]] || die "DATABASE_PASSWORD in $CONFIG/env must be set: PostgreSQL rejects connections without a password"
     PASSWORD=$password psql_as_postgres --set name="$SLUG" <<'END'
 \getenv password PASSWORD
 SELECT format('CREATE ROLE %I', :'name') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'name') \gexec
@@ -310,20 +244,20 @@ ALTER ROLE :"name" LOGIN PASSWORD :'password';
 END
 }
 
-# Create it in UTF-8, independent of the server's locale. The owner has no password: PostgreSQL asks the system who connects.
-make_database() {
+# In UTF-8, whatever the server's locale is. The owner role has no password: it connects by peer authentication.
+create_database() {
     psql_as_postgres --set name="$SLUG" --set owner="$OWNER" <<'END'
 SELECT format('CREATE ROLE %I LOGIN', :'owner') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'owner') \gexec
 CREATE DATABASE :"name" OWNER :"owner" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C.UTF-8';
 END
 }
-#% endif
 
+#% endif
 install_uv() {
-    [[ -x $BASE/uv/bin/uv ]] || change "install uv into $BASE/uv" make_uv
+    [[ -x $BASE/uv/bin/uv ]] || change "install uv into $BASE/uv" install_uv_package
 }
 
-make_uv() {
+install_uv_package() {
     python3 -m venv "$BASE/uv"
     "$BASE/uv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: 'uv>=0.13,<0.14'
 }
@@ -331,53 +265,53 @@ make_uv() {
 install_scripts_and_units() {
     local script unit name
     for script in lib.sh health.sh certificate.sh; do
-        put "$([[ -x $HERE/$script ]] && echo 755 || echo 644)" root "$LIBRARY/$script" <"$HERE/$script"
+        install_file "$([[ -x $HERE/$script ]] && echo 755 || echo 644)" root "$LIBRARY/$script" <"$HERE/$script"
     done
-    put 755 root "/usr/local/sbin/$SLUG-manage" <"$HERE/manage.sh"
+    install_file 755 root "/usr/local/sbin/$SLUG-manage" <"$HERE/manage.sh"
     for unit in "$HERE"/units/*; do
         name=$(basename "$unit")
-        put 644 root "/etc/systemd/system/$SLUG${name#service}" systemd <"$unit"
+        install_file 644 root "/etc/systemd/system/$SLUG${name#service}" systemd <"$unit"
     done
     for name in "${RESTARTED[@]}"; do
-        put 644 root "/etc/systemd/system/$name.service.d/$SLUG.conf" systemd <"$HERE/restart.conf"
+        install_file 644 root "/etc/systemd/system/$name.service.d/$SLUG.conf" systemd <"$HERE/restart.conf"
     done
-    tell systemd "let systemd read its units" systemctl daemon-reload
-    enable "$SLUG.target" "$SLUG-health.timer" "$SLUG-backup.timer" "$SLUG-certificate.timer"
+    run_handler systemd "reload systemd's units" systemctl daemon-reload
+    enable_units "$SLUG.target" "$SLUG-health.timer" "$SLUG-backup.timer" "$SLUG-certificate.timer"
 }
 
 prepare_nginx() {
     local file name
-    [[ -e $CONFIG/tls/fullchain.pem ]] || change "make a self-signed certificate for $DOMAIN" make_certificate
+    [[ -e $CONFIG/tls/fullchain.pem ]] || change "create a self-signed certificate for $DOMAIN" create_certificate
     for file in "$HERE"/../nginx/*.conf; do
         name=$(basename "$file")
-        # Whom the operator denies is the operator's.
+        # deny.conf is maintained by the operator.
         [[ $name != deny.conf || ! -e /etc/nginx/service/deny.conf ]] || continue
-        put 644 root "/etc/nginx/service/$name" nginx <"$file"
+        install_file 644 root "/etc/nginx/service/$name" nginx <"$file"
     done
-    put 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx < <(list_site)
-    # Debian's 768 are few: a request that is handed on needs two. The files that a worker may open follow.
-    put 644 root "/etc/nginx/modules-enabled/90-$SLUG.conf" nginx <<<"worker_rlimit_nofile 16384;"
+    install_file 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx < <(print_site)
+    # A proxied request needs two connections, so Debian's 768 are too few. The limit of open files must exceed them.
+    install_file 644 root "/etc/nginx/modules-enabled/90-$SLUG.conf" nginx <<<"worker_rlimit_nofile 16384;"
     if grep -qs 'worker_connections 768;' /etc/nginx/nginx.conf; then
-        let_wait nginx
-        change "let each worker of nginx have 8192 connections" \
+        notify nginx
+        change "allow 8192 connections per nginx worker" \
             sed -i 's/worker_connections 768;/worker_connections 8192;/' /etc/nginx/nginx.conf
     fi
     if [[ -e /etc/nginx/sites-enabled/default ]]; then
-        let_wait nginx
-        change "remove nginx's sample site" rm /etc/nginx/sites-enabled/default
+        notify nginx
+        change "remove nginx's default site" rm /etc/nginx/sites-enabled/default
     fi
     # certbot runs it after each renewal.
-    put 755 root /etc/letsencrypt/renewal-hooks/deploy/reload-nginx <<<$'#!/bin/sh\nsystemctl reload nginx'
-    tell nginx "reload nginx" reload_nginx
-    enable nginx.service
+    install_file 755 root /etc/letsencrypt/renewal-hooks/deploy/reload-nginx <<<$'#!/bin/sh\nsystemctl reload nginx'
+    run_handler nginx "reload nginx" reload_nginx
+    enable_units nginx.service
 }
 
-# Where the kernel has no IPv6, nginx does not start with an address of it.
-list_site() {
+# Without IPv6 in the kernel, nginx does not start if the site listens on an IPv6 address.
+print_site() {
     if [[ -d /proc/sys/net/ipv6 ]]; then cat "$HERE/nginx.conf"; else sed '/^ *listen \[::\]:/d' "$HERE/nginx.conf"; fi
 }
 
-make_certificate() {
+create_certificate() {
     install -d -m 700 "$CONFIG/self-signed"
     quietly openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/CN=$SLUG" \
         -addext "subjectAltName=DNS:$DOMAIN" \
@@ -391,24 +325,24 @@ reload_nginx() {
 }
 
 prepare_logs_and_updates() {
-    put 644 root "/etc/systemd/journald.conf.d/$SLUG.conf" journal <"$HERE/journald.conf"
-    tell journal "restart the journal" systemctl restart systemd-journald
-    put 644 root /etc/apt/apt.conf.d/20auto-upgrades < <(
+    install_file 644 root "/etc/systemd/journald.conf.d/$SLUG.conf" journal <"$HERE/journald.conf"
+    run_handler journal "restart journald" systemctl restart systemd-journald
+    install_file 644 root /etc/apt/apt.conf.d/20auto-upgrades < <(
         printf 'APT::Periodic::%s "1";\n' Update-Package-Lists Unattended-Upgrade
     )
-    if systemctl cat systemd-timesyncd.service >/dev/null 2>&1; then enable systemd-timesyncd.service; fi
-    enable unattended-upgrades.service certbot.timer
+    if systemctl cat systemd-timesyncd.service >/dev/null 2>&1; then enable_units systemd-timesyncd.service; fi
+    enable_units unattended-upgrades.service certbot.timer
 }
 
 prepare_fail2ban() {
-    put 644 root "/etc/fail2ban/filter.d/service.conf" fail2ban <"$HERE/fail2ban/filter.conf"
-    put 644 root "/etc/fail2ban/filter.d/service-limits.conf" fail2ban <"$HERE/fail2ban/limits.conf"
-    put 644 root "/etc/fail2ban/jail.d/service.local" fail2ban <"$HERE/fail2ban/jail.conf"
-    tell fail2ban "restart fail2ban" systemctl restart fail2ban
-    enable fail2ban.service
+    install_file 644 root "/etc/fail2ban/filter.d/service.conf" fail2ban <"$HERE/fail2ban/filter.conf"
+    install_file 644 root "/etc/fail2ban/filter.d/service-limits.conf" fail2ban <"$HERE/fail2ban/limits.conf"
+    install_file 644 root "/etc/fail2ban/jail.d/service.local" fail2ban <"$HERE/fail2ban/jail.conf"
+    run_handler fail2ban "restart fail2ban" systemctl restart fail2ban
+    enable_units fail2ban.service
 }
 
-# SSH first: whoever runs this is not locked out.
+# SSH first, so that the caller is not locked out.
 prepare_firewall() {
     local port
     for port in $(ssh_ports) 80 443; do
@@ -416,31 +350,31 @@ prepare_firewall() {
             change "allow $port/tcp through the firewall" quietly ufw allow "$port/tcp"
     done
     ufw status 2>/dev/null | grep -q '^Status: active' ||
-        change "let the firewall refuse everything else" quietly ufw --force enable
-    # Loading the rules leaves the unit inactive until the next start of the machine.
+        change "enable the firewall, which blocks all other ports" quietly ufw --force enable
+    # `ufw enable` leaves the unit inactive until the next boot.
     systemctl is-active --quiet ufw.service || change "enable ufw.service" systemctl --quiet enable --now ufw.service
 }
 
-# Where sshd listens, or systemd for it; where it will after its next start; and where whoever runs this came in.
+# Print the ports that sshd or its socket unit listens on, the ones it is configured for, and the one of this session.
 ssh_ports() {
-    # Without it sshd, when systemd starts it for each connection, does not even print its settings.
+    # `sshd -T` needs this directory, which does not exist when sshd is started by its socket.
     mkdir -p /run/sshd
     {
         ss -Hltnp | awk '/"sshd"/ { print $4 }' | sed 's/.*://'
         systemctl is-active --quiet ssh.socket &&
             systemctl show --property Listen --value ssh.socket | sed -n 's/.*:\([0-9]*\) (Stream)$/\1/p'
-        sshd -T | sed -n 's/^port //p' || say 22
-        say "${SSH_CONNECTION##* }"
+        sshd -T | sed -n 's/^port //p' || echo 22
+        echo "${SSH_CONNECTION##* }"
     } 2>/dev/null | grep . | sort -nu
 }
 
-make_swap() {
-    [[ -e /swapfile ]] || change "make a swap file of $SWAP" write_swap_file
-    grep -qs '^/swapfile ' /proc/swaps || change "swap to /swapfile" swapon /swapfile
-    grep -qs '^/swapfile ' /etc/fstab || change "swap to it after each start of the machine" add_swap_to_fstab
+create_swap() {
+    [[ -e /swapfile ]] || change "create a swap file of $SWAP" write_swap_file
+    grep -qs '^/swapfile ' /proc/swaps || change "activate /swapfile" swapon /swapfile
+    grep -qs '^/swapfile ' /etc/fstab || change "activate /swapfile at each boot" add_swap_to_fstab
 }
 
-# Under another name until it is whole.
+# Atomic: the file gets its name when it is complete.
 write_swap_file() {
     rm -f /swapfile.new
     (umask 077 && fallocate -l "$SWAP" /swapfile.new)
@@ -448,22 +382,22 @@ write_swap_file() {
     mv /swapfile.new /swapfile
 }
 
-add_swap_to_fstab() { say '/swapfile none swap sw 0 0' >>/etc/fstab; }
+add_swap_to_fstab() { echo '/swapfile none swap sw 0 0' >>/etc/fstab; }
 
 get_certificate() {
     [[ $(readlink "$CONFIG/tls") != "/etc/letsencrypt/live/$DOMAIN" && -z $DRY_RUN ]] || return 0
-    "$LIBRARY/certificate.sh" "$EMAIL" || say "No certificate yet (see above): $SLUG-certificate.timer goes on trying"
+    "$LIBRARY/certificate.sh" "$EMAIL" || log "There is no certificate yet (see above): $SLUG-certificate.timer retries every hour"
 }
 
 report() {
     if [[ $CHANGES -eq 0 ]]; then
-        say "Nothing changed: the server is as it should be"
+        log "Nothing changed: the server is up to date"
     elif [[ -n $DRY_RUN ]]; then
-        say "$CHANGES changes would be made; nothing was changed"
+        log "$CHANGES changes would be made; nothing was changed"
     else
-        say "$CHANGES changes made"
+        log "$CHANGES changes made"
     fi
-    [[ -e $BASE/current ]] || say "Next: deploy.sh"
+    [[ -e $BASE/current ]] || log "Next: run deploy.sh"
 }
 
 main "$@"

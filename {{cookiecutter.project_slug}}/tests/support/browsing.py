@@ -1,4 +1,4 @@
-"""A browser without JavaScript: it keeps cookies, follows redirects and sends the forms of its page."""
+"""A browser without JavaScript: keeps cookies, follows redirects and sends forms."""
 
 import re
 from collections.abc import AsyncIterator
@@ -70,7 +70,7 @@ class Browser:
         return next(fields for target, fields in parser.forms if target == action)
 
     async def send(self, action: str, **fields: str) -> httpx2.Response:
-        """Fill the page's form in and send it, as a browser of today does."""
+        """Fill in the form of the page and send it with the headers of a current browser."""
         headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
         self.page = await self.client.post(action, data=self.find_form(action) | fields, headers=headers)
         return self.page
@@ -78,19 +78,19 @@ class Browser:
     async def sign_up(self, email: str, password: str = PASSWORD) -> None:
         await self.open("/sign-up")
         await self.send("/sign-up", email=email, password=password)
-        assert self.path == "/log-in", self.text
+        assert self.path == "/sign-in", self.text
 
-    async def log_in(self, email: str, password: str = PASSWORD) -> None:
-        await self.open("/log-in")
-        await self.send("/log-in", email=email, password=password)
+    async def sign_in(self, email: str, password: str = PASSWORD) -> None:
+        await self.open("/sign-in")
+        await self.send("/sign-in", email=email, password=password)
         assert self.path == "/", self.text
 
     async def enter(self, email: str) -> None:
         await self.sign_up(email)
-        await self.log_in(email)
+        await self.sign_in(email)
 
     def list_ids(self, pattern: str) -> list[str]:
-        """Return what stands in the place of `{}` in the addresses of the page, each once."""
+        """Return the distinct IDs in place of `{}` in the links of the page."""
         found = re.findall(re.escape(pattern).replace(r"\{\}", "([0-9a-f-]{36})") + '"', self.text)
         return list(dict.fromkeys(found))
 

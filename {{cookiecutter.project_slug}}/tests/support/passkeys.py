@@ -1,4 +1,4 @@
-"""What a browser and an authenticator do with passkeys (WebAuthn)."""
+"""A browser and an authenticator with passkeys (WebAuthn)."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ def encode(data: bytes) -> str:
 
 @dataclass
 class Authenticator:
-    """One passkey, and the browser between it and a service at `origin`; its counter counts up unless it is 0."""
+    """A passkey in a browser at `origin`. Its counter counts up unless it is 0."""
 
     origin: str = ORIGIN
     host: str = "localhost"
@@ -95,7 +95,7 @@ async def add_first(client: httpx2.AsyncClient, user: Account, key: Authenticato
 
 
 async def use(client: httpx2.AsyncClient, key: Authenticator) -> dict[str, Any]:
-    """What the key answers to a new challenge."""
+    """Return the key's response to a new challenge."""
     asked = await client.post(f"{SIGN_IN}/options")
     assert asked.status_code == 200, asked.text
     return key.get(asked.json())

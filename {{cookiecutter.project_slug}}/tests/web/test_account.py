@@ -1,4 +1,4 @@
-"""The pages of one's account: data, password, second factor, sessions, its end, and the way back in by mail."""
+"""Pages of the account: profile, password, second factor, sessions, deletion, recovery by e-mail."""
 
 import re
 from collections.abc import AsyncIterator
@@ -36,14 +36,14 @@ async def browser(app: FastAPI) -> AsyncIterator[Browser]:
 
 
 async def make_token(database: Database, purpose: Purpose, address: str = EMAIL) -> str:
-    """What a message tells."""
+    """Return a token as an e-mail would contain it."""
     async with database.write() as session:
         user_id = (await session.execute(select(User.id).where(User.email == EMAIL))).scalar_one()
         return await one_time_tokens.create_token(session, purpose, user_id, address, lifetime=LIFETIMES[purpose])
 
 
 async def render_message(database: Database, settings: Settings, kind: EmailKind) -> str:
-    """Return what the account gets, or for a change what the new address does."""
+    """Return the text of the e-mail to the account or, for a change, to the new address."""
     address = "new@example.com" if kind is EmailKind.EMAIL_CHANGE else EMAIL
     async with database.write() as session:
         user_id = (await session.execute(select(User.id).where(User.email == EMAIL))).scalar_one()
@@ -69,30 +69,28 @@ async def test_password_is_changed_and_other_sessions_end(
     app: FastAPI, browser: Browser, connection: AsyncConnection
 ) -> None:
     async with open_browser(app) as other:
-        await other.log_in(EMAIL)
+        await other.sign_in(EMAIL)
         copied = dict(browser.client.cookies)
         await browser.open("/account/password")
         await browser.send("/account/password", current_password=PASSWORD, new_password=NEW_PASSWORD)
         await other.open("/account")
 
-        assert "Your password is changed." in browser.text
-        assert other.path == "/log-in"
+        assert "Your password was changed." in browser.text
+        assert other.path == "/sign-in"
         # A copy of the browser's own cookies is worth nothing either.
         other.client.cookies.clear()
         other.client.cookies.update(copied)
         await other.open("/account")
-        assert other.path == "/log-in"
+        assert other.path == "/sign-in"
         await browser.open("/account/sessions")
-        assert browser.text.count("(here)") == 1
+        assert browser.text.count("(this session)") == 1
     events = (await connection.scalars(select(AuditEvent.event))).all()
     assert "password.changed" in events
     assert (await request_token(browser.client, username=EMAIL, password=NEW_PASSWORD)).status_code == 200
 
 
 @pytest.mark.usefixtures("clock")
-async def test_current_password_is_asked_for_and_guessing_it_is_slowed_down(
-    migrated_url: str, database: Database
-) -> None:
+async def test_current_password_is_required_and_guessing_it_is_throttled(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=2)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -110,10 +108,10 @@ async def test_current_password_is_asked_for_and_guessing_it_is_slowed_down(
 
 async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> None:
     async with open_browser(app) as other:
-        await other.log_in(EMAIL)
+        await other.sign_in(EMAIL)
         await browser.open("/account/sessions")
         (session_id,) = browser.list_ids('href="/account/sessions/{}/end')
-        assert browser.text.count("(here)") == 1
+        assert browser.text.count("(this session)") == 1
         end = f"/account/sessions/{session_id}/end"
         await browser.open(end)
         await browser.send(end, current_password="wrong")
@@ -121,29 +119,29 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
 
         await browser.send(end, current_password=PASSWORD)
 
-        assert "You are logged out there." in browser.text
+        assert "The session was ended." in browser.text
         assert browser.list_ids('href="/account/sessions/{}/end') == []
         await other.open("/account")
-        assert other.path == "/log-in"
+        assert other.path == "/sign-in"
 
 
-async def test_ending_ones_own_session_logs_out(browser: Browser) -> None:
+async def test_ending_ones_own_session_signs_out(browser: Browser) -> None:
     await browser.open("/account/sessions")
     (session_id,) = browser.list_ids('action="/account/sessions/{}/end')
 
     await browser.send(f"/account/sessions/{session_id}/end")
 
     assert browser.path == "/"
-    assert "You are logged out." in browser.text
+    assert "You are signed out." in browser.text
 
 
-async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Browser) -> None:
+async def test_session_of_another_user_is_not_found(app: FastAPI, browser: Browser) -> None:
     await browser.open("/account/sessions")
     (session_id,) = browser.list_ids('action="/account/sessions/{}/end')
 
     async with open_browser(app) as other:
         await other.enter("eve@example.com")
-        token = other.find_form("/log-out")
+        token = other.find_form("/sign-out")
         answer = await other.client.post(f"/account/sessions/{session_id}/end", data=token)
 
     assert answer.status_code == 404
@@ -151,7 +149,7 @@ async def test_session_of_someone_else_is_not_found(app: FastAPI, browser: Brows
     assert browser.path == "/account"
 
 
-async def test_form_that_is_refused_is_recorded_with_who_sent_it(browser: Browser, connection: AsyncConnection) -> None:
+async def test_refused_form_is_audited_with_its_user(browser: Browser, connection: AsyncConnection) -> None:
     answer = await browser.client.post("/account/delete", data={"csrf_token": "of another site"})
 
     assert answer.status_code == 403
@@ -160,7 +158,7 @@ async def test_form_that_is_refused_is_recorded_with_who_sent_it(browser: Browse
     assert (await connection.scalars(refused)).all() == [person]
 
 
-async def test_second_factor_is_switched_on_and_off(
+async def test_second_factor_is_turned_on_and_off(
     browser: Browser,
     clock: list[int],
 ) -> None:
@@ -185,7 +183,7 @@ async def test_second_factor_is_switched_on_and_off(
     await browser.send("/account/second-factor/disable", current_password=PASSWORD)
     assert "send a code of it" in browser.text
     await browser.send("/account/second-factor/disable", current_password=PASSWORD, otp=recovery_codes[0])
-    assert "The second factor is off." in browser.text
+    assert "Your second factor is off." in browser.text
 
 
 async def test_account_is_deleted(browser: Browser) -> None:
@@ -194,13 +192,13 @@ async def test_account_is_deleted(browser: Browser) -> None:
     assert browser.page.status_code == 422
     await browser.send("/account/delete", current_password=PASSWORD)
 
-    assert "Your account is deleted." in browser.text
+    assert "Your account was deleted." in browser.text
     assert (await request_token(browser.client, username=EMAIL, password=PASSWORD)).status_code == 400
 
 
-async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
+async def test_last_administrator_cannot_be_deleted(app: FastAPI, admin: Account) -> None:
     async with open_browser(app) as browser:
-        await browser.log_in(admin.email)
+        await browser.sign_in(admin.email)
         await browser.open("/account/delete")
         await browser.send("/account/delete", current_password=PASSWORD)
 
@@ -210,12 +208,12 @@ async def test_last_administrator_stays(app: FastAPI, admin: Account) -> None:
         assert browser.path == "/account"
 
 
-async def test_new_address_counts_once_it_is_confirmed(
+async def test_new_address_takes_effect_when_confirmed(
     browser: Browser, database: Database, connection: AsyncConnection
 ) -> None:
     await browser.open("/account/email")
     await browser.send("/account/email", new_email="new@example.com", current_password=PASSWORD)
-    assert "We have sent you a message" in browser.text
+    assert "Check your e-mail for instructions" in browser.text
     assert "email change" in await list_messages(connection)
 
     token = await make_token(database, Purpose.CHANGE_EMAIL, "new@example.com")
@@ -227,7 +225,7 @@ async def test_new_address_counts_once_it_is_confirmed(
     assert "new@example.com" in browser.text
 
 
-async def test_forgotten_password_is_set_anew(
+async def test_forgotten_password_is_reset(
     app: FastAPI, browser: Browser, database: Database, connection: AsyncConnection
 ) -> None:
     async with open_browser(app) as forgetful:
@@ -240,14 +238,14 @@ async def test_forgotten_password_is_set_anew(
         assert forgetful.page.status_code == 422
         token = await make_token(database, Purpose.RESET_PASSWORD)
         await forgetful.send("/reset-password", token=token, new_password=NEW_PASSWORD)
-        assert "Your password is changed." in forgetful.text
-        await forgetful.log_in(EMAIL, NEW_PASSWORD)
+        assert "Your password was changed." in forgetful.text
+        await forgetful.sign_in(EMAIL, NEW_PASSWORD)
 
     await browser.open("/account")
-    assert browser.path == "/log-in"
+    assert browser.path == "/sign-in"
 
 
-async def test_nobody_learns_from_the_pages_whether_there_is_an_account(app: FastAPI, browser: Browser) -> None:
+async def test_password_reset_does_not_reveal_whether_an_account_exists(app: FastAPI, browser: Browser) -> None:
     pages = []
     for address in (EMAIL, "nobody@example.com"):
         async with open_browser(app) as stranger:
@@ -258,7 +256,9 @@ async def test_nobody_learns_from_the_pages_whether_there_is_an_account(app: Fas
     assert pages[0] == pages[1]
 
 
-async def test_sign_up_with_verified_addresses_tells_nothing_either(migrated_url: str, database: Database) -> None:
+async def test_verified_sign_up_does_not_reveal_whether_an_account_exists(
+    migrated_url: str, database: Database
+) -> None:
     settings = make_settings(migrated_url, email_verification_required=True)
     pages = []
 
@@ -269,14 +269,14 @@ async def test_sign_up_with_verified_addresses_tells_nothing_either(migrated_url
             pages.append((browser.path, re.sub(r'(name="csrf_token" value=")[^"]+', r"\1", browser.text)))
         await browser.open("/verify-email")
         await browser.send("/verify-email", token=await make_token(database, Purpose.VERIFY_EMAIL), password=PASSWORD)
-        await browser.log_in(EMAIL)
+        await browser.sign_in(EMAIL)
 
     assert pages[0] == pages[1]
-    assert pages[0][0] == "/log-in"
+    assert pages[0][0] == "/sign-in"
 
 
 @pytest.mark.parametrize("kind", [EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_CHANGE])
-async def test_link_of_a_message_opens_a_page_that_needs_no_code(
+async def test_link_in_an_email_fills_in_the_code(
     browser: Browser, settings: Settings, database: Database, kind: EmailKind
 ) -> None:
     text = await render_message(database, settings.model_copy(update={"public_url": ORIGIN}), kind)
@@ -288,10 +288,10 @@ async def test_link_of_a_message_opens_a_page_that_needs_no_code(
     wanted = typed.keys() & browser.find_form(browser.path).keys()
     await browser.send(browser.path, **{name: typed[name] for name in wanted})
 
-    assert re.search("Your password is changed|Your e-mail address is confirmed", browser.text)
+    assert re.search("Your password was changed|Your e-mail address is confirmed", browser.text)
 
 
-async def test_link_that_was_used_is_refused_and_the_code_asked_for(
+async def test_used_link_is_refused_and_the_code_field_shown(
     browser: Browser, settings: Settings, database: Database
 ) -> None:
     text = await render_message(database, settings.model_copy(update={"public_url": ORIGIN}), EmailKind.VERIFICATION)
@@ -307,7 +307,7 @@ async def test_link_that_was_used_is_refused_and_the_code_asked_for(
     assert '<label for="token">' in browser.text
 
 
-async def test_link_leads_to_another_application_where_one_is_named(
+async def test_link_leads_to_the_application_of_account_pages_url(
     browser: Browser, settings: Settings, database: Database
 ) -> None:
     assert browser.path == "/"
@@ -319,7 +319,7 @@ async def test_link_leads_to_another_application_where_one_is_named(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_codes_cannot_be_tried_without_end(migrated_url: str, database: Database) -> None:
+async def test_guessing_codes_is_throttled(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_address_attempts=1)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -338,15 +338,15 @@ async def test_codes_cannot_be_tried_without_end(migrated_url: str, database: Da
         "/account/delete",
     ],
 )
-async def test_stranger_sees_no_page_of_an_account(app: FastAPI, settings: Settings, path: str) -> None:
+async def test_account_pages_require_sign_in(app: FastAPI, settings: Settings, path: str) -> None:
     async with open_browser(app) as stranger:
         await stranger.open(path)
 
-    assert stranger.path == "/log-in"
-    assert stranger.find_form("/log-in")["next"] == path
+    assert stranger.path == "/sign-in"
+    assert stranger.find_form("/sign-in")["next"] == path
 
 
-async def test_stranger_is_asked_to_log_in_before_mail_is_missed(
+async def test_sign_in_is_required_before_missing_mail_is_reported(
     migrated_url: str, database: Database, tmp_path: Path
 ) -> None:
     settings = make_settings(
@@ -359,4 +359,4 @@ async def test_stranger_is_asked_to_log_in_before_mail_is_missed(
     async with open_browser(create_app(settings, database)) as browser:
         await browser.open("/account/email")
 
-    assert browser.path == "/log-in"
+    assert browser.path == "/sign-in"

@@ -1,4 +1,4 @@
-"""The pages' door: home, sign-up, log-in and log-out, and what guards them."""
+"""Home, sign-up, sign-in and sign-out; cookies, CSRF tokens and translations."""
 
 import asyncio
 import io
@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from fastapi import FastAPI
+from itsdangerous import TimestampSigner
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,10 +29,10 @@ from app.core.db.session import Database
 from app.core.feature import Feature
 from app.core.http.middleware.body_limit import MAX_FORM_BYTES
 from app.features import FEATURES
+from app.web.i18n import LOCALES, Translations
 from app.web.settings import WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer
-from app.web.texts import LOCALES, Texts
 from tests.support.accounts import PASSWORD, Account, request_token
 from tests.support.browsing import ORIGIN, Browser, open_browser
 from tests.support.clients import HangUpMiddleware, open_client
@@ -51,7 +52,7 @@ async def browser(app: FastAPI) -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-async def logged_in(browser: Browser) -> Browser:
+async def signed_in(browser: Browser) -> Browser:
     await browser.enter(EMAIL)
     return browser
 
@@ -65,24 +66,24 @@ def list_cookies(response: httpx2.Response) -> dict[str, str]:
     return {cookie.partition("=")[0]: cookie.partition(";")[2] for cookie in cookies}
 
 
-async def test_person_signs_up_logs_in_and_logs_out(browser: Browser, connection: AsyncConnection) -> None:
+async def test_user_signs_up_signs_in_and_signs_out(browser: Browser, connection: AsyncConnection) -> None:
     await browser.sign_up(EMAIL)
-    assert "Your account is there" in browser.text
+    assert "Account created" in browser.text
 
-    await browser.log_in(EMAIL)
+    await browser.sign_in(EMAIL)
     assert f"Hello, {EMAIL}." in browser.text
 
-    await browser.send("/log-out")
-    assert "You are logged out." in browser.text
+    await browser.send("/sign-out")
+    assert "You are signed out." in browser.text
     await browser.open("/")
     assert "Hello" not in browser.text
-    assert "You are logged out." not in browser.text
+    assert "You are signed out." not in browser.text
     assert await list_events(connection) == ["user.created", "sign-in.succeeded", "session.ended"]
 
 
-async def test_cookies_are_for_this_host_alone_and_out_of_reach_for_scripts(browser: Browser) -> None:
+async def test_cookies_are_limited_to_this_host_and_hidden_from_scripts(browser: Browser) -> None:
     await browser.sign_up(EMAIL)
-    await browser.log_in(EMAIL)
+    await browser.sign_in(EMAIL)
 
     answers = [answer for answer in [*browser.page.history, browser.page] if "set-cookie" in answer.headers]
     cookies = {name: kept for answer in answers for name, kept in list_cookies(answer).items()}
@@ -92,15 +93,15 @@ async def test_cookies_are_for_this_host_alone_and_out_of_reach_for_scripts(brow
         assert "Domain" not in attributes
 
 
-async def test_cookies_work_without_tls_on_the_way_to_a_machine_of_ones_own(app: FastAPI) -> None:
+async def test_cookies_work_without_tls_in_development(app: FastAPI) -> None:
     async with open_browser(app, "http://localhost") as browser:
-        await browser.open("/log-in")
+        await browser.open("/sign-in")
 
-        assert list(list_cookies(browser.page)) == ["visitor"]
-        assert "Secure" not in list_cookies(browser.page)["visitor"]
+        assert list(list_cookies(browser.page)) == ["anonymous_id"]
+        assert "Secure" not in list_cookies(browser.page)["anonymous_id"]
 
 
-async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, database: Database) -> None:
+async def test_deployed_service_always_sets_secure_cookies(migrated_url: str, database: Database) -> None:
     settings = make_settings(
         migrated_url,
         environment=Environment.PRODUCTION,
@@ -109,28 +110,33 @@ async def test_deployed_service_sends_no_cookie_without_tls(migrated_url: str, d
     )
 
     async with open_browser(create_app(settings, database), "http://example.com") as browser:
-        await browser.open("/log-in")
+        await browser.open("/sign-in")
 
-    assert "Secure" in list_cookies(browser.page)["__Host-visitor"]
+    assert "Secure" in list_cookies(browser.page)["__Host-anonymous_id"]
 
 
 @pytest.mark.parametrize("name", ["__Host-session", "session"])
-async def test_forged_cookie_is_nobodys(logged_in: Browser, settings: Settings, name: str) -> None:
-    signed = logged_in.client.cookies["__Host-session"]
-    text = signed.rpartition(".")[0]
+async def test_forged_cookie_is_ignored(signed_in: Browser, settings: Settings, name: str) -> None:
+    signed = signed_in.client.cookies["__Host-session"]
+    text, timestamp, signature = signed.split(".")
     other_key = settings.model_copy(update={"secret_key": SecretStr("another" * 8)})
-    forged = Signer(other_key).sign("session", text)
+    of_another_key = Signer(other_key).sign("cookie session", text)
+    of_another_cookie = Signer(settings).sign("cookie flash", text)
+    of_another_time = f"{text}.{'A' * len(timestamp)}.{signature}"
 
-    for value in (forged, text, f"{text}.", signed[:-1], f"x{signed}", "", "\u00e9.\u00e9"):
-        logged_in.client.cookies.clear()
-        answer = await logged_in.client.get("/", headers={b"Cookie": f"{name}={value}".encode()})
+    for value in (
+        *(of_another_key, of_another_cookie, of_another_time, text, f"{text}.", f"{text}.{timestamp}", signed[:-1]),
+        *(f"x{signed}", "", "\u00e9.\u00e9", f"{text}.{'A' * 4000}.{signature}"),
+    ):
+        signed_in.client.cookies.clear()
+        answer = await signed_in.client.get("/", headers={b"Cookie": f"{name}={value}".encode()})
 
         assert answer.status_code == 200
         assert "Hello" not in answer.text
 
 
-async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced(
-    logged_in: Browser, settings: Settings, database: Database
+async def test_cookie_signed_with_an_old_key_works_and_is_signed_again(
+    signed_in: Browser, settings: Settings, database: Database
 ) -> None:
     changes: dict[str, object] = {
         "secret_key": SecretStr("n" * 32),
@@ -138,7 +144,7 @@ async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced
     }
 
     async with open_browser(create_app(settings.model_copy(update=changes), database)) as browser:
-        browser.client.cookies = logged_in.client.cookies
+        browser.client.cookies = signed_in.client.cookies
         await browser.open("/")
         assert "Hello" in browser.text
     changes["secret_key_fallbacks"] = ()
@@ -150,26 +156,26 @@ async def test_cookie_signed_with_a_predecessor_of_the_key_works_and_is_replaced
         assert "set-cookie" not in later.page.headers
 
 
-async def test_session_that_was_ended_elsewhere_is_out_at_the_next_page(logged_in: Browser) -> None:
-    token = (await request_token(logged_in.client, username=EMAIL, password=PASSWORD)).json()["access_token"]
+async def test_session_ended_elsewhere_is_signed_out_at_the_next_page(signed_in: Browser) -> None:
+    token = (await request_token(signed_in.client, username=EMAIL, password=PASSWORD)).json()["access_token"]
     headers = {"Authorization": f"Bearer {token}"}
-    listed = (await logged_in.client.get("/api/v1/auth/sessions", headers=headers)).json()
+    listed = (await signed_in.client.get("/api/v1/auth/sessions", headers=headers)).json()
     (own,) = (each["id"] for each in listed if each["device"] == "a browser" and not each["is_current"])
 
-    proof = await logged_in.client.post(
+    proof = await signed_in.client.post(
         "/api/v1/auth/confirmation", json={"current_password": PASSWORD}, headers=headers
     )
     headers["X-Confirmation"] = proof.json()["confirmation"]
-    await logged_in.client.delete(f"/api/v1/auth/sessions/{own}", headers=headers)
+    await signed_in.client.delete(f"/api/v1/auth/sessions/{own}", headers=headers)
 
-    await logged_in.open("/")
-    assert "Hello" not in logged_in.text
+    await signed_in.open("/")
+    assert "Hello" not in signed_in.text
 
 
-async def test_session_of_the_pages_has_no_rights_of_an_administrator(
+async def test_session_of_the_pages_lacks_the_admin_scope(
     browser: Browser, admin: Account, connection: AsyncConnection
 ) -> None:
-    await browser.log_in(admin.email)
+    await browser.sign_in(admin.email)
 
     sessions = (
         await connection.execute(select(UserSession.scope).where(UserSession.user_id == UUID(admin.id)))
@@ -177,50 +183,51 @@ async def test_session_of_the_pages_has_no_rights_of_an_administrator(
     assert set(sessions) == {Scope.ACCOUNT, format_scope(list_allowed(is_admin=True))}
 
 
-async def test_log_out_ends_the_session_and_not_only_the_cookie(logged_in: Browser) -> None:
-    kept = dict(logged_in.client.cookies)
-    await logged_in.send("/log-out")
+async def test_sign_out_ends_the_session_and_not_only_the_cookie(signed_in: Browser) -> None:
+    kept = dict(signed_in.client.cookies)
+    await signed_in.send("/sign-out")
 
-    logged_in.client.cookies = httpx2.Cookies(kept)
+    signed_in.client.cookies = httpx2.Cookies(kept)
 
-    await logged_in.open("/")
-    assert "Hello" not in logged_in.text
+    await signed_in.open("/")
+    assert "Hello" not in signed_in.text
 
 
-async def test_session_in_use_is_extended_and_its_cookie_replaced(
-    logged_in: Browser, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+async def test_session_in_use_is_extended_and_its_cookie_renewed(
+    signed_in: Browser, settings: Settings, connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_ago = await connection.scalar(select(UserSession.last_used_at))
-    await logged_in.open("/")
-    assert "set-cookie" not in logged_in.page.headers
-    later = time.time() + 3601
+    await signed_in.open("/")
+    assert "set-cookie" not in signed_in.page.headers
+    signer = Signer(settings)
+    fresh = signer.verify("cookie session", signed_in.client.cookies["__Host-session"])
+    assert fresh is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(TimestampSigner, "get_timestamp", lambda _self: int(time.time()) - 3601)
+        old = signer.sign("cookie session", fresh.value)
+    signed_in.client.cookies.clear()
+    signed_in.client.cookies.set("__Host-session", old)
 
-    class Clock:
-        @staticmethod
-        def time() -> float:
-            return later
+    await signed_in.open("/")
 
-    monkeypatch.setattr("app.web.visits.time", Clock)
-    await logged_in.open("/")
-
-    assert list(list_cookies(logged_in.page)) == ["__Host-session"]
+    assert "__Host-session" in list_cookies(signed_in.page)
     assert await connection.scalar(select(UserSession.last_used_at)) != long_ago
 
 
-async def test_expired_session_is_out(logged_in: Browser, connection: AsyncConnection) -> None:
+async def test_expired_session_is_signed_out(signed_in: Browser, connection: AsyncConnection) -> None:
     expired = await connection.scalar(select(UserSession.created_at))
     await connection.execute(update(UserSession).values(expires_at=expired))
 
-    await logged_in.open("/")
+    await signed_in.open("/")
 
-    assert "Hello" not in logged_in.text
+    assert "Hello" not in signed_in.text
 
 
-async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAPI, logs: io.StringIO) -> None:
+async def test_disconnect_while_sending_a_form_is_not_logged_as_an_error(app: FastAPI, logs: io.StringIO) -> None:
     app.add_middleware(HangUpMiddleware)
     async with open_browser(app) as browser:
-        await browser.open("/log-in")
-        await browser.send("/log-in", email=EMAIL, password=PASSWORD)
+        await browser.open("/sign-in")
+        await browser.send("/sign-in", email=EMAIL, password=PASSWORD)
 
     assert browser.page.status_code == 400
     assert '"level": "error"' not in logs.getvalue()
@@ -236,12 +243,12 @@ async def test_a_browser_that_hangs_up_in_a_form_is_no_error_of_ours(app: FastAP
     ],
     ids=str,
 )
-@pytest.mark.parametrize("action", ["/log-out", "/log-in", "/sign-up"])
+@pytest.mark.parametrize("action", ["/sign-out", "/sign-in", "/sign-up"])
 async def test_form_from_another_site_is_refused_even_with_a_token(
     browser: Browser, action: str, headers: dict[str, str]
 ) -> None:
-    await browser.open("/log-in")
-    fields = browser.find_form("/log-in")
+    await browser.open("/sign-in")
+    fields = browser.find_form("/sign-in")
 
     answer = await browser.client.post(action, data=fields, headers=headers)
 
@@ -250,39 +257,39 @@ async def test_form_from_another_site_is_refused_even_with_a_token(
 
 
 @pytest.mark.parametrize("token", [None, "", "x", "x.y", "\ud800"], ids=repr)
-@pytest.mark.parametrize("action", ["/log-out", "/log-in", "/sign-up"])
-async def test_form_without_a_token_of_its_own_is_refused(logged_in: Browser, action: str, token: str | None) -> None:
+@pytest.mark.parametrize("action", ["/sign-out", "/sign-in", "/sign-up"])
+async def test_form_without_a_valid_token_is_refused(signed_in: Browser, action: str, token: str | None) -> None:
     fields = {"email": EMAIL, "password": PASSWORD}
     if token is not None:
         fields["csrf_token"] = token.encode("utf-8", "replace").decode()
 
-    answer = await logged_in.client.post(action, data=fields)
+    answer = await signed_in.client.post(action, data=fields)
 
     assert answer.status_code == 403
-    await logged_in.open("/")
-    assert "Hello" in logged_in.text
+    await signed_in.open("/")
+    assert "Hello" in signed_in.text
 
 
-async def test_token_of_another_browser_is_refused(app: FastAPI, logged_in: Browser) -> None:
+async def test_token_of_another_browser_is_refused(app: FastAPI, signed_in: Browser) -> None:
     async with open_browser(app) as other:
-        await other.open("/log-in")
-        token = other.find_form("/log-in")["csrf_token"]
+        await other.open("/sign-in")
+        token = other.find_form("/sign-in")["csrf_token"]
 
-    answer = await logged_in.client.post("/log-out", data={"csrf_token": token})
+    answer = await signed_in.client.post("/sign-out", data={"csrf_token": token})
 
     assert answer.status_code == 403
 
 
-async def test_tokens_of_one_session_differ(logged_in: Browser) -> None:
+async def test_tokens_of_one_session_differ(signed_in: Browser) -> None:
     tokens = set()
     for _ in range(2):
-        await logged_in.open("/")
-        tokens.add(logged_in.find_form("/log-out")["csrf_token"])
+        await signed_in.open("/")
+        tokens.add(signed_in.find_form("/sign-out")["csrf_token"])
 
     assert len(tokens) == 2
 
 
-async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> None:
+async def test_slow_form_holds_no_database_connection(live_url: str) -> None:
     arrives, waits = asyncio.Event(), asyncio.Event()
 
     async def send_slowly() -> AsyncIterator[bytes]:
@@ -306,63 +313,63 @@ async def test_form_that_never_arrives_keeps_nobody_waiting(live_url: str) -> No
     assert refused.status_code == 403
 
 
-async def test_raw_utf8_in_a_form_is_what_was_typed(browser: Browser) -> None:
+async def test_form_may_contain_unescaped_utf8(browser: Browser) -> None:
     password = "пароль от сервера"
     await browser.sign_up("ada@example.com", password)
-    await browser.open("/log-in")
-    token = browser.find_form("/log-in")["csrf_token"]
+    await browser.open("/sign-in")
+    token = browser.find_form("/sign-in")["csrf_token"]
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": ORIGIN}
 
     def form(typed: bytes) -> bytes:
         return b"csrf_token=%s&email=ada@example.com&password=%s" % (token.encode(), typed)
 
-    refused = await browser.client.post("/log-in", content=form(password.encode("cp1251")), headers=headers)
-    entered = await browser.client.post("/log-in", content=form(password.encode()), headers=headers)
+    refused = await browser.client.post("/sign-in", content=form(password.encode("cp1251")), headers=headers)
+    entered = await browser.client.post("/sign-in", content=form(password.encode()), headers=headers)
 
     assert refused.status_code == 400
     assert "UTF-8" in refused.text
     assert (entered.status_code, entered.url.path) == (200, "/")
 
 
-async def test_a_page_takes_its_longest_form_and_no_longer_one(browser: Browser) -> None:
+async def test_longest_form_is_accepted_and_a_longer_one_refused(browser: Browser) -> None:
     longest = {"csrf_token": "x" * 200, "title": "😀" * 200, "description": "😀" * 10_000}
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
 
-    taken = await browser.client.post("/log-out", data=longest)
-    refused = await browser.client.post("/log-out", content=b"%" * (MAX_FORM_BYTES + 1), headers=headers)
+    taken = await browser.client.post("/sign-out", data=longest)
+    refused = await browser.client.post("/sign-out", content=b"%" * (MAX_FORM_BYTES + 1), headers=headers)
 
     assert (taken.status_code, refused.status_code) == (403, 413)
 
 
-async def test_body_that_is_no_form_is_refused(logged_in: Browser) -> None:
-    fields = logged_in.find_form("/log-out")
+async def test_body_of_another_media_type_is_refused(signed_in: Browser) -> None:
+    fields = signed_in.find_form("/sign-out")
 
-    answer = await logged_in.client.post("/log-out", json=fields)
+    answer = await signed_in.client.post("/sign-out", json=fields)
 
     assert answer.status_code == 415
 
 
-async def test_wrong_password_is_said_and_the_address_stays_in_the_form(
+async def test_wrong_password_shows_an_error_and_keeps_the_address(
     browser: Browser, connection: AsyncConnection
 ) -> None:
     await browser.sign_up(EMAIL)
-    await browser.send("/log-in", email=EMAIL, password="wrong password!")
+    await browser.send("/sign-in", email=EMAIL, password="wrong password!")
 
     assert browser.page.status_code == 400
     assert "is not right" in browser.text
-    assert browser.find_form("/log-in")["email"] == EMAIL
+    assert browser.find_form("/sign-in")["email"] == EMAIL
     assert "wrong password!" not in browser.text
     assert "sign-in.failed" in await list_events(connection)
 
 
 @pytest.mark.usefixtures("clock")
-async def test_guessing_is_slowed_down_as_at_the_api(migrated_url: str, database: Database) -> None:
+async def test_sign_in_is_throttled_together_with_the_api(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=2)
 
     async with open_browser(create_app(settings, database)) as browser:
-        await browser.open("/log-in")
+        await browser.open("/sign-in")
         for _ in range(3):
-            await browser.send("/log-in", email=EMAIL, password="wrong password!")
+            await browser.send("/sign-in", email=EMAIL, password="wrong password!")
 
         assert browser.page.status_code == 429
         assert int(browser.page.headers["retry-after"]) >= 1
@@ -372,7 +379,7 @@ async def test_guessing_is_slowed_down_as_at_the_api(migrated_url: str, database
 
 
 @pytest.mark.usefixtures("clock")
-async def test_sign_ups_are_bounded_as_at_the_api(migrated_url: str, database: Database) -> None:
+async def test_sign_up_is_throttled(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_address_attempts=1)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -393,17 +400,17 @@ async def test_second_factor_is_asked_for(
     clock[0] += 60
 
     async with open_browser(app) as browser:
-        await browser.open("/log-in")
-        await browser.send("/log-in", email=user.email, password=PASSWORD)
+        await browser.open("/sign-in")
+        await browser.send("/sign-in", email=user.email, password=PASSWORD)
         assert "second factor" in browser.text
-        await browser.send("/log-in", password=PASSWORD, otp="000000")
+        await browser.send("/sign-in", password=PASSWORD, otp="000000")
         assert "The code is not right." in browser.text
-        await browser.send("/log-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
+        await browser.send("/sign-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
 
         assert "Hello" in browser.text
 
 
-async def test_what_is_wrong_with_a_sign_up_is_said_at_the_field(browser: Browser) -> None:
+async def test_sign_up_errors_are_shown_at_their_fields(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", name="Ada", email="nobody", password="short")
 
@@ -414,7 +421,7 @@ async def test_what_is_wrong_with_a_sign_up_is_said_at_the_field(browser: Browse
     assert browser.find_form("/sign-up")["password"] == ""
 
 
-async def test_address_that_mail_software_decodes_is_refused(browser: Browser) -> None:
+async def test_address_with_an_encoded_word_is_refused(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", email="=?utf-8?q?ada?=@example.com", password=PASSWORD)
 
@@ -422,7 +429,7 @@ async def test_address_that_mail_software_decodes_is_refused(browser: Browser) -
     assert 'id="email-note">must not contain =?' in browser.text
 
 
-async def test_taken_address_is_refused_as_at_the_api(browser: Browser) -> None:
+async def test_sign_up_with_a_taken_address_is_refused(browser: Browser) -> None:
     await browser.sign_up(EMAIL)
     await browser.open("/sign-up")
     await browser.send("/sign-up", email=EMAIL, password=PASSWORD)
@@ -431,7 +438,7 @@ async def test_taken_address_is_refused_as_at_the_api(browser: Browser) -> None:
     assert "already an account" in browser.text
 
 
-async def test_sign_up_that_is_closed_is_no_page(migrated_url: str, database: Database) -> None:
+async def test_closed_sign_up_is_forbidden(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, registration_open=False)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -441,17 +448,17 @@ async def test_sign_up_that_is_closed_is_no_page(migrated_url: str, database: Da
     assert "Sign-up is closed." in browser.text
 
 
-async def test_text_of_strangers_is_shown_and_not_run(browser: Browser) -> None:
+async def test_user_input_is_escaped(browser: Browser) -> None:
     await browser.open("/sign-up")
     await browser.send("/sign-up", email=EMAIL, password=PASSWORD, name="<script>alert(1)</script>")
-    await browser.log_in(EMAIL)
+    await browser.sign_in(EMAIL)
 
     assert "<script" not in browser.text
     assert "&lt;script&gt;" in browser.text
 
 
 @pytest.mark.parametrize("path", ["/", "/forgot-password", "/sign-up"])
-async def test_pages_allow_nothing_from_elsewhere_and_nothing_inline(browser: Browser, path: str) -> None:
+async def test_content_security_policy_forbids_other_sources_and_inline_code(browser: Browser, path: str) -> None:
     await browser.open(path)
 
     assert browser.page.headers["content-security-policy"] == POLICY
@@ -459,7 +466,7 @@ async def test_pages_allow_nothing_from_elsewhere_and_nothing_inline(browser: Br
     assert browser.page.headers["cache-control"] == "no-store"
 
 
-async def test_features_add_sources_to_the_policy_of_pages(settings: Settings, database: Database) -> None:
+async def test_features_add_sources_to_the_content_security_policy(settings: Settings, database: Database) -> None:
     images = Feature(content_security_policy={"img-src": ("https://images.example.com",)})
     scripts = Feature(
         content_security_policy={"img-src": ("data:",), "script-src": ("'self'",), "base-uri": ("'self'",)}
@@ -474,23 +481,25 @@ async def test_features_add_sources_to_the_policy_of_pages(settings: Settings, d
 @pytest.mark.parametrize(
     "path", ["//evil.example", "/\\evil.example", "https://evil.example", "/a/../b", "/a//b", "/a?b", "", "/\n/a"]
 )
-def test_nobody_is_sent_elsewhere_after_the_log_in(path: str) -> None:
+def test_sign_in_redirects_to_this_service_only(path: str) -> None:
     assert own_path(path) == "/"
 
 
-async def test_log_in_as_another_ends_the_session_before(logged_in: Browser, connection: AsyncConnection) -> None:
+async def test_sign_in_as_another_user_ends_the_previous_session(
+    signed_in: Browser, connection: AsyncConnection
+) -> None:
     other = f"{uuid4().hex}@example.com"
-    await logged_in.client.post("/api/v1/users", json={"email": other, "password": PASSWORD})
-    token = logged_in.find_form("/log-out")["csrf_token"]
+    await signed_in.client.post("/api/v1/users", json={"email": other, "password": PASSWORD})
+    token = signed_in.find_form("/sign-out")["csrf_token"]
 
-    await logged_in.client.post("/log-in", data={"csrf_token": token, "email": other, "password": PASSWORD})
+    await signed_in.client.post("/sign-in", data={"csrf_token": token, "email": other, "password": PASSWORD})
 
-    await logged_in.open("/")
-    assert f"Hello, {other}." in logged_in.text
+    await signed_in.open("/")
+    assert f"Hello, {other}." in signed_in.text
     assert len((await connection.scalars(select(UserSession.id))).all()) == 1
 
 
-async def test_static_files_are_named_after_what_is_in_them_and_kept_for_ever(browser: Browser) -> None:
+async def test_static_files_have_hashed_names_and_are_cached_forever(browser: Browser) -> None:
     await browser.open("/")
     (style,) = re.findall(r'<link rel="stylesheet" href="(/static/pages\.[0-9a-f]{16}\.css)">', browser.text)
 
@@ -505,13 +514,13 @@ async def test_static_files_are_named_after_what_is_in_them_and_kept_for_ever(br
 
 @pytest.fixture
 def published(tmp_path: Path) -> dict[str, bytes]:
-    """What a deployment gives the web server."""
+    """Return the files that a deployment copies for the web server."""
     command = [sys.executable, "-m", "app.web.assets", str(tmp_path)]
     subprocess.run(command, check=True)  # noqa: S603  # fixed
     return {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
 
-async def test_web_server_is_given_the_files_that_pages_name(browser: Browser, published: dict[str, bytes]) -> None:
+async def test_published_files_include_all_that_pages_reference(browser: Browser, published: dict[str, bytes]) -> None:
     await browser.open("/")
 
     named = set(re.findall(r'"/static/([^"]+)"', browser.text))
@@ -521,7 +530,7 @@ async def test_web_server_is_given_the_files_that_pages_name(browser: Browser, p
         assert (await browser.client.get(f"/static/{name}")).content == content
 
 
-async def test_browser_gets_a_page_where_there_is_nothing_and_the_api_stays_as_it_was(browser: Browser) -> None:
+async def test_not_found_is_a_page_for_browsers_and_a_problem_document_for_programs(browser: Browser) -> None:
     page = await browser.open("/nothing")
     api = await browser.open("/api/v1/nothing")
     program = await browser.client.get("/nothing", headers={"Accept": "*/*"})
@@ -535,27 +544,27 @@ async def test_browser_gets_a_page_where_there_is_nothing_and_the_api_stays_as_i
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_every_text_that_a_page_names_is_there() -> None:
+async def test_every_referenced_text_exists() -> None:
     sources = [*LOCALES.parent.rglob("*.html"), *LOCALES.parent.rglob("*.py")]
     code = "".join(source.read_text(encoding="utf-8") for source in sources)
-    texts = Texts(LOCALES / "en.toml")
+    texts = Translations(LOCALES / "en.toml")
 
     named = set(re.findall(r"""\bt\(["']([a-z_.]+)["']|["'](flash\.[a-z_]+)["']|title=["']([a-z_.]+)["']""", code))
 
     keys = {next(filter(None, groups)) for groups in named}
     assert len(keys) > 20
     for key in keys:
-        assert texts(key, name="Ada")
+        assert texts(key, name="Ada", status=404)
 
 
-def test_language_without_texts_refuses_the_start() -> None:
-    with pytest.raises(ValidationError, match="must name a file of app/web/locales"):
+def test_language_without_a_file_is_refused_at_start() -> None:
+    with pytest.raises(ValidationError, match="must be the name of a file in app/web/locales"):
         WebSettings(_env_file=None, web_language="xx")
 
 
 @pytest.mark.parametrize("locale", sorted(LOCALES.iterdir()), ids=lambda path: path.stem)
 def test_every_language_has_every_text(locale: Path) -> None:
-    assert Texts(locale).gaps == []
+    assert Translations(locale).gaps == []
 
 
 SIGN_UP = '[sign_up]\ntitle = "Konto anlegen"\n'
@@ -574,17 +583,21 @@ BROKEN_TEXTS = {
     "a format": ('[home]\nhello = "Hallo, {name:d}."', "home.hello must have the placeholders"),
     "no placeholder": ('[home]\nhello = "Hallo."', "home.hello must have the placeholders"),
     "a brace alone": ('[home]\nhello = "Hallo, {name"', "home.hello must have the placeholders"),
-    "a placeholder too many": (SIGN_UP + 'log_in_instead = "{name}"', "sign_up.log_in_instead must have the placeh"),
-    "messages that are none": ('messages = "x"', "messages must be a table"),
-    "a message that is none": (
-        '[messages]\n"The code is not right." = 3',
-        'messages."The code is not right." is missing',
+    "a placeholder too many": (SIGN_UP + 'sign_in_instead = "{name}"', "sign_up.sign_in_instead must have the placeh"),
+    "errors that are no table": ('errors = "x"', "errors must be a table"),
+    "an error that is no text": ("[errors]\nincorrect-code = 3", "errors.incorrect-code is missing"),
+    "an error with an attribute": (
+        '[errors]\nbusy = "{detail.x}"',
+        "errors.busy must have placeholders such as {detail}",
     ),
+    "an error with a format": ('[errors]\nbusy = "{detail:d}"', "errors.busy must have placeholders"),
+    "an error with a number": ('[errors]\nbusy = "{0}"', "errors.busy must have placeholders"),
+    "an error with a brace alone": ('[errors]\nbusy = "{"', "errors.busy must have placeholders"),
 }
 
 
 @pytest.mark.parametrize(("content", "gap"), BROKEN_TEXTS.values(), ids=BROKEN_TEXTS)
-async def test_english_stands_in_for_texts_that_a_language_lacks(
+async def test_missing_texts_fall_back_to_english(
     settings: Settings,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
@@ -596,7 +609,7 @@ async def test_english_stands_in_for_texts_that_a_language_lacks(
     (tmp_path / "xx.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
     monkeypatch.setattr("app.web.settings.LOCALES", tmp_path)
     spoken = WebSettings(_env_file=None, web_language="xx")
-    english = Texts(LOCALES / "en.toml")
+    english = Translations(LOCALES / "en.toml")
 
     async with open_client(create_app(settings.join(spoken), database)) as client:
         page = await client.get("/sign-up")
@@ -607,33 +620,45 @@ async def test_english_stands_in_for_texts_that_a_language_lacks(
     assert gap in note
     assert json.loads(warning)["level"] == "warning"
     assert page.status_code == 200
-    assert english("sign_up.log_in_instead") in page.text
+    assert english("sign_up.sign_in_instead") in page.text
     assert '<html lang="xx"' in page.text
-    assert Texts(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
+    assert Translations(spoken.locale)("home.hello", name="Ada") == "Hello, Ada."
 
 
-def test_a_text_that_is_there_is_used_beside_those_that_are_missing(tmp_path: Path) -> None:
+def test_existing_texts_are_used_although_others_are_missing(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
     file.write_text(SIGN_UP + '[home]\nhello = "{name}, hallo."\n', encoding="utf-8")
 
-    texts = Texts(file)
+    texts = Translations(file)
 
     assert (texts("sign_up.title"), texts("home.hello", name="Ada")) == ("Konto anlegen", "Ada, hallo.")
 
 
-def test_english_texts_that_cannot_be_read_refuse_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreadable_english_texts_are_refused_at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "en.toml").write_text("[sign_up\n", encoding="utf-8")
-    monkeypatch.setattr("app.web.texts.ENGLISH", tmp_path / "en.toml")
+    monkeypatch.setattr("app.web.i18n.ENGLISH", tmp_path / "en.toml")
 
     with pytest.raises(ValidationError, match=r"needs the English texts in app/web/locales/en\.toml"):
         WebSettings(_env_file=None)
 
 
-def test_texts_of_services_are_translated_by_their_sentence(tmp_path: Path) -> None:
+def test_errors_are_translated_by_their_code(tmp_path: Path) -> None:
     file = tmp_path / "xx.toml"
-    file.write_text('[messages]\n"The code is not right." = "Nix da."\n', encoding="utf-8")
+    file.write_text('[errors]\nincorrect-code = "Nix da."\nbusy = "{detail} ({retry_after} s)"\n', encoding="utf-8")
 
-    texts = Texts(file)
+    translations = Translations(file)
 
-    assert texts.translate("The code is not right.") == "Nix da."
-    assert texts.translate("Something else.") == "Something else."
+    assert translations.error("incorrect-code", "Incorrect code.") == "Nix da."
+    assert translations.error("incorrect-code", "A better sentence.") == "Nix da."
+    assert translations.error("busy", "Busy.", retry_after="3") == "Busy. (3 s)"
+
+
+def test_error_falls_back_to_english_without_a_text_or_a_value(tmp_path: Path) -> None:
+    file = tmp_path / "xx.toml"
+    file.write_text('[errors]\nbusy = "Bitte in {retry_after} s wieder."\n', encoding="utf-8")
+
+    translations = Translations(file)
+
+    assert translations.error("conflict", "Something else.") == "Something else."
+    assert translations.error("busy", "Busy.") == "Busy."
+    assert translations.error("busy", "Busy.", retry_after=None) == "Busy."

@@ -1,4 +1,4 @@
-"""The pages of passkeys; tests in a real browser run their script."""
+"""Pages of passkeys. Tests in a real browser run their script."""
 
 import html
 import json
@@ -40,43 +40,43 @@ async def add(browser: Browser, key: Authenticator, name: str = "Phone", **proof
     return re.findall("<code>([A-Z2-7-]+)</code>", browser.text)
 
 
-async def use(browser: Browser, key: Authenticator, form: str = "/log-in/passkey") -> str:
-    """What the script does with the page's form."""
+async def use(browser: Browser, key: Authenticator, form: str = "/sign-in/passkey") -> str:
+    """Do what passkeys.js does with the form of a page."""
     fields = {"csrf_token": browser.find_form(form)["csrf_token"]}
     headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin", "Accept": "*/*"}
-    asked = await browser.client.post("/log-in/passkey/options", data=fields, headers=headers)
+    asked = await browser.client.post("/sign-in/passkey/options", data=fields, headers=headers)
     assert asked.status_code == 200, asked.text
     return json.dumps(key.get(asked.json()))
 
 
-async def test_person_adds_a_passkey_and_logs_in_with_it(app: FastAPI, browser: Browser) -> None:
+async def test_user_adds_a_passkey_and_signs_in_with_it(app: FastAPI, browser: Browser) -> None:
     key = Authenticator()
 
     codes = await add(browser, key)
 
     assert len(codes) == 10
     async with open_browser(app) as other:
-        await other.open("/log-in")
-        await other.send("/log-in/passkey", credential=await use(other, key), next="/account")
+        await other.open("/sign-in")
+        await other.send("/sign-in/passkey", credential=await use(other, key), next="/account")
         assert other.path == "/account", other.text
         await other.open(PASSKEYS)
         assert "Phone" in other.text
         assert "last used" in other.text
 
 
-async def test_password_alone_is_answered_with_the_way_on(app: FastAPI, browser: Browser) -> None:
+async def test_password_alone_leads_to_the_second_factor(app: FastAPI, browser: Browser) -> None:
     key = Authenticator()
     codes = await add(browser, key)
 
     async with open_browser(app) as other:
-        await other.open("/log-in")
-        await other.send("/log-in", email=EMAIL, password=PASSWORD)
+        await other.open("/sign-in")
+        await other.send("/sign-in", email=EMAIL, password=PASSWORD)
         assert "second factor" in other.text
-        await other.send("/log-in", email=EMAIL, password=PASSWORD, otp=codes[0])
+        await other.send("/sign-in", email=EMAIL, password=PASSWORD, otp=codes[0])
         assert other.path == "/"
 
 
-async def test_passkey_stands_in_for_a_code_where_a_page_asks_for_one(browser: Browser) -> None:
+async def test_passkey_replaces_a_code_on_account_pages(browser: Browser) -> None:
     key, spare = Authenticator(), Authenticator()
     await add(browser, key)
 
@@ -85,14 +85,14 @@ async def test_passkey_stands_in_for_a_code_where_a_page_asks_for_one(browser: B
     refused = browser.text
     proof = await use(browser, key, f"{PASSKEYS}/begin")
     assert await add(browser, spare, "Spare key", passkey=proof) == []
-    assert "Your passkey is added." in browser.text
+    assert "The passkey was added." in browser.text
     (first, second) = browser.list_ids(PASSKEYS + "/{}/remove")
     await browser.open(f"{PASSKEYS}/{first}/remove")
     proof = await use(browser, spare, f"{PASSKEYS}/{first}/remove")
     await browser.send(f"{PASSKEYS}/{first}/remove", current_password=PASSWORD, passkey=proof)
 
     assert "send a code of it as otp" in refused
-    assert "The passkey is removed." in browser.text
+    assert "The passkey was removed." in browser.text
     assert browser.list_ids(PASSKEYS + "/{}/remove") == [second]
 
 
@@ -108,7 +108,7 @@ async def test_refused_removal_shows_the_form_again(browser: Browser) -> None:
     assert "The current password is not right." in browser.text
 
 
-async def test_what_is_refused_begins_again(browser: Browser) -> None:
+async def test_refused_passkey_returns_to_the_first_page(browser: Browser) -> None:
     options = await begin(browser)
     foreign = Authenticator(origin="https://evil.example").create(options)
 
@@ -125,25 +125,25 @@ async def test_garbage_is_refused(app: FastAPI, browser: Browser, credential: st
     await browser.send(PASSKEYS, name="Phone", credential=credential)
     added = browser.page.status_code
     async with open_browser(app) as other:
-        await other.open("/log-in")
-        await other.send("/log-in/passkey", credential=credential)
+        await other.open("/sign-in")
+        await other.send("/sign-in/passkey", credential=credential)
 
         assert (added, other.page.status_code) == (422, 422)
-        assert other.find_form("/log-in")
+        assert other.find_form("/sign-in")
 
 
-async def test_challenge_is_for_the_browser_that_asked(app: FastAPI, browser: Browser) -> None:
+async def test_challenge_is_bound_to_its_browser(app: FastAPI, browser: Browser) -> None:
     key = Authenticator()
     await add(browser, key)
 
     async with open_browser(app) as first, open_browser(app) as second:
         for other in (first, second):
-            await other.open("/log-in")
+            await other.open("/sign-in")
         answer = await use(first, key)
-        await second.send("/log-in/passkey", credential=answer)
+        await second.send("/sign-in/passkey", credential=answer)
         by_api = await first.client.post(SIGN_IN, json={"credential": json.loads(await use(first, key))})
         options = (await first.client.post(f"{SIGN_IN}/options")).json()
-        await first.send("/log-in/passkey", credential=json.dumps(key.get(options)))
+        await first.send("/sign-in/passkey", credential=json.dumps(key.get(options)))
 
         assert [second.page.status_code, by_api.status_code, first.page.status_code] == [422] * 3
         assert "challenge" in second.text
@@ -151,29 +151,33 @@ async def test_challenge_is_for_the_browser_that_asked(app: FastAPI, browser: Br
 
 async def test_other_sites_get_no_options(app: FastAPI) -> None:
     async with open_browser(app) as browser:
-        await browser.open("/log-in")
-        fields = {"csrf_token": browser.find_form("/log-in/passkey")["csrf_token"]}
+        await browser.open("/sign-in")
+        fields = {"csrf_token": browser.find_form("/sign-in/passkey")["csrf_token"]}
         foreign = await browser.client.post(
-            "/log-in/passkey/options", data=fields, headers={"Sec-Fetch-Site": "cross-site"}
+            "/sign-in/passkey/options", data=fields, headers={"Sec-Fetch-Site": "cross-site"}
         )
-        without = await browser.client.post("/log-in/passkey/options", data={"csrf_token": "x"})
+        without = await browser.client.post("/sign-in/passkey/options", data={"csrf_token": "x"})
 
     assert (foreign.status_code, without.status_code) == (403, 403)
 
 
-async def test_scripts_run_on_the_pages_with_a_button_for_passkeys_alone(browser: Browser) -> None:
+async def test_scripts_are_allowed_only_on_pages_with_a_passkey_button(browser: Browser) -> None:
     policies = {}
     for path in ("/", "/sign-up", "/verify-email", "/forgot-password", "/account", PASSKEYS):
         policies[path] = (await browser.open(path)).headers["content-security-policy"]
-    await browser.send("/log-out")
-    policies["/log-in"] = (await browser.open("/log-in")).headers["content-security-policy"]
+    await browser.send("/sign-out")
+    policies["/sign-in"] = (await browser.open("/sign-in")).headers["content-security-policy"]
 
-    assert {path for path, policy in policies.items() if policy.endswith(SCRIPTED)} == {"/account", PASSKEYS, "/log-in"}
+    assert {path for path, policy in policies.items() if policy.endswith(SCRIPTED)} == {
+        "/account",
+        PASSKEYS,
+        "/sign-in",
+    }
     assert [path for path, policy in policies.items() if "unsafe" in policy] == []
     assert not re.search(r"<script(?! src=)|\son[a-z]+=", browser.text)
 
 
-async def test_passkey_of_somebody_else_is_not_found(app: FastAPI, browser: Browser) -> None:
+async def test_passkey_of_another_user_is_not_found(app: FastAPI, browser: Browser) -> None:
     await add(browser, Authenticator())
     await browser.open(PASSKEYS)
     (passkey_id,) = browser.list_ids(PASSKEYS + "/{}/remove")

@@ -1,4 +1,4 @@
-"""The pages of one's todos; they go when app/todos does."""
+"""Pages of todos. Delete this file together with app/todos."""
 
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -26,12 +26,12 @@ async def add(browser: Browser, title: str) -> str:
     return browser.list_ids('action="/todos/{}')[0]
 
 
-async def test_person_adds_ticks_edits_and_deletes_a_todo(browser: Browser) -> None:
-    assert "There is nothing to do." in browser.text
+async def test_user_adds_completes_edits_and_deletes_a_todo(browser: Browser) -> None:
+    assert "You have no todos." in browser.text
 
     todo_id = await add(browser, "Buy <milk>")
     assert "Buy &lt;milk&gt;" in browser.text
-    assert "Added." in browser.text
+    assert "Todo added." in browser.text
 
     await browser.send(f"/todos/{todo_id}")
     assert 'class="done">Buy' in browser.text
@@ -47,17 +47,17 @@ async def test_person_adds_ticks_edits_and_deletes_a_todo(browser: Browser) -> N
 
     await browser.open("/todos")
     await browser.send(f"/todos/{todo_id}/delete")
-    assert "There is nothing to do." in browser.text
+    assert "You have no todos." in browser.text
 
 
-async def test_title_that_shows_nothing_is_refused_with_a_sentence(browser: Browser) -> None:
+async def test_invisible_title_is_refused_at_its_field(browser: Browser) -> None:
     await browser.send("/todos", title="\N{ZERO WIDTH SPACE}")
 
     assert browser.page.status_code == 422
     assert 'id="title-note">must not be empty' in browser.text
 
 
-async def test_edit_leaves_the_tick_and_the_tick_leaves_the_rest(browser: Browser) -> None:
+async def test_edit_keeps_a_todo_completed(browser: Browser) -> None:
     todo_id = await add(browser, "Buy milk")
     await browser.send(f"/todos/{todo_id}")
     await browser.open(f"/todos/{todo_id}")
@@ -67,7 +67,7 @@ async def test_edit_leaves_the_tick_and_the_tick_leaves_the_rest(browser: Browse
     assert 'class="done">Buy milk' in browser.text
 
 
-async def test_long_list_has_pages(browser: Browser) -> None:
+async def test_long_list_is_paginated(browser: Browser) -> None:
     for number in range(21):
         await add(browser, f"Number {number}.")
     assert "Number 0." not in browser.text
@@ -79,7 +79,7 @@ async def test_long_list_has_pages(browser: Browser) -> None:
     assert "Number 1." not in browser.text
 
 
-async def test_what_is_wrong_is_said_where_it_was_typed(browser: Browser) -> None:
+async def test_error_is_shown_at_its_field(browser: Browser) -> None:
     await browser.send("/todos", title="  ")
 
     assert browser.page.status_code == 422
@@ -87,7 +87,7 @@ async def test_what_is_wrong_is_said_where_it_was_typed(browser: Browser) -> Non
     assert 'aria-invalid="true"' in browser.text
 
 
-async def test_edit_that_is_refused_changes_nothing_and_keeps_what_was_typed(browser: Browser) -> None:
+async def test_refused_edit_changes_nothing_and_keeps_the_input(browser: Browser) -> None:
     todo_id = await add(browser, "Buy milk")
     await browser.open(f"/todos/{todo_id}")
 
@@ -99,19 +99,19 @@ async def test_edit_that_is_refused_changes_nothing_and_keeps_what_was_typed(bro
     assert "Buy milk" in browser.text
 
 
-async def test_nobody_sets_what_no_form_has(browser: Browser) -> None:
+async def test_unknown_field_is_refused(browser: Browser) -> None:
     await browser.send("/todos", title="Buy milk", owner_id=str(uuid4()))
 
     assert browser.page.status_code == 422
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", ""), ("POST", ""), ("POST", "/delete")])
-async def test_todo_of_someone_else_is_not_found(app: FastAPI, browser: Browser, method: str, path: str) -> None:
+async def test_todo_of_another_user_is_not_found(app: FastAPI, browser: Browser, method: str, path: str) -> None:
     todo_id = await add(browser, "Buy milk")
 
     async with open_browser(app) as other:
         await other.enter("eve@example.com")
-        fields = other.find_form("/log-out") | {"title": "Mine"}
+        fields = other.find_form("/sign-out") | {"title": "Mine"}
         answer = await other.client.request(method, f"/todos/{todo_id}{path}", data=fields)
 
     assert answer.status_code == 404
@@ -120,33 +120,31 @@ async def test_todo_of_someone_else_is_not_found(app: FastAPI, browser: Browser,
     assert "Buy milk" in browser.text
 
 
-async def test_stranger_is_asked_to_log_in_and_comes_back(app: FastAPI, browser: Browser) -> None:
+async def test_sign_in_leads_back_to_the_requested_todo(app: FastAPI, browser: Browser) -> None:
     todo_id = await add(browser, "Buy milk")
 
     async with open_browser(app) as stranger:
         await stranger.open(f"/todos/{todo_id}")
-        assert stranger.path == "/log-in"
-        assert "Log in first." in stranger.text
-        await stranger.send("/log-in", email="ada@example.com", password="correct horse battery staple")
+        assert stranger.path == "/sign-in"
+        assert "Sign in to continue." in stranger.text
+        await stranger.send("/sign-in", email="ada@example.com", password="correct horse battery staple")
 
     assert stranger.path == f"/todos/{todo_id}"
 
 
-async def test_form_of_a_session_that_has_ended_leads_to_the_log_in(
-    browser: Browser, connection: AsyncConnection
-) -> None:
+async def test_form_of_an_ended_session_leads_to_the_sign_in(browser: Browser, connection: AsyncConnection) -> None:
     await connection.execute(delete(UserSession))
 
     await browser.send("/todos", title="Too late")
 
-    assert browser.path == "/log-in"
-    await browser.log_in("ada@example.com")
+    assert browser.path == "/sign-in"
+    await browser.sign_in("ada@example.com")
     await browser.open("/todos")
-    assert "There is nothing to do." in browser.text
+    assert "You have no todos." in browser.text
 
 
 @pytest.mark.parametrize("path", ["", "/{}", "/{}/delete"])
-async def test_form_without_its_token_changes_nothing(browser: Browser, path: str) -> None:
+async def test_form_without_a_token_changes_nothing(browser: Browser, path: str) -> None:
     todo_id = await add(browser, "Buy milk")
 
     answer = await browser.client.post(f"/todos{path.format(todo_id)}", data={"title": "Changed"})

@@ -2,6 +2,7 @@ import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
+from pydantic_core import PydanticCustomError
 
 from app.accounts.second_factor.passkeys import PasskeyAnswer
 from app.core.http.schemas import MAX_CODE_LENGTH, RequestModel, normalize_code
@@ -14,7 +15,9 @@ TOTP_CODE = re.compile("[0-9]" * DIGITS)
 def _read_totp_code(typed: str) -> str:
     code = normalize_code(typed).replace("-", "")
     if not TOTP_CODE.fullmatch(code):
-        raise ValueError(f"must be the {DIGITS}-digit code from the authenticator app")
+        raise PydanticCustomError(
+            "totp_code", "must be the {digits}-digit code from the authenticator app", {"digits": DIGITS}
+        )
     return code
 
 

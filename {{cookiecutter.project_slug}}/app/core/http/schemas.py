@@ -13,6 +13,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from app.core.addresses import MailAddress
 
@@ -75,13 +76,13 @@ class TimestampedModel(ResponseModel):
 def _refuse_nul(value: str) -> str:
     # PostgreSQL cannot store NUL.
     if "\0" in value:
-        raise ValueError("must not contain the character NUL")
+        raise PydanticCustomError("nul_character", "must not contain the character NUL")
     return value
 
 
 def _refuse_control(value: str) -> str:
     if any(unicodedata.category(character) == "Cc" for character in value):
-        raise ValueError("must not contain control characters")
+        raise PydanticCustomError("control_characters", "must not contain control characters")
     return value
 
 
@@ -103,14 +104,14 @@ def _empty_blank(value: str) -> str:
 
 def _refuse_empty(value: str) -> str:
     if not value:
-        raise ValueError("must not be empty")
+        raise PydanticCustomError("blank", "must not be empty")
     return value
 
 
 def _refuse_display_name(value: object) -> object:
     # The validator would extract the address from `Ada <ada@example.com>`.
     if isinstance(value, str) and "<" in value:
-        raise ValueError("must be an address without a name")
+        raise PydanticCustomError("display_name", "must be an address without a name")
     return value
 
 

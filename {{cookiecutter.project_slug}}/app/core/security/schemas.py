@@ -2,6 +2,7 @@ import unicodedata
 from typing import Annotated
 
 from pydantic import AfterValidator, SecretStr
+from pydantic_core import PydanticCustomError
 
 from app.core.security.password_strength import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, normalize_password
 
@@ -11,9 +12,13 @@ def _check_password(value: SecretStr) -> SecretStr:
     password = normalize_password(value.get_secret_value())
     # JSON can contain lone surrogates, which UTF-8 cannot encode.
     if any(unicodedata.category(character) == "Cs" for character in password):
-        raise ValueError("must not contain surrogates")
+        raise PydanticCustomError("surrogates", "must not contain surrogates")
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
-        raise ValueError(f"must have {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+        raise PydanticCustomError(
+            "password_length",
+            "must have {min_length} to {max_length} characters",
+            {"min_length": MIN_PASSWORD_LENGTH, "max_length": MAX_PASSWORD_LENGTH},
+        )
     return value
 
 

@@ -1,5 +1,5 @@
-// A button with data-passkey asks the browser for a passkey, puts its answer into the form and sends it. Without
-// JavaScript these buttons stay hidden, and the rest of the pages works as ever.
+// A button with data-passkey asks the browser for a passkey, puts the response into the form and submits the form.
+// Without JavaScript these buttons stay hidden, and the rest of the pages works.
 "use strict";
 
 const ceremonies = {
@@ -9,14 +9,14 @@ const ceremonies = {
   },
   get: async (form) => {
     const body = new URLSearchParams({ csrf_token: form.elements.csrf_token.value });
-    const answer = await fetch("/log-in/passkey/options", { method: "POST", body });
-    if (!answer.ok) throw new Error(`The options were refused with ${answer.status}.`);
-    const options = await answer.json();
+    const response = await fetch("/sign-in/passkey/options", { method: "POST", body });
+    if (!response.ok) throw new Error(`The options were refused with ${response.status}.`);
+    const options = await response.json();
     return navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(options) });
   },
 };
 
-async function answer(button, field, problem) {
+async function submitPasskey(button, field, problem) {
   const form = button.form;
   if (!form.reportValidity()) return;
   button.disabled = problem.hidden = true;
@@ -26,17 +26,17 @@ async function answer(button, field, problem) {
     field.disabled = false;
     form.submit();
   } catch {
-    // Also when the person has changed their mind, which browsers do not tell from a failure.
+    // Browsers report a cancelled dialog as a failure.
     problem.hidden = false;
   }
   button.disabled = false;
 }
 
-// Browsers of before 2025 lack it.
+// Missing in browsers from before 2025.
 if (window.PublicKeyCredential?.parseCreationOptionsFromJSON) {
   for (const button of document.querySelectorAll("[data-passkey]")) {
     const [field, problem] = [button.previousElementSibling, button.nextElementSibling];
-    button.addEventListener("click", () => answer(button, field, problem));
+    button.addEventListener("click", () => submitPasskey(button, field, problem));
     button.hidden = false;
   }
 }

@@ -1,8 +1,8 @@
 #!/bin/sh
-# nginx in front of all instances of the application.
-#   proxy.sh start          the container's process: writes what nginx includes, keeps it right, and becomes nginx
-#   proxy.sh drain [ID...]  take these containers out of use, and return when their last request is answered;
-#                           without an ID: nobody is out of use any more
+# Run nginx in front of all instances of the application.
+#   proxy.sh start          the container's command: write the files that nginx includes, keep them up to date, run nginx
+#   proxy.sh drain [ID...]  take these containers out of use, and return when their last request has been answered;
+#                           without an ID, put all containers back into use
 #   proxy.sh health         the container's health check
 set -eu
 
@@ -13,7 +13,7 @@ DRAIN_SECONDS=90
 GIVEN=/etc/nginx/tls
 cd /run/nginx
 
-say() {
+log() {
     echo "proxy: $*" >&2
 }
 
@@ -27,16 +27,16 @@ is_pair() {
             "$(openssl pkey -pubout -in "$1/privkey.pem" 2> /dev/null)" ]
 }
 
-# Takes the certificate that was given, or makes one until there is one. Succeeds when there is something new.
+# Install the given certificate, or create a self-signed one if there is none yet. Succeeds if the certificate has changed.
 take_certificate() {
     mkdir -p -m 0700 tls
     if is_pair "$GIVEN" && ! cmp -s "$GIVEN/fullchain.pem" tls/fullchain.pem; then
         cp "$GIVEN/privkey.pem" "$GIVEN/fullchain.pem" tls/
-        say "using the certificate in secrets/tls"
+        log "using the certificate in secrets/tls"
     elif [ ! -e tls/fullchain.pem ]; then
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/CN=$DOMAIN" \
             -addext "subjectAltName=DNS:$DOMAIN" -keyout tls/privkey.pem -out tls/fullchain.pem 2> /dev/null
-        say "no certificate in secrets/tls: using a self-signed one"
+        log "there is no certificate in secrets/tls: using a self-signed one"
     else
         return 1
     fi
@@ -46,8 +46,8 @@ is_ready() {
     curl --silent --fail --max-time 2 --output /dev/null "http://$1:$PORT/health/ready"
 }
 
-# Lets those in who are ready. Who is in stays in until it is gone or drained: what it says about itself is worth
-# more than what nginx could say in its place.
+# Print the servers to use: those that are ready, and those that were used before and are neither gone nor drained. One that is
+# not ready any more stays: its own error responses are more helpful than nginx's.
 list_servers() {
     for address in $(addresses_of "$NETWORK_NAME"); do
         server="server $address:$PORT max_fails=1 fail_timeout=5s;"
@@ -57,14 +57,14 @@ list_servers() {
     done
 }
 
-# Succeeds when there is something new. With nobody to serve, those who were there last stay.
+# Succeeds if the servers have changed. If there are none, the last ones stay.
 write_instances() {
     servers=$(list_servers)
     [ -n "$servers" ] || return 1
     printf 'upstream app {\ninclude service/upstream.conf;\n%s\n}\n' "$servers" > instances.new
     ! cmp -s instances.new instances.conf || return 1
     mv instances.new instances.conf
-    say "serving from $(echo "$servers" | cut -d ' ' -f 2 | tr '\n' ' ')"
+    log "serving from $(echo "$servers" | cut -d ' ' -f 2 | tr '\n' ' ')"
 }
 
 watch() {
@@ -81,20 +81,20 @@ start() {
     HTTPS_SUFFIX=
     [ "$HTTPS_PORT" = 443 ] || HTTPS_SUFFIX=":$HTTPS_PORT"
     export HTTPS_SUFFIX
-    # shellcheck disable=SC2016  # the names, for envsubst
+    # shellcheck disable=SC2016  # envsubst expands them
     envsubst '$DOMAIN $HTTPS_SUFFIX' < /etc/nginx/proxy/site.conf.template > site.conf
     : > drained
     printf 'upstream app {\ninclude service/upstream.conf;\nserver 127.0.0.1:%s down;\n}\n' "$PORT" > instances.conf
-    write_instances || say "nobody is ready yet"
+    write_instances || log "no instance is ready yet"
     take_certificate
     touch heartbeat
-    # Without the watch the container has to start anew.
+    # If the loop ends, stop nginx, so that the container restarts.
     { watch || true; kill -QUIT 1; } &
     exec nginx -g 'daemon off;'
 }
 
 list_workers() {
-    # A process that ends while it is looked at is an error to grep.
+    # grep fails if a process ends meanwhile.
     grep -ls '^nginx: worker' /proc/[0-9]*/cmdline || true
 }
 
@@ -104,7 +104,7 @@ is_in_use() {
 
 drain() {
     deadline=$(($(date +%s) + DRAIN_SECONDS))
-    # nginx finishes in its old workers what they have begun.
+    # After a reload, the old workers finish the requests that they have begun.
     old_workers=$(list_workers)
     for id in "$@"; do addresses_of "$id"; done > drained.new
     in_use=false
@@ -112,7 +112,7 @@ drain() {
         if is_in_use "$address"; then in_use=true; fi
     done < drained.new
     mv drained.new drained
-    # What nginx does not ask has no requests, and no reload replaces the workers.
+    # If none of them is in use, there is nothing to wait for: nginx is not reloaded, and its workers stay.
     $in_use || return 0
     while read -r address; do
         while is_in_use "$address"; do pause "$address is still in use"; done
@@ -123,7 +123,7 @@ drain() {
 }
 
 pause() {
-    [ "$(date +%s)" -lt "$deadline" ] || { say "$1"; exit 1; }
+    [ "$(date +%s)" -lt "$deadline" ] || { log "$1"; exit 1; }
     sleep 0.2
 }
 

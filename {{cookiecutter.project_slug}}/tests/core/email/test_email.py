@@ -45,7 +45,7 @@ def server_tls(certificate: Path) -> ssl.SSLContext:
 @pytest.fixture
 def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(core_email, "_tls_context", lambda: context)
+    monkeypatch.setattr("app.core.email.delivery._tls_context", lambda: context)
 
 
 def decode(content: bytes, header: str) -> str:

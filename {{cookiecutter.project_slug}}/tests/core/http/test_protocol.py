@@ -430,7 +430,7 @@ async def test_no_header_is_an_error_of_ours(
     app = create_app(settings, database)
     requests = [("GET", path) for path in ("/", f"{USERS}/me", f"{USERS}/", "/docs/assets/swagger-ui.css")]
     # Of every kind: JSON, a form, a page's form where there are pages, a preflight.
-    requests += [("POST", USERS), ("POST", TOKEN_PATH), ("POST", "/log-in"), ("OPTIONS", USERS)]
+    requests += [("POST", USERS), ("POST", TOKEN_PATH), ("POST", "/sign-in"), ("OPTIONS", USERS)]
     async with open_client(app) as client:
         for method, path in requests:
             for value in NONSENSE:
@@ -449,7 +449,7 @@ async def test_no_header_is_an_error_of_ours(
     "path",
     [
         *("/health%0a", "/metrics%0a", "/openapi.json%0a", "/api/v1/users/me%0a", "/metrics%0a/", "/nowhere%0a"),
-        *("/%00", "/log-in%0d", "/log-in%0d/", "/a%1fb/", "/static/%7f", f"{TOKEN_PATH}%09"),
+        *("/%00", "/sign-in%0d", "/sign-in%0d/", "/a%1fb/", "/static/%7f", f"{TOKEN_PATH}%09"),
     ],
 )
 async def test_a_control_character_in_a_path_is_refused(client: httpx2.AsyncClient, method: str, path: str) -> None:

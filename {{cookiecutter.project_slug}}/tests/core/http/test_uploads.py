@@ -469,7 +469,7 @@ async def test_no_other_route_takes_a_form_with_files(client: httpx2.AsyncClient
         ("POST", TOKEN_PATH, "application/x-www-form-urlencoded"),
         ("PUT", "/api/v1/tested-uploads/7/receipt/more", MULTIPART),
         ("POST", RECEIPT, MULTIPART),
-        ("POST", "/log-in", "application/x-www-form-urlencoded"),
+        ("POST", "/sign-in", "application/x-www-form-urlencoded"),
     ],
 )
 async def test_every_other_path_keeps_its_bound(

@@ -16,7 +16,7 @@ ESCAPE = "\x1b"
 LINES = """
 import logging, structlog
 from app.core.config.server import ServerSettings
-from app.core.logging import configure_logging
+from app.core.observability.logging import configure_logging
 
 configure_logging(ServerSettings(_env_file=None, log_format="console"))
 structlog.get_logger("app").info("first", path="/x")

@@ -33,7 +33,7 @@ SCRIPT = """
 import asyncio, os, sys
 from uuid import UUID
 from app.core.config.load import load_settings
-from app.core.storage import create_store
+from app.core.storage.store import create_store
 
 async def chunks(deadly):
     for _ in range(192):

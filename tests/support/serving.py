@@ -1,4 +1,4 @@
-"""Start a project's server as a person does, and see that nothing of it stays."""
+"""Start a project's server, and check that none of its processes is left after it is stopped."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.conftest import person_environment
+from tests.support.programs import person_environment
 
-START_TIMEOUT_SECONDS = 300  # the first start installs
+START_TIMEOUT_SECONDS = 300  # the first start installs the packages
 STOP_TIMEOUT_SECONDS = 60
 ANSWER_TIMEOUT_SECONDS = 60
-# Below what systems give to connections of their own: such a port could be taken before the server has it.
+# Below the ephemeral ports: another connection could take one of those before the server binds it.
 PORTS = range(20_000, 32_000)
 
 
@@ -54,10 +54,10 @@ class Answer:
 
 
 class RunningServer:
-    """A command that serves, in a terminal of its own."""
+    """A command that serves, in a session of its own as in a terminal."""
 
     def __init__(self, command: Sequence[str], folder: Path, *, probe: str = "/docs", **variables: str) -> None:
-        """`probe` is answered once the server serves."""
+        """Start the command and wait until the path `probe` responds with 200."""
         self._probe = probe
         self._port = find_free_port()
         self._mark = uuid4().hex
@@ -65,7 +65,7 @@ class RunningServer:
         started = time.monotonic()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["env", "--default-signal=HUP", *command],  # under nohup, it would be ignored
+                ["env", "--default-signal=HUP", *command],  # nohup would leave SIGHUP ignored
                 cwd=folder,
                 env=person_environment(PORT=str(self._port), TEST_MARK=self._mark, **variables),
                 stdin=subprocess.DEVNULL,
@@ -122,24 +122,24 @@ class RunningServer:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def list_processes(self) -> dict[int, str]:
-        """Every process that the command has started, and itself: they inherit its environment."""
+        """Return the command and all its descendants, found by a variable that they inherit."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if self._mark.encode() in (folder / "environ").read_bytes():
                     found[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
-            except OSError:  # it has ended, or is somebody else's
+            except OSError:  # the process has ended, or belongs to another user
                 continue
         return found
 
     def stop(self, number: int, *, group: bool) -> None:
-        """Signal the command alone, or the group as a terminal does at Ctrl-C; nothing of it may stay."""
+        """Signal the command, or its group as Ctrl-C does, and check that no process is left."""
         (os.killpg if group else os.kill)(self.process.pid, number)
         wait_until(self._has_ended, STOP_TIMEOUT_SECONDS, lambda: f"the command ends; its log:\n{self.read_log()}")
         wait_until(lambda: not self.list_processes(), STOP_TIMEOUT_SECONDS, lambda: f"{self.list_processes()} end")
 
     def clean_up(self) -> None:
-        """End what a failed test has left, gently at first: a database that is killed needs time to notice."""
+        """End the processes that a failed test has left; SIGTERM first, so that a database can shut down."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.list_processes():
                 with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Answers that a person may type and that break templates, and a folder that breaks recipes."""
+"""Texts that break careless templates, and names of folders that break careless recipes."""
 
 FOLDER = "it's 100 % $HOME & a #folder"
 # PostgreSQL's initdb fails in a path with `$`.

@@ -1,4 +1,4 @@
-"""Programs for the Python of a deployed project: they store a file as a feature would, and read it."""
+"""Programs that run in a deployed project and store a file, as a feature would, or read it."""
 
 _FRAME = """
 import asyncio
@@ -7,12 +7,12 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from app.api import SETTINGS
-from app.core.config.load import load_settings
-from app.core.database import open_database
-from app.core.storage import create_store
-from app.files import service
 from app.accounts.models import User
+from app.core.config.load import load_settings
+from app.core.db.session import open_database
+from app.core.storage.store import create_store
+from app.features import SETTINGS
+from app.files import service
 
 settings = load_settings(SETTINGS)
 store = create_store(settings)
@@ -30,7 +30,7 @@ async def main():
 asyncio.run(main())
 """
 
-# With the content as its argument; prints the file's id.
+# Takes the content as its argument and prints the file's id.
 STORE_FILE = _FRAME.replace(
     "BODY",
     """
@@ -44,7 +44,7 @@ STORE_FILE = _FRAME.replace(
         print(saved.id)
     """.strip(),
 )
-# With the id as its argument; prints the content.
+# Takes the id as its argument and prints the content.
 READ_FILE = _FRAME.replace(
     "BODY",
     """

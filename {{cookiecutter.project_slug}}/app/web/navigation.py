@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 
 @dataclass(frozen=True)
-class Section:
-    """Pages that belong together; with a path, the menu of who is signed in leads there."""
+class PageGroup:
+    """Pages that belong together; those with a path are in the menu of signed-in users."""
 
     router: APIRouter
     path: str | None = None

@@ -1,4 +1,4 @@
-"""A real browser, driven as a person would: what it complains about is kept, and pages are judged in it."""
+"""A real browser that collects errors and warnings and checks pages with axe."""
 
 import os
 import shutil
@@ -9,17 +9,17 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect, sync_playwright
 
-# The system's: Playwright would download one of its own.
+# The system's browsers; Playwright would download its own.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     *("--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-# A busy machine is no failure.
+# Long, so that a busy machine fails no test.
 PATIENCE_MILLISECONDS = 60_000
-# The longest way by keyboard through any of the pages.
+# More than any page has focusable elements.
 MOST_STOPS = 60
-# What Chromium says in the console of any page that is answered with an error.
+# Chromium logs this for every page with an error status.
 REFUSAL = "Failed to load resource: the server responded with a status of "
 
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
@@ -47,7 +47,7 @@ def open_chromium(*more_flags: str) -> Iterator[Browser]:
 
 
 class Person:
-    """A page of a browser, and what there was to complain about; names are those that a screen reader says."""
+    """A browser page and the complaints of the browser. Elements are found by their accessible names."""
 
     def __init__(self, context: BrowserContext, base_url: str) -> None:
         self.context = context

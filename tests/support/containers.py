@@ -1,4 +1,4 @@
-"""Bring up a baked project's containers as an operator does, and use them through nginx."""
+"""The containers of a baked project: started as an operator starts them, and used through nginx."""
 
 import json
 import os
@@ -18,15 +18,29 @@ from uuid import uuid4
 
 import httpx2
 
-from tests.conftest import BakedProject, person_environment
-from tests.programs import run_program
-from tests.serving import find_free_port, wait_until
+from tests.support.programs import person_environment, run_program
+from tests.support.projects import BakedProject
+from tests.support.serving import find_free_port, wait_until
 
 DOMAIN = "example.com"
 PASSWORD = "correct horse battery staple"
 RECOVERY_SECONDS = 90
 COMMAND_SECONDS = 400  # a build that downloads everything
 TAG = "1.3.0"
+ADMIN = "you@example.com"
+PAGE_ORIGIN = "https://pages.example.com"
+BROWSER_HEADERS = {"Accept": "text/html,*/*;q=0.8"}
+SECURITY_HEADERS = {
+    "strict-transport-security": "max-age=31536000",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+# Above nginx's rate limit and below its limit of connections.
+CONCURRENCY = 30
+# `migrate` has exited, but its container still exists.
+HARDENED = ("proxy", "app", "backup", "db", "migrate")
+RUNNING = HARDENED[:-1]
 
 
 def has_engine() -> bool:
@@ -49,7 +63,7 @@ def run_docker(*arguments: str, check: bool = True, folder: Path | None = None, 
 
 
 class Terminal:
-    """Runs the lines of a manual as a person does: in a terminal, typing when a text shows up."""
+    """Runs commands in a terminal, and types an answer when its prompt appears."""
 
     def __init__(self, script: str, folder: Path, environment: Mapping[str, str]) -> None:
         self._script, self.output = script, ""
@@ -77,7 +91,7 @@ class Terminal:
             code = self._process.wait(max(1, deadline - time.monotonic()))
         finally:
             self._end()
-        # Ctrl-C is how one leaves a log.
+        # Ctrl-C ends a command that follows a log.
         allowed = {0, 130, -signal.SIGINT} if "\x03" in typed.values() else {0}
         assert code in allowed, f"{self._script}: {code}\n{self.output[-20000:]}"
         assert not remaining, f"{self._script}: no {remaining.keys()} in\n{self.output[-20000:]}"
@@ -85,11 +99,11 @@ class Terminal:
     def _read(self, deadline: float) -> str:
         with selectors.DefaultSelector() as selector:
             selector.register(self._screen, selectors.EVENT_READ)
-            is_there = selector.select(max(0, deadline - time.monotonic()))
-        assert is_there, f"{self._script}: not within {COMMAND_SECONDS} seconds\n{self.output[-20000:]}"
+            is_readable = selector.select(max(0, deadline - time.monotonic()))
+        assert is_readable, f"{self._script}: not within {COMMAND_SECONDS} seconds\n{self.output[-20000:]}"
         try:
             return os.read(self._screen, 65536).decode(errors="replace")
-        except OSError:  # the last program has let go of the terminal
+        except OSError:  # the last program has closed the terminal
             return ""
 
     def _end(self) -> None:
@@ -100,7 +114,7 @@ class Terminal:
 
 
 class Stack:
-    """The containers of one project: for production, or as a plain `docker compose` finds them."""
+    """The containers of one project, in production or with the development settings."""
 
     def __init__(self, project: BakedProject, *, production: bool = True) -> None:
         self.project = project
@@ -114,7 +128,7 @@ class Stack:
             "ACCESS_LOG": "true",
             "TAG": TAG,
         }
-        # A reload of nginx closes idle connections, as a request may find out.
+        # No connection is reused: a reload of nginx closes idle connections, and a request on one would fail.
         fresh = httpx2.Limits(max_keepalive_connections=0)
         self.client = httpx2.Client(verify=unverified(), timeout=30, limits=fresh)
 
@@ -129,7 +143,7 @@ class Stack:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '50', check=False)}") from None
 
     def follow(self, script: str, folder: Path | None = None, typed: Mapping[str, str] | None = None) -> str:
-        """Run a block of the manual, once its beginning is done: after `export COMPOSE_FILE=compose.yaml`."""
+        """Run a block of the manual with COMPOSE_FILE set, as the manual's first deployment sets it."""
         variables = {"TERM": "dumb", "COMPOSE_FILE": "compose.yaml", **self.variables, **engine_variables()}
         terminal = Terminal(script, folder or self.project.path, person_environment(**variables))
         terminal.run(typed or {})
@@ -156,7 +170,7 @@ class Stack:
         return self.compose("exec", "-T", service, *command, check=check)
 
     def kill(self, container: str) -> None:
-        """End a container's first process as a crash would: `docker kill` would count as the operator's wish."""
+        """Kill a container's first process, as a crash would; `docker kill` would count as a deliberate stop."""
         pid = self.inspect(container)["State"]["Pid"]
         command = ["python", "-c", f"import os; os.kill({pid}, 9)"]
         run_docker("run", "--rm", "--privileged", "--pid=host", "--user=0", "--entrypoint=", self.image, *command)
@@ -169,8 +183,8 @@ class Stack:
         response: httpx2.Response = client.request(method, url, headers=headers, extensions=extensions, **options)
         return response
 
-    def request_patiently(self, method: str, path: str, **options: Any) -> httpx2.Response:  # noqa: ANN401  # passed on to httpx2, which declares them
-        """Wait as long as the sign-in limit says no."""
+    def request_with_retries(self, method: str, path: str, **options: Any) -> httpx2.Response:  # noqa: ANN401  # passed on to httpx2, which declares them
+        """Repeat the request while the rate limit refuses it."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while (response := self.request(method, path, **options)).status_code == 429:
             assert time.monotonic() < deadline, "the limit does not end"
@@ -179,25 +193,25 @@ class Stack:
 
     def delete_account(self, headers: dict[str, str]) -> None:
         proof = {"current_password": PASSWORD}
-        confirmed = self.request_patiently("POST", "/api/v1/auth/confirmation", json=proof, headers=headers)
+        confirmed = self.request_with_retries("POST", "/api/v1/auth/confirmation", json=proof, headers=headers)
         confirmation = {"X-Confirmation": confirmed.json()["confirmation"]}
         deleted = self.request("DELETE", "/api/v1/users/me", headers=headers | confirmation)
         assert deleted.status_code == 204, deleted.text
 
     def sign_up(self) -> dict[str, str]:
-        """Return the headers of a new account."""
-        return self.log_in(self.create_account())
+        """Create an account, and return the headers that authenticate it."""
+        return self.sign_in(self.create_account())
 
     def create_account(self) -> str:
         email = f"{uuid4().hex}@example.com"
         account = {"email": email, "password": PASSWORD}
-        response = self.request_patiently("POST", "/api/v1/users", json=account)
+        response = self.request_with_retries("POST", "/api/v1/users", json=account)
         assert response.status_code == 201, response.text
         return email
 
-    def log_in(self, email: str) -> dict[str, str]:
+    def sign_in(self, email: str) -> dict[str, str]:
         form = {"grant_type": "password", "username": email, "password": PASSWORD}
-        response = self.request_patiently("POST", "/api/v1/auth/token", data=form)
+        response = self.request_with_retries("POST", "/api/v1/auth/token", data=form)
         assert response.status_code == 200, response.text
         return {"Authorization": f"Bearer {response.json()['access_token']}"}
 
@@ -205,7 +219,7 @@ class Stack:
         return self.request("POST", "/api/v1/todos", json={"title": title}, headers=headers, **options)
 
     def list_todos(self, headers: dict[str, str]) -> set[str]:
-        """Every title."""
+        """Return the titles of all todos."""
         titles: set[str] = set()
         query: dict[str, str] = {"limit": "100"}
         while True:
@@ -220,17 +234,17 @@ class Stack:
             return self.request("GET", "/api/v1/users/me").status_code == 401
         return False
 
-    def wait_until_it_answers(self) -> None:
+    def wait_until_ready(self) -> None:
         wait_until(self.answers, RECOVERY_SECONDS, lambda: "the service answers")
 
     def serving(self) -> list[str]:
-        """The instances that nginx hands requests to."""
+        """Return the addresses of the instances that nginx uses."""
         text = self.execute("proxy", "cat", "/run/nginx/instances.conf")
         return [line.split()[1] for line in text.splitlines() if line.startswith("server ")]
 
 
 class Load:
-    """Clients that write and read until they are stopped, each request on a connection of its own."""
+    """Clients that write and read until they are stopped, with a new connection for each request."""
 
     def __init__(self, stack: Stack, headers: dict[str, str], clients: int = 3, pause_seconds: float = 0.1) -> None:
         self._stack, self._headers, self._pause = stack, headers, pause_seconds
@@ -244,7 +258,7 @@ class Load:
         while not self._stop.wait(self._pause):
             title = uuid4().hex
             try:
-                # A connection that is used again may be closed in this moment, as nginx reloads: HTTP allows that.
+                # HTTP allows nginx to close an idle connection at any moment, as it does when it reloads.
                 with httpx2.Client(verify=unverified(), timeout=30) as client:
                     written = self._stack.add_todo(self._headers, title, client=client).status_code
                 with httpx2.Client(verify=unverified(), timeout=30) as client:
@@ -260,7 +274,7 @@ class Load:
             self.failures += [str(status) for status in (written, read) if status not in {200, 201}]
 
     def wait_for_answers(self, count: int) -> None:
-        """Wait until so many more requests were answered."""
+        """Wait for this number of further successful responses."""
         goal = self.answered + count
         wait_until(
             lambda: self.answered >= goal, RECOVERY_SECONDS, lambda: f"{count} more answers, after {self.failures[-3:]}"
@@ -287,14 +301,60 @@ def read_manual_text(project: BakedProject) -> str:
 
 
 def read_manual(project: BakedProject) -> dict[str, list[str]]:
-    """Return its commands: blocks, by the heading that they stand under."""
+    """Return the blocks of commands on that page, by heading."""
     sections = dict(section.split("\n", 1) for section in re.split(r"(?m)^## ", read_manual_text(project))[1:])
     return {heading: re.findall(r"(?ms)^```sh\n(.*?)^```", text) for heading, text in sections.items()}
 
 
 def unverified() -> ssl.SSLContext:
-    """What `curl --insecure` does: the certificate is self-signed until one is given."""
+    """Return a context that accepts any certificate: it is self-signed until the operator installs one."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def list_with_exited(stack: Stack, service: str) -> list[str]:
+    """List the containers of a service, including those that have exited."""
+    return stack.compose("ps", "--all", "--quiet", service).split()
+
+
+def describe_network(stack: Stack, name: str) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the engine
+    return json.loads(run_docker("network", "inspect", f"{stack.project.path.name}_{name}"))[0]
+
+
+def address_in(stack: Stack, service: str, network: str) -> str:
+    (container,) = stack.list_containers(service)
+    networks = stack.inspect(container)["NetworkSettings"]["Networks"]
+    address: str = networks[f"{stack.project.path.name}_{network}"]["IPAddress"]
+    return address
+
+
+def find_in_log(stack: Stack, service: str, pattern: str) -> list[str]:
+    """Wait for matches in a service's log and return them: a line may appear after the response that it describes."""
+    found: list[str] = []
+
+    def has_matches() -> bool:
+        found[:] = re.findall(pattern, stack.compose("logs", "--no-log-prefix", service))
+        return bool(found)
+
+    wait_until(has_matches, RECOVERY_SECONDS, lambda: f"{service} logs {pattern}")
+    return found
+
+
+def list_workers(stack: Stack) -> set[int]:
+    """Return the ids of the workers: the children of the container's first process."""
+    return set(map(int, stack.execute("app", "cat", "/proc/1/task/1/children").split()))
+
+
+def kill_a_worker(stack: Stack) -> None:
+    stack.execute("app", "python", "-c", f"import os; os.kill({min(list_workers(stack))}, 9)")
+
+
+def kill_the_application(stack: Stack) -> None:
+    stack.kill(stack.list_containers("app")[0])
+
+
+def commit(project: BakedProject, message: str) -> None:
+    project.run(["git", "add", "--all"])
+    project.run(["git", "-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", message])

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from playwright.sync_api import Error, ViewportSize
 
-from tests.browsers import Person, open_chromium
-from tests.conftest import ROOT, run_cookiecutter
-from tests.serving import serve
+from tests.support.browsers import Person, open_chromium
+from tests.support.projects import run_cookiecutter
+from tests.support.serving import serve
+from tests.support.template import ROOT
 
 FOLDER = ROOT / "docs" / "screenshots"
 DESKTOP = ViewportSize(width=800, height=600)
@@ -18,23 +19,23 @@ TRIES = 20
 
 
 def fill_in(person: Person) -> None:
-    """From the sign-up to a list of todos."""
+    """Sign up, sign in, and add todos."""
     person.open("/sign-up")
     for label, text in (("Name", "Ada"), ("E-mail address", "ada@example.com"), ("Password", PASSWORD)):
         person.fill(label, text)
     person.press("Sign up")
     person.fill("E-mail address", "ada@example.com")
     person.fill("Password", PASSWORD)
-    person.press("Log in")
+    person.press("Sign in")
     person.open("/todos")
     for title in ("Call Charles about the engine", "Order the cake", "Write the invitations"):
         person.fill("New todo", title)
         person.press("Add")
-    person.press("Tick", within="cake")
+    person.press("Mark as done", within="cake")
 
 
 def take(person: Person, name: str) -> None:
-    """On a busy machine Chromium may fail to capture the screen, for a moment."""
+    """Take a picture; retry, because Chromium may fail to capture the screen on a busy machine."""
     for _ in range(TRIES):
         with suppress(Error):
             person.page.screenshot(path=FOLDER / f"{name}.png", scale="css")

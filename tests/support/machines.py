@@ -1,4 +1,4 @@
-"""A fresh server with systemd, reached through five commands, and its website."""
+"""A fresh server with systemd, controlled by five commands, and its website."""
 
 import fcntl
 import itertools
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.programs import run_program
-from tests.serving import Answer, wait_until
+from tests.support.programs import run_program
+from tests.support.serving import Answer, wait_until
 
-# The folder of the programs up, run, push, reboot and down: see CONTRIBUTING.md.
+# The folder of the commands up, run, push, reboot and down; see CONTRIBUTING.md.
 COMMANDS = os.environ.get("TEST_MACHINE_COMMANDS")
-# What `up` is to make instead of the oldest Debian that is supported.
+# The release of the system for all servers, instead of those that the tests choose.
 RELEASE = os.environ.get("TEST_MACHINE_RELEASE")
-# The longest is the provision: a minute or two on an idle machine.
+# A provision takes the longest: a minute or two on an idle machine.
 TIMEOUT_SECONDS = 600
 
 
@@ -44,11 +44,11 @@ class Machine:
         return done.stdout
 
     def run(self, script: str) -> str:
-        """Run a shell script as root; what it printed is in the failure's message."""
+        """Run a shell script as root, and return its output; a failure shows the output."""
         return self._must("run", self.name, "--", "bash", "-euo", "pipefail", "-c", script).strip()
 
     def fails(self, script: str) -> str:
-        """Run a shell script that must fail, and return what it printed."""
+        """Run a shell script that must fail, and return its output."""
         done = self._call("run", self.name, "--", "bash", "-euo", "pipefail", "-c", script)
         assert done.returncode != 0, f"{script} did not fail:\n{done.stdout[-10000:]}"
         return done.stdout
@@ -61,13 +61,13 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Its address as this machine reaches it: the one it would answer us from."""
+        """The address from which the server answers this machine."""
         return self.run("ip -4 -o route get 192.0.2.1 | sed 's/.* src \\([0-9.]*\\).*/\\1/'")
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """Hold a lock that all processes of the tests share, and that ends with its holder."""
+def exclusive_lock(name: str) -> Iterator[None]:
+    """Hold a lock that all processes of the tests share; the system releases it if the process dies."""
 
     def is_ours() -> bool:
         try:
@@ -87,8 +87,8 @@ def start_machine(release: str | None) -> Iterator[Machine]:
     options = ["-r", chosen] if (chosen := RELEASE or release) else []
     machine = Machine(Path(COMMANDS), f"t{uuid4().hex[:7]}")
     try:
-        # One at a time: the first may have to make what the others start from.
-        with alone("test-machine"):
+        # One at a time: the first call may build the image that the others start from.
+        with exclusive_lock("test-machine"):
             machine._must("up", *options, machine.name)
         yield machine
     finally:
@@ -96,7 +96,7 @@ def start_machine(release: str | None) -> Iterator[Machine]:
 
 
 class Connection(HTTPSConnection):
-    """To the machine, whatever address the name has elsewhere."""
+    """Connects to the server's address, whatever the name resolves to."""
 
     def __init__(self, site: "Site") -> None:
         super().__init__(site.domain, timeout=20, context=site.context)
@@ -108,13 +108,13 @@ class Connection(HTTPSConnection):
 
 
 class Site:
-    """The service on a machine, over HTTPS; its certificate is verified."""
+    """The service on a server, over HTTPS; the certificate is verified."""
 
     def __init__(self, address: str, domain: str, trusted: str) -> None:
         self.address = address
         self.domain = domain
         self.context = ssl.create_default_context(cadata=trusted)
-        # The one that is self-signed is not an authority.
+        # The self-signed certificate is not that of an authority.
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
     def request(
@@ -154,7 +154,7 @@ class Site:
         wait_until(self.answers, timeout_seconds, lambda: "the service answers")
 
     def redirect_of(self, path: str) -> tuple[int, str | None]:
-        """What plain HTTP answers."""
+        """Return the status and the location of a request over plain HTTP."""
         with closing(HTTPConnection(self.address, 80, timeout=20)) as connection:
             connection.request("GET", path, headers={"Host": self.domain})
             response = connection.getresponse()
@@ -162,12 +162,12 @@ class Site:
 
 
 class Load:
-    """Requests at a steady rate below nginx's limits, half of them POSTs, half over connections that stay open."""
+    """Requests at a steady rate below nginx's limits: half are POSTs, half use persistent connections."""
 
     THREADS = 4
     INTERVAL_SECONDS = 0.12
-    LONGEST_SECONDS = 300
-    # The last request of each, that nobody answers.
+    MAX_SECONDS = 300
+    # Long enough for the last request of each thread to time out.
     STOP_SECONDS = 60
 
     def __init__(self, site: Site, token: str) -> None:
@@ -181,7 +181,7 @@ class Load:
 
     def _work(self, number: int) -> None:
         kept = Connection(self._site) if number % 2 else None
-        deadline = time.monotonic() + self.LONGEST_SECONDS
+        deadline = time.monotonic() + self.MAX_SECONDS
         for count in itertools.count():
             if self._stopping.is_set() or time.monotonic() > deadline:
                 break

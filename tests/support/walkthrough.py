@@ -1,11 +1,11 @@
-"""Follow a document to the letter: write its files, change the lines that it names, and run its commands."""
+"""Follow a document word for word: write its files, change the lines that it names, and run its commands."""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# A paragraph, and the block of code that it introduces.
+# A paragraph and the block of code after it.
 BLOCK = re.compile(r"(?ms)^((?:[^\n`][^\n]*\n|`(?!``)[^\n]*\n)*)\n?^```(\w+)\n(.*?)^```$")
 EMPTY_FILE = re.compile(r"`([\w/.]+)` is an empty file\.")
 WHOLE_FILE = re.compile(r"`([\w/.]+)`(?: is now)?:$")
@@ -17,7 +17,7 @@ COMMANDS, ILLUSTRATION = "sh", "py"
 
 @dataclass(frozen=True)
 class Step:
-    """Something that the document tells its reader to do, and what it says about it."""
+    """A block of code in the document, and the paragraph that introduces it."""
 
     text: str
     language: str
@@ -48,7 +48,7 @@ class Step:
 
 def read_steps(document: str) -> Iterator[Step]:
     for text, language, code in BLOCK.findall(document):
-        # A paragraph may break its lines anywhere.
+        # A line may break anywhere in a paragraph.
         yield Step(text.strip().replace("\n", " "), language, code)
 
 
