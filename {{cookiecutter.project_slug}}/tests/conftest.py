@@ -162,7 +162,7 @@ def shared_app(migrated_url: str) -> FastAPI:
 
 @pytest.fixture
 def outgoing() -> Iterator[Outgoing]:
-    """What other services answer and were asked; a call that no test expects fails it."""
+    """A fake of other services; a request that the test does not expect fails the test."""
     outgoing = Outgoing()
     yield outgoing
     assert not outgoing.unexpected, outgoing.complaint

@@ -1,4 +1,4 @@
-"""What many processes do with one database when they start together."""
+"""Many processes that start at the same time with one database."""
 
 import os
 import re
@@ -36,7 +36,7 @@ TOGETHER = 8
 def start_together(url: str, **changes: str) -> list[object]:
     """Start many processes at once, stop them when all are ready, and return what they said."""
     with ExitStack() as stack:
-        # One moment for all: what starts after a reset that another one has made would reset anew.
+        # One moment for all: what starts after a reset that another one has made would reset again.
         environment = make_environment(url, DATABASE_POOL_SIZE="1", SERVICE_STARTED_AT=str(time.time()), **changes)
         servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
         for server in servers:

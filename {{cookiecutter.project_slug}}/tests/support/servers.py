@@ -29,7 +29,7 @@ from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_setti
 # Generous, for machines that do much else; what is waited for comes within moments.
 PATIENCE_SECONDS = 120
 START = ("./start.sh",)
-# What start.sh runs is one of these; where the files of several are, each is tested.
+# start.sh runs one of these. If the files of several are present, each one is tested.
 MANAGERS: dict[str, tuple[str, ...]] = {
     path.parent.name: ("python", "-m", f"deploy.{path.parent.name}.{path.stem}")
     for path in sorted(ROOT.glob("deploy/*/run_*.py"))
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 def make_environment(url: str, **changes: str) -> dict[str, str]:
-    """What a process needs, and nothing of the machine's."""
+    """Return the environment of a process; it inherits nothing else from this one."""
     return {
         # First the folder of this `python`, which is also that of `gunicorn` and `uvicorn`.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -115,7 +115,7 @@ class Server:
 
     @property
     def workers(self) -> set[int]:
-        """The living ones; uvicorn tells of those that serve, gunicorn also of those that it starts."""
+        """The live workers; uvicorn logs those that serve, gunicorn also those that it starts."""
         booted = re.findall(r"(?:Booting worker with pid: |Started server process \[)(\d+)", self.log)
         return {int(pid) for pid in booted if is_running(int(pid))}
 
@@ -143,7 +143,7 @@ class Server:
         try:
             return self.get("/health/live").status_code == 200
         except (IndexError, httpx2.TransportError):
-            # Not even its address is known as yet.
+            # The address of the server is not known yet.
             return False
 
     def wait_for_event(self, words: str) -> None:

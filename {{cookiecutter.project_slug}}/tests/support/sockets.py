@@ -1,4 +1,4 @@
-"""Sockets as systemd hands them over, and what the service makes of who comes through them."""
+"""Sockets as systemd passes them, and the client address that the service takes from their connections."""
 
 import socket
 import sys

@@ -35,7 +35,7 @@ class FeatureRoute(APIRoute):
     - An unauthenticated caller gets a 401 before anything else is validated.
     - A form that a page of another site posts is never parsed as JSON.
     - A route without authentication rejects unsafe methods from pages of other sites, except for CORS_ORIGINS. Browsers
-      send such forms without a preflight, and rate limits would count the attempts of whoever visits the page.
+      send such forms without a preflight, and rate limits would count the attempts of the visitors of the page.
     - Responses of a route with authentication get `Cache-Control: no-store`, unless the route sets the header itself.
     - A route with an upload gets the body limit of the upload, and documents its body.
     """

@@ -1,4 +1,4 @@
-"""URL-encoded forms: what is read, what is refused, and what reading costs."""
+"""URL-encoded forms: valid and rejected input, and the cost of parsing."""
 
 import re
 import time
@@ -77,7 +77,7 @@ def test_too_many_fields_are_refused(body: bytes) -> None:
 
 
 def take_time(act: Callable[[bytes], object], body: bytes) -> float:
-    """Return the least processor time of some attempts: a pause in between is not what the act costs."""
+    """Return the minimum CPU time of several attempts, which a pause of the machine does not affect."""
     times = []
     for _ in range(7):
         started = time.process_time()
@@ -87,7 +87,7 @@ def take_time(act: Callable[[bytes], object], body: bytes) -> float:
 
 
 def replace_each(body: bytes) -> bytes:
-    """What other acts are compared with, for machines differ in their speed."""
+    """The reference for other measurements, because machines differ in speed."""
     return re.sub(rb"%(?!x)", b"%25", body)
 
 

@@ -482,7 +482,7 @@ async def test_every_other_path_keeps_its_bound(
         method, path, content=body, headers={**user.headers, "Content-Type": media_type, **length}
     )
 
-    # What is no route, or not this method's, has no reason to read.
+    # Without a matching route or method, there is no reason to read the body.
     assert response.status_code == 413 or (not has_length and response.status_code in {404, 405})
     assert response.headers["content-type"] == "application/problem+json"
     assert body.sent_bytes <= CHUNK + 1

@@ -1,4 +1,4 @@
-"""What becomes of the files of workers that have ended: no count is lost or added twice, and nothing piles up."""
+"""Metrics files of ended workers are merged: no count is lost or added twice, and no file remains."""
 
 import os
 import shutil

@@ -94,7 +94,7 @@ def test_a_stop_answers_what_is_asked_and_says_that_it_is_not_ready(
         client = server.open_client()
         user = sign_up(client)
         with blocked_writes(url):
-            # What uses the connection from now on is the write.
+            # From now on only the write uses the connection.
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 0, "the end of all else")
             writing = threads.submit(client.patch, ME, json={"name": "Slow"}, headers=user)
             # With the one that asks.
@@ -205,7 +205,7 @@ def test_a_killed_worker_is_replaced_and_its_counts_are_kept(url: str, command: 
         wait_for(lambda: ask(server, answers, counts) and server.count_started() == 3, "the new worker")
 
         wait_for(lambda: count_requests(server) == len(answers), "the counts of all three")
-        # The one that asks.
+        # The connection that reads the metric.
         wait_for(lambda: read_metric(server, "http_requests_in_flight") == 1, "the end of all other requests")
         assert counts == sorted(counts)
         assert set(answers) == {401}
@@ -389,7 +389,7 @@ def test_the_development_server_restarts_when_the_code_changes(url: str, project
 
 
 def is_reloading(server: Server, changed: Path) -> bool:
-    # A watcher that first looks after a change takes it for what has always been there.
+    # A watcher that starts after a change does not notice it.
     changed.touch()
     return "Reloading..." in server.log
 
@@ -403,7 +403,7 @@ def read_status(server: Server) -> str | None:
 
 
 def test_the_development_server_ends_with_its_parent(url: str) -> None:
-    # As a terminal or an editor that is killed leaves its children.
+    # Simulates a killed terminal or editor, whose children stay.
     parent = ["sh", "-c", "./start-reload.sh & wait"]
     with run_server(url, parent) as server:
         processes = started_processes(server)

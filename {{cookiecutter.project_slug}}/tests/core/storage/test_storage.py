@@ -53,7 +53,7 @@ asyncio.run(main())
 
 @pytest.fixture(params=KINDS)
 def variables(request: pytest.FixtureRequest, storage_folder: Path) -> dict[str, str]:
-    """What names the store, in the environment."""
+    """The environment variables that configure the store."""
     if request.param == "folder":
         return {"STORAGE_FOLDER": str(storage_folder)}
     return {f"STORAGE_S3_{name}": os.environ[f"TEST_S3_{name}"] for name in S3_VARIABLES}
