@@ -30,11 +30,11 @@ class Outcome:
 
 
 def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
-    """Run a command in this process, with nothing of the machine's environment."""
+    """Run a command in this process, with an empty environment."""
     clean: dict[str, str | None] = dict.fromkeys(env_names(Settings, *SETTINGS))
     given = {**ENVIRONMENT, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
     result = CliRunner().invoke(cli, arguments, input=stdin, env=clean | given)
-    # Anything else would be a traceback on the terminal.
+    # Any other exception would print a traceback.
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     return Outcome(result.exit_code, result.stdout, result.stderr)
 

@@ -104,7 +104,7 @@ async def test_pages_of_other_sites_end_no_session(client: httpx2.AsyncClient, u
 
 
 def list_open(app: FastAPI) -> Iterator[tuple[str, str]]:
-    """List the operations that change something and need no caller."""
+    """List the unsafe operations without authentication."""
     for path, operations in app.openapi()["paths"].items():
         for method, operation in operations.items():
             if method.upper() not in SAFE_METHODS and not operation.get("security"):
