@@ -12,10 +12,10 @@ export MYPY_CACHE_DIR := $(CURDIR)/.mypy_cache
 # Even a make that is killed takes the one that it started along, where the system can do that.
 TOGETHER := $(if $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo yes),setpriv --pdeathsig TERM)
 
-# What shows the pages to their tests; none is fetched.
+# The browser for the tests of pages; it is not downloaded.
 BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name))))
 
-# What shares the database's connections in a test.
+# The connection pooler for a test.
 POOLER := $(shell command -v pgbouncer || ls /usr/sbin/pgbouncer 2> /dev/null)
 
 # A hint for machines whose pip.conf names an index, a certificate or a proxy, which uv does not read.

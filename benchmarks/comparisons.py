@@ -68,7 +68,7 @@ class Target:
 
 @dataclass
 class Samples:
-    """What the rounds of one target gave."""
+    """The measurements of all rounds of one target."""
 
     server_us: list[float] = field(default_factory=list)
     database_us: list[float] = field(default_factory=list)
@@ -133,7 +133,7 @@ def compare_cached(cached: Server, driver: Server, account: Account) -> Row:
 
 
 def compare_queries(service: Server, driver: Server, account: Account) -> Iterator[Row]:
-    """What asks the database, beside the same question put to its driver."""
+    """Compare queries of the service with the same queries of the driver."""
     assert service.database
     one = "FastAPI, JWT, one query of the driver"
     for name, goal, floor, ours, theirs in (

@@ -1,4 +1,4 @@
-"""What the service is measured beside: the least that an application can do for the same answer.
+"""Minimal applications with the same responses, which the service is compared with.
 
 They have no settings, errors, logs or checks. `FLOOR_DATABASE` is where the service's data is, `FLOOR_KEY` its
 key, `FLOOR_ISSUER` the name in its tokens.
@@ -194,7 +194,7 @@ async def read_liveness() -> Liveness:
 
 
 def idle() -> FastAPI:
-    """What a worker cannot do without: an engine that has connected once."""
+    """The minimum of a worker: an engine that has connected once."""
 
     @asynccontextmanager
     async def connect(_app: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""A bounded load on loopback: so many clients, each of which asks again once it was answered.
+"""A closed-loop load on loopback: a number of clients, each of which sends its next request after a response.
 
 It runs in a process of its own, on cores of its own. It needs some 30 us a request: a slower server has no rest.
 """

@@ -35,7 +35,7 @@ HANG_SECONDS = 10
 
 
 def ask_until(base_url: str, is_over: Callable[[], bool]) -> list[bool]:
-    """Tell of each request whether it was answered."""
+    """Return for each request whether it was answered."""
     outcomes = []
     connection = HTTPConnection(urlsplit(base_url).netloc, timeout=PATIENCE_SECONDS)
     while not is_over():
@@ -125,7 +125,7 @@ class Measured:
 
 
 def read_memory_mib(pid: int) -> float:
-    """What it alone has, and its share of what it has with others."""
+    """Return its private memory and its share of the memory that it shares (PSS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 

@@ -1,4 +1,4 @@
-"""What was measured: tables for people and READMEs, and a plot."""
+"""The report of the measurements: tables for people and READMEs, and a plot."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Row:
     database_us: float
     per_second: float
     floor_per_second: float
-    # Milliseconds, at so many clients that the server has no rest.
+    # In milliseconds, with enough clients to saturate the server.
     p50: float
     p99: float
 

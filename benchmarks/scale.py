@@ -1,4 +1,4 @@
-"""What becomes of the service with more workers, clients, rows and requests."""
+"""How the service scales with workers, clients, rows and requests."""
 
 import time
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def _milliseconds(service: Server, account: Account, name: str) -> float:
 
 
 def _walk(service: Server, account: Account, pages: int, limit: int = 100) -> str:
-    """Return the cursor behind so many pages of 20, as a client gets there."""
+    """Return the cursor after this number of pages of 20, by requesting each page as a client does."""
     cursor = ""
     for _ in range(pages * 20 // limit):
         query = f"?limit={limit}" + (f"&cursor={cursor}" if cursor else "")

@@ -28,7 +28,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 class Usage:
-    """What a process and its children have used so far."""
+    """The resources that a process and its children have used so far."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -38,7 +38,7 @@ class Usage:
         return sum(time.user + time.system for time in times)
 
     def memory_mib(self) -> float:
-        """What each has alone, and its share of what it has with others."""
+        """Return the private memory of each process and its share of the memory that it shares (PSS)."""
         return sum(process.memory_full_info().pss for process in tree(self._pid)) / 1024**2
 
     def open_files(self) -> int:

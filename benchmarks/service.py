@@ -114,7 +114,7 @@ def measure_postgres(folder: Path) -> Iterator[Row | Finding]:
         yield from measure_start(folder, project, database)
         with serve_project(project, database) as service:
             yield from measure_sign_ins(service)
-            # Not before: so many sign-ins end older sessions.
+            # Afterwards, because this many sign-ins end older sessions.
             account = open_account(service)
             yield from scale.measure_soak(service, database, account)
             yield from scale.measure_clients(service, account)

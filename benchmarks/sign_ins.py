@@ -1,4 +1,4 @@
-"""What many sign-ins at once cost everybody else: `make bench-sign-ins`.
+"""The effect of many concurrent sign-ins on other requests: `make bench-sign-ins`.
 
 Serves a baked project (SQLite, gunicorn, one worker, production's hash parameters) on loopback, and asks for
 `/health/live` while people sign in, 50 at a time: with hashing bounded, as it is by default, and without the bound.

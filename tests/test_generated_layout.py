@@ -32,7 +32,7 @@ SHORTEST_LINE, FILL = 64, 100
 # Python's own style has two blank lines between definitions.
 PYTHON = {".py", ".mako"}
 
-# What a text calls the files that some choices remove: by their paths, or by names that no other file has.
+# Names of the files that some choices remove: their paths, or file names that are unique.
 CONDITIONAL = {name: name for name in TEXTS if list_conditions(name)}
 CONDITIONAL |= {
     base: name
@@ -47,7 +47,7 @@ OPENING = re.compile(r"[\[{(]$|\b(then|do|else)$")
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
 # The first words of a line; a link is never broken.
 FIRST_WORD = re.compile(r"\s*(\[[^\]]*\]\([^)]*\)\S*|\S+)")
-# What begins a part of a file, which a blank line separates from the part before.
+# The first line of a part of a file; a blank line separates it from the previous part.
 PARTS = {
     "compose": re.compile(r"[\w.-]+:|  [\w.-]+:$"),
     "configuration": re.compile(r"\["),

@@ -53,9 +53,9 @@ def create_app(
     http_transport: "AsyncBaseTransport | None" = None,
     features: Sequence[Feature] = FEATURES,
 ) -> FastAPI:
-    """Build the service, from the environment unless settings are given.
+    """Create the application; by default, the settings are loaded from the environment.
 
-    Tests pass their database, their features, and the transport of a fake for calls to other services.
+    Tests pass a database, features, and a fake transport for requests to other services.
     """
     record_start_time()
     if settings is None:
@@ -93,7 +93,7 @@ def _create_lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
         if settings.reset_db or settings.update_db:
-            # Not above: with its imports, it is for who does both at once.
+            # Imported lazily: only UPDATE_DB and RESET_DB need Alembic.
             from app.startup import prepare_database
 
             await prepare_database(settings, features)
@@ -105,7 +105,7 @@ def _create_lifespan(
                     await stack.enter_async_context(run_sender(settings, opened, email_renderers(features)))
             purges = [feature.purge for feature in features if feature.purge]
             await stack.enter_async_context(purge_periodically(opened, settings, purges))
-            # One connection for each concurrent request: a slow service that one feature calls starves no other.
+            # A connection per concurrent request, so that a slow upstream service cannot starve other features.
             http = await stack.enter_async_context(open_http_client(settings.max_concurrent_requests, http_transport))
             shutdown = stack.enter_context(track_shutdown_signals())
             state = State(
@@ -131,7 +131,7 @@ def _exception_handlers(features: Iterable[Feature]) -> dict[Any, Any]:
 
 
 async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], state: State) -> dict[str, object]:
-    """Raises ValueError where two features give the same key to the state of requests."""
+    """Enter the lifespans of the features; raises ValueError if two of them add the same key to the state."""
     entered: dict[str, object] = {**state}
     for feature in features:
         if feature.lifespan is None:
@@ -157,26 +157,26 @@ def email_renderers(features: Iterable[Feature] = FEATURES) -> dict[str, Rendere
 
 
 def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middleware]:
-    """The outermost first."""
+    """Return the middleware, the outermost first."""
     middleware = [Middleware(StartupErrorMiddleware)]
     if settings.worker_class == "asgi":
-        # Alone among the workers it leaves the client's address to the application.
+        # With any other worker class the server handles the forwarded headers.
         middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
     middleware += [
         Middleware(
             CorrelationIdMiddleware,
             validator=is_request_id,
-            # Return no id: `mark_request_id` makes one, and marks those that a client sent.
+            # No id: `mark_request_id` generates one, or marks the client's.
             generator=str,
             transformer=mark_request_id,
-            # Nobody reads it there.
+            # The service does not read the header.
             update_request_header=False,
         ),
         Middleware(MetricsMiddleware),
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
-    # Further in, nothing knows of HEAD: what turns errors into pages needs their bodies.
+    # Outside of the features, whose middleware may need the body of an error.
     middleware.append(Middleware(HeadMiddleware))
     middleware += [each for feature in features for each in feature.middleware]
     middleware.append(Middleware(ProblemDetailsMiddleware))
@@ -214,7 +214,7 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
 
 
 def _include_features(app: FastAPI, settings: Settings, features: Sequence[Feature]) -> None:
-    # Each by itself: every router around another one looks for the route once more.
+    # No common router: every level of nesting repeats the search for the route.
     for feature in features:
         for router in feature.api_routers:
             app.include_router(

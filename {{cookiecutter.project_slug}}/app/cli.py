@@ -18,7 +18,7 @@ from app.core.commands import LOOP_FACTORY, add_commands, fail, run
 from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
 from app.core.config.settings import Settings
 from app.core.db import migrations
-from app.core.db import purge as housekeeping
+from app.core.db import purge as purging
 from app.core.db.backup import BackupError, restore_backup, write_backup
 from app.core.db.session import open_database
 from app.core.errors import AppError, first_line
@@ -35,7 +35,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # What `load_settings` of app/core/commands.py loads.
+    # For `load_settings` in app/core/commands.py.
     context_settings={"obj": SETTINGS},
 )
 db = typer.Typer(help="Manage the database.", no_args_is_help=True)
@@ -44,15 +44,15 @@ cli.add_typer(db, name="db")
 
 @cli.command()
 def serve(
-    reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes, for development.")] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes, kept alive by uvicorn.")] = 1,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes (development).")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Number of worker processes.")] = 1,
 ) -> None:
-    """Serve from one process; start.sh serves with several, for all of the machine's cores."""
+    """Run the service in one process; start.sh runs one worker per core."""
     settings = load_settings_or_exit(SETTINGS)
     record_start_time()
     if reload:
         exit_with_parent()
-    # uvicorn raises it again once it has stopped; to stop when told to is a success.
+    # uvicorn raises the signal again after its shutdown: exit with 0.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     with metrics_directory() if workers > 1 else nullcontext():
         start = uvicorn.run if reload or workers > 1 or settings.unix_socket else _serve_alone
@@ -64,7 +64,7 @@ def serve(
             uds=str(settings.unix_socket) if settings.unix_socket else None,
             reload=reload,
             reload_dirs=[str(ROOT / "app")] if reload else None,
-            # Not WEB_CONCURRENCY, which uvicorn reads too.
+            # Explicitly, because uvicorn would read WEB_CONCURRENCY.
             workers=workers,
             timeout_worker_healthcheck=settings.worker_timeout_seconds,
             log_config=logging_config(settings),
@@ -76,7 +76,7 @@ def serve(
 
 
 def _serve_alone(app: str, **options: Any) -> None:  # noqa: ANN401  # passed on to uvicorn.Config, which declares them
-    """Do what `uvicorn.run` does, on a socket as its workers have it: one for all of IPv6 also takes IPv4."""
+    """Do the same as `uvicorn.run`, but bind the socket as for workers, so that an IPv6 one is dual-stack."""
     config = uvicorn.Config(app, **options)
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
@@ -87,23 +87,25 @@ def _serve_alone(app: str, **options: Any) -> None:  # noqa: ANN401  # passed on
 
 @cli.command()
 def check() -> None:
-    """Explain every problem of the configuration."""
+    """Check the configuration and explain every problem."""
     settings = load_settings_or_exit(SETTINGS)
     for note in settings.notes:
         typer.echo(f"Note: {note}.")
-    typer.echo(f"The configuration works: {settings.environment}, {settings.url.render_as_string(hide_password=True)}")
+    typer.echo(
+        f"The configuration is valid: {settings.environment}, {settings.url.render_as_string(hide_password=True)}"
+    )
 
 
 @cli.command()
 def purge() -> None:
-    """Delete what nobody needs any more: expired sessions, old audit events and the like; the service also does."""
+    """Delete expired data (the running service also does this periodically)."""
     deleted = run(purge_database(load_settings_or_exit(SETTINGS)))
-    typer.echo(f"Done: {deleted:,} rows are gone.")
+    typer.echo(f"Done: {deleted:,} rows deleted.")
 
 
 async def purge_database(settings: Settings) -> int:
     async with open_database(settings) as database:
-        return await housekeeping.purge(database, settings, [feature.purge for feature in FEATURES if feature.purge])
+        return await purging.purge(database, settings, [feature.purge for feature in FEATURES if feature.purge])
 
 
 @cli.command()
@@ -113,20 +115,20 @@ def openapi() -> None:
 
 
 @db.command()
-def upgrade(revision: Annotated[str, typer.Argument(help="Alembic's notation.")] = "head") -> None:
-    """Bring the schema to head, or to REVISION."""
+def upgrade(revision: Annotated[str, typer.Argument(help="An Alembic revision.")] = "head") -> None:
+    """Upgrade the schema to REVISION."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Upgrading to {revision} ...")
     if run(migrations.upgrade(settings, revision)):
         typer.echo("Done.")
     else:
-        typer.echo("A newer release has migrated this database: the schema stays as it is.")
+        typer.echo("A newer release has migrated this database: the schema is unchanged.")
 
 
-# So that -1 is a revision and no option.
+# Otherwise -1 would be an option.
 @db.command(context_settings={"ignore_unknown_options": True})
-def downgrade(revision: Annotated[str, typer.Argument(help="Alembic's notation, such as -1 or base.")]) -> None:
-    """Take the schema back to REVISION."""
+def downgrade(revision: Annotated[str, typer.Argument(help="An Alembic revision, such as -1 or base.")]) -> None:
+    """Downgrade the schema to REVISION."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Downgrading to {revision} ...")
     run(migrations.downgrade(settings, revision))
@@ -135,14 +137,14 @@ def downgrade(revision: Annotated[str, typer.Argument(help="Alembic's notation, 
 
 @db.command()
 def revision(
-    message: Annotated[str, typer.Argument(metavar="MESSAGE", help="What changes, such as: add notes.")],
+    message: Annotated[str, typer.Argument(metavar="MESSAGE", help="Summary of the change, such as: add notes.")],
 ) -> None:
-    """Upgrade the database, then write a migration for what has changed in the models. For development."""
+    """Upgrade the database, then generate a migration from the changes of the models (development)."""
     if not message.strip():
-        raise typer.BadParameter("MESSAGE must say what changes.")
+        raise typer.BadParameter("MESSAGE must summarize the change.")
     settings = load_settings_or_exit(SETTINGS)
     if settings.environment.is_deployed:
-        fail(f"ENVIRONMENT is {settings.environment}: migrations are written in development.")
+        fail(f"ENVIRONMENT is {settings.environment}: generate migrations in development.")
     if find_spec("ruff") is None:
         fail("Migrations are formatted with ruff: install the development tools with `make install` or `uv sync`.")
     run(migrations.write_migration(settings, message))
@@ -150,31 +152,31 @@ def revision(
 
 @db.command("check")
 def check_db() -> None:
-    """Tell whether the schema is at head, and the models and the migrations agree."""
+    """Check that the schema is at head, and that the models match the migrations."""
     run(migrations.check(load_settings_or_exit(SETTINGS)))
 
 
 @db.command("reset")
-def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
-    """Delete everything, and load the sample data. Only where ENVIRONMENT is local or test."""
+def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False) -> None:
+    """Delete everything, and load the sample data. Only if ENVIRONMENT is local or test."""
     settings = load_settings_or_exit(SETTINGS)
     if settings.environment.is_deployed:
-        fail(f"ENVIRONMENT is {settings.environment}: nothing is deleted there.")
+        fail(f"ENVIRONMENT is {settings.environment}: only local and test databases can be reset.")
     if not yes:
         typer.confirm(f"Delete everything in {settings.owner_url.render_as_string(hide_password=True)}?", abort=True)
     run(reset(settings, FEATURES))
-    typer.echo("Done: the schema is at head and has the sample data.")
+    typer.echo("Done: the schema is at head, and the sample data is loaded.")
 
 
 @db.command()
-def wait(timeout: Annotated[float, typer.Option(min=0, help="Seconds.")] = 60) -> None:
+def wait(timeout: Annotated[float, typer.Option(min=0, help="Timeout in seconds.")] = 60) -> None:
     """Wait until the database answers."""
     run(wait_for_database(load_settings_or_exit(SETTINGS), timeout))
     typer.echo("The database answers.")
 
 
 async def wait_for_database(settings: Settings, timeout_seconds: float) -> None:
-    """Raises the database's last error when it does not answer in time."""
+    """Connect repeatedly; raises the last error after the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:
@@ -190,7 +192,7 @@ async def wait_for_database(settings: Settings, timeout_seconds: float) -> None:
 
 @db.command()
 def backup(
-    target: Annotated[Path, typer.Argument(help="A file, or a folder that gets a new one.")],
+    target: Annotated[Path, typer.Argument(help="A file, or a folder for a new file.")],
     keep: Annotated[int | None, typer.Option(min=1, help="If TARGET is a folder, keep only the newest N.")] = None,
 ) -> None:
     """Back up the service's database to a file (atomic)."""
@@ -205,8 +207,8 @@ def backup(
 
 @db.command()
 def restore(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `db backup` has written.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file written by `db backup`.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Restore the service's database from a backup.
 
@@ -224,7 +226,7 @@ def restore(
         fail(str(error))
     for note in lost:
         typer.echo(f"Not granted: {note}.", err=True)
-    typer.echo("Done. A backup of an older version needs `db upgrade` now.")
+    typer.echo("Done. After restoring a backup of an older release, run `db upgrade`.")
 
 
 add_commands(cli, FEATURES)

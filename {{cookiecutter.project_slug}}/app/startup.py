@@ -1,4 +1,4 @@
-"""What UPDATE_DB and RESET_DB ask for, once however many workers and hosts start together."""
+"""UPDATE_DB and RESET_DB: migrate or reset once, even if many workers and hosts start at the same time."""
 
 import os
 import time
@@ -20,12 +20,12 @@ from app.core.process.lifecycle import started_at
 
 logger = structlog.get_logger(__name__)
 
-# Made by a reset alone: no production database has it, and no migration knows it.
+# Created only by a reset: it exists in no production database and in no migration.
 LAST_RESET = Table("last_reset", MetaData(), Column("ended_at", Float, nullable=False))
 
 
 async def prepare_database(settings: Settings, features: Sequence[Feature]) -> None:
-    """Once per start of the service: while the database is out of reach, workers that die can still be replaced."""
+    """Migrate or reset once per start of the service, so that workers can restart while the database is unavailable."""
     if _already_prepared():
         return
     if settings.reset_db:
@@ -41,7 +41,7 @@ def _already_prepared() -> bool:
 
 
 def _remember_prepared() -> bool:
-    """Return whether this process is the first of its start to do so."""
+    """Create the marker; return whether this process is the first of its start."""
     marker = _marker_path()
     try:
         if marker is not None:
@@ -54,29 +54,29 @@ def _remember_prepared() -> bool:
 def _marker_path() -> Path | None:
     """Return the marker in the folder that all workers of this start share; None for a single process."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    # An operator's own folder outlives the start; and a reload may bring code with new migrations.
+    # The name includes the start, as the operator's folder may outlive it, and head, as a reload may add migrations.
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
 
 
 async def update_once(settings: Settings) -> None:
-    """Bring the schema to head unless it is ahead; one of the workers says so."""
+    """Upgrade the schema to head unless it is ahead; one of the workers logs the result."""
     is_ahead = not await migrations.upgrade(settings)
     if not _remember_prepared():
         return
     if is_ahead:
-        logger.warning("a newer release has migrated the database: its schema is left alone")
+        logger.warning("a newer release has migrated the database: the schema is unchanged")
     else:
-        logger.info("database is up to date")
+        logger.info("the database is up to date")
 
 
 async def reset_once(settings: Settings, features: Sequence[Feature]) -> None:
-    """Reset unless somebody else did since this service started."""
+    """Reset the database unless another process has done so since this service started."""
     async with migrations.locked_connection(settings) as connection:
         last_reset = await connection.run_sync(_read_last_reset)
         await connection.rollback()
         if last_reset is None or last_reset < started_at():
             await _reset(connection, settings, features)
-            logger.info("database was reset and has the sample data")
+            logger.info("the database was reset, and the sample data is loaded")
 
 
 async def reset(settings: Settings, features: Sequence[Feature]) -> None:
@@ -105,7 +105,7 @@ def _read_last_reset(connection: Connection) -> float | None:
 
 
 def _drop_everything(connection: Connection) -> None:
-    """Also what no migration knows: a reset helps where the schema is broken."""
+    """Drop all tables and views, even those unknown to migrations, so that a reset repairs a broken schema."""
     _drop_views(connection)
     existing = MetaData()
     existing.reflect(connection)
@@ -113,7 +113,7 @@ def _drop_everything(connection: Connection) -> None:
 
 
 def _drop_views(connection: Connection) -> None:
-    """PostgreSQL drops no table that a view reads; SQLite has no CASCADE, and needs none."""
+    """Drop all views: PostgreSQL drops no table that a view reads. SQLite has no CASCADE and does not need it."""
     is_sqlite = connection.dialect.name == "sqlite"
     inspector = inspect(connection)
     views = {"VIEW": inspector.get_view_names()}

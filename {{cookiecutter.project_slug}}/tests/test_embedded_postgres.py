@@ -1,4 +1,4 @@
-"""The server that `make run` brings: it works, keeps the data, and leaves nothing behind."""
+"""The embedded PostgreSQL server of `make run`: it keeps the data and leaves no processes."""
 
 import os
 import shutil

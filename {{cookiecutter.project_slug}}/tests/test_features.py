@@ -1,4 +1,4 @@
-"""A feature of the tests' own, invitations, plugs into everything that a feature may bring."""
+"""A sample feature, invitations, uses every extension point of features."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -147,7 +147,7 @@ commands = typer.Typer(name="tested-invitations", no_args_is_help=True)
 
 @commands.command("list")
 def list_members(context: typer.Context) -> None:
-    """List who has accepted an invitation."""
+    """List the users who accepted an invitation."""
     settings = load_settings(context)
     for address, role in run(fetch_members(settings)):
         typer.echo(f"{address} {role} {settings.of(InvitationSettings).invitation_lifetime_seconds}")

@@ -1,4 +1,4 @@
-"""What a process of the service has imported when it serves, and how it begins."""
+"""Modules that a serving process has imported, and its start."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What many processes do with one database when they start together."""
+"""Many processes that start at the same time with one database."""
 
 import os
 import re
@@ -36,7 +36,7 @@ TOGETHER = 8
 def start_together(url: str, **changes: str) -> list[object]:
     """Start many processes at once, stop them when all are ready, and return what they said."""
     with ExitStack() as stack:
-        # One moment for all: what starts after a reset that another one has made would reset anew.
+        # One moment for all: what starts after a reset that another one has made would reset again.
         environment = make_environment(url, DATABASE_POOL_SIZE="1", SERVICE_STARTED_AT=str(time.time()), **changes)
         servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
         for server in servers:
@@ -64,7 +64,7 @@ def test_many_that_start_on_an_empty_database_make_one_schema(empty_url: str) ->
 def test_many_that_start_with_a_reset_load_one_set_of_sample_data(empty_url: str) -> None:
     said = start_together(empty_url, RESET_DB="1")
 
-    assert said.count("database was reset and has the sample data") == 1
+    assert said.count("the database was reset, and the sample data is loaded") == 1
     assert execute(empty_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]
     assert list_emails(empty_url) == [DEMO_EMAIL]
 
@@ -174,7 +174,7 @@ def test_a_schema_of_a_newer_release_is_left_alone_which_is_said_once(empty_url:
 
     with run_server(empty_url, command, workers=1 if command is SERVE else 2, UPDATE_DB="1") as server:
         assert server.get("/health/ready").status_code == 200
-        assert server.log.count("a newer release has migrated the database: its schema is left alone") == 1
+        assert server.log.count("a newer release has migrated the database: the schema is unchanged") == 1
         assert server.stop() == 0
     assert execute(empty_url, "SELECT version_num FROM alembic_version") == [("9999",)]
 

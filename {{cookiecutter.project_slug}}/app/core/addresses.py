@@ -1,4 +1,4 @@
-"""ASCII (Punycode) domains of e-mail addresses and URLs, as mail servers, headers and links require."""
+"""Conversion of e-mail addresses and URLs to ASCII (Punycode), as mail servers, headers and links require."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ _URL = TypeAdapter(HttpUrl)
 
 
 def refuse_encoded_words(address: str) -> str:
-    # Mail software decodes `=?utf-8?q?ada?=@example.com` (RFC 2047), and the message goes to ada@example.com.
+    # Mail software decodes `=?utf-8?q?ada?=@example.com` (RFC 2047) and sends the message to ada@example.com.
     if "=?" in address:
         raise PydanticCustomError("encoded_word", "must not contain =?, which mail software would decode")
     return address
@@ -22,16 +22,16 @@ MailAddress = Annotated[EmailStr, AfterValidator(refuse_encoded_words)]
 
 
 def to_ascii_address(address: str) -> str:
-    """Encode the domain; a local part with other characters stays, and needs a mail server with SMTPUTF8.
+    """Encode the domain of an address in Punycode; raises ValueError for an invalid address.
 
-    Raises ValueError for text that is not an address.
+    A local part with other characters is unchanged and needs a mail server with SMTPUTF8.
     """
     parts = validate_email(address, check_deliverability=False, test_environment=True)
     return f"{parts.local_part}@{parts.ascii_domain}"
 
 
 def to_ascii_url(url: str) -> str:
-    """Encode the host and the path as browsers do. Raises ValueError."""
+    """Encode the host and the path as browsers do; raises ValueError."""
     try:
         return str(_URL.validate_python(url))
     except ValidationError:

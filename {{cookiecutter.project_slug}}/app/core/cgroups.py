@@ -1,4 +1,4 @@
-"""CPU and memory that are available to this process, by its control groups (versions 1 and 2)."""
+"""CPU and memory available to this process, as limited by its control groups (cgroups, versions 1 and 2)."""
 
 import os
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ def usable_cpus() -> int:
 
 
 def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
-    """Cores that the control groups grant, the tightest of all levels; None without a limit."""
+    """Return the CPU quota in cores, the lowest of all levels of control groups; None without a limit."""
     quotas = []
     for folder in _folders(root, own, controller="cpu"):
         version_1 = (*_read_words(folder / "cpu.cfs_quota_us", 1), *_read_words(folder / "cpu.cfs_period_us", 1))
         for words in (_read_words(folder / "cpu.max", 2), version_1):
-            # No limit is the word "max" in version 2, and -1 in version 1.
+            # Version 2 writes "no limit" as "max", version 1 as -1.
             if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]) > 0:
                 quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
 
 
 def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
-    """Bytes that the control groups grant, the tightest of all levels; None without a limit."""
+    """Return the memory limit in bytes, the lowest of all levels of control groups; None without a limit."""
     limits = []
     for folder in _folders(root, own, controller="memory"):
         for limit in (*_read_words(folder / "memory.max", 1), *_read_words(folder / "memory.limit_in_bytes", 1)):
@@ -40,14 +40,14 @@ def memory_limit(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
 
 @cache
 def usable_memory(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
-    """Memory in bytes that is available to this process; None if unknown."""
-    # Windows has none.
+    """Return the memory available to this process in bytes; None if unknown."""
+    # Windows has no sysconf.
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return min((limit for limit in (machine, memory_limit(root, own)) if limit is not None), default=None)
 
 
 def _folders(root: Path, own: Path, *, controller: str) -> Iterator[Path]:
-    """Yield this process's group and those around it: version 2 and, where it is mounted, version 1."""
+    """Yield the folders of this process's control group and its ancestors, in version 2 and, if mounted, version 1."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -57,14 +57,14 @@ def _folders(root: Path, own: Path, *, controller: str) -> Iterator[Path]:
         if controllers == "":
             mounts = [root]
         elif controller in controllers.split(","):
-            # The kernel and the mount may name them in different orders; each has a link of its own then.
+            # The kernel and the mount may list the controllers in different orders; each has a link of its own then.
             mounts = [root / controllers, root / controller]
         else:
             mounts = []
         for mount in mounts:
             group = mount / path.lstrip("/")
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
-    # A container sees its own group as the root, whatever path it is told.
+    # In a container its own group is mounted as the root, while /proc may show the path on the host.
     yield root
     yield root / controller
 

@@ -1,4 +1,4 @@
-"""What the commands of all features share; only the command line imports it."""
+"""Helpers for the command-line commands of features; only the command line imports this module."""
 
 import asyncio
 import sys
@@ -24,15 +24,15 @@ from app.core.upstream.http_client import open_http_client
 
 EXIT_FAILED = 1
 DRIVER_GRACE_SECONDS = 0.1
-# PostgreSQL's driver does not work on the loop that Windows has by default.
+# psycopg does not support the default event loop of Windows.
 LOOP_FACTORY = asyncio.SelectorEventLoop if sys.platform == "win32" else None
 
 T = TypeVar("T")
 
 
 def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
-    """Add the commands of features; exit with a message where a name is used twice."""
-    # Features that share a group name the same Typer app.
+    """Add the commands of all features; exit with a message if two have the same name."""
+    # Features that share a group refer to the same Typer app.
     for commands in dict.fromkeys(resolve_name(feature.commands) for feature in features if feature.commands):
         cli.add_typer(commands)
     repeated = [command for command, count in Counter(_list_commands(cli)).items() if count > 1]
@@ -49,14 +49,14 @@ def _list_commands(cli: typer.Typer, group: str = "") -> Iterator[str]:
         yield group + (command.name or get_command_name(command.callback.__name__))
     for info in map(solve_typer_info_defaults, cli.registered_groups):
         assert info.typer_instance is not None  # noqa: S101  # `add_typer` was given an app: for the type checker
-        # Typer adds the commands of a group without a name to the group around it.
+        # Typer adds the commands of an unnamed group to its parent.
         if info.name:
             yield group + info.name
         yield from _list_commands(info.typer_instance, f"{group}{info.name} " if info.name else group)
 
 
 def load_settings(context: typer.Context) -> Settings:
-    """Load all settings, those of features included; explain every problem and exit where there are any."""
+    """Load the settings, including those of features; explain every problem and exit if there are any."""
     return load_settings_or_exit(context.obj)
 
 
@@ -74,7 +74,7 @@ async def _settle(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except BaseException:
-        # A driver's thread that reports to a loop which is gone would print a traceback.
+        # A thread of the driver that reports to a closed event loop would print a traceback.
         await asyncio.sleep(DRIVER_GRACE_SECONDS)
         raise
 

@@ -27,7 +27,7 @@ from app.core.upstream.http_client import LazyHttpClient
 
 @dataclass(frozen=True)
 class Context:
-    """What nearly every operation on an account needs."""
+    """The dependencies that nearly every operation on an account needs."""
 
     session: SessionDep
     settings: SettingsDep
@@ -37,14 +37,14 @@ class Context:
     throttle: GuessThrottleDep
     audit: AuditDep
     client: ClientInfoDep
-    # None where no upstream service is to be called.
+    # None if the operation must not call upstream services.
     http: LazyHttpDep = None
 
     @classmethod
     def for_operator(
         cls, session: Session, database: Database, settings: Settings, http: LazyHttpClient | None = None
     ) -> "Context":
-        """Return the context of an operation that no request has asked for, such as a command's."""
+        """Return a context for an operation outside of a request, such as a command."""
         client = ClientInfo(user_agent="command line")
         return cls(
             session=session,

@@ -1,4 +1,4 @@
-"""What routes ask for: parts that the lifespan has opened, and what is opened for one request."""
+"""FastAPI dependencies of routes: resources that the lifespan has opened, and the session of one request."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +67,7 @@ async def hold_reserved_hash(passwords: PasswordHasherDep) -> AsyncIterator[None
         yield
 
 
-# For routes that hash a password after they have counted the attempt: name it before the dependency that counts.
+# For routes that hash a password after counting the attempt: declare it before the dependency that counts.
 reserve_hash = Depends(hold_reserved_hash, scope="function")
 
 
@@ -103,7 +103,7 @@ async def get_lazy_http(request: AppRequest) -> LazyHttpClient:
     return request.state["http"]
 
 
-# For routes that may not need the client: it is opened at its first use.
+# For routes that do not always need the client: it is opened at its first use.
 LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
 
 
@@ -126,7 +126,7 @@ async def _require_mail(settings: SettingsDep) -> None:
         raise UnavailableError("No mail server is configured.", code="mail-unavailable")
 
 
-# For routes that cannot do their work without e-mail.
+# For routes that depend on e-mail.
 require_mail = Depends(_require_mail)
-# The same for a parameter, to be checked after the caller's authentication.
+# The same check as a parameter, which runs after the authentication of the caller.
 MailDep = Annotated[None, require_mail]

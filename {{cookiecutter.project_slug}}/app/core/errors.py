@@ -5,17 +5,17 @@ RETRY_AFTER = {"Retry-After": "1"}
 
 
 class AppError(Exception):
-    """A refusal by a service; becomes a problem document (RFC 9457).
+    """An error of a service for its caller; the response is a problem document (RFC 9457).
 
-    `detail` is a sentence for people and may be improved; `code` is stable: clients and translations rely on it.
+    `detail` is a sentence for people and may change. `code` is stable: clients and translations rely on it.
     """
 
     status: ClassVar[int] = 500
     code: str = "internal-error"
-    headers: Mapping[str, str] = {}  # replaced, never changed
+    headers: Mapping[str, str] = {}  # subclasses and instances replace it
 
     def __init__(self, detail: str, *, code: str | None = None, commit_anyway: bool = False) -> None:
-        """With `keeps_changes` what was written before is committed: the change is part of the refusal."""
+        """Create an error; `commit_anyway` commits what the request has written, such as a counted attempt."""
         super().__init__(detail)
         self.detail = detail
         self.code = code or self.code
@@ -73,7 +73,7 @@ class TooManyRequestsError(AppError):
     code = "too-many-requests"
 
     def __init__(self, retry_after_seconds: int) -> None:
-        # The attempts that were counted before this one was refused stay counted.
+        # Keep the attempts that were counted before this error.
         super().__init__(f"Too many attempts: try again in {retry_after_seconds} s.", commit_anyway=True)
         self.headers = {"Retry-After": str(retry_after_seconds)}
 
@@ -85,5 +85,5 @@ class UnavailableError(AppError):
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message without the statement and the parameters that SQLAlchemy appends."""
+    """Return the message of an error without the statement and parameters that SQLAlchemy appends."""
     return str(getattr(error, "orig", None) or error).partition("\n")[0]

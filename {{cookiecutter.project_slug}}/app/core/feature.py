@@ -14,7 +14,7 @@ from app.core.db.session import Database
 from app.core.email.message import Renderer
 from app.core.upstream.http_client import LazyHttpClient
 
-# Entered in each worker at its start and left at its stop; the mapping it yields is added to every `request.state`.
+# Entered when a worker starts and exited when it stops; the yielded mapping is added to every `request.state`.
 Lifespan = Callable[[Settings, Database, LazyHttpClient], AbstractAsyncContextManager[Mapping[str, object]]]
 
 ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
@@ -22,16 +22,16 @@ ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """What a feature adds to the service; `app/features.py` lists all features."""
+    """The parts that a feature adds to the service; `app/features.py` lists all features."""
 
-    # Routes under API_PREFIX: a router, or several.
+    # One or more routers below API_PREFIX.
     api: APIRouter | Sequence[APIRouter] = ()
-    # Routes at the root.
+    # A router without a prefix.
     root: APIRouter | None = None
-    # Settings that only this feature reads, from the same sources as all others.
+    # The feature's own settings, read from the same sources as all others.
     settings: type[FeatureSettings] | None = None
-    # Resources that live as long as the worker, such as a client of another service or a background task. A task opens
-    # its own sessions from the database, handles its own errors, and is cancelled at stop:
+    # Resources that live as long as the worker, such as a client of another service or a background task. A task must
+    # open its own sessions from the database, handle its own errors, and be cancelled at the stop:
     #
     #     task = asyncio.create_task(refresh_prices(database))
     #     try:
@@ -40,8 +40,7 @@ class Feature:
     #         task.cancel()
     #         await asyncio.gather(task, return_exceptions=True)
     lifespan: Lifespan | None = None
-    # Middleware around every response; only the access log, the metrics and the answers to
-    # HEAD are further out.
+    # Middleware for all responses, inside of the access log, the metrics and the handling of HEAD.
     middleware: Sequence[Middleware] = ()
     # Request headers that pages of CORS_ORIGINS may send, besides those in `app/application.py`.
     cors_allow_headers: Sequence[str] = ()
@@ -50,13 +49,13 @@ class Feature:
     # Sources that pages may load from, by directive of the Content-Security-Policy, besides those of every page:
     # {"img-src": ("https://images.example.com",)}.
     content_security_policy: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    # A handler for each class of exception that is not answered with a problem document.
+    # Handlers by class, for exceptions whose response is not a problem document.
     exception_handlers: Mapping[type[Exception], ExceptionHandler] = field(default_factory=dict)
     # A function that deletes expired rows, called periodically by each worker.
     purge: Purge | None = None
-    # A function for each kind of message that this feature enqueues; a later feature's replaces an earlier one's.
+    # E-mail renderers by kind; a later feature overrides an earlier one.
     emails: Mapping[str, Renderer] = field(default_factory=dict)
-    # Where its Typer app is, such as "app.accounts.commands:commands"; a string, as the server must not import Typer.
+    # Import path of a Typer app, such as "app.accounts.commands:commands": the server must not import Typer.
     commands: str | None = None
     # A function that adds sample data after a reset, in the order of `app/features.py`.
     load_sample_data: Callable[[Context], Awaitable[None]] | None = None

@@ -1,4 +1,4 @@
-"""Check hosts, origins, proxies and URLs of the configuration, and normalize them to the form that clients send."""
+"""Validation of the hosts, origins, proxies and URLs of the configuration; normalizes them as clients send them."""
 
 import re
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def normalize_host(text: str) -> str:
 
 
 def normalize_host_header(pattern: str) -> str:
-    """Return what a Host header without its port is compared with; raises ValueError."""
+    """Return the pattern that a Host header without its port is compared with; raises ValueError."""
     if pattern == "*":
         return pattern
     suffix = pattern.removeprefix("*.")
@@ -69,7 +69,7 @@ def check_url(text: str) -> str:
 
 
 def _split(text: str) -> SplitResult | None:
-    """Return the parts of a URL; None without a host, or with a user or a port that no server has."""
+    """Return the parts of a URL; None if it has no host, or has user information or port 0."""
     try:
         url = urlsplit(text)
         is_usable = bool(url.hostname) and url.port != 0 and "@" not in url.netloc

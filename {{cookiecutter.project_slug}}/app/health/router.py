@@ -16,28 +16,28 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health")
 async def read_health() -> Health:
-    """Tell which service this is; touches nothing."""
+    """Return the name and version of the service; checks nothing."""
     project = read_project()
     return Health(name=project.name, version=project.version)
 
 
 @router.get("/health/live")
 async def read_liveness() -> Liveness:
-    """Tell that the process answers; touches nothing."""
+    """Liveness: the process responds; checks nothing else."""
     return Liveness()
 
 
 @router.get("/health/ready", responses=problem_responses(503))
 async def read_readiness(request: AppRequest, settings: SettingsDep) -> Readiness:
-    """Tell whether requests can be served: the database answers, its schema is right, and the process goes on."""
+    """Readiness: the database is writable, its schema is up to date, and the process is not shutting down."""
     await service.require_ready(request.state["database"], settings.readiness_timeout_seconds)
-    # Last: it may be told to stop while the database is asked.
+    # Last, because the shutdown may begin during the check of the database.
     if request.state["shutdown"].is_set:
-        raise UnavailableError("The service is stopping.")
+        raise UnavailableError("The service is stopping.", code="stopping")
     return Readiness()
 
 
 @router.get("/metrics", include_in_schema=False)
 async def read_metrics() -> Response:
-    # In a thread: with many workers it takes a while to add them up.
+    # In a thread, because merging the files of many workers takes a while.
     return Response(await asyncio.to_thread(render_metrics), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,4 +1,4 @@
-"""Run circus in this process, together with the keeper, which adds what circus lacks."""
+"""Run circus in this process, together with the worker monitor, which adds what circus lacks."""
 
 import asyncio
 import logging
@@ -9,27 +9,27 @@ from pathlib import Path
 
 from circus.arbiter import Arbiter
 
-from app.core.process.monitor import WorkerMonitor, keep
+from app.core.process.monitor import WorkerMonitor, run_monitor
 
 CONFIGURATION = Path(__file__).with_name("circus.ini")
 TURN_SECONDS = 0.05
 
 
 class InheritedSocket(socket.socket):
-    """A copy of the keeper's socket that circus uses as one of its own."""
+    """A copy of the monitor's socket that circus uses as one of its own."""
 
     so_reuseport = False
 
-    def __init__(self, keeper: WorkerMonitor) -> None:
-        super().__init__(fileno=os.dup(keeper.listening.fileno()))
+    def __init__(self, monitor: WorkerMonitor) -> None:
+        super().__init__(fileno=os.dup(monitor.listening.fileno()))
         self.set_inheritable(True)
-        keeper.at_stop.append(self.close)
+        monitor.at_stop.append(self.close)
 
     def bind_and_listen(self) -> None:
-        """The keeper's socket is already bound and listening."""
+        """The monitor's socket is already bound and listening."""
 
 
-class PatientArbiter(Arbiter):  # type: ignore[misc]  # the library has no annotation
+class SerialArbiter(Arbiter):  # type: ignore[misc]  # the library has no annotation
     """An arbiter that queues a stop: circus rejects every command while another one is running."""
 
     def manage_watchers(self) -> Awaitable[None] | None:
@@ -44,17 +44,17 @@ class PatientArbiter(Arbiter):  # type: ignore[misc]  # the library has no annot
         await super().stop()
 
 
-def run(keeper: WorkerMonitor) -> None:
-    arbiter = PatientArbiter.load_from_config(str(CONFIGURATION))
+def run(monitor: WorkerMonitor) -> None:
+    arbiter = SerialArbiter.load_from_config(str(CONFIGURATION))
     for unbound in arbiter.sockets.values():
         unbound.close()
-    arbiter.sockets["web"] = InheritedSocket(keeper)
-    keeper.take_signals()
+    arbiter.sockets["web"] = InheritedSocket(monitor)
+    monitor.install_signal_handlers()
     arbiter.start()
 
 
 if __name__ == "__main__":
     # Circus logs the details of its own work with INFO.
     logging.getLogger("circus").setLevel(logging.WARNING)
-    with keep() as keeper:
-        run(keeper)
+    with run_monitor() as monitor:
+        run(monitor)

@@ -1,4 +1,4 @@
-"""Run supervisor in this process, together with the keeper, which adds what supervisor lacks."""
+"""Run supervisor in this process, together with the worker monitor, which adds what supervisor lacks."""
 
 import logging
 import socket
@@ -9,7 +9,7 @@ from supervisor.options import ServerOptions
 from supervisor.states import SupervisorStates
 from supervisor.supervisord import go
 
-from app.core.process.monitor import WorkerMonitor, keep
+from app.core.process.monitor import WorkerMonitor, run_monitor
 
 CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 
@@ -49,26 +49,26 @@ class Logger:
 
 
 class InheritedSocket(SocketConfig):  # type: ignore[misc]  # the library has no annotation
-    """A copy of the keeper's socket: supervisor closes its socket whenever no worker is left."""
+    """A copy of the monitor's socket: supervisor closes its socket whenever no worker is left."""
 
     url = "inherited"
 
-    def __init__(self, keeper: WorkerMonitor) -> None:
-        self.keeper = keeper
+    def __init__(self, monitor: WorkerMonitor) -> None:
+        self.monitor = monitor
 
     def create_and_bind(self) -> socket.socket:
-        if self.keeper.listening.fileno() < 0:
+        if self.monitor.listening.fileno() < 0:
             # A stop began while supervisor was starting a worker, which will end because it cannot listen.
             return socket.socket(socket.AF_UNIX)
-        copy = self.keeper.listening.dup()
-        self.keeper.at_stop.append(copy.close)
+        copy = self.monitor.listening.dup()
+        self.monitor.at_stop.append(copy.close)
         return copy
 
 
 class Options(ServerOptions):  # type: ignore[misc]  # the library has no annotation
-    def __init__(self, keeper: WorkerMonitor) -> None:
+    def __init__(self, monitor: WorkerMonitor) -> None:
         super().__init__()
-        self.keeper = keeper
+        self.monitor = monitor
         self.first = True
         self.test = False
 
@@ -76,21 +76,21 @@ class Options(ServerOptions):  # type: ignore[misc]  # the library has no annota
         self.logger = Logger()
 
     def parse_fcgi_socket(self, *_: object) -> InheritedSocket:
-        return InheritedSocket(self.keeper)
+        return InheritedSocket(self.monitor)
 
     def setsignals(self) -> None:
         super().setsignals()
         # Supervisor handles signals at the end of an iteration. Until then it would replace a worker that has ended, by
-        # one that gets the socket that the keeper has closed.
-        self.keeper.at_stop.insert(0, self._start_no_workers)
-        self.keeper.take_signals()
+        # one that gets the socket that the monitor has closed.
+        self.monitor.at_stop.insert(0, self._start_no_workers)
+        self.monitor.install_signal_handlers()
 
     def _start_no_workers(self) -> None:
         self.mood = SupervisorStates.SHUTDOWN
 
 
 if __name__ == "__main__":
-    with keep() as keeper:
-        options = Options(keeper)
+    with run_monitor() as monitor:
+        options = Options(monitor)
         options.realize(["--configuration", str(CONFIGURATION)])
         go(options)

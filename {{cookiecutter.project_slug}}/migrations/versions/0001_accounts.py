@@ -208,7 +208,7 @@ def upgrade() -> None:
 
 
 def guard_audit_events() -> None:
-    """What was written stays as it is, whoever asks through whatever hole, and can be purged once it is old."""
+    """Make audit events append-only by triggers: events cannot be changed, and only old ones can be deleted."""
     dialect = op.get_bind().dialect
     for guard in SQLITE_GUARDS if dialect.name == "sqlite" else POSTGRESQL_GUARDS:
         op.execute(guard)

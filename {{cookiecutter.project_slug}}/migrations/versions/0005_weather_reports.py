@@ -1,4 +1,4 @@
-"""What users report of the weather."""
+"""Weather reports of users."""
 
 import sqlalchemy as sa
 from alembic import op

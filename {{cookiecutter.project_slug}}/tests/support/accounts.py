@@ -28,7 +28,7 @@ class Account:
 async def create_account(
     client: httpx2.AsyncClient, database: Database | None = None, *, is_admin: bool = False
 ) -> Account:
-    """Sign up and sign in over HTTP; administrators are made by the database alone."""
+    """Sign up and sign in over HTTP; only administrators are created in the database."""
     email = f"{uuid4().hex}@example.com"
     response = await client.post("/api/v1/users", json={"email": email, "password": PASSWORD})
     assert response.status_code == 201, response.text
@@ -47,7 +47,7 @@ async def sign_in(client: httpx2.AsyncClient, user_id: str, email: str, password
 
 
 async def confirmed(client: httpx2.AsyncClient, account: Account, otp: str | None = None) -> dict[str, str]:
-    """Return headers of a request that changes what matters: the account's token, and a confirmation."""
+    """Return headers of a request that needs a confirmation: the access token and X-Confirmation."""
     body = {"current_password": account.password, "otp": otp}
     response = await client.post(CONFIRMATION_PATH, json=body, headers=account.headers)
     assert response.status_code == 201, response.text

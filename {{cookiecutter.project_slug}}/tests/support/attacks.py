@@ -17,7 +17,7 @@ Operation = tuple[str, str]
 Ids = Mapping[str, object]
 
 TOKEN_SCHEME = "OAuth2PasswordBearer"
-# What an owner gets where the state of an item forbids an act.
+# Responses to an owner if the state of the item forbids the request.
 CONFLICT = 409
 BY_HAND = "Say what it takes in BODIES of tests/test_attacks.py, or name the attacked route in CHECKED_ELSEWHERE there."
 

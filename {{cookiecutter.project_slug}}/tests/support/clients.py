@@ -23,7 +23,7 @@ async def open_client(
 
 
 class HangUpMiddleware:
-    """Each client is gone before its body has arrived."""
+    """Simulate clients that disconnect before they have sent their body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -36,11 +36,11 @@ def make_settings(url: str, **changes: object) -> Settings:
         "secret_key": SecretStr(SECRET_KEY),
         "database_url": SecretStr(url),
         "database_pool_size": 2,
-        # A machine that pauses is no failure; what is to end early sets its own.
+        # A pause of the machine must not fail a test; tests of timeouts set their own.
         "database_pool_timeout_seconds": 60,
         "database_statement_timeout_seconds": 60,
         "readiness_timeout_seconds": 60,
-        # All tests come from one address; those of the throttle switch it on.
+        # All tests share one address; tests of the throttle enable it.
         "throttling": False,
         "password_hash_time_cost": 1,
         "password_hash_memory_cost": 8,
@@ -67,7 +67,7 @@ def _read(kind: type[T], values: Mapping[str, object]) -> T:
 
 
 def unreachable_url() -> str:
-    """The URL of a database of the tested kind that nothing answers for."""
+    """Return the URL of an unreachable database of the tested kind."""
     if make_url(server_url()).get_backend_name() == "sqlite":
         return "sqlite:////nowhere/at/all.sqlite3"
     return "postgresql://nobody@127.0.0.1:1/nothing"
@@ -85,7 +85,7 @@ def create_test_database(folder: Path, encoding: str = "UTF8") -> Iterator[str]:
         yield f"sqlite:///{folder / uuid4().hex}.sqlite3"
         return
     name = f"test_{uuid4().hex}"
-    # The locale C goes with every encoding.
+    # The locale C is valid with every encoding.
     locale = "" if encoding == "UTF8" else "LOCALE 'C'"
     execute(server, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' {locale}")
     try:
@@ -95,7 +95,7 @@ def create_test_database(folder: Path, encoding: str = "UTF8") -> Iterator[str]:
 
 
 def execute(url: str, statement: str) -> list[tuple[object, ...]]:
-    """Run one statement of a test's own, outside the service."""
+    """Run one statement outside of the service."""
     return asyncio.run(execute_async(url, statement))
 
 

@@ -1,4 +1,4 @@
-"""A real mail server, in a thread of its own, that the test can make slow or rude."""
+"""A real mail server in a thread; a test can make it slow, or make it reject messages."""
 
 import asyncio
 import inspect
@@ -25,7 +25,7 @@ from tests.support.sockets import hold_port
 PATIENCE_SECONDS = 60
 USER = "service"
 PASSWORD = "hunter2"
-# Software that reads mail takes these for addresses without the encoding, or for two lines (RFC 2047).
+# Mail software decodes these to addresses or to two lines (RFC 2047).
 ENCODED_ADDRESSES = [
     "=?utf-8?q?victim?=@example.com",
     "=?UTF-8?B?dmljdGlt?=@example.com",
@@ -41,9 +41,9 @@ class MailServer:
     loop: asyncio.AbstractEventLoop
     port: int = 0
     messages: list[EmailMessage] = field(default_factory=list)
-    # The address of each attempt, whatever came of it.
+    # The recipients of all attempts, successful or not.
     attempts: list[str] = field(default_factory=list)
-    # Of each message: the address of the envelope, and the name that the client has greeted with.
+    # For each message: the recipient in the envelope, and the name in the client's EHLO.
     senders: list[str | None] = field(default_factory=list)
     clients: list[str | None] = field(default_factory=list)
     recipient_answer: str = "250 OK"
@@ -54,7 +54,7 @@ class MailServer:
         self._answers.set()
 
     def fall_silent(self) -> None:
-        """Take messages from now on, and not say whether they are accepted."""
+        """Receive messages from now on, but send no response."""
         self._answers.clear()
 
     def speak(self) -> None:
@@ -97,7 +97,7 @@ def run_mail_server(
     tls: ssl.SSLContext | None = None,
     takes_utf8: bool = False,
 ) -> Iterator[MailServer]:
-    """Serve on a port of 127.0.0.1, which may be held already; with STARTTLS it asks for a password."""
+    """Serve on a port of 127.0.0.1, which the caller may have reserved; with STARTTLS it requires a password."""
     logging.getLogger("mail.log").setLevel(logging.WARNING)
     loop = asyncio.new_event_loop()
     mail = MailServer(loop)
@@ -145,7 +145,7 @@ def check_password(_server: SMTP, _session: Session, _envelope: Envelope, _mecha
 
 
 class Mailbox:
-    """The messages that the service has sent without a mail server: they become files."""
+    """The messages that the service has written to files instead of sending them."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.email_folder
@@ -162,7 +162,7 @@ class Mailbox:
 
 
 def find_token(message: EmailMessage) -> str:
-    """Return the code that a message tells, or its link ends with."""
+    """Return the code in the text of a message, or at the end of its link."""
     body = message.get_body(("plain",))
     assert body is not None
     (token,) = re.findall(r"(?m)^\S*?([A-Za-z0-9_-]{43})\s*$", body.get_content())

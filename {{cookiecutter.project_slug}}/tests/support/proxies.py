@@ -33,7 +33,7 @@ async def run_service(answer: str, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 @asynccontextmanager
 async def run_proxy(target_port: int) -> AsyncIterator[Proxy]:
-    """An HTTP proxy that takes every host for the one server at the port."""
+    """An HTTP proxy that forwards requests for any host to one server on this port."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -84,7 +84,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 def set_proxy(monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str = "") -> None:
-    """For this process; the names in lower case would win."""
+    """Set the proxy for this process; remove the lower-case variables, which take precedence."""
     for name, value in {"HTTP_PROXY": url, "HTTPS_PROXY": url, "ALL_PROXY": "", "NO_PROXY": no_proxy}.items():
         monkeypatch.delenv(name.lower(), raising=False)
         monkeypatch.setenv(name, value)

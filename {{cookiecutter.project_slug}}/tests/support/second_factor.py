@@ -1,4 +1,4 @@
-"""What a person with an authenticator does."""
+"""The actions of a user with an authenticator app."""
 
 import base64
 from collections.abc import Callable
@@ -15,7 +15,7 @@ PROOF = {"current_password": PASSWORD}
 
 
 def show_code(secret: str, at: int = NOW) -> str:
-    """What an authenticator shows."""
+    """Return the code that an authenticator app displays."""
     return TOTP(base64.b32decode(secret), 6, SHA1(), 30).generate(at).decode()  # noqa: S303  # RFC 6238
 
 

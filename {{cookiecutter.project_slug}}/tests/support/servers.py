@@ -1,4 +1,4 @@
-"""Run the service as its operators do: real processes, on a port or a socket of their own."""
+"""Run the service in real processes, each on its own port or socket."""
 
 import asyncio
 import json
@@ -26,10 +26,10 @@ from app.core.project import ROOT
 from tests.support.accounts import PASSWORD, TOKEN_PATH
 from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_settings
 
-# Generous, for machines that do much else; what is waited for comes within moments.
+# Generous, for busy machines; the usual wait is below a second.
 PATIENCE_SECONDS = 120
 START = ("./start.sh",)
-# What start.sh runs is one of these; where the files of several are, each is tested.
+# start.sh runs one of these. If the files of several are present, each one is tested.
 MANAGERS: dict[str, tuple[str, ...]] = {
     path.parent.name: ("python", "-m", f"deploy.{path.parent.name}.{path.stem}")
     for path in sorted(ROOT.glob("deploy/*/run_*.py"))
@@ -48,18 +48,18 @@ SERVE = ("python", "-m", "app", "serve")
 SERVE_TWO = (*SERVE, "--workers", "2")
 UVICORN = ("uvicorn", "app.main:app", "--port", "0")
 ADDRESS = re.compile(r"(?:Listening at: .*|Uvicorn running on )(http://[\w.:\[\]]+)")
-# uvicorn's word for it, and that of gunicorn's own worker.
+# The log messages of uvicorn and of gunicorn's own worker.
 STARTED = ("Application startup complete.", "ASGI server listening")
-# To load the machine's certificates for each connection takes longer than the request.
+# Loading the system's certificates for each connection takes longer than the request.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 T = TypeVar("T")
 
 
 def make_environment(url: str, **changes: str) -> dict[str, str]:
-    """What a process needs, and nothing of the machine's."""
+    """Return the environment of a process; it inherits nothing else from this one."""
     return {
-        # First the folder of this `python`, which is also that of `gunicorn` and `uvicorn`.
+        # The folder of this `python`, which also contains `gunicorn` and `uvicorn`, comes first.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "ENVIRONMENT": "test",
         "SECRET_KEY": SECRET_KEY,
@@ -67,14 +67,14 @@ def make_environment(url: str, **changes: str) -> dict[str, str]:
         "DATABASE_URL": url,
         "PASSWORD_HASH_TIME_COST": "1",
         "PASSWORD_HASH_MEMORY_COST": "8",
-        # A machine that pauses is no failure; what is to end early sets its own.
+        # A pause of the machine must not fail a test; tests of timeouts set their own.
         "DATABASE_POOL_TIMEOUT_SECONDS": "60",
         "DATABASE_STATEMENT_TIMEOUT_SECONDS": "60",
         "READINESS_TIMEOUT_SECONDS": "60",
         "LOG_FORMAT": "json",
         "PORT": "0",
         "WEB_CONCURRENCY": "1",
-        # Set for each test; a server that several share sends nothing.
+        # Set for each test; a server shared by several tests sends no e-mails.
         "EMAIL_FOLDER": os.environ.get("EMAIL_FOLDER", ""),
         "STORAGE_FOLDER": os.environ.get("STORAGE_FOLDER", ""),
         **changes,
@@ -82,7 +82,7 @@ def make_environment(url: str, **changes: str) -> dict[str, str]:
 
 
 def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE_SECONDS) -> T:
-    """Return what the condition returns once that is true."""
+    """Wait until the condition is true, and return its value."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited in vain: {what}"
@@ -106,7 +106,7 @@ class Server:
 
     @property
     def events(self) -> list[dict[str, object]]:
-        """The log's lines, the unfinished one left out; fails when one is no JSON."""
+        """Return the complete lines of the log; fail if one is not JSON."""
         return [json.loads(line) for line in self.log.rpartition("\n")[0].splitlines()]
 
     @property
@@ -115,7 +115,7 @@ class Server:
 
     @property
     def workers(self) -> set[int]:
-        """The living ones; uvicorn tells of those that serve, gunicorn also of those that it starts."""
+        """The live workers; uvicorn logs those that serve, gunicorn also those that it starts."""
         booted = re.findall(r"(?:Booting worker with pid: |Started server process \[)(\d+)", self.log)
         return {int(pid) for pid in booted if is_running(int(pid))}
 
@@ -124,7 +124,7 @@ class Server:
         return httpx2.Client(transport=transport, base_url=self.base_url, timeout=PATIENCE_SECONDS)
 
     def get(self, path: str, **headers: str) -> httpx2.Response:
-        """Ask over a connection of its own."""
+        """Send a request over a new connection."""
         with self.open_client() as client:
             return client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
@@ -143,7 +143,7 @@ class Server:
         try:
             return self.get("/health/live").status_code == 200
         except (IndexError, httpx2.TransportError):
-            # Not even its address is known as yet.
+            # The address of the server is not known yet.
             return False
 
     def wait_for_event(self, words: str) -> None:
@@ -161,7 +161,7 @@ class Server:
         return self.wait()
 
     def kill(self) -> None:
-        """End all of its processes at once, also those that a process manager has put into groups of their own."""
+        """Kill all processes, including those that a process manager has put into separate groups."""
         workers = self.workers
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -182,7 +182,7 @@ def run_server(
     pass_fds: Sequence[int] = (),
     **changes: str,
 ) -> Iterator[Server]:
-    """Start the service, wait until it answers, and leave nothing of it behind."""
+    """Start the service, wait until it responds, and stop all of its processes at the end."""
     environment = make_environment(url, **{"WEB_CONCURRENCY": str(workers), **changes})
     with start_process(command, environment, cwd=cwd, pass_fds=pass_fds) as server:
         server.unix_socket = unix_socket
@@ -194,7 +194,7 @@ def run_server(
 def start_process(
     command: Sequence[str], environment: dict[str, str], *, cwd: Path = ROOT, pass_fds: Sequence[int] = ()
 ) -> Iterator[Server]:
-    """Start a process in a group of its own, and end the group."""
+    """Start a process in a new process group, and kill the group at the end."""
     with TemporaryDirectory(prefix="log-") as folder, (Path(folder) / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  # our own programs
             command,
@@ -218,12 +218,12 @@ def start_process(
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        # A zombie only waits for its parent to notice.
+        # A zombie has ended; only its parent has not waited for it.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
     except FileNotFoundError:
-        # There is no /proc here; or the process is gone since.
+        # There is no /proc, or the process has ended since.
         return not Path("/proc/self").exists()
 
 
@@ -237,7 +237,7 @@ def sign_up(client: httpx2.Client) -> dict[str, str]:
 
 
 def read_metric(server: Server, name: str) -> float:
-    """Add up all series of a metric whose names start so."""
+    """Return the sum of all series with this prefix."""
     answer = server.get("/metrics")
     assert answer.status_code == 200, answer.text
     lines = answer.text.splitlines()
@@ -246,7 +246,7 @@ def read_metric(server: Server, name: str) -> float:
 
 @contextmanager
 def blocked_writes(url: str) -> Iterator[None]:
-    """Hold the lock that every write of an account needs: such requests become as slow as the test likes."""
+    """Hold the lock that every write to an account needs, so that such requests wait until the test releases it."""
     engine = create_owner_engine(make_settings(url))
     with asyncio.Runner() as runner:
         connection = runner.run(_lock(engine))

@@ -1,4 +1,4 @@
-"""Sockets as systemd hands them over, and what the service makes of who comes through them."""
+"""Sockets as systemd passes them, and the client address that the service takes from their connections."""
 
 import socket
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.servers import Server, run_server, wait_for
 
 FORWARDED = {"X_Forwarded_For": "203.0.113.9", "X_Forwarded_Proto": "https"}
-# As systemd does: the sockets from 3 on, and the process that they are for.
+# As systemd does: the sockets have the descriptors from 3 on, and LISTEN_PID is the receiver.
 HAND_OVER = """
 import os, sys
 for number, fd in enumerate(map(int, sys.argv[1].split(","))):
@@ -20,7 +20,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def see_client(server: Server, **headers: str) -> object:
-    """Return the client's address as the service takes it; servers decide about the scheme in the same way."""
+    """Return the client address that the service sees; servers handle the scheme in the same way."""
     before = len(access_lines(server))
     answer = server.get("/api/v1/users", **headers)
     assert answer.status_code == 401, answer.text
@@ -33,7 +33,7 @@ def access_lines(server: Server) -> list[dict[str, object]]:
 
 
 def hold_port() -> socket.socket:
-    """A port that nobody else gets, and where nobody answers before the test listens."""
+    """A reserved port on which nothing listens yet."""
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
     return held

@@ -1,4 +1,4 @@
-"""The clock that the throttle reads, which is the database's, stopped."""
+"""A stopped clock in place of the database's clock, which the throttle reads."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from app.core.security import throttling
 
 
 class ThrottleClock:
-    """The seconds since the epoch, as far as the throttle can tell: they pass when a test says so."""
+    """The current time of the throttle, in seconds since the epoch; a test advances it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -24,5 +24,5 @@ class ThrottleClock:
         self._monkeypatch.setattr(throttling, "CLOCKED", dict.fromkeys(self._real, stopped))
 
     def run(self) -> None:
-        """Go on as the database's clock does."""
+        """Let the time pass again, as on the database's clock."""
         self._monkeypatch.setattr(throttling, "CLOCKED", self._real)

@@ -1,4 +1,4 @@
-"""An HTTP server on this machine that behaves as well or as badly as a test needs."""
+"""A local HTTP server whose responses and failures a test chooses."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ class UpstreamServer:
         self.behaviour: Behaviour = answer()
         self.paths: list[str] = []
         self.in_progress = 0
-        # Ends what hangs.
+        # Ends the responses that hang.
         self.released = threading.Event()
         self.url = ""
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 200
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that disconnect are expected."""
+        """Ignore errors of clients that disconnect."""
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def answer(status: int = 200, body: object = None, **headers: str) -> Behaviour:
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Use each of them once, and repeat the last one."""
+    """Use each response once, then repeat the last one."""
     left = list(behaviours)
     return lambda handler: (left.pop(0) if len(left) > 1 else left[0])(handler)
 

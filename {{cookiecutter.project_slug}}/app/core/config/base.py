@@ -1,4 +1,4 @@
-"""What all settings share: where they are read from, their types and bounds."""
+"""Common parts of all settings: sources, types and bounds."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What Alembic writes into a new migration: it stands by itself, runs on a table with rows, and goes back."""
+"""Generation of migrations by Alembic: self-contained, reversible, and applicable to tables with rows."""
 
 import json
 import textwrap
@@ -27,7 +27,7 @@ DOCSTRING_WIDTH = 110
 SENTENCE_ENDS = (".", "!", "?")
 # Callables whose value never differs.
 CONSTANT_FACTORIES = (dict, list)
-# What reads the same as text; anything else, such as bytes, needs a server_default in the model.
+# Types whose text is a valid default; any other type, such as bytes, needs a server_default in the model.
 TEXTUAL = (str, int, float, Decimal, date, time, UUID)
 
 

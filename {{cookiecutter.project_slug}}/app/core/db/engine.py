@@ -80,8 +80,8 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
     arguments: dict[str, Any] = {
         "autocommit": True,
         "connect_timeout": settings.database_connect_timeout_seconds,
-        # A server that vanished without a word: give up on it, and not after the kernel's quarter of an hour, or its
-        # two hours where an answer is owed.
+        # Detect a dead server in seconds; the kernel's defaults are 15 minutes (unacknowledged data) and 2 hours
+        # (keepalive).
         "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
         "keepalives_idle": 10,
         "keepalives_interval": 5,

@@ -25,8 +25,8 @@ LOCK = select(func.pg_advisory_lock(bindparam("key")))
 UNLOCK = select(func.pg_advisory_unlock(bindparam("key")))
 # SQLSTATE insufficient_privilege.
 INSUFFICIENT_PRIVILEGE = "42501"
-# What the service's role may do with the owner's tables, sequences and SECURITY DEFINER functions, as statements that
-# say so whatever was granted before.
+# Returns GRANT and REVOKE statements for the service's role on the owner's tables, sequences and SECURITY DEFINER
+# functions, independent of earlier grants.
 GRANTS = text("""
     WITH objects AS (
         SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, pg_class.oid::regclass::text AS name,
@@ -59,7 +59,7 @@ def current_revision(connection: Connection) -> str | None:
 
 @asynccontextmanager
 async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    """Open the connection that may change the schema; whoever comes second waits here."""
+    """Open a connection that may change the schema, and hold the migration lock; other processes wait for it."""
     engine = create_owner_engine(settings)
     try:
         if engine.dialect.name == "sqlite":

@@ -3,28 +3,24 @@ import ssl
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 from aiosmtplib import SMTP, SMTPDataError, SMTPException, SMTPNotSupported, SMTPRecipientsRefused
 
 from app.core.config.settings import Settings
 from app.core.db.models import utc_now
-
-if TYPE_CHECKING:
-    pass
 from app.core.email.message import ComposedEmail, RefusedEmailError
 
 logger = structlog.get_logger(__name__)
-FAREWELL_SECONDS = 1
+QUIT_TIMEOUT_SECONDS = 1
 PERMANENT = 500
 
 
 async def deliver(settings: Settings, message: ComposedEmail) -> None:
-    """Raises RefusedEmailError, or for what may pass an SMTPException or OSError."""
+    """Send a message; raises RefusedEmailError for permanent failures, SMTPException or OSError for others."""
     if settings.smtp_host is None:
         path = await asyncio.to_thread(_write, settings.email_folder, message)
-        logger.info("message written to a file, for there is no SMTP_HOST", path=str(path))
+        logger.info("message written to a file because SMTP_HOST is not set", path=str(path))
         return
     try:
         async with asyncio.timeout(settings.smtp_timeout_seconds):
@@ -46,7 +42,7 @@ async def _send(settings: Settings, host: str, message: ComposedEmail) -> None:
         port=settings.smtp_port,
         username=settings.smtp_user,
         password=settings.smtp_password.get_secret_value() if settings.smtp_password else None,
-        # Otherwise the library asks the network for the name of this machine.
+        # By default the library looks up the host name of this machine in DNS.
         local_hostname=settings.mail_host,
         timeout=settings.smtp_timeout_seconds,
         use_tls=settings.smtp_security == "tls",
@@ -59,16 +55,16 @@ async def _send(settings: Settings, host: str, message: ComposedEmail) -> None:
             await server.sendmail(message.sender, message.recipient, message.content, mail_options=options)
         except SMTPNotSupported as error:
             raise RefusedEmailError("the mail server does not support SMTPUTF8, which this address needs") from error
-        # It has the message: a farewell that fails must not make it be sent again.
+        # The server has accepted the message: a failed QUIT must not cause a retry.
         with suppress(SMTPException, OSError):
-            await server.quit(timeout=FAREWELL_SECONDS)
+            await server.quit(timeout=QUIT_TIMEOUT_SECONDS)
     finally:
         server.close()
 
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Once: to load the machine's certificates takes longer than to send a message."""
+    """Cached: loading the system's certificates takes longer than sending a message."""
     return ssl.create_default_context()
 
 

@@ -1,4 +1,4 @@
-"""Messages: rendered from templates, and handed to the mail server or, in development, written to files."""
+"""E-mail messages: rendered from templates, and composed for the mail server."""
 
 import base64
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-# Every server takes 7-bit text, and not every one the rest.
+# Not every mail server accepts 8-bit text.
 POLICY = SMTP_POLICY.clone(cte_type="7bit")
-# In header values: RFC 5322 asks for lines of at most 78 characters, the name of the header included.
+# For header values: RFC 5322 recommends lines of at most 78 characters, including the name of the header.
 MAX_PLAIN_LENGTH = 60
 MAX_WORD_BYTES = 42
 
@@ -39,23 +39,23 @@ class EmailMessage:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedEmail:
-    """A message as the outbox stores it: its recipient, its subject matter, and no secret."""
+    """A message as stored in the outbox: recipient, kind and data, without secrets."""
 
     id: UUID
     kind: str
     address: str
     account_id: UUID | None
-    # What `enqueue` was given.
+    # The payload passed to `enqueue`.
     payload: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
-# Returns None when there is nothing to send, for instance because there is no such account.
+# Returns None if there is nothing to send, for example because the account does not exist.
 Renderer: TypeAlias = Callable[[Session, Settings, QueuedEmail], Awaitable[EmailMessage | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComposedEmail:
-    """A message and its envelope."""
+    """A complete message and its SMTP envelope."""
 
     id: UUID
     sender: str
@@ -64,7 +64,7 @@ class ComposedEmail:
 
 
 class RefusedEmailError(Exception):
-    """This message can never be sent: it cannot be written, or the mail server refuses it for good."""
+    """The message cannot be sent: it cannot be encoded, or the mail server rejects it permanently."""
 
 
 def render_email(template: str, to: str, subject: str, settings: Settings, **values: Any) -> EmailMessage:  # noqa: ANN401  # to Jinja
@@ -76,7 +76,7 @@ def render_email(template: str, to: str, subject: str, settings: Settings, **val
 
 @cache
 def _templates() -> "Environment":
-    # Not above: a process may serve for long before it sends a message.
+    # Imported lazily: a process may serve for long before it sends its first message.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     return Environment(
@@ -90,7 +90,7 @@ def _templates() -> "Environment":
 
 
 def compose(settings: Settings, message_id: UUID, email: EmailMessage) -> ComposedEmail:
-    """Raises RefusedEmailError for values that a message cannot hold, such as a subject of two lines."""
+    """Compose a message; raises RefusedEmailError for invalid values, such as a subject of two lines."""
     try:
         recipient = refuse_encoded_words(to_ascii_address(email.to))
         headers = {
@@ -98,12 +98,12 @@ def compose(settings: Settings, message_id: UUID, email: EmailMessage) -> Compos
             "To": recipient,
             "Subject": _encode_text(email.subject),
             "Date": format_datetime(utc_now()),
-            # The same at each attempt: whoever gets it twice can tell.
+            # The same for each attempt, so that recipients can detect duplicates.
             "Message-ID": f"<{message_id}@{settings.mail_host}>",
-            # RFC 3834: no automatic answers, please.
+            # RFC 3834: suppresses automatic replies.
             "Auto-Submitted": "auto-generated",
         }
-        # Written here: MimeMessage decodes `=?utf-8?q?a=0ABcc:_b?=` in a value, and writes the line break.
+        # Not by MimeMessage: it decodes `=?utf-8?q?a=0ABcc:_b?=` in a value and writes the newline.
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         body = MimeMessage(policy=POLICY)
         body.set_content(email.text)
@@ -131,7 +131,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _encode_words(text: str) -> str:
-    """RFC 2047. Raises ValueError."""
+    """Encode a header value (RFC 2047); raises ValueError."""
     if text.splitlines() != [text]:
         raise ValueError("a header must be one line")
     words = [b""]

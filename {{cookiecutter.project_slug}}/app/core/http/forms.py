@@ -1,4 +1,4 @@
-"""URL-encoded forms, parsed in linear time whatever they contain.
+"""A parser of URL-encoded forms with linear run time for any input.
 
 Starlette's parser takes 0.3 s and, on Python 3.11, 186 MiB for 1 MiB of percent signs.
 """
@@ -10,13 +10,13 @@ from starlette.requests import ClientDisconnect, Request
 from app.core.http.parsing import BAD_REQUEST, MAX_FIELDS, percent_decode
 
 CONTENT_TOO_LARGE = 413
-# More than any form of the API needs: an e-mail address, a password, a token.
+# Larger than any form of the API: an e-mail address, a password, a token.
 MAX_API_FORM_BYTES = 16 * 1024
 
 
 async def read_form(request: Request, max_bytes: int = MAX_API_FORM_BYTES) -> FormData:
-    """Return the fields of a URL-encoded form, and leave them to FastAPI; raises HTTPException."""
-    # Starlette has no public way to replace its parser, and FastAPI calls it unless there is this attribute.
+    """Return the fields of a URL-encoded form, and cache them for FastAPI; raises HTTPException."""
+    # Starlette has no public way to replace its parser, which FastAPI calls unless this attribute is set.
     if request._form is None:
         request._form = FormData(parse_form(await _read_body(request, max_bytes)))
     return request._form
@@ -30,18 +30,18 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
             if len(body) > max_bytes:
                 raise HTTPException(CONTENT_TOO_LARGE, f"The form must have at most {max_bytes} bytes.")
     except ClientDisconnect as error:
-        raise HTTPException(BAD_REQUEST, "The form did not arrive as a whole: send it again.") from error
+        raise HTTPException(BAD_REQUEST, "The form is incomplete: send it again.") from error
     return bytes(body)
 
 
 def parse_form(body: bytes) -> list[tuple[str, str | UploadFile]]:
-    """Return names and values; raises HTTPException for too many fields or another encoding than UTF-8."""
+    """Return names and values; raises HTTPException for too many fields or an encoding other than UTF-8."""
     if body.count(b"&") >= MAX_FIELDS:
         raise HTTPException(BAD_REQUEST, f"The form must have at most {MAX_FIELDS} fields.")
     try:
         return [(_decode(name), _decode(value)) for name, _, value in _split(body)]
     except UnicodeDecodeError as error:
-        raise HTTPException(BAD_REQUEST, "The form is not UTF-8: send it in that encoding.") from error
+        raise HTTPException(BAD_REQUEST, "The form is not valid UTF-8: encode it as UTF-8.") from error
 
 
 def _split(body: bytes) -> list[tuple[bytes, bytes, bytes]]:

@@ -12,7 +12,7 @@ ASSETS = "/docs/assets"
 
 
 def customize_openapi(app: FastAPI, api_prefix: str) -> None:
-    """Describe what FastAPI cannot know: the media type of our errors, and where tokens come from."""
+    """Complete the OpenAPI document with the media type of errors, token URLs and 400 responses."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def customize_openapi(app: FastAPI, api_prefix: str) -> None:
 
 
 def _complete_token_urls(schema: dict[str, Any], api_prefix: str) -> None:
-    """Put the API's prefix before relative URLs; absolute ones belong to other authorization servers."""
+    """Prepend the API prefix to relative token URLs; absolute ones belong to other authorization servers."""
     schemes = schema.get("components", {}).get("securitySchemes", {}).values()
     for flow in (flow for scheme in schemes for flow in scheme.get("flows", {}).values()):
         for name in ("tokenUrl", "refreshUrl"):
@@ -36,11 +36,11 @@ def _complete_token_urls(schema: dict[str, Any], api_prefix: str) -> None:
 
 
 def _document_bad_requests(schema: dict[str, Any]) -> None:
-    """Document 400 where there is something to parse: a body, or a query."""
+    """Document a 400 response for operations with a body or a query."""
     problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         has_query = any(parameter["in"] == "query" for parameter in operation.get("parameters", ()))
-        # 413 marks a route of a feature's API: the schema of problems is in the document then.
+        # 413 marks an API route of a feature, for which the document contains the schema Problem.
         if "413" in operation["responses"] and (has_query or "requestBody" in operation):
             described = {"description": "Bad Request", "content": {"application/json": problem}}
             operation["responses"].setdefault("400", described)
@@ -56,7 +56,7 @@ def _name_problem_type(schema: dict[str, Any]) -> None:
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve Swagger UI and ReDoc with assets from a package: no browser asks a CDN."""
+    """Serve Swagger UI and ReDoc with assets from a package instead of a CDN."""
     assets = Path(str(files("fastapi_offline") / "static"))
     app.mount(ASSETS, StaticFiles(directory=assets), name="docs_assets")
 

@@ -1,4 +1,4 @@
-"""Keyset pagination: a page costs the same at any depth, and none is repeated or skipped while rows are added."""
+"""Keyset pagination: pages cost the same at any depth, and inserted rows cause no repeated or skipped items."""
 
 import base64
 import binascii
@@ -43,7 +43,7 @@ class Page(BaseModel, Generic[ItemT]):
 
 @dataclass(frozen=True)
 class PageResult(Generic[PagedT]):
-    """The records of a page, before the response model reads them."""
+    """The records of one page, as the service returns them."""
 
     items: Sequence[PagedT]
     next_cursor: str | None
@@ -51,14 +51,15 @@ class PageResult(Generic[PagedT]):
 
 @dataclass(frozen=True)
 class PageRequest:
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="The most items to return.")] = DEFAULT_LIMIT
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of items.")] = DEFAULT_LIMIT
     cursor: Annotated[
-        str | None, Query(max_length=200, description="`next_cursor` of the page before; with the same sort.")
+        str | None,
+        Query(max_length=200, description="`next_cursor` of the previous page, requested with the same sort."),
     ] = None
 
     def parameters(self, sort: str) -> dict[str, object]:
-        """Return the values that `paginate` binds; raises UnprocessableError for a cursor that is not of this sort."""
-        # One more than asked for tells whether there is a next page.
+        """Return the values for `paginate`; raises UnprocessableError for an invalid cursor or one of another sort."""
+        # One extra row shows whether there is a next page.
         parameters: dict[str, object] = {"page_limit": self.limit + 1}
         if self.cursor is not None:
             created_at, row_id = _decode_cursor(self.cursor, sort)
@@ -83,7 +84,7 @@ def paginate(
     descending: bool,
     after_cursor: bool,
 ) -> TypedQuery[PagedT]:
-    """Order by creation; with `after_cursor`, begin after the position that `PageRequest.parameters` gives."""
+    """Sort by creation; with `after_cursor`, start after the position of `PageRequest.parameters`."""
     key = tuple_(model.created_at, model.id)
     if after_cursor:
         position = tuple_(
@@ -105,7 +106,12 @@ def _decode_cursor(cursor: str, sort: str) -> tuple[datetime, UUID]:
         sorted_by, created_at, row_id = Position.validate_json(text)
         created_at = created_at.astimezone(UTC)
     except (binascii.Error, ValidationError, ValueError, OverflowError) as error:
-        raise UnprocessableError("The cursor is not one that this service made.") from error
+        raise UnprocessableError(
+            "The cursor is invalid: use next_cursor of the previous page, or start without a cursor.",
+            code="invalid-cursor",
+        ) from error
     if sorted_by != sort:
-        raise UnprocessableError("The cursor belongs to a list that is sorted differently.")
+        raise UnprocessableError(
+            "The cursor belongs to another sort: start without a cursor.", code="cursor-of-another-sort"
+        )
     return created_at, row_id

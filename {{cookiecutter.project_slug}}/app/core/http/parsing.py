@@ -1,4 +1,4 @@
-"""HTTP behaviour of all routes, mounts and static files: HEAD, OPTIONS, Allow, paths, queries and body limits."""
+"""Parsing of percent-encoded text, queries and media types."""
 
 import re
 from binascii import a2b_qp
@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 BARE_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 BAD_REQUEST, UNAUTHORIZED, URI_TOO_LONG, HEADERS_TOO_LARGE = 400, 401, 414, 431
-# Of a form or a query.
+# In a form or a query.
 MAX_FIELDS = 200
 
 
@@ -17,16 +17,16 @@ def require_utf8(query: bytes) -> None:
     try:
         percent_decode(query).decode()
     except UnicodeDecodeError as error:
-        raise HTTPException(BAD_REQUEST, "The query is not UTF-8: send it in that encoding.") from error
+        raise HTTPException(BAD_REQUEST, "The query is not valid UTF-8: encode it as UTF-8.") from error
 
 
 def percent_decode(text: bytes) -> bytes:
-    """Decode as browsers do: a percent sign without two hexadecimal digits stands for itself.
+    """Decode percent-encoding as browsers do: a percent sign without two hexadecimal digits is literal.
 
-    `unquote_to_bytes` takes up to five times as long, and on Python 3.11 twice the memory.
+    `unquote_to_bytes` takes up to five times as long and, on Python 3.11, twice the memory.
     """
     escaped = BARE_PERCENT.sub(b"%25", text.replace(b"=", b"%3D"))
-    # Quoted-printable is percent-encoding with another sign, and its decoder is written in C.
+    # Quoted-printable is percent-encoding with another character, and its decoder is written in C.
     return a2b_qp(escaped.replace(b"%", b"="))
 
 

@@ -6,13 +6,13 @@ from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Host, Match, Mount, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Static files and other applications that are mounted have no list of methods.
+# Static files and other mounted applications have no list of methods.
 METHODS_OF_FILES = frozenset({"GET"})
 
 
 def allowed_methods(scope: Scope, routes: Sequence[BaseRoute]) -> list[str]:
-    """List the methods that any route takes at this path, for the header Allow."""
-    # A mount has moved the root of its routes.
+    """Return the methods of all routes at this path, for the header Allow."""
+    # Within a mount, root_path is the path of the mount.
     root_path = scope.get("app_root_path", scope.get("root_path", ""))
     methods = set(_methods_at({**scope, "root_path": root_path}, routes))
     return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
@@ -30,15 +30,15 @@ def _methods_at(scope: Scope, routes: Sequence[BaseRoute]) -> Iterable[str]:
 
 
 def redirect_slashes(router: Router) -> ASGIApp:
-    """Redirect a missing or superfluous slash at the end, with a relative Location.
+    """Return an application that redirects to the path with or without a trailing slash, by a relative Location.
 
-    Starlette builds an absolute one from the Host header, where a proxy may leave the port out.
+    Starlette builds an absolute URL from the Host header, in which a proxy may omit the port.
     """
 
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        # Browsers read //x as a host.
+        # Browsers interpret //x as a host.
         is_local = other != "" and not other.startswith("//")
         if scope["type"] != "http" or not is_local or not _is_routed({**scope, "path": other}, router.routes):
             await router.not_found(scope, receive, send)

@@ -19,9 +19,9 @@ from app.core.http.paths import allowed_methods
 from app.core.project import read_project
 
 logger = structlog.get_logger(__name__)
-# A body of the greatest size may have a hundred thousand mistakes; nobody reads so many.
+# A body of the maximum size may have 100,000 invalid fields.
 MAX_FIELD_PROBLEMS = 100
-# The phrases of the first three depend on Python's version.
+# The phrases of 413, 414 and 422 depend on the Python version.
 STATUS_CODES = {
     413: "content-too-large",
     414: "uri-too-long",
@@ -37,7 +37,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457."""
+    """A problem document (RFC 9457)."""
 
     type: str
     code: str
@@ -50,7 +50,7 @@ class Problem(BaseModel):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document the errors of a route."""
+    """Return the `responses` that document these errors of a route."""
     return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
@@ -63,7 +63,7 @@ def problem_response(
     errors: list[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Without a `code`, the status gives it, such as `not-found`."""
+    """Return a problem document; the default `code` is derived from the status, such as `not-found`."""
     code = code or STATUS_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "-")
     problem = Problem(
         type=f"urn:problem-type:{read_project().name}:{code}",
@@ -75,7 +75,7 @@ def problem_response(
         request_id=correlation_id.get(),
         errors=errors,
     )
-    # ASCII: a path or the name of a field may hold surrogates, which UTF-8 cannot encode.
+    # ASCII: a path or a field name may contain surrogates, which UTF-8 cannot encode.
     content = json.dumps(problem.model_dump(exclude_none=True), ensure_ascii=True)
     return Response(content, status, headers, media_type="application/problem+json")
 
@@ -88,7 +88,7 @@ async def handle_app_error(request: Request[Any], error: Exception) -> Response:
 async def handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker; registered for this class alone
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Collect the methods of every route at this path: the exception has only those of one route.
+        # The exception lists only the methods of one route at this path.
         allow = {"Allow": ", ".join(allowed_methods(request.scope, request.app.routes))}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=allow)
@@ -110,7 +110,7 @@ async def handle_validation_error(request: Request, error: Exception) -> Respons
 
 
 def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
-    """The first ones, without the rejected values: they may be secrets."""
+    """Return the first errors, without the rejected values, which may be secrets."""
     return [
         FieldProblem(location=list(error["loc"]), message=str(error["msg"]).removeprefix("Value error, "))
         for error in errors[:MAX_FIELD_PROBLEMS]
@@ -118,9 +118,9 @@ def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
 
 
 async def handle_database_error(request: Request, error: Exception) -> Response:
-    """Answer 409 when another row went or came meanwhile, such as the caller's account.
+    """Respond with 409 to a conflict with another transaction, with 503 if the database is unavailable or overloaded.
 
-    503 when the database is out of reach, too slow or too busy; anything else is our mistake, a 500.
+    Any other error is a fault of the service, a 500.
     """
     if is_conflict(error):
         logger.warning("conflict in the database", reason=first_line(error))

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from app.core.storage.objects import ObjectStore
     from app.core.upstream.http_client import LazyHttpClient
 
-# RFC 9110 §9.2.1: they change nothing.
+# RFC 9110 §9.2.1
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Asked every few seconds by machines.
+# Requested by monitoring every few seconds.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
 CLIENT_PREFIX = "client-"
-# With the prefix it fits into the 128 characters of an audit event.
+# With CLIENT_PREFIX it fits into the 128 characters of an audit event.
 REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,121}")
 MAX_USER_AGENT_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"
-# Values of Sec-Fetch-Site; "none" is a person who repeats the request by hand.
+# Values of Sec-Fetch-Site; "none" is a request that the user started, such as a bookmark.
 OWN_SITES = frozenset({"same-origin", "none"})
 
 
 class State(TypedDict):
-    """What every request carries as `request.state`: the parts that the lifespan has opened, and notes on the request.
+    """The type of `request.state`: resources that the lifespan has opened, and data of this request.
 
     At run time it is Starlette's `State`, which has `[]` and `in`, but no `get`. Features add keys of their own, and
     type them as `app/accounts/dependencies.py` does.
@@ -45,9 +45,9 @@ class State(TypedDict):
     secret_box: "SecretBox"
     shutdown: "ShutdownFlag"
     http: "LazyHttpClient"
-    # None where neither a folder nor a bucket is configured.
+    # None if no storage is configured.
     store: "NotRequired[ObjectStore | None]"
-    # Sources that features add to the Content-Security-Policy of pages, by directive.
+    # Sources that features add to the Content-Security-Policy, by directive.
     content_security_policy: Mapping[str, Sequence[str]]
     # The account that makes the request, once a route has authenticated it.
     actor_id: NotRequired[UUID | None]
@@ -66,25 +66,25 @@ class ClientInfo:
 
 
 def read_client_info(request: Request[Any]) -> ClientInfo:
-    """Truncate the User-Agent, and remove characters that would control a terminal or forge a line of a log."""
+    """Return the client; the User-Agent is truncated, without characters that control a terminal or forge log lines."""
     user_agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:MAX_USER_AGENT_LENGTH]
-    # 45 characters hold any address; the name of an IPv6 zone can be longer.
+    # Any address fits into 45 characters; an IPv6 zone could make it longer.
     return ClientInfo(request.client.host[:45] if request.client else None, user_agent)
 
 
 def comes_from_other_site(request: Request[Any], allowed_origins: Collection[str] = ()) -> bool:
-    """Tell whether a browser sends this for a page of another site; other clients send neither header."""
+    """Return whether a page of another site made a browser send this; other clients send neither header."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if origin in allowed_origins or "*" in allowed_origins:
         return False
-    # Browsers send `null` for our own pages, too, where nginx has set a policy without referrers.
+    # Browsers also send `null` for the service's own pages if a Referrer-Policy forbids the origin.
     if site is not None and (site not in OWN_SITES or origin == "null"):
         return site not in OWN_SITES
     return origin is not None and not _is_own_host(request, origin)
 
 
 def _is_own_host(request: Request[Any], origin: str) -> bool:
-    """Compare hosts without their ports, which a proxy may not hand on; `null` is no host."""
+    """Compare the hosts without their ports, which a proxy may not forward; the origin `null` has no host."""
     try:
         host = urlsplit(origin).hostname
         return host is not None and host == urlsplit(f"//{request.headers.get('host', '')}").hostname
@@ -97,5 +97,5 @@ def is_request_id(value: str) -> bool:
 
 
 def mark_request_id(chosen: str) -> str:
-    """Return a new id, or the client's with a prefix: no client can pass its own off as one of ours."""
+    """Return a new id, or the client's with a prefix, so that no client can forge an id of the service."""
     return f"{CLIENT_PREFIX}{chosen}" if chosen else uuid4().hex

@@ -23,20 +23,21 @@ CallableT = TypeVar("CallableT")
 
 @runtime_checkable
 class Authenticator(Protocol):
-    """A security scheme that a FeatureRoute asks before it looks at the rest of the request."""
+    """A security scheme that FeatureRoute calls before it reads the rest of the request."""
 
     async def authenticate(self, request: Request) -> None:
-        """Raise what becomes 401 unless the caller is known."""
+        """Raise UnauthorizedError unless the caller is authenticated."""
 
 
 class FeatureRoute(APIRoute):
-    """Authenticates first, and refuses a body of another kind than it takes.
+    """A route that authenticates the caller first, and then checks the media type of the body.
 
-    A guest is told 401 and nothing else. A form that a foreign page posts is never read as JSON.
-    A route without authentication changes nothing for pages of other sites but those of CORS_ORIGINS: a browser sends
-    their forms without asking, and the attempts would count against whoever looks at the page.
-    No cache stores the answers of a route with authentication, unless the route says otherwise.
-    A route with an upload gets its body limit and its place in the OpenAPI document.
+    - An unauthenticated caller gets a 401 before anything else is validated.
+    - A form that a page of another site posts is never parsed as JSON.
+    - A route without authentication rejects unsafe methods from pages of other sites, except for CORS_ORIGINS. Browsers
+      send such forms without a preflight, and rate limits would count the attempts of the visitors of the page.
+    - Responses of a route with authentication get `Cache-Control: no-store`, unless the route sets the header itself.
+    - A route with an upload gets the body limit of the upload, and documents its body.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks them
@@ -64,7 +65,10 @@ class FeatureRoute(APIRoute):
 
         async def handle_in_order(request: Request) -> Response:
             if is_for_guests and comes_from_other_site(request, request.state["settings"].cors_origins):
-                raise ForbiddenError("The request comes from a page of another site: list the site in CORS_ORIGINS.")
+                raise ForbiddenError(
+                    "The request comes from a page of another site: list the site in CORS_ORIGINS.",
+                    code="cross-site-request",
+                )
             # Skipped when a test overrides any dependency.
             if scheme is not None and not request.app.dependency_overrides:
                 await scheme.authenticate(request)
@@ -78,7 +82,7 @@ class FeatureRoute(APIRoute):
             except HTTPException as error:
                 if isinstance(error.__cause__, UnicodeDecodeError):
                     raise HTTPException(
-                        error.status_code, "The body is not UTF-8: send it in that encoding."
+                        error.status_code, "The body is not valid UTF-8: encode it as UTF-8."
                     ) from error
                 raise
 
@@ -90,7 +94,7 @@ def _find_scheme(dependant: Dependant) -> Authenticator | None:
 
 
 def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
-    """Return the first dependency of this kind, however deep."""
+    """Return the first dependency of this kind at any depth."""
     if isinstance(dependant.call, kind):
         return dependant.call
     found = (_find(kind, each) for each in dependant.dependencies)
@@ -116,11 +120,11 @@ def require_media_type(request: Request, *, takes_form: bool) -> None:
 
 
 class FeatureRouter(APIRouter):
-    """Compares none of its routes with a path that its prefix is no part of; FastAPI tries them all in turn, twice."""
+    """A router that skips its routes if the path does not contain its prefix; FastAPI would try each route twice."""
 
     def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks them
         super().__init__(route_class=route_class, **options)
-        # A path holds no parameter literally, but values in its place.
+        # Paths contain values in place of the parameters.
         self._head = self.prefix.partition("{")[0]
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

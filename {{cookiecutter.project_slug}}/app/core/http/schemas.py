@@ -18,30 +18,30 @@ from pydantic_core import PydanticCustomError
 from app.core.addresses import MailAddress
 
 MAX_FIELDS = 100
-# RFC 5321 allows 254 characters; one that is typed with others may be longer than it is stored.
+# RFC 5321 allows 254 characters; an address may be longer before it is normalized.
 MAX_EMAIL_LENGTH = 1000
 # Longer input cannot be a code; NFKC normalization can take quadratic time.
 MAX_CODE_LENGTH = 100
 MINUS = "\N{MINUS SIGN}"
-# Control characters, and those that only format, such as a zero-width space.
+# Control characters, and format characters such as a zero-width space.
 CONTROLS = frozenset({"Cc", "Cf"})
-# Spaces, and marks that show nothing without a letter before them.
-UNSEEN = CONTROLS | {"Mn", "Mc", "Me", "Zs", "Zl", "Zp"}
-# Letters and symbols without a picture, such as the fillers of Hangul, the blank of Braille and a note without a head.
+# Spaces, and combining marks, which are invisible without a letter before them.
+INVISIBLE = CONTROLS | {"Mn", "Mc", "Me", "Zs", "Zl", "Zp"}
+# Letters and symbols without a glyph, such as Hangul fillers, the blank Braille pattern and a musical null notehead.
 BLANK = frozenset("\u115f\u1160\u2065\u2800\u3164\uffa0\ufffc\U0001d159")
-# Reserved for characters that show nothing (Default_Ignorable_Code_Point); other unassigned ones may be newer emoji.
+# Reserved for invisible characters (Default_Ignorable_Code_Point); other unassigned ones may be newer emoji.
 IGNORABLE = (range(0xFFF0, 0xFFF9), range(0xE0000, 0xE1000))
 
 
 class RequestModel(BaseModel):
-    """A request body: unknown fields are refused."""
+    """A request body; unknown fields are invalid."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_too_many_fields(cls, data: object) -> object:
-        # Each unknown one is an error of its own: those of a body of 1 MB would keep the event loop for a second.
+        # Each unknown field is a separate error: the errors of a 1 MB body would block the event loop for a second.
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise ValueError(f"must have at most {MAX_FIELDS} fields")
         return data
@@ -53,16 +53,16 @@ def _remove_defaults(schema: dict[str, Any]) -> None:
 
 
 class PatchModel(RequestModel):
-    """The body of a PATCH: fields that are not sent stay as they are (see `dump_changes`).
+    """The body of a PATCH; fields that are not sent remain unchanged (see `changed_fields`).
 
-    Python needs a default for each field; the OpenAPI document has none, as clients would send it.
+    Each field needs a default in Python. The OpenAPI document omits it, because generated clients would send it.
     """
 
     model_config = ConfigDict(json_schema_extra=_remove_defaults)
 
 
 class ResponseModel(BaseModel):
-    """A response body, read from a row."""
+    """A response body, created from the attributes of a record."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -74,7 +74,7 @@ class TimestampedModel(ResponseModel):
 
 
 def _refuse_nul(value: str) -> str:
-    # PostgreSQL cannot store it, and would answer with an error of its own.
+    # PostgreSQL cannot store NUL.
     if "\0" in value:
         raise PydanticCustomError("nul_character", "must not contain the character NUL")
     return value
@@ -87,18 +87,18 @@ def _refuse_control(value: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing, although it may have characters."""
-    return not any(_is_seen(character) for character in text)
+    """Return whether a text has no visible characters."""
+    return not any(_is_visible(character) for character in text)
 
 
-def _is_seen(character: str) -> bool:
-    if unicodedata.category(character) in UNSEEN or character in BLANK:
+def _is_visible(character: str) -> bool:
+    if unicodedata.category(character) in INVISIBLE or character in BLANK:
         return False
     return not any(ord(character) in reserved for reserved in IGNORABLE)
 
 
 def _empty_blank(value: str) -> str:
-    # Beside characters that show something, joiners of emoji and marks of direction stay as they are.
+    # Text with visible characters keeps the others: emoji need joiners, and mixed scripts need direction marks.
     return "" if is_blank(value) else value
 
 
@@ -109,14 +109,14 @@ def _refuse_empty(value: str) -> str:
 
 
 def _refuse_display_name(value: object) -> object:
-    # `Ada <ada@example.com>` is a line of a message; the validator would take the address out of it.
+    # The validator would extract the address from `Ada <ada@example.com>`.
     if isinstance(value, str) and "<" in value:
-        raise PydanticCustomError("display_name", "must be an address alone, without a name")
+        raise PydanticCustomError("display_name", "must be an address without a name")
     return value
 
 
 def normalize_code(typed: str) -> str:
-    """Normalize a typed code: drop spaces and control characters, and map digits and dashes to ASCII."""
+    """Normalize a typed code: remove spaces and control characters, and convert digits and dashes to ASCII."""
     if len(typed) > MAX_CODE_LENGTH:
         return typed
     return "".join(map(_normalize_code_character, unicodedata.normalize("NFKC", typed)))
@@ -132,8 +132,8 @@ def _normalize_code_character(character: str) -> str:
 
 
 def _lowercase(value: str) -> str:
-    """Lower-case the whole address: no provider tells mailboxes apart by case, and people do not type alike."""
-    # Letter by letter: `İ` would become two characters, and the lower case of `Σ` depends on its position.
+    """Convert the whole address to lower case: providers ignore the case, and people type it inconsistently."""
+    # By letter: `İ` would become two characters, and the lower case of `Σ` depends on its position.
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
 
 
@@ -153,7 +153,7 @@ _email = TypeAdapter(EmailAddress)
 
 
 def normalize_email(typed: str) -> str:
-    """Write an address as sign-up does; what is no address stays as it is, and belongs to nobody."""
+    """Return a typed address in the form in which sign-up stores it; invalid input matches no account."""
     typed = typed.strip()
     if len(typed) > MAX_EMAIL_LENGTH or "\0" in typed:
         return ""
@@ -164,5 +164,5 @@ def normalize_email(typed: str) -> str:
 
 
 def changed_fields(data: BaseModel) -> dict[str, Any]:
-    """What a PATCH sent, and nothing else."""
+    """Return only the fields that the body of a PATCH contains."""
     return data.model_dump(exclude_unset=True)

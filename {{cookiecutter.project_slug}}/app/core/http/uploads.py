@@ -1,7 +1,7 @@
 """Uploads: one file of a multipart body, streamed to the route without a copy in memory or on disk.
 
-FastAPI reads a declared `UploadFile` before it runs any dependency, also for clients that are not signed in. Here the
-file is a dependency, which a route names after the one that authenticates.
+FastAPI reads a declared `UploadFile` before it runs any dependency, even for unauthenticated clients. Here the file is
+a dependency, which a route declares after the one that authenticates the caller.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from app.core.errors import ContentTooLargeError, UnprocessableError, Unsupporte
 from app.core.http.schemas import is_blank
 
 FORM_DATA = "multipart/form-data"
-# What may surround the file: boundaries, headers, other fields.
+# Limit for the rest of the body: boundaries, headers and other fields.
 MAX_OVERHEAD_BYTES = 64 * 1024
 MAX_FILENAME_LENGTH = 200
 MAX_SECONDS = 300
@@ -29,25 +29,25 @@ MAX_BOUNDARY_LENGTH = 70
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a client is sending; its name and media type are what the client claims."""
+    """A file that a client is sending. Do not trust its name and media type: the client chooses them."""
 
-    # A base name without control characters: for people, not for paths.
+    # A base name without control characters, to be displayed; not for paths.
     filename: str
     media_type: str
     _chunks: AsyncIterator[bytes]
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Return the content as it arrives. Iterate once, and with no transaction open: the client may be slow.
+        """Return the content as it arrives. Iterate once and outside of a transaction: the client may be slow.
 
-        The iteration raises ContentTooLargeError, or UnprocessableError if the body is malformed or incomplete: discard
-        what was stored of the file then.
+        The iteration raises ContentTooLargeError, or UnprocessableError if the body is malformed or incomplete. The
+        caller must then discard the part of the file that it has stored.
         """
         return self._chunks
 
 
 @dataclass(frozen=True)
 class UploadField:
-    """The dependency behind `accept`; FeatureRoute finds it, documents it and sets the route's body limit."""
+    """The dependency that `accept` returns; FeatureRoute documents it and sets the body limit of the route."""
 
     max_bytes: int
     media_types: tuple[str, ...]
@@ -55,7 +55,7 @@ class UploadField:
     max_seconds: float
 
     async def __call__(self, request: Request) -> Upload:
-        """Read up to the start of the file, and no further."""
+        """Read the body up to the start of the file."""
         reader = _UploadReader(self, request)
         await reader.read_headers()
         return Upload(reader.filename, reader.media_type, reader.chunks())
@@ -77,21 +77,21 @@ class UploadField:
 
 
 def accept(*, max_bytes: int, media_types: Sequence[str], name: str = "file", max_seconds: float = MAX_SECONDS) -> Any:  # noqa: ANN401  # FastAPI declares the result of Depends as Any
-    """Take the file in the form field `name`, within `max_seconds`; MAX_BODY_BYTES does not apply to the route.
+    """Declare an upload: a file in the form field `name`, sent within `max_seconds`.
 
-    The location for uploads in deploy/nginx/site.conf needs the last segment of the route's path, and a limit above
-    `max_bytes`.
+    `max_bytes` replaces MAX_BODY_BYTES for the route. Add the last segment of the route's path to the location for
+    uploads in deploy/nginx/site.conf, and set a limit above `max_bytes` there.
     """
     return Depends(UploadField(max_bytes, tuple(media_types), name, max_seconds))
 
 
 class _UploadReader:
-    """Feeds the parser with what the client sends, and keeps the file's bytes until they are asked for."""
+    """Parses the body as it arrives, and buffers the bytes of the file that the route has not read yet."""
 
     def __init__(self, field: UploadField, request: Request) -> None:
         self._field = field
         self._body = request.stream()
-        # Each upload holds one of MAX_CONCURRENT_REQUESTS.
+        # A deadline, because each upload occupies one of MAX_CONCURRENT_REQUESTS.
         self._deadline = asyncio.get_running_loop().time() + field.max_seconds
         self._parser = self._create_parser(request)
         self._header_name = self._header_value = b""
@@ -107,7 +107,7 @@ class _UploadReader:
             raise UnsupportedMediaTypeError(f"The body must be {FORM_DATA}.")
         boundary = options.get(b"boundary", b"")
         if not 1 <= len(boundary) <= MAX_BOUNDARY_LENGTH:
-            raise UnprocessableError("The Content-Type header needs a valid boundary.")
+            raise UnprocessableError("The Content-Type header needs a valid boundary.", code="invalid-multipart")
         return MultipartParser(
             boundary,
             {
@@ -124,7 +124,9 @@ class _UploadReader:
     async def read_headers(self) -> None:
         while not self._has_file:
             if not await self._feed():
-                raise UnprocessableError(f"The form needs a file in the field {self._field.name}.")
+                raise UnprocessableError(
+                    f"The form needs a file in the field {self._field.name}.", code="file-required"
+                )
 
     async def chunks(self) -> AsyncIterator[bytes]:
         has_more = True
@@ -141,18 +143,20 @@ class _UploadReader:
             async with asyncio.timeout_at(self._deadline):
                 data = await anext(self._body, None)
         except TimeoutError as error:
-            raise UnprocessableError(f"The upload took longer than {self._field.max_seconds} seconds.") from error
+            raise UnprocessableError(
+                f"The upload took longer than {self._field.max_seconds} seconds.", code="upload-too-slow"
+            ) from error
         except ClientDisconnect as error:
-            raise UnprocessableError("The upload was interrupted.") from error
+            raise UnprocessableError("The upload was interrupted.", code="upload-interrupted") from error
         if data is None:
             if not self._is_complete:
-                raise UnprocessableError("The multipart body is incomplete.")
+                raise UnprocessableError("The multipart body is incomplete.", code="invalid-multipart")
             return False
         self._received_bytes += len(data)
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise UnprocessableError("The multipart body is malformed.") from error
+            raise UnprocessableError("The multipart body is malformed.", code="invalid-multipart") from error
         self._check_size()
         return True
 
@@ -160,7 +164,7 @@ class _UploadReader:
         if self._file_bytes > self._field.max_bytes:
             raise ContentTooLargeError(f"The file must not be larger than {self._field.max_bytes} bytes.")
         if self._received_bytes - self._file_bytes > MAX_OVERHEAD_BYTES:
-            raise ContentTooLargeError("The form must hold little more than the file.")
+            raise ContentTooLargeError(f"The form must have at most {MAX_OVERHEAD_BYTES} bytes besides the file.")
 
     def _begin_part(self) -> None:
         self._headers = {}
@@ -178,11 +182,13 @@ class _UploadReader:
 
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
-        # Browsers send an empty file name where none was chosen.
+        # Browsers send an empty file name if no file was chosen.
         if options.get(b"name") != self._field.name.encode() or not options.get(b"filename"):
             return
         if self._has_file:
-            raise UnprocessableError(f"The form must have one file in the field {self._field.name}.")
+            raise UnprocessableError(
+                f"The form must have only one file in the field {self._field.name}.", code="too-many-files"
+            )
         media_type, _ = parse_options_header(self._headers.get(b"content-type"))
         self.media_type = media_type.decode("latin-1")
         if self.media_type not in self._field.media_types:

@@ -17,7 +17,7 @@ def add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> Ev
 
 
 def drop_colors(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """uvicorn sends its lines a second time, painted for a terminal."""
+    """Drop the copy of the message that uvicorn adds in colors."""
     event.pop("color_message", None)
     return event
 
@@ -34,14 +34,14 @@ SHARED_PROCESSORS: list[Any] = [
 
 
 def shows_colors() -> bool:
-    """Tell whether the output is a terminal; NO_COLOR and FORCE_COLOR decide otherwise, as for rich and pytest."""
+    """Return whether to log in colors: on a terminal, unless NO_COLOR or FORCE_COLOR is set."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def logging_config(settings: ServerSettings) -> dict[str, Any]:
-    """One format for our lines and those of uvicorn, gunicorn and the libraries; also what gunicorn is given."""
+    """Return the configuration for `logging.config`: one format for the service, its server and the libraries."""
     if settings.log_format == "json":
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
@@ -62,21 +62,21 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
         },
         "root": {"handlers": ["stdout"], "level": settings.log_level},
         "loggers": {
-            # The servers attach handlers of their own; these lines are to go through ours.
+            # Replace the servers' own handlers by propagation to the root logger.
             "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
             "uvicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
             "gunicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
-            # The access lines are ours: theirs hold the query string, which may hold secrets.
+            # Disabled in favour of AccessLogMiddleware: these lines contain query strings, which may hold secrets.
             "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
-            # The lines about outgoing requests are ours: theirs hold URLs and headers, which may hold secrets.
+            # Disabled: these lines contain URLs and headers of outgoing requests, which may hold secrets.
             "httpx2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "httpcore2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
-            # SQLAlchemy's own pools are as quiet.
+            # As quiet as SQLAlchemy's own pools.
             "app.core.db.driver.pool.FairPool": {"level": "WARNING"},
-            # Says for each invalid X-Request-ID that it made a new one.
+            # Warns of each invalid X-Request-ID.
             "asgi_correlation_id": {"level": "ERROR"},
-            # Warns of each malformed upload, which the access log has as a 422.
+            # Warns of each malformed upload, which the access log shows as a 422.
             "python_multipart": {"level": "ERROR"},
             "alembic": {"level": "WARNING" if settings.log_level == "INFO" else "NOTSET"},
         },

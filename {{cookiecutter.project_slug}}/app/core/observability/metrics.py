@@ -8,21 +8,21 @@ from prometheus_client.registry import Collector
 
 from app.core.observability.metrics_files import FOLDER, list_files, locked
 
-REQUESTS = Counter("http_requests_total", "Requests answered.", ["method", "route", "status"])
-DURATION = Histogram("http_request_duration_seconds", "Time to the end of the answer.", ["method", "route"])
-IN_FLIGHT = Gauge("http_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
-POOL_SIZE = Gauge("database_pool_size", "Connections that may be open.", multiprocess_mode="livesum")
+REQUESTS = Counter("http_requests_total", "Completed requests.", ["method", "route", "status"])
+DURATION = Histogram("http_request_duration_seconds", "Time until the response was sent.", ["method", "route"])
+IN_FLIGHT = Gauge("http_requests_in_flight", "Requests in progress.", multiprocess_mode="livesum")
+POOL_SIZE = Gauge("database_pool_size", "Maximum number of connections.", multiprocess_mode="livesum")
 POOL_IN_USE = Gauge("database_pool_in_use", "Connections in use.", multiprocess_mode="livesum")
-POOL_WAITING = Gauge("database_pool_waiting", "Tasks that wait for a connection.", multiprocess_mode="livesum")
-EMAILS = Counter("emails_total", "Attempts to send a message.", ["outcome"])
+POOL_WAITING = Gauge("database_pool_waiting", "Tasks waiting for a connection.", multiprocess_mode="livesum")
+EMAILS = Counter("emails_total", "Attempts to send an e-mail.", ["outcome"])
 EMAILS_PENDING_SECONDS = Gauge(
-    "emails_pending_seconds", "Age of the oldest message that is not sent.", multiprocess_mode="livemostrecent"
+    "emails_pending_seconds", "Age of the oldest unsent e-mail.", multiprocess_mode="livemostrecent"
 )
-SIGN_INS = Counter("sign_ins_total", "Attempts to sign in.", ["outcome"])
+SIGN_INS = Counter("sign_ins_total", "Sign-in attempts.", ["outcome"])
 
 
 class WorkersCollector(Collector):
-    """Add up what the workers have written into their shared folder."""
+    """Sums the metrics of all workers from the files in their shared folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class WorkersCollector(Collector):
 
 
 def render_metrics() -> bytes:
-    """Render Prometheus' text format, added up over all workers where they share a folder."""
+    """Render the metrics in Prometheus' text format, summed over all workers that share a folder."""
     folder = os.environ.get(FOLDER)
     if folder is None:
         return generate_latest(REGISTRY)

@@ -1,6 +1,6 @@
 """Metrics files: one per process and type of metric, and the totals of ended processes.
 
-prometheus_client only ever adds files; with workers that are replaced they would fill the file system.
+prometheus_client never removes files: with replaced workers they would fill the file system.
 """
 
 import logging
@@ -36,9 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 def open_files() -> None:
-    """Reserve this process's files. Call it before the first metric is created.
+    """Allocate the files of this process. Call it before the first metric is created.
 
-    Without room for them the process counts for itself: a write into a file that cannot grow would kill it (SIGBUS).
+    If the file system is full, the process keeps its metrics in memory: a write to a memory-mapped file that cannot
+    grow would kill it (SIGBUS).
     """
     if FOLDER not in os.environ or sys.platform == "win32":
         return
@@ -50,23 +51,23 @@ def open_files() -> None:
             _reserve_all({folder / f"{kind}_{os.getpid()}.db": size for kind, size in RESERVED_BYTES.items()})
     except OSError as error:
         values.ValueClass = values.MutexValue
-        logger.warning("no room for metrics in %s, those of this worker are missing: %s", folder, error)
+        logger.warning("no space for metrics in %s: those of this worker are missing: %s", folder, error)
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the files that count, those of ended processes added up. Call it with the folder locked."""
+    """Merge the files of ended processes, and return the files to collect. Call it with the folder locked."""
     if sys.platform != "win32":
         try:
             _add_up(folder)
         except OSError as error:
-            logger.warning("the metrics of ended workers cannot be added up: %s", error)
-    # A process makes a file empty, and gives it a size afterwards.
+            logger.warning("the metrics of ended workers cannot be merged: %s", error)
+    # A file that a process is just creating is empty.
     return [str(file) for file in folder.glob("*.db") if file.stat().st_size > 0]
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time: no file is added up twice, or read while it is."""
+    """Lock the folder: no file is merged twice, or read during a merge."""
     with (folder / "lock").open("a") as lock:
         if sys.platform != "win32":
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -85,7 +86,7 @@ def _add_up(folder: Path, own: int | None = None) -> None:
         total = folder / f"{kind}_total.db"
         _write_total(plan / total.name, [total, *(file for file in ended if file.name.startswith(f"{kind}_"))])
     (plan / "ended").write_text("\n".join(file.name for file in ended))
-    # The rename commits the totals: if this process is killed now, the next one finishes.
+    # The rename commits the totals: if this process is killed afterwards, the next one completes the merge.
     plan.rename(folder / "added-up")
     _finish(folder)
 
@@ -129,7 +130,7 @@ def _read(file: Path) -> list[tuple[str, float]]:
         rows = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]  # no annotation in the library
         return [(key, value) for key, value, _, _ in rows]
     except (RuntimeError, struct.error, UnicodeDecodeError):
-        logger.warning("a file of metrics is damaged and left out: %s", file.name)
+        logger.warning("a metrics file is damaged and skipped: %s", file.name)
         return []
 
 

@@ -1,4 +1,4 @@
-"""Graceful shutdown of a worker: requests on open connections are answered, and idle connections time out."""
+"""Graceful shutdown of a worker: drain the open connections, and let idle ones time out."""
 
 import asyncio
 import math
@@ -13,9 +13,9 @@ class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains its connections before it stops."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no new connection, end each open one with its next answer, and stop once all have ended.
+        """Stop accepting connections, close each open one with its next response, and stop once all are closed.
 
-        An idle connection ends KEEPALIVE_SECONDS after its last answer, as always: that bounds the wait.
+        Idle connections close KEEPALIVE_SECONDS after their last response, which limits the wait.
         """
         for server in self.servers:
             server.close()

@@ -1,4 +1,4 @@
-"""Loads the application, and keeps the collector of cycles from what lives as long as the process."""
+"""Garbage collection: exclude the objects that live as long as the process."""
 
 import gc
 import sys
@@ -13,18 +13,18 @@ GARBAGE_THRESHOLDS = (10_000, 20, 20)
 def load_app(factory: str) -> FastAPI:
     """Call the factory, such as "app.application:create_app", and freeze all objects that exist afterwards.
 
-    Otherwise the collector would look through all of them every second of load, and each time stop the event loop for a
-    tenth of a second.
+    Otherwise the collector would traverse all of them every second under load, and each time block the event loop for
+    0.1 s.
     """
-    # Imports leave no cycles that are worth a search.
+    # Imports leave hardly any cycles to collect.
     gc.disable()
-    # First of all: creating a metric opens its file.
+    # Before all other imports: creating a metric opens its file.
     from app.core.observability.metrics_files import open_files
 
     open_files()
     app: FastAPI = resolve_name(factory)()
     gc.enable()
-    # Other interpreters have other collectors.
+    # Other interpreters have other garbage collectors.
     if sys.implementation.name == "cpython":
         gc.freeze()
         gc.set_threshold(*GARBAGE_THRESHOLDS)

@@ -10,7 +10,7 @@ STARTED_AT = "SERVICE_STARTED_AT"
 
 
 class ShutdownFlag:
-    """Whether the process was told to stop; readiness says so while the last requests are answered."""
+    """Whether the process is shutting down: readiness fails while the last requests are answered."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -18,43 +18,43 @@ class ShutdownFlag:
 
 @contextmanager
 def track_shutdown_signals() -> Iterator[ShutdownFlag]:
-    """Learn of SIGTERM and SIGINT before the server handles them; it closes the listening socket first."""
-    stopping = ShutdownFlag()
+    """Set the flag on SIGTERM and SIGINT, then call the server's handlers, which close the listening socket."""
+    shutdown = ShutdownFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield stopping
+        yield shutdown
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        stopping.is_set = True
+    def set_flag(number: int, frame: FrameType | None) -> None:
+        shutdown.is_set = True
         handler = before[signal.Signals(number)]
         if callable(handler):
             handler(number, frame)
 
     for number, handler in before.items():
         if callable(handler):
-            signal.signal(number, note)
+            signal.signal(number, set_flag)
     try:
-        yield stopping
+        yield shutdown
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is note:
+            if signal.getsignal(number) is set_flag:
                 signal.signal(number, handler)
 
 
 def record_start_time() -> None:
-    """Remember when the service started; workers and their successors inherit it from the process that starts them."""
+    """Record the start time of the service in the environment, which all later workers inherit."""
     os.environ.setdefault(STARTED_AT, str(time.time()))
 
 
 def started_at() -> float:
-    """Seconds since the epoch."""
+    """Return the start time of the service, in seconds since the epoch."""
     record_start_time()
     return float(os.environ[STARTED_AT])
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process with this pid exists. Not for Windows, where os.kill would end it."""
+    """Return whether a process with this pid exists. Do not call it on Windows, where os.kill would end the process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -66,7 +66,7 @@ def is_alive(pid: int) -> bool:
 
 
 def exit_with_parent(interval_seconds: float = 1) -> None:
-    """End when the process that started this one is gone, even by SIGKILL."""
+    """Stop this process when its parent ends, even by SIGKILL."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -74,4 +74,4 @@ def exit_with_parent(interval_seconds: float = 1) -> None:
             time.sleep(interval_seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="stop-with-parent", daemon=True).start()
+    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()

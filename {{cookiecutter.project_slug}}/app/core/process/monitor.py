@@ -1,7 +1,7 @@
-"""What supervisor and circus lack beside gunicorn, done in their process: it watches over the workers that they start.
+"""Worker monitor for supervisor and circus: adds, in their process, the features of gunicorn that they lack.
 
-It opens the socket, ends a worker that hangs, replaces all of them one by one at SIGHUP, and ends the service when
-it cannot start.
+It opens the listening socket, kills hung workers, replaces the workers one by one at SIGHUP, and stops the service if
+a worker cannot start.
 """
 
 import os
@@ -25,9 +25,8 @@ from app.core.process.sockets import BACKLOG, FIRST_INHERITED_FD, listen, system
 from app.core.process.worker import CANNOT_START, FOLDER, OUTPUT_FD, PROTOCOLS, heartbeat_file, readiness_file
 from app.core.process.workers import metrics_directory, worker_count
 
-# Between two looks at the workers.
 INTERVAL_SECONDS = 0.2
-# What a manager gives a worker beyond the time that the worker gives its requests.
+# The time a manager waits for a worker to exit, in addition to GRACEFUL_TIMEOUT_SECONDS.
 SPARE_SECONDS = 5
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 logger = structlog.get_logger(__name__)
@@ -39,7 +38,7 @@ def _refuse(sentence: str) -> None:
 
 
 class WorkerMonitor:
-    """Made before the manager starts; `keep` runs beside it until it has ended."""
+    """Monitors the workers of one process manager: create it before the manager starts, and run it in a thread."""
 
     def __init__(self, settings: Settings, folder: Path, workers: int) -> None:
         self.settings = settings
@@ -51,18 +50,18 @@ class WorkerMonitor:
         self.at_stop: list[Callable[[], None]] = [self._close, self._stop_workers]
         self._to_replace: list[int] = []
         self._stopping = False
-        self._ended = threading.Event()
+        self._stop_requested = threading.Event()
 
     @property
     def address(self) -> str:
-        """As gunicorn writes it."""
+        """The listening address in gunicorn's notation."""
         if self.listening.family == socket.AF_UNIX:
             return f"unix:{self.listening.getsockname()}"
         host, port = self.listening.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def take_signals(self) -> None:
-        """To be called once the manager has set its own handlers: these come first."""
+    def install_signal_handlers(self) -> None:
+        """Install signal handlers that precede the manager's. Call it after the manager has installed its own."""
         for number in STOPS:
             self._precede(number, signal.getsignal(number))
         signal.signal(signal.SIGHUP, lambda _number, _frame: self._start_reload())
@@ -82,13 +81,13 @@ class WorkerMonitor:
         signal.signal(number, stop)
 
     def _close(self) -> None:
-        """Refuse new connections; those on systemd's socket wait for the next service."""
+        """Close the listening socket. Connections to systemd's socket stay queued for the next service."""
         self.listening.close()
         if not self.inherited and self.settings.unix_socket is not None:
             self.settings.unix_socket.unlink(missing_ok=True)
 
     def _stop_workers(self) -> None:
-        """Stop the workers at once: supervisor waits a second, in which they would report ready."""
+        """Stop the workers at once: supervisor waits a second first, in which they would still report ready."""
         for pid in self._pids("heartbeat"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -97,44 +96,45 @@ class WorkerMonitor:
         logger.info("Handling signal: hup")
         self._to_replace = self._pids("heartbeat")
 
-    def watch(self) -> None:
-        while not self._ended.wait(INTERVAL_SECONDS):
-            self._bury_the_dead()
+    def run(self) -> None:
+        """Check the workers periodically until `stop` is called."""
+        while not self._stop_requested.wait(INTERVAL_SECONDS):
+            self._reap_dead()
             if not self._stopping:
-                self._kill_who_hangs()
+                self._kill_hung()
                 self._replace_next()
-                self._give_up()
+                self._stop_if_unstartable()
 
-    def end(self) -> None:
-        self._ended.set()
+    def stop(self) -> None:
+        self._stop_requested.set()
 
     def _pids(self, kind: str) -> list[int]:
         return sorted(int(file.name.rpartition("_")[2]) for file in self.folder.glob(f"{kind}_*"))
 
-    def _bury_the_dead(self) -> None:
+    def _reap_dead(self) -> None:
         for pid in self._pids("heartbeat"):
             if not is_alive(pid):
                 readiness_file(self.folder, pid).unlink(missing_ok=True)
                 heartbeat_file(self.folder, pid).unlink(missing_ok=True)
 
-    def _kill_who_hangs(self) -> None:
+    def _kill_hung(self) -> None:
         for pid in self._pids("heartbeat"):
             with suppress(FileNotFoundError, ProcessLookupError):
                 silence = time.monotonic() - heartbeat_file(self.folder, pid).stat().st_mtime
                 if silence > self.settings.worker_timeout_seconds:
-                    logger.error("worker hangs and is killed", pid=pid, seconds=round(silence))
+                    logger.error("worker does not respond and is killed", pid=pid, seconds=round(silence))
                     os.kill(pid, signal.SIGKILL)
 
     def _replace_next(self) -> None:
-        """Once all are there that should be, so that there is always one that answers where there are several."""
+        """Stop the next worker of a reload once all workers are ready, so that the service stays available."""
         if self._to_replace and len(self._pids("ready")) >= self.workers:
             pid = self._to_replace.pop(0)
-            # Until it has ended, it is one that is missing.
+            # Not ready from now on, so that the next turn waits for its replacement.
             readiness_file(self.folder, pid).unlink(missing_ok=True)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def _give_up(self) -> None:
+    def _stop_if_unstartable(self) -> None:
         if (self.folder / CANNOT_START).exists():
             self.exit_code = EXIT_CANNOT_START
             os.kill(os.getpid(), signal.SIGTERM)
@@ -142,7 +142,7 @@ class WorkerMonitor:
 
 def _inherit() -> socket.socket:
     if len(systemd_socket_families()) != 1 or os.environ["LISTEN_FDS"] != "1":
-        _refuse("The service takes one socket from systemd, and was handed several.")
+        _refuse("The service accepts one socket from systemd and received several: keep one ListenStream.")
     return socket.socket(fileno=FIRST_INHERITED_FD)
 
 
@@ -151,20 +151,20 @@ def _listen(settings: Settings) -> socket.socket:
         if settings.unix_socket is None:
             return listen(settings)
         listening = socket.socket(socket.AF_UNIX)
-        # What a service that was killed has left.
+        # Remove the socket of a service that was killed.
         settings.unix_socket.unlink(missing_ok=True)
-        # For the service's user and group, which the proxy joins.
+        # Accessible to the service's user and group; the proxy is a member of the group.
         before = os.umask(0o007)
         listening.bind(str(settings.unix_socket))
         os.umask(before)
         listening.listen(BACKLOG)
     except OSError as error:
-        _refuse(f"The service cannot listen: {error}.")
+        _refuse(f"The service cannot listen: {error}. Check HOST, PORT and UNIX_SOCKET.")
     return listening
 
 
 def notify_systemd(state: str) -> None:
-    """sd_notify: nothing without systemd."""
+    """Send a state to systemd (sd_notify); do nothing without systemd."""
     if address := os.environ.get("NOTIFY_SOCKET"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifying, suppress(OSError):
             notifying.connect(f"\0{address[1:]}" if address.startswith("@") else address)
@@ -172,8 +172,11 @@ def notify_systemd(state: str) -> None:
 
 
 @contextmanager
-def keep() -> Iterator[WorkerMonitor]:
-    """Check the configuration, put what the manager's own needs into the environment, and watch while it runs."""
+def run_monitor() -> Iterator[WorkerMonitor]:
+    """Monitor the workers while the manager runs in the `with` block, then exit with the service's exit code.
+
+    The manager's configuration file reads the environment variables that are set here.
+    """
     settings = load_settings_or_exit()
     if settings.worker_class not in PROTOCOLS:
         _refuse(f"WORKER_CLASS: must be one of {', '.join(PROTOCOLS)}.")
@@ -185,11 +188,11 @@ def keep() -> Iterator[WorkerMonitor]:
     os.environ[OUTPUT_FD] = str(_copy_output())
     with metrics_directory() as folder:
         os.environ[FOLDER] = str(folder)
-        keeper = WorkerMonitor(settings, folder, workers)
-        threading.Thread(target=keeper.watch, name="keeper", daemon=True).start()
-        yield keeper
-        keeper.end()
-    sys.exit(keeper.exit_code)
+        monitor = WorkerMonitor(settings, folder, workers)
+        threading.Thread(target=monitor.run, name="worker-monitor", daemon=True).start()
+        yield monitor
+        monitor.stop()
+    sys.exit(monitor.exit_code)
 
 
 def _copy_output() -> int:

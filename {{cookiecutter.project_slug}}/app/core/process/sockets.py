@@ -7,19 +7,18 @@ from app.core.config.server import ServerSettings
 from app.core.hosts import bracket, map_proxies
 
 FIRST_INHERITED_FD = 3
-# Connections that wait to be accepted.
 BACKLOG = 2048
 
 
 def bind_address(settings: ServerSettings) -> str:
-    """Where gunicorn listens, in its own notation."""
+    """Return the listening address in gunicorn's notation."""
     if settings.unix_socket is not None:
         return f"unix:{settings.unix_socket}"
     return f"{bracket(settings.host)}:{settings.port}"
 
 
 def listen(settings: ServerSettings) -> socket.socket:
-    """Return a socket at HOST and PORT; as gunicorn's, one for all of IPv6 also takes IPv4 where the kernel can."""
+    """Return a socket that listens on HOST and PORT; an IPv6 one is dual-stack where possible, as gunicorn's is."""
     is_ipv6 = ":" in settings.host
     return socket.create_server(
         (settings.host, settings.port),
@@ -30,21 +29,22 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 def trusted_proxies(settings: ServerSettings, families: Collection[int] | None = None) -> str:
-    """Whose X-Forwarded headers count; the families are those of the sockets, where they are known.
+    """Return the proxies whose X-Forwarded headers are trusted, for sockets of these families if they are known.
 
-    Whoever can open a unix socket is the proxy and has no address; over TCP only named addresses are trusted.
+    A client of a unix socket has no address and is trusted, as only the proxy may open it. Over TCP, only
+    FORWARDED_ALLOW_IPS are trusted.
     """
     families = systemd_socket_families() if families is None else families
-    # Windows has none.
+    # Windows has no AF_UNIX.
     if families == {getattr(socket, "AF_UNIX", None)} or (not families and settings.unix_socket is not None):
         return "*"
     return ",".join(map_proxies(settings.forwarded_allow_ips))
 
 
-# Once: gunicorn takes the variables away as it starts, and reads its configuration again at SIGHUP.
+# Cached: gunicorn removes the variables when it starts, and loads its configuration again at SIGHUP.
 @cache
 def systemd_socket_families() -> frozenset[int]:
-    """What kinds of sockets systemd handed over (sd_listen_fds), if any."""
+    """Return the address families of the sockets that systemd passed (sd_listen_fds), if any."""
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return frozenset()

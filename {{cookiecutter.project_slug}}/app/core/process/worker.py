@@ -1,4 +1,4 @@
-"""One process that serves from a socket that it is handed; supervisor and circus keep several of it alive."""
+"""Worker process of supervisor and circus: serves from the socket that the process manager passes."""
 
 import asyncio
 import os
@@ -17,13 +17,13 @@ from app.core.process.draining import DrainingServer
 from app.core.process.lifecycle import exit_with_parent
 from app.core.process.sockets import trusted_proxies
 
-# Made by the keeper (app/core/process/monitor.py) at each start: what it holds names processes that live.
+# The folder of heartbeat and readiness files. The monitor creates a new one at each start: pids in it are not stale.
 FOLDER = "SERVICE_FOLDER"
-# Where the manager's own output goes; what a worker writes goes there directly, a line at a time.
+# File descriptor of the manager's output. Workers write to it directly, so that lines are never mixed.
 OUTPUT_FD = "SERVICE_OUTPUT_FD"
 CANNOT_START = "cannot-start"
 HEARTBEAT_SECONDS = 1.0
-# The event loop and the parser.
+# Event loop and HTTP parser by WORKER_CLASS.
 PROTOCOLS = {
     "uvicorn_worker.UvicornWorker": ("auto", "auto"),
     "uvicorn_worker.UvicornH11Worker": ("asyncio", "h11"),
@@ -39,7 +39,7 @@ def readiness_file(folder: Path, pid: int) -> Path:
 
 
 class Worker(DrainingServer):
-    """Tell the keeper once that it serves, and again and again that its event loop turns."""
+    """A server that reports to the monitor when it is ready, and that its event loop is running."""
 
     def __init__(self, config: uvicorn.Config, folder: Path) -> None:
         super().__init__(config)
@@ -49,11 +49,11 @@ class Worker(DrainingServer):
     def beat(self) -> None:
         file = heartbeat_file(self.folder, os.getpid())
         file.touch(mode=0o600)
-        # This clock does not jump, and stands still while the machine sleeps.
+        # The monotonic clock does not jump, and stops while the machine is suspended.
         os.utime(file, (time.monotonic(), time.monotonic()))
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        beating = asyncio.create_task(self._beat_for_ever())
+        beating = asyncio.create_task(self._beat_periodically())
         try:
             await super().serve(sockets)
         finally:
@@ -63,7 +63,7 @@ class Worker(DrainingServer):
         await super().startup(sockets)
         readiness_file(self.folder, os.getpid()).touch(mode=0o600)
 
-    async def _beat_for_ever(self) -> None:
+    async def _beat_periodically(self) -> None:
         while True:
             self.beat()
             await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -86,7 +86,7 @@ def make_config(settings: Settings, listening: socket.socket) -> uvicorn.Config:
 
 
 def take_socket(fd: int) -> socket.socket:
-    """As one that can be closed: uvloop never closes the file descriptors 0 to 2."""
+    """Move the socket to another file descriptor: uvloop never closes the descriptors 0 to 2."""
     listening = socket.socket(fileno=os.dup(fd))
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), fd)
@@ -95,7 +95,7 @@ def take_socket(fd: int) -> socket.socket:
 
 def run(fd: int) -> None:
     exit_with_parent()
-    # uvicorn raises it again once it has stopped; to stop when told to is a success.
+    # uvicorn raises the signal again after its shutdown: exit with 0.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     settings = load_settings_or_exit()
     listening = take_socket(fd)

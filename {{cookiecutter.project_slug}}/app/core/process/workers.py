@@ -1,4 +1,4 @@
-"""What every process manager shares: how many workers, where they listen, whom they trust, where they count."""
+"""Settings shared by all process managers: worker count and metrics directory."""
 
 import math
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from app.core.cgroups import CGROUPS, OWN_CGROUPS, cpu_quota, memory_limit, usable_cpus
 from app.core.config.server import ServerSettings
 
-# The most that one took in minutes of reads, writes and sign-ins under start.sh; idle it takes 120 MiB.
+# The maximum measured in minutes of reads, writes and sign-ins; an idle worker takes 120 MiB.
 WORKER_MEMORY_BYTES = 160 * 1024 * 1024
-# One that hangs or dies must not be the only one.
+# A second worker serves while one hangs or restarts.
 MIN_WORKERS = 2
 
 
 def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
-    """One a core that this service may use, as far as its memory allows; WEB_CONCURRENCY decides otherwise."""
+    """One worker per available core (at least two), limited by memory. WEB_CONCURRENCY overrides it."""
     if settings.web_concurrency is not None:
         return settings.web_concurrency
     count = max(MIN_WORKERS, math.ceil(min(usable_cpus(), cpu_quota(root, own) or math.inf)))
@@ -26,13 +26,16 @@ def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN
 
 
 def tmpfs_directory() -> str | None:
-    """A file system in memory, where there is one: no disk that stalls, nothing to clean up after a power cut."""
+    """Return a tmpfs if there is one: it does not block on a disk, and is empty after a power failure."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # memory, not a shared temporary folder
 
 
 @contextmanager
 def metrics_directory() -> Iterator[Path]:
-    """Where workers that are started meanwhile add up their metrics; an operator's own folder is used instead."""
+    """Provide a temporary PROMETHEUS_MULTIPROC_DIR for workers started in the `with` block.
+
+    A PROMETHEUS_MULTIPROC_DIR that is already set takes precedence.
+    """
     with tempfile.TemporaryDirectory(prefix="metrics-", dir=tmpfs_directory(), ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
         yield Path(folder)

@@ -1,4 +1,4 @@
-"""Look up passwords that were stolen from other services, at BREACHED_PASSWORDS_URL (Have I Been Pwned's range API).
+"""Lookup of breached passwords at BREACHED_PASSWORDS_URL (Have I Been Pwned's range API).
 
 That service receives the first five of the 40 digits of a SHA-1 hash, which thousands of passwords share.
 """
@@ -19,11 +19,11 @@ MAX_RESPONSE_BYTES = 1024**2
 
 
 async def is_breached(http: LazyHttpClient, url: str, password: str) -> bool:
-    """Return whether the password is known; False if the lookup fails, since sign-up must not depend on it."""
+    """Return whether the password is in a breach; False if the lookup fails, as sign-up must not depend on it."""
     # Imported lazily: only services with BREACHED_PASSWORDS_URL need it.
     from httpx2 import HTTPError, InvalidURL, StreamError
 
-    # The API is keyed by SHA-1, which protects nothing here.
+    # The API requires SHA-1, which is not used for security here.
     digest = hashlib.sha1(normalize_password(password).encode(), usedforsecurity=False).hexdigest().upper()
     prefix, suffix = digest[:PREFIX_LENGTH], digest[PREFIX_LENGTH:]
     try:

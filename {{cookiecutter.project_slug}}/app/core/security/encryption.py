@@ -1,4 +1,4 @@
-"""Encryption at rest of secrets that the service must read again, such as those of authenticator apps."""
+"""Encryption at rest of secrets that the service must decrypt, such as those of authenticator apps."""
 
 import base64
 
@@ -10,7 +10,7 @@ from app.core.config.settings import Settings
 
 
 class SecretBox:
-    """Encrypts with a key derived from SECRET_KEY, and also decrypts with those of SECRET_KEY_FALLBACKS."""
+    """Encrypts with a key derived from SECRET_KEY; also decrypts with the keys of SECRET_KEY_FALLBACKS."""
 
     def __init__(self, settings: Settings) -> None:
         secret_keys = (settings.secret_key, *settings.secret_key_fallbacks)
@@ -20,14 +20,14 @@ class SecretBox:
         return self._ciphers.encrypt(secret.encode()).decode()
 
     def decrypt(self, encrypted: str) -> str:
-        """Raises KeyError when none of the keys has encrypted it."""
+        """Return the secret; raises KeyError if it was encrypted with another key."""
         try:
             return self._ciphers.decrypt(encrypted).decode()
         except InvalidToken as error:
-            raise KeyError("None of the secret keys has encrypted this.") from error
+            raise KeyError("Neither SECRET_KEY nor SECRET_KEY_FALLBACKS has the key of this secret.") from error
 
 
 def _derive_cipher(secret_key: str) -> Fernet:
-    """Derive a separate key: a key that encrypts never signs."""
+    """Derive a separate key: the same key must not be used for both encryption and signatures."""
     key = HKDF(hashes.SHA256(), length=32, salt=None, info=b"encryption at rest").derive(secret_key.encode())
     return Fernet(base64.urlsafe_b64encode(key))

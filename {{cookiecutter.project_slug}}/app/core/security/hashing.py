@@ -1,4 +1,4 @@
-"""Password hashing: the only module that knows passlib."""
+"""Password hashing; the only module that uses passlib."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ from app.core.security.password_strength import normalize_password
 @dataclass(frozen=True)
 class PasswordCheck:
     is_correct: bool
-    # A hash with today's parameters, if the stored one was made with others.
+    # A hash with the current parameters, if the stored one has others.
     new_hash: str | None = None
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords (Argon2id) in threads of its own, behind a queue of bounded length."""
+    """Hashes and verifies passwords (Argon2id) in a separate thread pool with a bounded queue."""
 
     def __init__(self, settings: Settings) -> None:
         self._context = CryptContext(
@@ -33,21 +33,23 @@ class PasswordHasher:
         # A separate limiter: hashing must not exhaust the default thread pool, and its memory stays bounded.
         self._limiter = anyio.CapacityLimiter(settings.password_hash_concurrency)
         queue = settings.password_hash_queue or settings.max_concurrent_requests // 4
-        self._free_places = settings.password_hash_concurrency + queue
+        self._free_slots = settings.password_hash_concurrency + queue
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
-        """Reserve a place in the queue for hashing, before an attempt is counted; raises UnavailableError.
+        """Reserve a slot in the queue before an attempt is counted; raises UnavailableError if the queue is full.
 
-        Without a bound, requests that wait for a hash would take the places of all other requests.
+        Without a bound, requests waiting for a hash would occupy all of MAX_CONCURRENT_REQUESTS.
         """
-        if self._free_places == 0:
-            raise UnavailableError("Too many requests check or set a password at the same time: try again.")
-        self._free_places -= 1
+        if self._free_slots == 0:
+            raise UnavailableError(
+                "Too many requests check or set a password at the same time. Try again in a moment.", code="busy"
+            )
+        self._free_slots -= 1
         try:
             yield
         finally:
-            self._free_places += 1
+            self._free_slots += 1
 
     async def hash(self, password: str) -> str:
         return await anyio.to_thread.run_sync(self._hash, password, limiter=self._limiter)
@@ -57,7 +59,7 @@ class PasswordHasher:
         return password_hash
 
     async def verify(self, password: str, password_hash: str | None) -> PasswordCheck:
-        """Take as long for an unknown user, who has no hash, as for a known one."""
+        """Check a password; without a hash, for an unknown user, it takes as long as with one."""
         return await anyio.to_thread.run_sync(self._verify, password, password_hash, limiter=self._limiter)
 
     def _verify(self, password: str, password_hash: str | None) -> PasswordCheck:
@@ -66,7 +68,7 @@ class PasswordHasher:
             return PasswordCheck(is_correct=False)
         try:
             is_correct, new_hash = self._context.verify_and_update(normalize_password(password), password_hash)
-        # Too long, or the stored hash is none of ours.
+        # The password is too long, or the stored hash has an unknown format.
         except ValueError:
             self._context.dummy_verify()
             return PasswordCheck(is_correct=False)

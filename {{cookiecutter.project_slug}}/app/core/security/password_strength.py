@@ -1,6 +1,6 @@
-"""The rules for new passwords (NIST SP 800-63B §3.1.1.2): a minimum length and a list of common passwords.
+"""The policy for new passwords (NIST SP 800-63B §3.1.1.2): a minimum length, and a list of common passwords.
 
-There is no rule about kinds of characters.
+As NIST recommends, there is no rule about kinds of characters.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from app.core.errors import UnprocessableError
 from app.core.project import ROOT, read_project
 
 MIN_PASSWORD_LENGTH = 12
-# Bounds the work of hashing.
+# Limits the cost of hashing.
 MAX_PASSWORD_LENGTH = 1024
-# NFKC takes time up to the square of the length: seconds for 100,000 characters.
+# NFKC normalization can take quadratic time: seconds for 100,000 characters.
 MAX_RAW_LENGTH = 2048
 MIN_REPEATED_LENGTH = 4
 TAIL = string.digits + string.punctuation + string.whitespace
@@ -40,7 +40,7 @@ OWN_WORD = Weakness(
 
 
 def normalize_password(password: str) -> str:
-    """Return the NFKC form, because keyboards write the same characters differently.
+    """Return the NFKC form, because keyboards encode the same characters differently.
 
     Raises ValueError for a password that is too long to be normalised.
     """
@@ -51,7 +51,7 @@ def normalize_password(password: str) -> str:
 
 async def refuse_weak_password(password: str, *own: str) -> None:
     """Raise UnprocessableError if the password is common, or one of `own`, the account's address and name."""
-    # In a thread: the first call reads the list.
+    # In a thread, because the first call reads a file.
     weakness = await asyncio.to_thread(find_weakness, password, *own)
     if weakness is not None:
         raise UnprocessableError(weakness.detail, code=weakness.code)
@@ -75,7 +75,7 @@ def _repeated_unit(text: str) -> str:
 
 
 def _is_sequence(text: str) -> bool:
-    """Whether the text is like 1234… or abcd…, in either direction; 0 follows 9."""
+    """Return whether the text is a sequence such as 1234… or abcd…, in either direction; 0 follows 9."""
     modulus = 10 if text.isdecimal() else sys.maxunicode
     steps = {(ord(after) - ord(before)) % modulus for before, after in pairwise(text)}
     return len(steps) == 1 and steps <= {1, modulus - 1}
@@ -93,6 +93,6 @@ def _squash(text: str) -> str:
 
 @cache
 def _common_passwords() -> frozenset[str]:
-    """Read at the first use: a process that sets no password does without the 4 MB."""
+    """Read the list at its first use: it takes 4 MB, which processes that set no password do not need."""
     lines = COMMON_PASSWORDS.read_text(encoding="ascii").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

@@ -8,9 +8,9 @@ from app.core.security.password_strength import MAX_PASSWORD_LENGTH, MIN_PASSWOR
 
 
 def _check_password(value: SecretStr) -> SecretStr:
-    """Check length and characters; `password_strength` refuses common passwords, once the account is known."""
+    """Validate length and characters; `refuse_weak_password` needs the account and runs later."""
     password = normalize_password(value.get_secret_value())
-    # JSON can hold a lone surrogate; UTF-8 cannot.
+    # JSON can contain lone surrogates, which UTF-8 cannot encode.
     if any(unicodedata.category(character) == "Cs" for character in password):
         raise PydanticCustomError("surrogates", "must not contain surrogates")
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:

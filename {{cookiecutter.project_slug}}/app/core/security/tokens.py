@@ -1,4 +1,4 @@
-"""Access tokens (JWT, RFC 9068) and opaque tokens: the only module that knows python-jose."""
+"""Access tokens (JWT, RFC 9068) and opaque tokens; the only module that uses python-jose."""
 
 import hashlib
 import secrets
@@ -16,13 +16,13 @@ from app.core.errors import UnauthorizedError
 from app.core.project import read_project
 
 ALGORITHM = "HS256"
-# RFC 9068 §2.1: no other kind of token passes for an access token.
+# RFC 9068 §2.1: distinguishes access tokens from other kinds of tokens.
 ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105  # a media type
 MAX_TOKEN_LENGTH = 4096
-# The header is parsed before the signature is checked; one of this length cannot nest deeply enough to do harm.
+# The header is parsed before the signature is checked: within this length it cannot nest too deeply for the parser.
 MAX_HEADER_LENGTH = 512
 LEEWAY_SECONDS = 10
-# Some 10 MB in each worker at most.
+# At most about 10 MB per worker.
 REMEMBERED_TOKENS = 4096
 REQUIRED_CLAIMS = {f"require_{claim}": True for claim in ("aud", "exp", "iat", "iss", "jti", "sub")}
 
@@ -44,10 +44,10 @@ class TokenSigner:
     def __init__(self, settings: Settings) -> None:
         self._issuer = read_project().name
         self._lifetime = settings.access_token_lifetime_seconds
-        # Constructed keys: python-jose would read a bare string that happens to be JSON as a key document.
+        # Constructed keys: python-jose would parse a string that happens to be JSON as a key document.
         secret_keys = (settings.secret_key, *settings.secret_key_fallbacks)
         self._keys = [jwk.construct(key.get_secret_value(), ALGORITHM) for key in secret_keys]
-        # A valid signature stays valid while the process has its key; the expiry is checked at each use.
+        # The result does not depend on the time: `verify` checks the expiry at each use.
         self._cached_decode = lru_cache(maxsize=REMEMBERED_TOKENS)(self._decode)
 
     def sign(self, user_id: UUID, session_id: UUID, scope: str) -> str:
@@ -70,7 +70,7 @@ class TokenSigner:
             raise UnauthorizedError("The access token is not valid.")
         try:
             claims = self._cached_decode(token)
-        # python-jose lets some of its own mistakes out with malformed input.
+        # For malformed input python-jose also raises errors other than JOSEError.
         except (JOSEError, RecursionError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UnauthorizedError("The access token is not valid.") from error
         if claims.exp < time.time() - LEEWAY_SECONDS:
@@ -80,7 +80,7 @@ class TokenSigner:
     def _decode(self, token: str) -> AccessClaims:
         payload: dict[str, Any] = jwt.decode(
             token,
-            self._keys,  # type: ignore[arg-type]  # the stubs know no list of keys; python-jose tries each
+            self._keys,  # type: ignore[arg-type]  # the stubs lack lists of keys; python-jose tries each
             algorithms=[ALGORITHM],
             audience=self._issuer,
             issuer=self._issuer,
@@ -88,7 +88,7 @@ class TokenSigner:
         )
         header = jwt.get_unverified_header(token)
         if header.get("typ") != ACCESS_TOKEN_TYPE or "crit" in header:
-            raise ValueError("is no access token of ours")
+            raise ValueError("is not an access token of this service")
         claims = AccessClaims.model_validate(payload)
         if claims.iat > time.time() + LEEWAY_SECONDS:
             raise ValueError("was issued in the future")
@@ -96,10 +96,10 @@ class TokenSigner:
 
 
 def create_opaque_token() -> str:
-    """256 random bits, URL-safe."""
+    """Return 256 random bits, URL-safe."""
     return secrets.token_urlsafe(32)
 
 
 def hash_opaque_token(token: str) -> str:
-    """Fast on purpose: unlike a password it cannot be guessed."""
+    """Return a fast hash, which suffices because the token has too much entropy to be guessed, unlike a password."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""Passkeys (WebAuthn): the one door to the library, which is loaded in a thread with the first of them."""
+"""Passkeys (WebAuthn); the only module that uses the library, which it imports in a thread at the first use."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from app.core.config.settings import Settings
 from app.core.hosts import normalize_origin
 from app.core.project import read_project
 
-# The library takes a third of a second to import: every function that needs it imports it itself.
+# Importing the library takes a third of a second: each function that needs it imports it.
 
 JsonObject: TypeAlias = dict[str, Any]
-# What browsers wait for a person, in milliseconds.
+# How long browsers wait for the user, in milliseconds.
 TIMEOUT = 5 * 60 * 1000
-# An RSA key of 4096 bits has 540.
+# An RSA key of 4096 bits has 540 bytes.
 MAX_PUBLIC_KEY_BYTES = 1024
-# Web Authentication Level 3 allows no longer one.
+# The maximum of Web Authentication Level 3.
 MAX_CREDENTIAL_ID_BYTES = 1023
 
 
@@ -25,7 +25,7 @@ class InvalidPasskeyError(Exception):
 
 
 class Person(NamedTuple):
-    """The account as authenticators store and show it; the id must not be personal data."""
+    """The account data that authenticators store and display; the id must not be personal data."""
 
     id: bytes
     email: str
@@ -33,7 +33,7 @@ class Person(NamedTuple):
 
 
 class Registration(NamedTuple):
-    """What a browser sends of a new passkey."""
+    """The response of a browser that created a passkey."""
 
     credential_id: bytes
     client_data: bytes
@@ -41,7 +41,7 @@ class Registration(NamedTuple):
 
 
 class Assertion(NamedTuple):
-    """What a browser sends of a passkey that was used."""
+    """The response of a browser that used a passkey."""
 
     credential_id: bytes
     client_data: bytes
@@ -70,7 +70,7 @@ class Site(NamedTuple):
 async def make_creation_options(
     settings: Settings, challenge: bytes, person: Person, known: Sequence[str]
 ) -> JsonObject:
-    """Return the argument of `navigator.credentials.create`, as JSON; `known` are the ids of the account's passkeys."""
+    """Return the argument of `navigator.credentials.create` as JSON; `known` are the ids of the account's passkeys."""
     return await asyncio.to_thread(_make_creation_options, Site.of(settings), challenge, person, known)
 
 
@@ -92,7 +92,7 @@ def _make_creation_options(site: Site, challenge: bytes, person: Person, known: 
         user_display_name=person.name or person.email,
         challenge=challenge,
         timeout=TIMEOUT,
-        # The authenticator remembers the account, which nobody has to name, and makes sure who uses it.
+        # A discoverable credential, so that sign-in needs no address, and a PIN or biometrics at each use.
         authenticator_selection=AuthenticatorSelectionCriteria(
             resident_key=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
@@ -103,7 +103,7 @@ def _make_creation_options(site: Site, challenge: bytes, person: Person, known: 
 
 
 async def make_request_options(settings: Settings, challenge: bytes) -> JsonObject:
-    """Return the argument of `navigator.credentials.get`, as JSON: the same for everybody but for the challenge."""
+    """Return the argument of `navigator.credentials.get` as JSON; only the challenge differs between accounts."""
     return await asyncio.to_thread(_make_request_options, Site.of(settings), challenge)
 
 
@@ -119,9 +119,9 @@ def _make_request_options(site: Site, challenge: bytes) -> JsonObject:
 
 
 async def verify_registration(settings: Settings, challenge: bytes, registration: Registration) -> NewPasskey:
-    """Raises InvalidPasskeyError.
+    """Verify the response for a new passkey, and return it; raises InvalidPasskeyError.
 
-    Attestation is not requested: the maker of an authenticator says nothing about its owner.
+    Attestation is not requested: the model of the authenticator is not restricted.
     """
     return await asyncio.to_thread(_verify_registration, Site.of(settings), challenge, registration)
 
@@ -145,9 +145,9 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
             expected_origin=site.origin,
             require_user_verification=True,
         )
-        # A key that cannot be read would fail at each sign-in.
+        # Reject a key that cannot be decoded, because it would fail at each sign-in.
         decoded_public_key_to_cryptography(decode_credential_public_key(verified.credential_public_key))
-    # Its own errors, and those of whatever it parses with.
+    # Errors of the library and of its parsers.
     except Exception as error:
         raise InvalidPasskeyError(str(error)) from error
     if (
@@ -155,12 +155,12 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
         or len(verified.credential_id) > MAX_CREDENTIAL_ID_BYTES
         or len(verified.credential_public_key) > MAX_PUBLIC_KEY_BYTES
     ):
-        raise InvalidPasskeyError("The id is another one, or the id or the key is too long.")
+        raise InvalidPasskeyError("The id does not match, or the id or the key is too long.")
     return NewPasskey(verified.credential_id, verified.credential_public_key, verified.sign_count)
 
 
 async def verify_assertion(settings: Settings, challenge: bytes, assertion: Assertion, public_key: bytes) -> int:
-    """Return the authenticator's counter, which the caller compares. Raises InvalidPasskeyError."""
+    """Return the signature counter, which the caller must compare; raises InvalidPasskeyError."""
     return await asyncio.to_thread(_verify_assertion, Site.of(settings), challenge, assertion, public_key)
 
 
@@ -180,12 +180,12 @@ def _verify_assertion(site: Site, challenge: bytes, sent: Assertion, public_key:
             expected_rp_id=site.host,
             expected_origin=site.origin,
             credential_public_key=public_key,
-            # The library compares the counter before the signature: anybody could make a passkey look copied. The
-            # caller compares it afterwards.
+            # 0 disables the library's check of the counter: it precedes that of the signature, so anybody could make a
+            # passkey look copied.
             credential_current_sign_count=0,
             require_user_verification=True,
         )
-    # Its own errors, and those of whatever it parses with.
+    # Errors of the library and of its parsers.
     except Exception as error:
         raise InvalidPasskeyError(str(error)) from error
     return verified.new_sign_count

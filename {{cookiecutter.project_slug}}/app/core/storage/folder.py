@@ -13,7 +13,7 @@ PARTIAL_SUFFIX = ".partial"
 
 
 class FolderStore:
-    """One file per object."""
+    """Stores each object in a file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,14 +28,14 @@ class FolderStore:
                 await run_blocking(os.fsync, file.fileno())
             await run_blocking(self._publish, partial, path)
         finally:
-            # Where it was renamed, or never made, there is none.
+            # It does not exist after the rename, or if it could not be created.
             with suppress(OSError):
                 partial.unlink()
 
     def _publish(self, partial: Path, path: Path) -> None:
         partial.replace(path)
         sync_path(path.parent)
-        # It may be the first object in its folder.
+        # The folder of the object may be new.
         sync_path(self._folder)
 
     async def open(self, key: UUID) -> AsyncIterator[bytes]:
@@ -51,7 +51,7 @@ class FolderStore:
 
 def _create(path: Path) -> FileIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a buffer, which `close` would try to write once more to a full disk.
+    # Unbuffered: with a full disk, `close` would try to write the buffer again.
     return path.open("wb", buffering=0)
 
 

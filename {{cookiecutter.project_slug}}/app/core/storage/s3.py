@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ERRORS = (BaseError, OSError)
-# The least that S3 takes for a part. Objects that are smaller are sent in one request.
+# The minimum size of a part in S3. Smaller objects are sent in one request.
 PART_BYTES = 5 * 1024 * 1024
-# What is sent or read stands still for so long.
+# Timeout without any progress.
 STALL_TIMEOUT = timedelta(seconds=30)
-# A whole answer: a client may take its time to download.
-ANSWER_TIMEOUT = timedelta(days=1)
+# Timeout of a whole response: a client may download slowly.
+RESPONSE_TIMEOUT = timedelta(days=1)
 RETRY_LIMIT = 3
 
 
 class S3Store:
-    """obstore's blocking calls, in threads: those of its asyncio API can abort the process as it ends."""
+    """Stores objects in a bucket.
+
+    It runs obstore's blocking API in threads: the asyncio API can abort the process when it exits.
+    """
 
     def __init__(self, settings: Settings) -> None:
         config: S3Config = {"region": settings.storage_s3_region}
@@ -43,7 +46,7 @@ class S3Store:
             config=config,
             client_options={
                 "allow_http": config.get("endpoint", "").startswith("http://"),
-                "timeout": ANSWER_TIMEOUT,
+                "timeout": RESPONSE_TIMEOUT,
                 "read_timeout": STALL_TIMEOUT,
             },
             retry_config={"max_retries": RETRY_LIMIT, "retry_timeout": STALL_TIMEOUT},
@@ -76,7 +79,7 @@ async def _run(function: Callable[..., T], *arguments: object) -> T:
 
 
 def _discard(writer: "WritableFile", bucket: Bucket, path: str) -> None:
-    """Complete what was begun, and delete it: obstore aborts no writer, whose parts would stay in the bucket."""
+    """Complete the object and delete it: obstore cannot abort an upload, whose parts would remain in the bucket."""
     with suppress(*ERRORS):
         writer.close()
     with suppress(*ERRORS):

@@ -5,9 +5,9 @@ from app.core.storage.objects import ObjectStore
 
 
 def create_store(settings: Settings) -> ObjectStore | None:
-    """Return None where neither a folder nor a bucket is configured."""
+    """Return the configured store, or None if there is neither a folder nor a bucket."""
     if settings.storage_s3_bucket is not None:
-        # Imported lazily: only a bucket needs the client of S3.
+        # Imported lazily: only a bucket needs the S3 client.
         from app.core.storage.s3 import S3Store
 
         return S3Store(settings)
@@ -16,5 +16,5 @@ def create_store(settings: Settings) -> ObjectStore | None:
 
 def require_store(store: ObjectStore | None) -> ObjectStore:
     if store is None:
-        raise UnavailableError("No storage for files is configured.")
+        raise UnavailableError("No storage for files is configured.", code="storage-not-configured")
     return store

@@ -69,7 +69,7 @@ DATABASES = (
     *words("postgresql://u:p@h:5432/n postgresql://h:0/n postgresql://h:99999/n postgresql://h:x/n mysql://h/n"),
     *words("sqlite:// sqlite:///x.db sqlite:///:memory: postgres://h/n postgresql://"),
 )
-# What a name says beyond its type.
+# Constraints that a name implies beyond its type.
 BY_NAME: dict[str, Iterable[str]] = {
     "allowed_hosts": HOSTS,
     "cors_origins": (*ORIGINS, "*", "null", ","),
@@ -101,7 +101,7 @@ ELSEWHERE = {
     *("environment", "purge_interval_seconds", "reset_db", "update_db", "secret_key", "throttling"),
     *(name for name in FIELDS if name.startswith("database_")),
 }
-# What hashing a password may cost while a test waits for it.
+# The maximum cost of hashing a password in these tests.
 PATIENCE = {"password_hash_memory_cost": 64 * 1024, "password_hash_time_cost": 10}
 ROUNDS = 3
 GROUPS = [tuple(FIELDS)[start::12] for start in range(12)]

@@ -1,4 +1,4 @@
-"""What real worker processes lose of what is written at the same time: nothing."""
+"""Concurrent writes by real worker processes lose no data."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What only shows with several connections: order, bounds, races."""
+"""Behaviour that needs several connections: order, bounds, races."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -61,7 +61,7 @@ class Roles:
 
     @property
     def settings(self) -> Settings:
-        """What migrations run with; the service has no password of the owner."""
+        """The settings of migrations; the service has no password of the owner."""
         password = SecretStr(PASSWORD)
         return make_settings(
             self.url_of(self.service), database_owner_user=self.owner, database_owner_password=password

@@ -1,4 +1,4 @@
-"""What PostgreSQL alone does: settings of its connections, prepared statements, locks on rows."""
+"""Behaviour specific to PostgreSQL: connection settings, prepared statements, row locks."""
 
 import asyncio
 import io
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the t
 
 NAMES = Query(select(User.name))
 WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
-# After so many psycopg has the server prepare a statement.
+# psycopg prepares a statement on the server after this number of executions.
 MANY = 8
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 READ_ONLY = "transaction_read_only"

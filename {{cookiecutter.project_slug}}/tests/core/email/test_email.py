@@ -1,4 +1,4 @@
-"""What a message is made of, and how it reaches a mail server, or a file."""
+"""The content of messages, and their delivery to a mail server or a file."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What is made for a model is what the model takes."""
+"""Generated bodies are valid for the model that they are generated from."""
 
 import re
 from collections.abc import AsyncIterator, Callable

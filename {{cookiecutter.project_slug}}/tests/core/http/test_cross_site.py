@@ -1,4 +1,4 @@
-"""What pages of other sites can make a browser send here."""
+"""Requests that pages of other sites can make a browser send to the service."""
 
 import io
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ OWN = [
     {"Origin": ALLOWED, "Sec-Fetch-Site": "cross-site"},
     {"Origin": ALLOWED, "Sec-Fetch-Site": "same-site"},
 ]
-# What `fetch` sends with mode "no-cors", and a form.
+# The headers of `fetch` with mode "no-cors", and of a form.
 FORMS = ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
 
 
@@ -104,7 +104,7 @@ async def test_pages_of_other_sites_end_no_session(client: httpx2.AsyncClient, u
 
 
 def list_open(app: FastAPI) -> Iterator[tuple[str, str]]:
-    """List the operations that change something and need no caller."""
+    """List the unsafe operations without authentication."""
     for path, operations in app.openapi()["paths"].items():
         for method, operation in operations.items():
             if method.upper() not in SAFE_METHODS and not operation.get("security"):

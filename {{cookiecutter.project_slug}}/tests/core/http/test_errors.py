@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the answer is a problem document without a word about the inside."""
+"""Every error response is a problem document that reveals no internals."""
 
 import io
 import json

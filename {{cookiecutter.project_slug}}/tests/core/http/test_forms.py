@@ -1,4 +1,4 @@
-"""URL-encoded forms: what is read, what is refused, and what reading costs."""
+"""URL-encoded forms: valid and rejected input, and the cost of parsing."""
 
 import re
 import time
@@ -22,10 +22,10 @@ PIECES = [
     *(b"a", "й".encode(), "😀".encode(), b"%F0%9F%98%80", b"_", b";", b"a%4+=", b"\x00", b"%00"),
 ]
 LARGE = 128 * 1024
-# Of the time that it takes to replace each percent sign; the worst content needs 1.3, and 8 with Python's decoder.
+# Relative to the time for replacing each percent sign. The worst content takes 1.3, or 8 with Python's decoder.
 MAX_TIME_FACTOR = 4
 
-# A list of what surrounds each bare percent sign needs the most.
+# A list of the parts between bare percent signs takes the most memory.
 MAX_MEMORY_FACTOR = 150
 
 
@@ -77,7 +77,7 @@ def test_too_many_fields_are_refused(body: bytes) -> None:
 
 
 def take_time(act: Callable[[bytes], object], body: bytes) -> float:
-    """Return the least processor time of some attempts: a pause in between is not what the act costs."""
+    """Return the minimum CPU time of several attempts, which a pause of the machine does not affect."""
     times = []
     for _ in range(7):
         started = time.process_time()
@@ -87,7 +87,7 @@ def take_time(act: Callable[[bytes], object], body: bytes) -> float:
 
 
 def replace_each(body: bytes) -> bytes:
-    """What other acts are compared with, for machines differ in their speed."""
+    """The reference for other measurements, because machines differ in speed."""
     return re.sub(rb"%(?!x)", b"%25", body)
 
 
@@ -115,7 +115,7 @@ def test_reading_needs_little_memory(piece: bytes) -> None:
     finally:
         tracemalloc.stop()
 
-    # Released at once, and only one form is parsed at a time.
+    # The memory is released at once, and only one form is parsed at a time.
     assert peak < MAX_MEMORY_FACTOR * LARGE
 
 

@@ -111,7 +111,7 @@ async def test_the_metrics_of_workers_are_told_while_another_one_starts(
     key = mmap_key("cakes", "cakes_total", ["kind"], ["plum"], "Cakes baked.")
     counts.write_value(key, 3, time.time())  # type: ignore[no-untyped-call]  # no annotation in the library
     counts.close()  # type: ignore[no-untyped-call]  # no annotation in the library
-    # Made, and not filled as yet.
+    # Created, and still empty.
     for name in ("counter_2.db", "gauge_livesum_2.db"):
         (tmp_path / name).touch()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -168,7 +168,7 @@ async def test_beyond_its_bound_a_worker_refuses_and_recovers(
 async def test_who_gets_a_turn_in_time_is_answered(
     migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.core.http.middleware.concurrency_limit.PATIENCE_SECONDS", 60)
+    monkeypatch.setattr("app.core.http.middleware.concurrency_limit.MAX_QUEUE_SECONDS", 60)
     app = create_app(make_settings(migrated_url, max_concurrent_requests=1), database)
     at_once = 0
     most_at_once = 0

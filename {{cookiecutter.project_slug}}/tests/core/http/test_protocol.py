@@ -1,4 +1,4 @@
-"""HTTP rules that every route keeps, those of features that are yet to be written included."""
+"""HTTP rules for all routes, including those of features that are added later."""
 
 import io
 import json
@@ -37,7 +37,7 @@ USERS = "/api/v1/users"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 JSON = {"Content-Type": "application/json"}
 ORIGIN = "https://app.example.com"
-# Another value each time.
+# Values that differ for each response.
 VOLATILE = {"content-length", "set-cookie", "x-request-id"}
 CYRILLIC = "пароль от сервера"
 
@@ -58,7 +58,7 @@ def list_pages(app: FastAPI) -> list[str]:
 
 async def test_head_is_answered_as_get_without_a_body(app: FastAPI, client: httpx2.AsyncClient, admin: Account) -> None:
     for path in [*list_pages(app), "/docs/assets/swagger-ui.css", "/nowhere"]:
-        # A guest's values lead nowhere; with a caller they could lead to another service.
+        # Without authentication, these values cannot cause a request to another service.
         callers = ({},) if path.count("-") >= 4 else ({}, admin.headers)
         for caller in callers:
             got = await client.get(path, headers=caller)
@@ -187,7 +187,7 @@ async def test_pages_of_named_sites_may_ask_with_head(migrated_url: str, databas
 
 
 async def chunks(content: bytes) -> AsyncIterator[bytes]:
-    """A character never arrives as a whole."""
+    """A body that ends in the middle of a character."""
     for byte in content:
         yield bytes([byte])
 
@@ -230,7 +230,7 @@ async def test_json_in_another_encoding_is_told_so(client: httpx2.AsyncClient, b
 
 
 class QueryMiddleware:
-    """Sends a query as it is: clients of tests encode it."""
+    """Sends a query unchanged, because test clients would encode it."""
 
     def __init__(self, app: ASGIApp, query: bytes) -> None:
         self.app, self.query = app, query
@@ -262,7 +262,7 @@ async def test_raw_utf8_in_a_query_is_what_was_typed(app: FastAPI, query: bytes,
     app.include_router(router)
     app.user_middleware.append(Middleware(QueryMiddleware, query))
     async with open_client(app) as client:
-        # The middleware above is the innermost; what reads queries comes after it.
+        # The middleware above is the innermost; the readers of queries come after it.
         app.user_middleware[-2:] = reversed(app.user_middleware[-2:])
         response = await client.get("/tested-names")
 
@@ -335,7 +335,7 @@ async def test_no_cache_stores_what_is_for_a_caller(app: FastAPI, client: httpx2
     for method, path in list_protected(app):
         for caller in ({}, admin.headers):
             target = fill_path(path, defaultdict(lambda: str(uuid4())))
-            # It would end the session.
+            # This route would end the session.
             if (method, path, bool(caller)) == ("DELETE", f"{USERS}/me", True):
                 continue
             answer = await client.request(method, target, headers=caller)
@@ -424,7 +424,7 @@ async def test_no_header_is_an_error_of_ours(
         migrated_url,
         allowed_hosts="*",
         cors_origins=ORIGIN,
-        # Under the class of gunicorn the application itself reads the forwarded headers.
+        # With worker class "asgi" the application itself reads the forwarded headers.
         worker_class="asgi" if find_spec("gunicorn") else "uvicorn_worker.UvicornWorker",
     )
     app = create_app(settings, database)

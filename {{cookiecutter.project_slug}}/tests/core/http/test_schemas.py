@@ -1,4 +1,4 @@
-"""Text that people type: a text that shows nothing is an empty one."""
+"""Normalization of typed text: text without visible characters is empty."""
 
 import httpx2
 import pytest

@@ -1,4 +1,4 @@
-"""Sessions in streamed answers and background tasks, on a real pool: none of them keeps a connection."""
+"""Sessions in streamed responses and background tasks release their connections to a real pool."""
 
 import asyncio
 import io
@@ -22,7 +22,7 @@ from tests.support.databases import make_settings
 
 ME = "/api/v1/users/me"
 POOL_SIZE = 2
-# More than enough to take every connection of the pool for good.
+# More requests than the pool has connections.
 REQUESTS = 3 * POOL_SIZE
 
 
@@ -34,7 +34,7 @@ EMAILS = Query(select(*columns(UserEmail, User)), UserEmail)
 
 
 def add_routes(app: FastAPI) -> list[str]:
-    """Add the routes that a team might write; returns what the background tasks have done."""
+    """Add routes that a team might write; return the log of their background tasks."""
     done: list[str] = []
 
     @app.get("/session/stream")
@@ -69,7 +69,7 @@ def add_routes(app: FastAPI) -> list[str]:
             async with database.read() as session:
                 for row in await session.fetch_all(EMAILS):
                     yield f"{row.email}\n"
-                # SQLAlchemy's own verbs hold a connection until the session ends.
+                # SQLAlchemy's own methods hold a connection until the session ends.
                 for email in await session.scalars(select(User.email)):
                     yield f"{email}\n"
 
@@ -106,7 +106,7 @@ async def test_requests_session_refuses_to_be_used_later_and_leaks_nothing(
     async with open_client(live_app) as client:
         user = await create_account(client)
         for _ in range(REQUESTS):
-            # The answer has begun: the server can only break it off.
+            # The response has started: the server can only close the connection.
             with pytest.raises(RuntimeError, match="response already started"):
                 await client.request(method, path)
 

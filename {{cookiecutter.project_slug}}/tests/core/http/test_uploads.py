@@ -1,4 +1,4 @@
-"""A route of the kind that teams write, in the whole application: what it takes, and what it refuses and how."""
+"""Uploads to a route such as teams write, in the whole application: valid and rejected requests."""
 
 import asyncio
 import io
@@ -124,7 +124,7 @@ def make_body(*parts: bytes) -> bytes:
 
 
 class Sending:
-    """A body that is sent in chunks and without its length; knows how much of it was taken."""
+    """A body in chunks without Content-Length, which counts the bytes that were read."""
 
     def __init__(self, *pieces: bytes, filler_bytes: int = 0) -> None:
         self._pieces = pieces
@@ -179,7 +179,7 @@ def count(path: str, status: int) -> float:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 100, 10_000])
 async def test_every_byte_arrives_however_the_body_is_cut(client: httpx2.AsyncClient, user: Account, size: int) -> None:
-    # Full of what looks like the end of the part, or nearly.
+    # Contains many exact or partial boundaries.
     content = (PNG + f"\r\n--{BOUNDARY[:-1]}x\r\n--\r\r\n".encode() + bytes(range(256))) * 3
     body = make_body(form_part(b"x" * 100, name="comment", filename=None, media_type=None), form_part(content))
     pieces = [body[start : start + size] for start in range(0, len(body), size)] if size else [body]
@@ -265,7 +265,7 @@ async def test_what_surrounds_the_file_is_bounded(client: httpx2.AsyncClient, us
     ]
 
     for answer in answers:
-        assert_refused(answer, 413, "little more than the file")
+        assert_refused(answer, 413, "bytes besides the file")
     assert epilogue.sent_bytes <= MAX_OVERHEAD_BYTES + 2 * CHUNK
 
 
@@ -482,7 +482,7 @@ async def test_every_other_path_keeps_its_bound(
         method, path, content=body, headers={**user.headers, "Content-Type": media_type, **length}
     )
 
-    # What is no route, or not this method's, has no reason to read.
+    # Without a matching route or method, there is no reason to read the body.
     assert response.status_code == 413 or (not has_length and response.status_code in {404, 405})
     assert response.headers["content-type"] == "application/problem+json"
     assert body.sent_bytes <= CHUNK + 1

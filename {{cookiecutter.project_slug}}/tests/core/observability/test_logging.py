@@ -1,4 +1,4 @@
-"""The log for people: colors are for terminals."""
+"""The log format for people, with colors only on terminals."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ import pytest
 from app.core.project import ROOT
 
 ESCAPE = "\x1b"
-# A line of the service, one that uvicorn sends a second time in colors, one of a library, and a traceback.
+# A line of the service, one that uvicorn duplicates in colors, one of a library, and a traceback.
 LINES = """
 import logging, structlog
 from app.core.config.server import ServerSettings

@@ -1,4 +1,4 @@
-"""What becomes of the files of workers that have ended: no count is lost or added twice, and nothing piles up."""
+"""Metrics files of ended workers are merged: no count is lost or added twice, and no file remains."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ if sys.platform == "win32":
 
 import resource
 
-# No process can have such a number.
+# Larger than any pid.
 ENDED = 10_000_000
 CAKES = mmap_key("cakes", "cakes_total", ["kind"], ["plum"], "Cakes baked.")
 BUCKETS = [
@@ -49,14 +49,14 @@ def write(file: Path, **counted: float) -> None:
 
 
 def leave_files(folder: Path, pid: int) -> None:
-    """Write what a worker leaves that has baked two cakes in three seconds."""
+    """Write the files of a worker that has baked two cakes in three seconds."""
     write(folder / f"counter_{pid}.db", **{CAKES: 2})
     write(folder / f"histogram_{pid}.db", **{BUCKETS[0]: 1, BUCKETS[1]: 1, SECONDS: 3})
     write(folder / f"gauge_livesum_{pid}.db", **{BAKING: 1})
 
 
 def read_samples() -> dict[tuple[str, str], float]:
-    """Ask for the metrics; a histogram's bound is part of a sample's name."""
+    """Return the samples; the bound of a histogram is part of the name of the sample."""
     families = text_string_to_metric_families(render_metrics().decode())
     return {
         (sample.name, sample.labels.get("le", "")): sample.value for family in families for sample in family.samples
@@ -118,7 +118,7 @@ def test_a_damaged_file_stops_neither_the_metrics_nor_a_start(folder: Path) -> N
 
 
 def in_process(work: Callable[[Path], None], folder: Path) -> None:
-    """Run it in a process that has no threads, has no metrics in the folder, and may be changed."""
+    """Run the function in a separate process without threads and without metrics in the folder."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(work, folder).result()
 
@@ -141,7 +141,7 @@ def kill_at_each_step(folder: Path) -> None:
             read_samples()
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        # By the next scrape, and with what another worker leaves meanwhile.
+        # By the next scrape, together with the files of another worker that has ended.
         leave_files(folder, ENDED + 2)
         assert read_samples() == expect(workers=3, living=0), step
         if status == 0:
@@ -191,19 +191,19 @@ def test_a_worker_without_room_for_its_counts_counts_for_itself(tmp_path: Path) 
 
 def start_without_room(folder: Path) -> None:
     os.environ[FOLDER] = str(folder)
-    # As where the folder is known from the start.
+    # As if the folder had been set before the start.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # no annotation in the library
     leave_files(folder, os.getppid())
     before = set(folder.iterdir())
-    # No file may grow beyond it, as on a file system that is full.
+    # A limit of the file size simulates a full file system.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
-    # The file that pytest has put behind the standard error cannot grow either.
+    # The limit also applies to the file that captures the standard error.
     with redirect_stderr(StringIO()) as told:
         open_files()
     Counter("pies", "Pies baked.").inc()
 
-    assert "no room for metrics" in told.getvalue()
+    assert "no space for metrics" in told.getvalue()
     assert values.ValueClass is values.MutexValue
     assert set(folder.iterdir()) == before | {folder / "lock"}
     assert read_samples() == expect(workers=1, living=1)
@@ -221,7 +221,7 @@ def read_without_room(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     with redirect_stderr(StringIO()) as told:
         assert read_samples() == expect(workers=3, living=3)
-    assert "cannot be added up" in told.getvalue()
+    assert "cannot be merged" in told.getvalue()
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert read_samples() == expect(workers=3, living=0)

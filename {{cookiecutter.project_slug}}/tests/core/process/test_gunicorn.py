@@ -1,4 +1,4 @@
-"""What gunicorn alone does."""
+"""Behaviour specific to gunicorn."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How workers leave, at a stop and when they are replaced: what a client sends is answered, and nothing is reset."""
+"""Draining of workers, at a stop and when they are replaced: every request is answered, no connection is reset."""
 
 import signal
 from collections import Counter
@@ -15,13 +15,13 @@ from tests.support.servers import WORKER_CLASSES, Server, is_running, run_server
 pytestmark = pytest.mark.processes
 
 LIVE = "/health/live"
-# A client that pauses, and not the service, decides when an idle connection ends.
+# Longer than the pauses of the client, so that the service does not close an idle connection.
 PATIENT_SECONDS = "60"
-# Before connections were drained, one request in forty on a kept connection failed, and one in seventy on a new one.
+# Without draining, one in 40 requests on a kept-alive connection failed, and one in 70 on a new one.
 REQUESTS = 150
 MAX_REQUESTS = 50
 left = pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-# gunicorn's own worker closes a connection that it has just promised to keep, when another one reaches the limit.
+# At its limit of requests, gunicorn's own worker closes other connections that it has promised to keep alive.
 DRAINED = {name: way for name, way in WORKER_CLASSES.items() if "asgi" not in way}
 drained = pytest.mark.parametrize(("command", "worker_class"), DRAINED.values(), ids=DRAINED)
 
@@ -31,7 +31,7 @@ def connect(server: Server) -> HTTPConnection:
 
 
 def ask(connection: HTTPConnection, path: str, method: str = "GET") -> tuple[int, str | None]:
-    """Return the status, and what becomes of the connection."""
+    """Return the status, and whether the connection stays open."""
     connection.request(method, path)
     response = connection.getresponse()
     response.read()
@@ -60,7 +60,7 @@ def test_replaced_workers_reset_no_connection(empty_url: str, command: Sequence[
 
 
 def load(server: Server, *, is_kept: bool) -> Counter[object]:
-    """Count the answers, to a method that no client may repeat by itself where the connection is kept."""
+    """Count the responses; on a kept-alive connection, use a method that clients do not retry."""
     outcomes: Counter[object] = Counter()
     with closing(connect(server)) as connection:
         for _ in range(REQUESTS):

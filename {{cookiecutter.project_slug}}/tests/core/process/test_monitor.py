@@ -1,4 +1,4 @@
-"""What the keeper says, to people, of what cannot work, and to systemd; and how its workers are set up."""
+"""The worker monitor: its error messages, its notifications to systemd, and the setup of its workers."""
 
 import errno
 import importlib
@@ -25,7 +25,7 @@ kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS
 
 
 def explain(command: Sequence[str], url: str, sockets: Sequence[socket.socket] = (), **changes: str) -> str:
-    """Return what is said by a start that fails."""
+    """Return the log of a start that fails."""
     fds = [handed.fileno() for handed in sockets]
     if fds:
         command = [sys.executable, "-c", HAND_OVER, ",".join(map(str, fds)), *command]
@@ -44,7 +44,7 @@ def test_several_sockets_are_refused(empty_url: str, command: Sequence[str]) -> 
     with listen_tcp() as one, listen_tcp() as other:
         log = explain(command, empty_url, (one, other))
 
-    assert log == "The service takes one socket from systemd, and was handed several.\n"
+    assert log == "The service accepts one socket from systemd and received several: keep one ListenStream.\n"
 
 
 @kept
@@ -99,7 +99,7 @@ def test_a_reload_replaces_one_worker_after_the_other(empty_url: str, command: S
 
 @kept
 def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command: Sequence[str]) -> None:
-    # The client, and not the service, decides when its idle connection ends.
+    # Longer than the test: the service must not close the idle connection.
     with run_server(empty_url, command, UPDATE_DB="1", KEEPALIVE_SECONDS="60") as server:
         with server.open_client() as client:
             assert client.get("/health/ready").status_code == 200
@@ -112,7 +112,7 @@ def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command:
 
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
-    """What a test changes is put back."""
+    """Restore the signal handlers after the test."""
     before = {number: signal.getsignal(number) for number in HANDLED}
     yield
     for number, handler in before.items():
@@ -121,21 +121,21 @@ def signal_handlers() -> Iterator[None]:
 
 @pytest.mark.skipif("supervisor" not in MANAGERS, reason="the workers are not supervisor's")
 @pytest.mark.usefixtures("signal_handlers")
-def test_supervisor_starts_nobody_from_the_moment_it_is_told_to_stop(empty_url: str, tmp_path: Path) -> None:
+def test_supervisor_starts_no_worker_after_a_stop_signal(empty_url: str, tmp_path: Path) -> None:
     supervisor = importlib.import_module("deploy.supervisor.run_supervisor")
-    keeper = WorkerMonitor(make_settings(empty_url, port=0), tmp_path, 1)
-    options = supervisor.Options(keeper)
+    monitor = WorkerMonitor(make_settings(empty_url, port=0), tmp_path, 1)
+    options = supervisor.Options(monitor)
     options.setsignals()
     running = options.mood
 
     signal.raise_signal(signal.SIGTERM)
 
-    # Not only at the end of the turn, in which one that has ended would be replaced.
+    # At once, and not at the end of the iteration, in which supervisor would replace a worker that has ended.
     assert options.mood < supervisor.SupervisorStates.RESTARTING < running
-    assert keeper.listening.fileno() == -1
-    # One that it is about to start all the same gets a socket, on which it cannot listen.
+    assert monitor.listening.fileno() == -1
+    # A worker that is just being started gets a socket on which it cannot listen.
     with (
-        supervisor.InheritedSocket(keeper).create_and_bind() as unbound,
+        supervisor.InheritedSocket(monitor).create_and_bind() as unbound,
         pytest.raises(OSError, match="Invalid argument"),
     ):
         unbound.listen()

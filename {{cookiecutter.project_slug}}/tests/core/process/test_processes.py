@@ -1,4 +1,4 @@
-"""The ways to start the service, run for real: signals, crashes, logs, metrics, reload."""
+"""The service in real processes, with each process manager: signals, crashes, logs, metrics, reload."""
 
 import os
 import re
@@ -48,7 +48,7 @@ served = pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*M
 started = pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE, UVICORN], ids=[*MANAGERS, "serve", "uvicorn"])
 LOADS = 4
 MAX_REQUESTS = 20_000
-# Longer than a worker takes to start, on a machine that pauses meanwhile.
+# Longer than a worker takes to start, even if the machine pauses.
 HANG_SECONDS = 20
 POOL_SIZE = 3
 PROJECT_FILES = ("app", "migrations", "alembic.ini", "pyproject.toml", "start-reload.sh")
@@ -56,7 +56,7 @@ PROJECT_FILES = ("app", "migrations", "alembic.ini", "pyproject.toml", "start-re
 
 @pytest.fixture
 def url(empty_url: str) -> str:
-    """A database of the test's own, with its schema."""
+    """A separate database with the schema."""
     migrate(empty_url)
     return empty_url
 
@@ -94,10 +94,10 @@ def test_a_stop_answers_what_is_asked_and_says_that_it_is_not_ready(
         client = server.open_client()
         user = sign_up(client)
         with blocked_writes(url):
-            # What uses the connection from now on is the write.
+            # From now on only the write uses the connection.
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 0, "the end of all else")
             writing = threads.submit(client.patch, ME, json={"name": "Slow"}, headers=user)
-            # With the one that asks.
+            # Includes the request that reads the metric.
             wait_for(lambda: read_metric(server, "http_requests_in_flight") == 2, "the write")
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 1, "its transaction")
             asking = threads.submit(server.get, "/health/ready")
@@ -155,7 +155,7 @@ def test_a_stop_waits_for_a_body_that_trickles_in(url: str, command: Sequence[st
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_process_ends_with_success_when_told_to_stop(url: str, number: signal.Signals) -> None:
-    # The number of processes is not uvicorn's to choose.
+    # uvicorn must not choose the number of processes.
     with run_server(url, SERVE, WEB_CONCURRENCY="3") as server:
         server.send(number)
 
@@ -205,7 +205,7 @@ def test_a_killed_worker_is_replaced_and_its_counts_are_kept(url: str, command: 
         wait_for(lambda: ask(server, answers, counts) and server.count_started() == 3, "the new worker")
 
         wait_for(lambda: count_requests(server) == len(answers), "the counts of all three")
-        # The one that asks.
+        # The request that reads the metric.
         wait_for(lambda: read_metric(server, "http_requests_in_flight") == 1, "the end of all other requests")
         assert counts == sorted(counts)
         assert set(answers) == {401}
@@ -255,13 +255,13 @@ def test_the_counts_of_replaced_workers_stay_and_their_files_do_not(url: str, co
 
         wait_for(lambda: count_requests(server) == len(answers), "the counts of all")
         assert counts == sorted(counts)
-        # Four of each that lives, of one that has just ended, and the totals.
+        # Four files of each live worker and of one that has just ended, and the totals.
         wait_for(lambda: read_metric(server, "http_requests_in_flight") == 1, "the end of all other requests")
         assert len(list(folder.glob("*.db"))) <= 4 * 4 + 2
 
 
 def ask(server: Server, answers: list[int], counts: list[float]) -> bool:
-    """Over a new connection, which any worker may take."""
+    """Send a request over a new connection, which any worker may accept."""
     answers.append(server.get(SESSIONS).status_code)
     counts.append(count_requests(server))
     return True
@@ -272,10 +272,10 @@ def count_requests(server: Server) -> float:
 
 
 def find_metrics(server: Server) -> Path:
-    """Where the workers write their counts: in memory or, where there is no such file system, on the disk."""
+    """Return the metrics folder of the workers: in a tmpfs or, if there is none, on the disk."""
     for memory in (Path("/dev/shm"), Path(tempfile.gettempdir())):  # noqa: S108  # only looked at
         for folder in memory.glob("metrics-*"):
-            # Not those of other users.
+            # Without those of other users.
             if os.access(folder, os.X_OK) and all(
                 (folder / f"gauge_livesum_{worker}.db").exists() for worker in server.workers
             ):
@@ -287,12 +287,12 @@ def find_metrics(server: Server) -> Path:
 def test_a_reload_under_load_fails_no_request(url: str, command: Sequence[str]) -> None:
     ended = Event()
     with (
-        # A client that pauses, and not the service, decides when an idle connection ends.
+        # Longer than the pauses of the client, so that the service does not close an idle connection.
         run_server(url, command, workers=2, KEEPALIVE_SECONDS="60") as server,
         ThreadPoolExecutor() as threads,
         ExitStack() as stack,
     ):
-        # Otherwise a failure would wait for the whole load.
+        # Otherwise a failure would only show after the whole load.
         stack.callback(ended.set)
         before = server.workers
         with server.open_client() as client:
@@ -311,7 +311,7 @@ def test_a_reload_under_load_fails_no_request(url: str, command: Sequence[str]) 
 
 
 def put_under_load(server: Server, user: dict[str, str], ended: Event, *, keep_alive: bool) -> list[int | None]:
-    """Return the status of each request, or None where the connection was closed before a word of an answer."""
+    """Return the status of each request, or None if the connection was closed without a response."""
     outcomes: list[int | None] = []
     address = urlsplit(server.base_url)
     connection = HTTPConnection(address.netloc, timeout=60)
@@ -368,7 +368,7 @@ def test_a_wrong_configuration_ends_the_start_with_sentences(empty_url: str, com
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy whose files a test may change."""
+    """A copy of the project whose files the test may change."""
     for name in PROJECT_FILES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, tmp_path / name)
@@ -389,13 +389,13 @@ def test_the_development_server_restarts_when_the_code_changes(url: str, project
 
 
 def is_reloading(server: Server, changed: Path) -> bool:
-    # A watcher that first looks after a change takes it for what has always been there.
+    # A watcher that starts after a change does not notice it.
     changed.touch()
     return "Reloading..." in server.log
 
 
 def read_status(server: Server) -> str | None:
-    """Return None while it restarts, perhaps once more, for it was changed more than once."""
+    """Return None while the service restarts; it may restart twice, as several files were changed."""
     try:
         return str(server.get("/health").json()["status"])
     except httpx2.TransportError:
@@ -403,7 +403,7 @@ def read_status(server: Server) -> str | None:
 
 
 def test_the_development_server_ends_with_its_parent(url: str) -> None:
-    # As a terminal or an editor that is killed leaves its children.
+    # Simulates a killed terminal or editor, whose children stay.
     parent = ["sh", "-c", "./start-reload.sh & wait"]
     with run_server(url, parent) as server:
         processes = started_processes(server)
@@ -415,7 +415,7 @@ def test_the_development_server_ends_with_its_parent(url: str) -> None:
 
 
 def started_processes(server: Server) -> set[int]:
-    """uvicorn's, that of the reloader included."""
+    """The processes of uvicorn, including the reloader."""
     return {int(pid) for pid in re.findall(r"Started (?:reloader|server) process \[(\d+)\]", server.log)}
 
 

@@ -1,4 +1,4 @@
-"""Where the service listens, and whose word it takes for a client's address."""
+"""The listening sockets, and the proxies that are trusted for the client's address."""
 
 import signal
 import socket
@@ -41,7 +41,7 @@ def test_a_unix_socket_is_for_the_proxy_alone_who_is_believed(
 def test_over_tcp_a_proxy_is_believed_as_far_as_its_own_entry(
     empty_url: str, command: Sequence[str], worker_class: str
 ) -> None:
-    # Sockets for some other process are nothing to go by.
+    # LISTEN_PID names another process.
     with run_server(empty_url, command, WORKER_CLASS=worker_class, LISTEN_PID="1", LISTEN_FDS="1") as server:
         forged = see_client(server, X_Forwarded_For="198.51.100.7, 203.0.113.9", X_Forwarded_Proto="https")
         none = see_client(server)

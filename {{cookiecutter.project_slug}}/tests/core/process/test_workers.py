@@ -19,14 +19,14 @@ def no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A machine's control groups, empty as yet."""
+    """An empty folder for the control groups of a machine."""
     (tmp_path / "cgroup").mkdir()
     return tmp_path / "cgroup"
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """What the kernel says to which groups this process belongs; without groups the file is missing."""
+    """The /proc file that lists the control groups of this process; without groups the file is missing."""
     return tmp_path / "own"
 
 

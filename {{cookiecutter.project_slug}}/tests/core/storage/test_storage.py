@@ -1,4 +1,4 @@
-"""The stores of objects: a folder, and a bucket, where TEST_S3_ENDPOINT and the other S3_VARIABLES name one."""
+"""The object stores: a folder and, if TEST_S3_ENDPOINT and the other S3_VARIABLES are set, a bucket."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ MEBIBYTE = 1024 * 1024
 LARGE = 12 * MEBIBYTE
 S3_VARIABLES = ("ENDPOINT", "BUCKET", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
 KINDS = ["folder", "s3"] if "TEST_S3_ENDPOINT" in os.environ else ["folder"]
-# Saves an object, is told when to end, and how.
+# Saves an object, and ends when and how the test says.
 SCRIPT = """
 import asyncio, os, sys
 from uuid import UUID
@@ -53,7 +53,7 @@ asyncio.run(main())
 
 @pytest.fixture(params=KINDS)
 def variables(request: pytest.FixtureRequest, storage_folder: Path) -> dict[str, str]:
-    """What names the store, in the environment."""
+    """The environment variables that configure the store."""
     if request.param == "folder":
         return {"STORAGE_FOLDER": str(storage_folder)}
     return {f"STORAGE_S3_{name}": os.environ[f"TEST_S3_{name}"] for name in S3_VARIABLES}
@@ -228,7 +228,7 @@ async def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) ->
 async def test_a_full_disk_is_unavailable_and_keeps_nothing(storage_folder: Path) -> None:
     key, store = uuid7(), FolderStore(storage_folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The nearest to a full disk: no file of this process grows beyond it.
+    # A limit of the file size simulates a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEBIBYTE, hard))
     try:
         with pytest.raises(UnavailableError, match="The storage for files is not available"):

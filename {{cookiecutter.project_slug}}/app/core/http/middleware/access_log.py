@@ -10,27 +10,27 @@ access_logger = structlog.get_logger("app.access")
 
 
 class AccessLogMiddleware:
-    """Write one line a request, without its query string."""
+    """Log one line per request, without the query string, which may hold secrets."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A line for each probe would bury the rest.
+        # Probes would outnumber all other lines.
         if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
             await self.app(scope, receive, send)
             return
-        answer = StatusRecorder(send)
+        recorder = StatusRecorder(send)
         started = time.perf_counter()
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, recorder)
         finally:
             access_logger.info(
                 "request",
                 method=scope["method"],
-                # As it came, percent-encoded: no newline can forge a line.
+                # Percent-encoded as received: a newline cannot forge a log line.
                 path=scope.get("raw_path", scope["path"].encode()).decode("latin-1"),
-                status=answer.status or 500,
+                status=recorder.status or 500,
                 duration_ms=round((time.perf_counter() - started) * 1000, 1),
                 client=scope["client"][0] if scope.get("client") else None,
             )

@@ -4,7 +4,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.core.http.parsing import UNAUTHORIZED, read_media_type
 from app.core.http.request import FORM
 
-# A page's longest form has a text of 10,000 characters, each of up to 12 bytes when percent-encoded, and short fields.
+# The longest form of a page has a text of 10,000 characters, of up to 12 bytes each percent-encoded, and short fields.
 MAX_FORM_BYTES = 128 * 1024
 
 
@@ -14,7 +14,7 @@ def _is_form(scope: Scope) -> bool:
 
 
 class BodyLimitMiddleware(RequestBodyLimitMiddleware):
-    """Refuse larger bodies with 413, unless the route answers 401; forms have a lower limit of their own."""
+    """Rejects larger bodies with 413, unless the route responds with 401; forms have a lower limit."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

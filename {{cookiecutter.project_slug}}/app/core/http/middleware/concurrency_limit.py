@@ -6,29 +6,29 @@ from app.core.errors import RETRY_AFTER
 from app.core.http.problems import problem_response
 from app.core.http.request import PROBE_PATHS
 
-# A refusal costs nearly as much as a cheap answer: one that came at once would be asked for again at once.
-PATIENCE_SECONDS = 0.5
+# Queue briefly before refusing: an immediate 503 costs almost as much as a response, and clients retry it at once.
+MAX_QUEUE_SECONDS = 0.5
 
 
 class ConcurrencyLimitMiddleware:
-    """Answer so many requests at a time; those beyond wait a moment for their turn, and are refused with 503.
+    """Load shedding: process `limit` requests at a time, queue the others briefly, then refuse them with 503.
 
-    Without a bound all would wait longer and longer, until every client has given up before its answer is ready.
+    Without a limit, response times under overload would grow until clients give up before they get a response.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
-        self._places = asyncio.Semaphore(limit)
+        self._slots = asyncio.Semaphore(limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A probe that is refused would take a busy process for a dead one.
+        # A refused probe would make a busy process look dead.
         if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
             await self.app(scope, receive, send)
         elif await self._enter():
             try:
                 await self.app(scope, receive, send)
             finally:
-                self._places.release()
+                self._slots.release()
         else:
             refusal = problem_response(
                 scope, 503, "The service is busy. Try again in a moment.", code="busy", headers=RETRY_AFTER
@@ -36,10 +36,10 @@ class ConcurrencyLimitMiddleware:
             await refusal(scope, receive, send)
 
     async def _enter(self) -> bool:
-        if not self._places.locked():
-            return await self._places.acquire()
+        if not self._slots.locked():
+            return await self._slots.acquire()
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                return await self._places.acquire()
+            async with asyncio.timeout(MAX_QUEUE_SECONDS):
+                return await self._slots.acquire()
         except TimeoutError:
             return False

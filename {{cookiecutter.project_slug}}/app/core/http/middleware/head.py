@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """Answer HEAD as GET, without the body. A stream ends at once, as if its client had gone."""
+    """Process HEAD as GET, and send no body. A stream is cancelled as if the client had disconnected."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -29,16 +29,16 @@ class HeadMiddleware:
                 await send(message)
                 await send({"type": "http.response.body"})
                 is_answered.set()
-            # Yield, so that the stream can be cancelled.
+            # Yield to the event loop, so that the stream can be cancelled.
             await asyncio.sleep(0)
 
-        # Starlette watches for disconnects while streaming only with an ASGI version below 2.4.
+        # Starlette checks for disconnects during a stream only with an ASGI version below 2.4.
         asgi = {**scope.get("asgi", {}), "spec_version": "2.3"}
-        # A copy: servers look at the method when they send the answer.
+        # A copy: servers read the method when they send the response.
         get_scope = {**scope, "method": "GET", "asgi": asgi}
         try:
             await self.app(get_scope, receive_until_answered, send_head)
         finally:
-            # The metrics are further out and count by endpoint.
+            # MetricsMiddleware, which is outside of this one, counts by endpoint.
             if "endpoint" in get_scope:
                 scope["endpoint"] = get_scope["endpoint"]

@@ -5,7 +5,7 @@ from app.core.http.problems import logger, problem_response
 
 
 class InternalErrorMiddleware:
-    """Log what nothing else handled, with the request's id, and answer 500 without a word about the inside."""
+    """Logs unhandled errors with the request id, and responds with a 500 that reveals no internals."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -14,12 +14,12 @@ class InternalErrorMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = StatusRecorder(send)
+        recorder = StatusRecorder(send)
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, recorder)
         except Exception:
             logger.exception("unhandled error", method=scope["method"], path=scope["path"])
-            if answer.status is not None:
+            if recorder.status is not None:
                 raise
             await problem_response(
                 scope, 500, "Internal error. Quote the request ID when you report it.", code="internal-error"

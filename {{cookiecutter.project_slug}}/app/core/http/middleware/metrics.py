@@ -13,27 +13,27 @@ UNMATCHED = "unmatched"
 
 
 class MetricsMiddleware:
-    """Count and time requests by route template, so that no caller can make the label set grow."""
+    """Counts and times requests by route template, so that callers cannot increase the number of series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._templates: dict[object, str] | None = None
-        # To look them up takes longer than to count. No caller can make it grow: methods and routes are ours.
+        # A cache, as `labels` takes longer than counting. Its size is bounded by the methods, routes and statuses.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = StatusRecorder(send)
+        recorder = StatusRecorder(send)
         started = time.perf_counter()
         IN_FLIGHT.inc()
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, recorder)
         finally:
             IN_FLIGHT.dec()
             method = scope["method"] if scope["method"] in METHODS else "other"
-            requests, duration = self._children_of(method, self._template_of(scope), answer.status or 500)
+            requests, duration = self._children_of(method, self._template_of(scope), recorder.status or 500)
             requests.inc()
             duration.observe(time.perf_counter() - started)
 
@@ -50,6 +50,6 @@ class MetricsMiddleware:
 
 
 def _route_templates(app: FastAPI) -> dict[object, str]:
-    # scope["route"] knows its path without the prefixes of the routers around it.
+    # The path in scope["route"] lacks the prefixes of the outer routers.
     routes = iter_route_contexts(app.routes)
     return {route.endpoint: route.path_format or UNMATCHED for route in routes if route.endpoint is not None}

@@ -5,7 +5,7 @@ from app.core.http.problems import problem_response
 
 
 class ProblemDetailsMiddleware:
-    """Turn the plain-text refusals of library middleware (hosts, CORS, body limit) into problem documents."""
+    """Converts the plain-text errors of library middleware (hosts, CORS, body limit) to problem documents."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

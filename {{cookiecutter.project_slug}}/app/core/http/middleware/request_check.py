@@ -12,16 +12,16 @@ ASCII = bytes(range(128))
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 6455 §7.4.1
 POLICY_VIOLATION = 1008
-# As nginx's large_client_header_buffers: one for the request line, and four in all.
+# The limits of nginx's large_client_header_buffers: one buffer for the request line, four in total.
 MAX_TARGET_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 
 
 class RequestCheckMiddleware:
-    """Refuse long targets and headers, and control characters in paths; percent-encode raw UTF-8 in queries.
+    """Rejects long targets and headers, and control characters in paths; percent-encodes raw UTF-8 in queries.
 
-    httptools has no limits, and Python's parsers of queries and cookies are slow with many fields.
-    Patterns of routes match before a line break at the end. Starlette decodes raw bytes of queries as Latin-1.
+    httptools has no limits, and Python's parsers of queries and cookies are slow with many fields. Route patterns also
+    match a path with a trailing newline. Starlette decodes raw bytes in queries as Latin-1.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -42,7 +42,7 @@ class RequestCheckMiddleware:
 
 
 def _check_request(path: str, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> PlainTextResponse | None:
-    """Return the refusal of a request that breaks a rule."""
+    """Return the error response, or None for a valid request."""
     if len(path) + len(query) > MAX_TARGET_BYTES:
         return PlainTextResponse(f"The path and the query must have at most {MAX_TARGET_BYTES} bytes.", URI_TOO_LONG)
     if query.count(b"&") >= MAX_FIELDS:
@@ -56,5 +56,5 @@ def _check_request(path: str, query: bytes, headers: Iterable[tuple[bytes, bytes
 
 def _percent_encode(query: bytes) -> bytes:
     encoded = query if query.isascii() else quote_from_bytes(query, ASCII).encode()
-    # An exception for each of these is what makes Python's decoder slow.
+    # Python's decoder is slow because it raises an exception for each bare percent sign.
     return BARE_PERCENT.sub(b"%25", encoded) if b"%" in encoded else encoded

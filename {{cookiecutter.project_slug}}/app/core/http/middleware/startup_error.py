@@ -7,7 +7,7 @@ from app.core.errors import first_line
 
 
 class StartupErrorMiddleware:
-    """Say in a sentence why the database keeps the service from starting; Starlette would send a traceback."""
+    """Explains in one sentence why the database prevents the start; Starlette would log a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -23,7 +23,7 @@ class StartupErrorMiddleware:
 
 
 def _is_of_the_database(error: BaseException) -> bool:
-    # Not above: who only serves does without Alembic.
+    # Imported lazily: only UPDATE_DB and RESET_DB need Alembic.
     from alembic.util import CommandError
 
     from app.core.db.revisions import MigrationsError

@@ -2,9 +2,9 @@ from starlette.types import Message, Send
 
 
 class StatusRecorder:
-    """Passes on what is sent to a client, and remembers the status."""
+    """A `send` that forwards all messages, and records the status of the response."""
 
-    # None until the answer has begun.
+    # None until the response has started.
     status: int | None = None
 
     def __init__(self, send: Send) -> None:
