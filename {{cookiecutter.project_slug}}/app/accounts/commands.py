@@ -106,7 +106,7 @@ def end_all(
     email: Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Default: all accounts.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """End all sessions of one account, or of all accounts."""
+    """End all sessions of one account, or of all accounts if none is given."""
     settings = load_settings(context)
     if not yes:
         typer.confirm(f"End the sessions of {email or 'all accounts'}?", abort=True)

@@ -8,9 +8,9 @@ class AccountEvent(StrEnum):
     USER_CREATED = "user.created"
     USER_CHANGED = "user.changed"
     USER_DELETED = "user.deleted"
-    PASSWORD_CHANGED = "password.changed"  # noqa: S105  # a name
-    PASSWORD_REFUSED = "password.refused"  # noqa: S105  # a name
-    PASSWORD_RESET = "password.reset"  # noqa: S105  # a name
+    PASSWORD_CHANGED = "password.changed"  # noqa: S105  # the name of an event
+    PASSWORD_REFUSED = "password.refused"  # noqa: S105  # the name of an event
+    PASSWORD_RESET = "password.reset"  # noqa: S105  # the name of an event
     EMAIL_VERIFIED = "email.verified"
     EMAIL_CHANGE_REQUESTED = "email.change-requested"
     EMAIL_CHANGED = "email.changed"
@@ -18,7 +18,7 @@ class AccountEvent(StrEnum):
     SIGN_IN_FAILED = "sign-in.failed"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"
-    REFRESH_TOKEN_REUSED = "refresh-token.reused"  # noqa: S105  # a name
+    REFRESH_TOKEN_REUSED = "refresh-token.reused"  # noqa: S105  # the name of an event
     SECOND_FACTOR_ENABLED = "second-factor.enabled"
     SECOND_FACTOR_DISABLED = "second-factor.disabled"
     SECOND_FACTOR_MISSING = "second-factor.missing"

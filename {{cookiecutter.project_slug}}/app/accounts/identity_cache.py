@@ -48,7 +48,10 @@ CALLER = Query(
 
 
 async def require_session(session: Session, caller: Caller) -> None:
-    """Raise UnauthorizedError if the session has ended since the caller was found. Lock the user first."""
+    """Raise UnauthorizedError if the session has ended since the caller was found.
+
+    The calling code must hold the lock of the user, so that the session cannot end between this check and the change.
+    """
     if await find_caller(session, caller.user.id, caller.session_id) is None:
         raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
 

@@ -67,7 +67,7 @@ POSTPONE_FILE = Command(
 
 @dataclass(frozen=True)
 class SavedObject:
-    """Content written by `save`, for `keep`."""
+    """Content that `save` has written to the store; pass it to `keep` in the transaction that refers to the file."""
 
     id: UUID
     size: int

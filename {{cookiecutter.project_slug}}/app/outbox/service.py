@@ -186,7 +186,7 @@ async def claim(session: Session, lease: timedelta, at_most: int) -> list[EmailR
 
 
 async def lock_email(session: Session, email: EmailRecord) -> bool:
-    """Lock a claimed e-mail against `cancel`. Return False if it was canceled, or claimed by another process."""
+    """Lock a claimed e-mail against `cancel`. Return False if it was cancelled, or claimed by another process."""
     return await session.fetch_value(LOCK_EMAIL, email_id=email.id, own_attempt=email.attempts) is not None
 
 

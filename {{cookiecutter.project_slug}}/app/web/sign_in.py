@@ -68,7 +68,10 @@ async def sign_in(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> R
 
 @router.post("/sign-in/passkey/options")
 async def begin_passkey(page: PageContextDep, ctx: ContextDep) -> Response:
-    """Return options for passkeys.js. Only this browser, or this session, can use their challenge."""
+    """Return the WebAuthn options with which passkeys.js asks the browser for a passkey.
+
+    Only the current session can use their challenge or, if nobody is signed in, only this browser.
+    """
     session_id = page.caller and page.caller.session_id
     options = await passkeys.make_options(ctx, bound_to=str(session_id or page.anonymous_id))
     return page.cookies.apply_to(JSONResponse(options, headers={"Cache-Control": "no-store"}))

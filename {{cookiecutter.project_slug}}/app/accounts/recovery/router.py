@@ -32,10 +32,10 @@ async def request_email_verification(data: EmailRequest, ctx: ContextDep) -> Non
 
 @router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash])
 async def verify_email(data: EmailVerification, ctx: ContextDep) -> None:
-    """Verify an address, or confirm a new one, with the code of a message and the password.
+    """Verify an e-mail address, or confirm a new one, with the code from the e-mail and the password.
 
-    The password of the sign-up or account is required: a code alone could be confirmed by an unsuspecting person whose
-    address somebody else has entered.
+    The password is that of the sign-up or account: otherwise the owner of an address could, by following a link, confirm
+    an account that a stranger has created with it.
     """
     await service.verify_email(ctx, data)
 

@@ -78,7 +78,7 @@ class Proof:
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # The passkey's challenge must have one of these values of `bound_to`.
+    # The session or browser for which the passkey's challenge was created must be one of these. Empty: for none.
     bound_to: tuple[str, ...] = ()
 
     @property

@@ -119,7 +119,8 @@ PASSKEY = Query(
     PasskeyRecord,
 )
 _NEW_COUNT = bindparam("new_count", type_=BigInteger)
-# Atomic: of two concurrent requests with the same count, one gets the row. Many authenticators always send 0.
+# Updates no row unless the signature counter has grown: otherwise the passkey was copied. Atomic: of two concurrent
+# requests with the same count, only one gets the row. Many authenticators always send 0, which is accepted after 0.
 USE_PASSKEY = Query(
     update(Passkey)
     .where(

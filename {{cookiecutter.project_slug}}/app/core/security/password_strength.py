@@ -42,10 +42,10 @@ OWN_WORD = Weakness(
 def normalize_password(password: str) -> str:
     """Return the NFKC form, because keyboards encode the same characters differently.
 
-    Raises ValueError for a password that is too long to be normalised.
+    Raises ValueError for a password that is too long to be normalized.
     """
     if len(password) > MAX_RAW_LENGTH:
-        raise ValueError(f"must have at most {MAX_RAW_LENGTH} characters before it is normalised")
+        raise ValueError(f"must have at most {MAX_RAW_LENGTH} characters before it is normalized")
     return unicodedata.normalize("NFKC", password)
 
 

@@ -43,7 +43,8 @@ class UpstreamOptions:
     max_response_bytes: int = 64 * 1024
     # The share of the timeout that may be spent waiting for a slot; the rest is left for the upstream.
     max_queue_share: float = 0.5
-    # The share of the timeout that an attempt must have had for its timeout to count against the upstream.
+    # An attempt that times out counts as a failure of the upstream only if at least this share of `timeout_seconds` was
+    # left when the attempt began.
     min_attempt_share: float = 0.25
 
 
