@@ -258,9 +258,12 @@ def test_a_wrong_account_or_password_is_one_sentence(empty_url: str, arguments: 
     [
         (("purge",), "Done: 0 rows deleted.\n"),
         (("users", "reencrypt"), "Done: 0 secrets.\n"),
-        (("users", "disable-second-factor", "ada@example.com"), "ada@example.com signs in without a second factor.\n"),
+        (
+            ("users", "disable-second-factor", "ada@example.com"),
+            "ada@example.com has no second factor any more.\n",
+        ),
         (("outbox", "list"), ""),
-        (("outbox", "retry"), "Messages that will be tried again: 0\n"),
+        (("outbox", "retry"), "E-mails to send again: 0\n"),
     ],
 )
 def test_what_an_operator_asks_for_is_done_and_told(live_url: str, arguments: tuple[str, ...], said: str) -> None:
@@ -287,4 +290,4 @@ def test_all_sessions_end_after_a_question_alone(empty_url: str) -> None:
 
     assert "all accounts" in refused.stdout
     assert [each.returncode for each in (refused, confirmed, unasked, unknown)] == [1, 0, 0, 1]
-    assert "Sessions that have ended: 0" in unasked.stdout
+    assert "Sessions ended: 0" in unasked.stdout

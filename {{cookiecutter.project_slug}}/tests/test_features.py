@@ -348,7 +348,7 @@ def test_repeated_name_of_a_command_is_refused_with_a_sentence(name: str, repeat
         make_cli(*FEATURES, Feature(commands=f"tests.test_features:{name}"))
 
 
-@pytest.mark.parametrize("key", ["callers", "database"])
+@pytest.mark.parametrize("key", ["identity_cache", "database"])
 async def test_repeated_key_of_the_state_is_refused_at_start(settings: Settings, key: str) -> None:
     @asynccontextmanager
     async def open_nothing(

@@ -1,4 +1,4 @@
-"""Accounts: who there is, how they sign in, and what guards them.
+"""Accounts: users, sign-in, sessions, second factors, and recovery.
 
-Each folder is a subject with its routes, schemas and service; what they share stands here.
+Each folder is a subject with its routes, schemas and service; shared modules are in this folder.
 """

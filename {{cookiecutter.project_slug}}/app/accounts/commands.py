@@ -1,4 +1,4 @@
-"""The groups of commands about accounts and their sessions."""
+"""Command groups `users` and `sessions`."""
 
 from typing import Annotated
 
@@ -13,23 +13,23 @@ from app.accounts.users import service as users_service
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate
 from app.core.commands import fail_validation, load_settings, open_context, read_password, run
 from app.core.config.settings import Settings
-from app.core.http.schemas import as_stored
+from app.core.http.schemas import normalize_email
 from app.core.security.schemas import NewPassword
 
 users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
-sessions = typer.Typer(name="sessions", help="Manage where accounts are signed in.", no_args_is_help=True)
-# Without a name: its groups stand beside those of other features.
+sessions = typer.Typer(name="sessions", help="Manage the sessions of accounts.", no_args_is_help=True)
+# Without a name, so that its groups appear beside those of other features.
 commands = typer.Typer()
 commands.add_typer(users)
 commands.add_typer(sessions)
 
-EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", help="The account's address.")]
+EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", help="E-mail address of the account.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
 
 
 @users.command("create-admin")
 def create_admin(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
-    """Create an administrator; asks for the password."""
+    """Create an administrator. Asks for the password."""
     settings = load_settings(context)
     try:
         data = UserCreate.model_validate({"email": email, "password": read_password(password_stdin)})
@@ -46,7 +46,7 @@ async def create_admin_user(settings: Settings, data: UserCreate) -> None:
 
 @users.command("set-password")
 def set_password(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
-    """Set a password, and end the account's sessions; asks for the password."""
+    """Set a user's password and end the user's sessions. Asks for the password."""
     settings = load_settings(context)
     try:
         password = TypeAdapter(NewPassword).validate_python(read_password(password_stdin))
@@ -58,26 +58,26 @@ def set_password(context: typer.Context, email: EmailArgument, password_stdin: P
 
 async def set_user_password(settings: Settings, email: str, password: str) -> None:
     async with open_context(settings) as ctx:
-        user = await get_user_by_email(ctx.session, as_stored(email))
+        user = await get_user_by_email(ctx.session, normalize_email(email))
         await passwords_service.set_password(ctx, user, password)
 
 
 @users.command()
 def deactivate(context: typer.Context, email: EmailArgument) -> None:
-    """Lock an account, and end its sessions."""
+    """Deactivate an account and end its sessions."""
     run(deactivate_user(load_settings(context), email))
     typer.echo(f"{email} is deactivated, and its sessions have ended.")
 
 
 async def deactivate_user(settings: Settings, email: str) -> None:
     async with open_context(settings) as ctx:
-        user = await get_user_by_email(ctx.session, as_stored(email))
+        user = await get_user_by_email(ctx.session, normalize_email(email))
         await users_service.update_user(ctx, user, UserAdminUpdate(is_active=False))
 
 
 @users.command()
 def reencrypt(context: typer.Context) -> None:
-    """Encrypt all secrets of second factors with SECRET_KEY, so that its predecessors can go."""
+    """Re-encrypt all second-factor secrets with SECRET_KEY, so that SECRET_KEY_FALLBACKS can be removed."""
     count = run(reencrypt_secrets(load_settings(context)))
     typer.echo(f"Done: {count:,} secrets.")
 
@@ -89,31 +89,31 @@ async def reencrypt_secrets(settings: Settings) -> int:
 
 @users.command("disable-second-factor")
 def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
-    """Remove authenticator and passkeys of a user who has lost them and the recovery codes."""
+    """Remove a user's second factors (lost authenticator, passkeys and recovery codes)."""
     run(remove_second_factor(load_settings(context), email))
-    typer.echo(f"{email} signs in without a second factor.")
+    typer.echo(f"{email} has no second factor any more.")
 
 
 async def remove_second_factor(settings: Settings, email: str) -> None:
     async with open_context(settings) as ctx:
-        user = await get_user_by_email(ctx.session, as_stored(email))
+        user = await get_user_by_email(ctx.session, normalize_email(email))
         await second_factor.remove(ctx, user.id)
 
 
 @sessions.command("end-all")
 def end_all(
     context: typer.Context,
-    email: Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Of this account alone.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    email: Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Default: all accounts.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Sign an account, or all of them, out everywhere."""
+    """End all sessions of one account, or of all accounts."""
     settings = load_settings(context)
     if not yes:
         typer.confirm(f"End the sessions of {email or 'all accounts'}?", abort=True)
-    typer.echo(f"Sessions that have ended: {run(end_sessions(settings, email)):,}")
+    typer.echo(f"Sessions ended: {run(end_sessions(settings, email)):,}")
 
 
 async def end_sessions(settings: Settings, email: str | None) -> int:
     async with open_context(settings) as ctx:
-        user = None if email is None else await get_user_by_email(ctx.session, as_stored(email))
+        user = None if email is None else await get_user_by_email(ctx.session, normalize_email(email))
         return await sessions_service.end_all(ctx.session, ctx.audit, user)

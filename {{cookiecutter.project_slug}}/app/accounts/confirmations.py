@@ -1,7 +1,7 @@
-"""Codes that prove, for the next minutes, that it is the owner who uses a session and not somebody with a copied token.
+"""Confirmation codes: proof that the owner uses a session, and not the holder of a copied token.
 
-A route that changes what matters takes one in a line: `caller: ConfirmedCaller`. One that needs it only sometimes takes
-`confirmation: ConfirmationDep`, and calls `await confirmation.require()` where it does.
+A route with a sensitive change declares `caller: ConfirmedCaller`. A route that needs a confirmation only in some cases
+declares `confirmation: ConfirmationDep`, and calls `await confirmation.require()` in these cases.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from app.accounts import one_time_tokens
 from app.accounts.dependencies import ClaimsDep, CurrentCaller
 from app.accounts.models import Caller
 from app.accounts.scopes import Scope
-from app.core.db.session import Session, release_connection
+from app.core.db.session import Session, commit_and_release
 from app.core.dependencies import SessionDep
 from app.core.errors import ForbiddenError, UnprocessableError
 from app.core.http.schemas import MAX_CODE_LENGTH
@@ -24,27 +24,27 @@ PURPOSE = "confirmation"
 LIFETIME = timedelta(minutes=5)
 HEADER = "X-Confirmation"
 REFUSAL = (
-    "This needs a confirmation that it is you: send your password to POST /auth/confirmation, "
-    f"and the code that it answers as the header {HEADER}. It works once, in the same session, for 5 minutes."
+    "Confirmation required: send your password to POST /auth/confirmation, and repeat this request with the returned "
+    f"code in the header {HEADER}. The code works once, in the same session, for 5 minutes."
 )
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What the request brings as a confirmation, which may be nothing."""
+    """The confirmation code of the request, which may be empty."""
 
     claims: ClaimsDep
     session: SessionDep
     code: Annotated[
-        str, Header(alias=HEADER, max_length=MAX_CODE_LENGTH, description="A code of `POST /auth/confirmation`.")
+        str, Header(alias=HEADER, max_length=MAX_CODE_LENGTH, description="A code from `POST /auth/confirmation`.")
     ] = ""
 
     async def require(self) -> None:
         """Use up the code. Raises ForbiddenError."""
         if not self.code or not await _use(self.session, self.claims, self.code):
-            raise ForbiddenError(REFUSAL)
-        # Commit here. Lock order: account, then code; this request has locked the code first, and could deadlock.
-        await release_connection(self.session)
+            raise ForbiddenError(REFUSAL, code="confirmation-required")
+        # Release the lock of the code. The lock order is user, then code: holding it any longer could deadlock.
+        await commit_and_release(self.session)
 
 
 async def _use(session: Session, claims: AccessClaims, code: str) -> bool:
@@ -67,7 +67,7 @@ ConfirmedCaller = Annotated[Caller, Security(get_confirmed_caller, scopes=[Scope
 
 
 async def create_confirmation(session: Session, caller: Caller) -> str:
-    """For a caller who has just shown the password, and the code of the second factor where there is one."""
+    """Create a code; call `confirm_identity` first."""
     user = caller.user
     return await one_time_tokens.create_token(
         session, PURPOSE, user.id, user.email, lifetime=LIFETIME, payload=_payload(caller.session_id)

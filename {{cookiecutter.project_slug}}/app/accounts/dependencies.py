@@ -4,19 +4,19 @@ from typing import Annotated, NotRequired, cast
 from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 
-from app.accounts.callers import RecentCallers
+from app.accounts.identity_cache import IdentityCache
 from app.accounts.models import Caller, UserRecord
 from app.accounts.scopes import SCOPES, Scope, parse_scope
 from app.core.errors import ForbiddenError, InsufficientScopeError, UnauthorizedError
 from app.core.http.request import SAFE_METHODS, State
 from app.core.security.tokens import AccessClaims
 
-# A caller whose body took longer is looked up again.
+# After a request body that took longer, the caller is looked up again.
 MAX_BODY_SECONDS = 1
 
 
 class AccountsState(State):
-    callers: RecentCallers
+    identity_cache: IdentityCache
     # The caller, and when it was found in the database or the cache (`time.monotonic()`).
     caller: NotRequired[Caller]
     caller_found_at: NotRequired[float]
@@ -32,7 +32,7 @@ class AccessTokenBearer(OAuth2PasswordBearer):
     async def authenticate(self, request: Request) -> None:
         token = await self(request)
         authenticated = cast(AccountsRequest, request)
-        # OAuth2PasswordBearer raises for a missing token and does not return None.
+        # OAuth2PasswordBearer never returns None here: it raises for a missing token.
         claims = await get_claims(authenticated, token or "")
         authenticated.state["caller"] = await _find_caller(authenticated, claims)
         authenticated.state["caller_found_at"] = time.monotonic()
@@ -50,7 +50,7 @@ TokenDep = Annotated[str, Depends(oauth2_scheme)]
 
 
 async def get_claims(request: AccountsRequest, token: TokenDep) -> AccessClaims:
-    # Out of the state, here and below: a dependency costs as much as what it would bring.
+    # Read from request.state here and below: resolving a dependency would cost more than the lookup.
     return request.state["tokens"].verify(token)
 
 
@@ -58,11 +58,11 @@ ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 
 
 async def get_caller(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> Caller:
-    """Check the token, its session and its user at each request: what was ended is out at the next call.
+    """Check the token, its session and its user at each request, so that an ended session is refused at once.
 
-    With AUTH_CACHE_SECONDS, what only reads may believe a check that is no older.
+    With AUTH_CACHE_SECONDS, safe requests may use the result of an earlier check.
     """
-    # In most routes oauth2_scheme.authenticate has found the caller, before the body was read.
+    # In most routes, oauth2_scheme.authenticate has set it before the body was read.
     caller = request.state["caller"] if "caller" in request.state else None  # noqa: SIM401  # Starlette's State has no `get`
     if caller is None or (request.method not in SAFE_METHODS and _is_old(request)):
         caller = await _find_caller(request, claims)
@@ -71,17 +71,17 @@ async def get_caller(request: AccountsRequest, required: SecurityScopes, claims:
 
 
 def _is_old(request: AccountsRequest) -> bool:
-    """Whether the session may have ended since, while a slow body arrived."""
+    """Whether the session may have ended since then, while a slow body arrived."""
     return time.monotonic() - request.state["caller_found_at"] > MAX_BODY_SECONDS
 
 
 async def _find_caller(request: AccountsRequest, claims: AccessClaims) -> Caller:
-    callers = request.state["callers"]
-    find = callers.find if request.method in SAFE_METHODS else callers.find_again
+    cache = request.state["identity_cache"]
+    find = cache.get if request.method in SAFE_METHODS else cache.refresh
     caller = await find(request.state["database"], claims.sub, claims.sid)
     if caller is None:
-        raise UnauthorizedError("The session has ended.")
-    # The audit log tells who was refused what.
+        raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
+    # For the audit events of refused requests.
     request.state["actor_id"] = caller.user.id
     return caller
 
@@ -92,7 +92,7 @@ async def get_current_user(request: AccountsRequest, required: SecurityScopes, c
 
 
 CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
-# For the few routes that also need the session.
+# For the routes that need the session as well.
 CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
 
 
@@ -105,7 +105,7 @@ AdminUser = Annotated[UserRecord, Security(get_admin, scopes=[Scope.ADMIN])]
 
 def require_admin(user: UserRecord) -> UserRecord:
     if not user.is_admin:
-        raise ForbiddenError("Only administrators may do this.")
+        raise ForbiddenError("Only administrators are allowed to do this.", code="administrators-only")
     return user
 
 

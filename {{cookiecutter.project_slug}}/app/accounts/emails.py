@@ -1,4 +1,7 @@
-"""The messages about accounts. Whether there is an account is found out here, after the answer to the request."""
+"""Messages about accounts.
+
+The account is looked up when a message is rendered, after the response: its time reveals nothing about accounts.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -17,7 +20,7 @@ from app.core.db.query import Query, columns
 from app.core.db.session import Session
 from app.core.email.message import EmailMessage, QueuedEmail, Renderer, render_email
 from app.core.project import read_project
-from app.core.security.throttling import AttemptCounter, count_origin, network_of
+from app.core.security.throttling import AttemptCounter, client_counters, network_of
 from app.outbox import service as outbox_service
 
 
@@ -27,7 +30,7 @@ class AddresseeRecord(NamedTuple):
     email_verified_at: datetime | None
 
 
-# Locked against a change of the address: a code for the old one is revoked by it, or not made.
+# Locks the user against a change of the address, which revokes the codes for the old address.
 ADDRESSEE = Query(
     select(*columns(AddresseeRecord, User))
     .where(User.email == bindparam("user_email"))
@@ -35,7 +38,7 @@ ADDRESSEE = Query(
     AddresseeRecord,
 )
 
-# What leads to a page with a token; None when there is no such page, and the token is to be entered by hand.
+# Builds the link to a page with a token. None: there is no page, and the token must be typed.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]
 
 ADDRESS = Query(select(User.email).where(User.id == bindparam("user_id")))
@@ -57,7 +60,7 @@ CODE_KINDS = (EmailKind.VERIFICATION, EmailKind.PASSWORD_RESET, EmailKind.EMAIL_
 
 
 class AccountChange(StrEnum):
-    """What the owner is told of, whoever has made the change."""
+    """Changes that the owner is notified of."""
 
     PASSWORD = "password"  # noqa: S105  # the name of a change
     EMAIL = "email"
@@ -73,10 +76,10 @@ class AccountChange(StrEnum):
 
 
 _TAKE_BACK = (
-    'If it was not you, set a new password with "forgot password" at once, and remove passkeys that you do not know.'
+    'If this was not you, reset your password now with "forgot password", and remove passkeys that you do not know.'
 )
-_ASK_FOR_HELP = "If you did not expect it, ask the people who run this service for help at once."
-# Of each change: the subject, what has happened, and what to do about it.
+_ASK_FOR_HELP = "If you did not expect this, contact the operators of this service immediately."
+# For each change: subject, event, and advice.
 CHANGES = {
     AccountChange.PASSWORD: (
         "Your password was changed",
@@ -85,27 +88,27 @@ CHANGES = {
     ),
     AccountChange.EMAIL: (
         "Your address was changed",
-        "Your account has another e-mail address now. Messages about it no longer come here.",
+        "Your account has a new e-mail address. Messages about it are no longer sent here.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_ENABLED: (
         "Your second factor was switched on",
-        "From now on your account asks for a code of an authenticator app when you sign in.",
+        "Signing in to your account now requires a code from your authenticator app.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_DISABLED: (
         "Your second factor was switched off",
-        "A second factor of your account was switched off: it is no longer asked for when you sign in.",
+        "A second factor of your account was switched off: signing in no longer requires it.",
         _TAKE_BACK,
     ),
     AccountChange.PASSKEY_ADDED: (
         "A passkey was added to your account",
-        "A passkey was added to your account. It signs in without your password.",
-        "If it was not you, remove it, and set a new password.",
+        "A passkey was added to your account. It can be used to sign in without your password.",
+        "If this was not you, remove the passkey and change your password.",
     ),
     AccountChange.PASSKEY_REMOVED: (
         "A passkey was removed from your account",
-        "A passkey was removed from your account, and no longer signs in.",
+        "A passkey was removed from your account and can no longer be used to sign in.",
         _TAKE_BACK,
     ),
     AccountChange.ADMIN_GRANTED: (
@@ -114,7 +117,7 @@ CHANGES = {
         _ASK_FOR_HELP,
     ),
     AccountChange.ADMIN_REVOKED: (
-        "You are no administrator any more",
+        "You are no longer an administrator",
         "The rights of an administrator were taken from your account.",
         _ASK_FOR_HELP,
     ),
@@ -137,7 +140,7 @@ CHANGES = {
 
 
 class Purpose(StrEnum):
-    """What the codes about accounts are for."""
+    """Purposes of one-time tokens."""
 
     VERIFY_EMAIL = "verify email"
     CHANGE_EMAIL = "change email"
@@ -151,39 +154,39 @@ LIFETIMES = {
 }
 
 
-async def limit_messages(ctx: Context, kind: EmailKind, address: str, account_id: UUID | None = None) -> None:
-    """Refuse a requested message beyond the limit of its address, account or network.
+async def commit_and_limit_messages(
+    ctx: Context, kind: EmailKind, address: str, account_id: UUID | None = None
+) -> None:
+    """Commit, and refuse a requested message beyond the limit of its address, account or network.
 
-    The caller must hold no connection. Raises TooManyRequestsError.
-
-    Each kind by itself: some lead to no message, and must not keep somebody from those that do. With an account, its
-    messages to whatever address are bounded as well.
+    Kinds are counted separately, since requests of some kinds lead to no message and must not use up the limit of
+    others. With an account, all its messages of the kind count, whatever their address. Raises TooManyRequestsError.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [
-        *count_origin("message asked for from address", ctx.client.ip_address, ctx.settings),
+        *client_counters("message asked for from address", ctx.client.ip_address, ctx.settings),
         AttemptCounter(f"message to address: {kind}", address, free),
     ]
     if account_id is not None:
         counters.append(AttemptCounter(f"message of account: {kind}", str(account_id), free))
-    await ctx.throttle.count(*counters)
+    await ctx.throttle.commit_and_take(ctx.session, *counters)
 
 
-async def admit_sign_up(ctx: Context, address: str) -> bool:
-    """Return whether a sign-up may lead to a message; the caller must hold no connection.
+async def commit_and_admit_sign_up(ctx: Context, address: str) -> bool:
+    """Commit, and return whether a sign-up may lead to a message.
 
-    It is never refused because of what others asked for this address, and one network uses up only a part of what the
-    address may get. Raises TooManyRequestsError for a network that asks for too many messages.
+    A sign-up is never refused because of other requests for its address, and one network uses up only a part of the
+    messages that the address may get. Raises TooManyRequestsError for a network that requests too many messages.
     """
     network, settings = network_of(ctx.client.ip_address), ctx.settings
-    asked = count_origin("message asked for from address", ctx.client.ip_address, settings)
+    asked = client_counters("message asked for from address", ctx.client.ip_address, settings)
     own = AttemptCounter("sign-up of address from network", f"{network} {address}", settings.throttle_account_attempts)
     all_ = AttemptCounter("sign-up of address", address, settings.throttle_address_attempts)
-    return await ctx.throttle.count(*asked, tolerated=[own, all_]) is None
+    return await ctx.throttle.commit_and_take(ctx.session, *asked, deferred=[own, all_]) is None
 
 
 async def notify_owner(ctx: Context, user_id: UUID, change: AccountChange, *, address: str | None = None) -> None:
-    """Tell the owner of a change, at the address that the account has unless another one is given."""
+    """Notify the owner of a change, at the account's current address unless `address` is given."""
     if not ctx.settings.sends_mail:
         return
     if address is None:
@@ -194,7 +197,7 @@ async def notify_owner(ctx: Context, user_id: UUID, change: AccountChange, *, ad
 
 
 def link_to_application(settings: Settings, page: str, token: str) -> str | None:
-    """In the fragment, which browsers send to no server and no other site."""
+    """Put the token into the fragment, which browsers do not send to servers."""
     return f"{settings.account_pages_url.rstrip('/')}/{page}#token={token}" if settings.account_pages_url else None
 
 
@@ -205,7 +208,7 @@ async def render_verification(
     if user is None or not user.is_active:
         return None
     if user.email_verified_at is not None:
-        # Somebody has signed up, or has merely asked for the message again.
+        # With a payload it was a sign-up; otherwise only a request to send the message again.
         return await render_already_registered(session, settings, email) if email.payload else None
     token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)
@@ -226,7 +229,7 @@ async def render_password_reset(
 async def render_email_change(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> EmailMessage | None:
-    """To the new address: it has to be confirmed, unless there is another account with it."""
+    """Ask the new address for confirmation, or tell it that it already has an account."""
     if await _exists(session, email.address):
         return await render_already_registered(session, settings, email)
     user_id = await session.fetch_value(ACTIVE_USER, user_id=email.account_id)

@@ -2,7 +2,7 @@ from enum import StrEnum
 
 
 class AccountEvent(StrEnum):
-    """What the audit log tells of."""
+    """Audit events of accounts."""
 
     SIGN_UP_REFUSED = "sign-up.refused"
     USER_CREATED = "user.created"

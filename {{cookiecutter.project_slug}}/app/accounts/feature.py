@@ -1,5 +1,5 @@
 from app.accounts import emails, one_time_tokens
-from app.accounts.callers import open_callers
+from app.accounts.identity_cache import open_identity_cache
 from app.accounts.passkeys.router import router as passkeys
 from app.accounts.passwords.router import confirmation
 from app.accounts.passwords.router import router as passwords
@@ -21,7 +21,7 @@ from app.core.db.session import Session
 from app.core.feature import Feature
 
 DEMO_EMAIL = "demo@example.com"
-DEMO_PASSWORD = "demo-password"  # noqa: S105  # in the README; only a reset makes this account, never in production
+DEMO_PASSWORD = "demo-password"  # noqa: S105  # shown in README.md; only RESET_DB creates this account, and never in production
 
 
 async def load_sample_data(ctx: Context) -> None:
@@ -30,19 +30,19 @@ async def load_sample_data(ctx: Context) -> None:
 
 
 async def purge(session: Session, settings: Settings) -> int:
-    """Delete what has expired, and return how many rows that were."""
+    """Delete expired rows, and return their number."""
     deleted = await one_time_tokens.purge_tokens(session, settings)
     return deleted + await sign_in_service.purge(session, settings)
 
 
 feature = Feature(
-    # The router that is asked most comes first.
+    # The router with the most requests comes first.
     api=(
         *(users, sign_in, sessions, recovery, second_factor, sign_up),
         *(passwords, confirmation, address, passkey_sign_in, passkeys),
     ),
     exception_handlers={OAuthError: handle_oauth_error},
-    lifespan=open_callers,
+    lifespan=open_identity_cache,
     purge=purge,
     load_sample_data=load_sample_data,
     emails=emails.RENDERERS,

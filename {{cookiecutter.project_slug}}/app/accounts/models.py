@@ -11,10 +11,10 @@ from app.core.db.models import Base, IdMixin, TimestampMixin
 
 class User(TimestampMixin, Base):
     __tablename__ = "users"
-    # What a page of all accounts is read from.
+    # For pages of all accounts.
     __table_args__ = (Index(None, "created_at", "id"),)
 
-    # Lower-case; RFC 5321 allows 254 characters.
+    # Lower-case; at most 254 characters (RFC 5321).
     email: Mapped[str] = mapped_column(String(254), unique=True)
     name: Mapped[str] = mapped_column(String(200), default="")
     password_hash: Mapped[str] = mapped_column(String(255))
@@ -29,7 +29,7 @@ class UserSession(IdMixin, Base):
     __tablename__ = "sessions"
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    # What its tokens may be used for, as RFC 6749 §3.3 writes it.
+    # Space-separated (RFC 6749 §3.3).
     scope: Mapped[str] = mapped_column(String(200))
     address: Mapped[str | None] = mapped_column(String(45))
     device: Mapped[str] = mapped_column(String(200))
@@ -38,7 +38,7 @@ class UserSession(IdMixin, Base):
 
 
 class OneTimeToken(Base):
-    """Proves that the person who presents it reads the mail of an address; the row is deleted once it is used."""
+    """A code that proves access to an e-mail address or knowledge of the password; deleted when it is used."""
 
     __tablename__ = "one_time_tokens"
 
@@ -51,7 +51,7 @@ class OneTimeToken(Base):
 
 
 class RefreshToken(IdMixin, Base):
-    """One link in a session's chain: used once, and kept afterwards to recognise a stolen copy."""
+    """A refresh token of a session: used once, and kept afterwards to detect a stolen copy."""
 
     __tablename__ = "refresh_tokens"
 
@@ -61,14 +61,14 @@ class RefreshToken(IdMixin, Base):
 
 
 class KnownNetwork(Base):
-    """Where an account has signed in from, or was reset: attempts from elsewhere never keep it out there.
+    """A network that an account has signed in from, or reset its password from.
 
-    No cookie for known devices: it would be a further supply of guesses unless it expired and were revoked with the
-    password.
+    Failed attempts from other networks never lock the account out here. A cookie for known devices instead would allow
+    further guesses, unless it expired and were revoked with the password.
     """
 
     __tablename__ = "known_networks"
-    # Also searched without the account: whether any account knows the network.
+    # For the question whether any account knows the network.
     __table_args__ = (Index(None, "network"),)
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
@@ -77,22 +77,22 @@ class KnownNetwork(Base):
 
 
 class SecondFactor(Base):
-    """An authenticator app (TOTP, RFC 6238); asked for once it was confirmed."""
+    """An authenticator app (TOTP, RFC 6238); required at sign-in once it is confirmed."""
 
     __tablename__ = "second_factors"
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
-    # Encrypted: a copy of the database alone is no second factor.
+    # Encrypted, so that a copy of the database does not suffice to make codes.
     secret: Mapped[str] = mapped_column(String(255))
     confirmed_at: Mapped[datetime | None]
-    # The time step of the last code that was taken: none is taken twice.
+    # The time step of the last accepted code, so that no code is accepted twice.
     last_step: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class SecondFactorFailures(Base):
-    """How often in a row the password was right, and what was asked for besides was wrong or missing.
+    """The number of consecutive sign-ins with a correct password and an incorrect or missing second factor.
 
-    A separate row: concurrent sign-ins share a lock on the user's row, so none of them can change it.
+    A table of its own, since concurrent sign-ins share a lock on the user's row and could not update it.
     """
 
     __tablename__ = "second_factor_failures"
@@ -102,7 +102,7 @@ class SecondFactorFailures(Base):
 
 
 class RecoveryCode(Base):
-    """Replaces the authenticator when it is lost; each code works once."""
+    """A code that replaces a lost second factor; it works once."""
 
     __tablename__ = "recovery_codes"
 
@@ -111,24 +111,24 @@ class RecoveryCode(Base):
 
 
 class Passkey(IdMixin, Base):
-    """A key pair of WebAuthn: its owner signs in with it alone, or beside the password."""
+    """A WebAuthn key: for sign-in without a password, or as a second factor."""
 
     __tablename__ = "passkeys"
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     name: Mapped[str] = mapped_column(String(200))
-    # Both in base64url; WebAuthn allows ids of 1023 bytes.
+    # Both are base64url; ids have at most 1023 bytes.
     credential_id: Mapped[str] = mapped_column(String(1364), unique=True)
     public_key: Mapped[str] = mapped_column(String(1400))
-    # 32 bits without a sign; 0 where the authenticator does not count.
+    # Unsigned 32 bits; 0 if the authenticator does not count.
     sign_count: Mapped[int] = mapped_column(BigInteger)
-    # How browsers reach the authenticator, such as `usb` and `internal`.
+    # Ways to reach the authenticator, such as `usb` and `internal`.
     transports: Mapped[list[str]] = mapped_column(JSON)
     last_used_at: Mapped[datetime | None]
 
 
 class UserRecord(NamedTuple):
-    """What the service reads of a user."""
+    """The columns of a user that the service reads."""
 
     id: UUID
     email: str

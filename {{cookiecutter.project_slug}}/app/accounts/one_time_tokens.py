@@ -1,8 +1,7 @@
-"""Codes that are sent by mail, or answered to somebody who has shown the password.
+"""One-time tokens: codes that are sent by e-mail, or returned to a user who has entered the password.
 
-They are hashed at rest, short-lived, for one purpose and one use.
-
-A purpose is a text of at most 50 characters, which begins with the feature's name where it is not of accounts.
+A token is stored as a hash, expires, and works once, for one purpose: a text of at most 50 characters, which other
+features begin with their name.
 """
 
 from collections.abc import Mapping
@@ -25,13 +24,13 @@ from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
 class TokenRecord(NamedTuple):
     purpose: str
-    # None where the code is for a person without an account.
+    # None for a person without an account.
     user_id: UUID | None
     address: str
     payload: dict[str, JsonValue]
 
 
-INVALID_TOKEN = "The code is not valid: it was used, has expired, or was never sent."  # noqa: S105  # a message
+INVALID_TOKEN = "Invalid code: it was used, has expired, or was never sent. Request a new one."  # noqa: S105  # a message
 
 CREATE_TOKEN = Command(insert(OneTimeToken))
 VALID = (
@@ -40,7 +39,7 @@ VALID = (
     OneTimeToken.expires_at > bindparam("now"),
 )
 FIND_TOKEN = Query(select(*columns(TokenRecord, OneTimeToken)).where(*VALID), TokenRecord)
-# One statement decides between two that come with the same token.
+# Atomic: of two concurrent requests with the same token, one gets the row.
 USE_TOKEN = Query(delete(OneTimeToken).where(*VALID).returning(*columns(TokenRecord, OneTimeToken)), TokenRecord)
 REVOKE_TOKENS = Command(delete(OneTimeToken).where(OneTimeToken.user_id == bindparam("owner_id")))
 PURGE_TOKENS = delete_batch(OneTimeToken, OneTimeToken.expires_at <= bindparam("now"))
@@ -55,9 +54,9 @@ async def create_token(
     lifetime: timedelta,
     payload: Mapping[str, JsonValue] | None = None,
 ) -> str:
-    """Earlier codes stay valid: the message with this one may be a repetition of one that did arrive.
+    """Return a new token. Earlier ones stay valid, since the message with this one may be a repetition.
 
-    The payload is stored as plain text, which backups contain: put no secret in it.
+    The payload is stored unencrypted, also in backups: it must not contain secrets.
     """
     token = create_opaque_token()
     await session.run(
@@ -73,12 +72,12 @@ async def create_token(
 
 
 async def find_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Find a code as a person has copied it. Raises UnprocessableError."""
+    """Find a token as typed by a person. Raises UnprocessableError."""
     return await _fetch(session, FIND_TOKEN, token, purposes)
 
 
 async def use_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Raises UnprocessableError; of two that use the same token at once, one does."""
+    """Find and delete a token; of two concurrent requests, one gets it. Raises UnprocessableError."""
     return await _fetch(session, USE_TOKEN, token, purposes)
 
 
@@ -87,15 +86,15 @@ async def _fetch(session: Session, query: Query[TokenRecord], token: str, purpos
         query, presented_hash=hash_opaque_token(normalize_code(token)), purposes=purposes, now=utc_now()
     )
     if found is None:
-        raise UnprocessableError(INVALID_TOKEN)
+        raise UnprocessableError(INVALID_TOKEN, code="invalid-code")
     return found
 
 
 async def revoke_tokens(session: Session, user_id: UUID) -> None:
-    """What was sent before the password or the address changed must not undo the change."""
+    """Revoke all tokens of a user, so that none undoes a change of the password or the address."""
     await session.run(REVOKE_TOKENS, owner_id=user_id)
 
 
 async def purge_tokens(session: Session, _settings: Settings) -> int:
-    """Delete expired tokens, and return how many there were."""
+    """Delete expired tokens, and return their number."""
     return await session.run(PURGE_TOKENS, now=utc_now())

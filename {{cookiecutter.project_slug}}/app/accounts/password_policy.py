@@ -1,5 +1,5 @@
 from app.core.context import Context
-from app.core.db.session import release_connection
+from app.core.db.session import commit_and_release
 from app.core.errors import UnprocessableError
 from app.core.security.breached_passwords import is_breached
 from app.core.security.password_strength import refuse_weak_password
@@ -15,7 +15,7 @@ async def refuse_unfit_password(ctx: Context, password: str, *own: str) -> None:
     if url is None or ctx.http is None:
         return
     # The other service may be slow; meanwhile this request holds no connection and no lock.
-    await release_connection(ctx.session)
+    await commit_and_release(ctx.session)
     if await is_breached(ctx.http, url, password):
         raise UnprocessableError(
             "This password is known from a breach of another service. Choose another one.", code="password-breached"

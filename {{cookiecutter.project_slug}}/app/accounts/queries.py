@@ -1,4 +1,4 @@
-"""What several subjects of accounts ask and change."""
+"""Queries and changes that several subjects of accounts share."""
 
 from uuid import UUID
 
@@ -24,23 +24,25 @@ from app.core.errors import NotFoundError
 from app.core.security.throttling import network_of
 from app.outbox import service as outbox_service
 
+ADDRESS_TAKEN = "There is already an account with this e-mail address."
+PASSWORD_CHANGED = "The password was changed by another request. Try again with the new password."  # noqa: S105  # a message
+
 COLUMNS = columns(UserRecord, User)
 
 USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
 USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
 UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
-# Lock order: user, sessions, outgoing e-mails, one-time tokens. `key_share` lets the sender go on, which holds an
-# e-mail and inserts a token for the user.
+# Lock order: user, sessions, outgoing e-mails, one-time tokens. `key_share` does not block the sender, which locks
+# an e-mail and inserts a token for the user.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
-# Locks the user against a change of the password that was verified.
-HOLD_PASSWORD = Query(
+# Locks the user if the password is still the verified one.
+LOCK_IF_PASSWORD = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
     .with_for_update(read=True)
 )
-FORGET_FAILURES = Command(delete(SecondFactorFailures).where(SecondFactorFailures.user_id == bindparam("owner_id")))
+RESET_FAILURES = Command(delete(SecondFactorFailures).where(SecondFactorFailures.user_id == bindparam("owner_id")))
 END_SESSIONS = Command(delete(UserSession).where(UserSession.user_id == bindparam("user_id")))
-# Both databases understand it.
 REMEMBER_NETWORK = Command(
     text("""
     INSERT INTO known_networks (user_id, network, last_used_at) VALUES (:owner_id, :network, :now)
@@ -50,7 +52,7 @@ REMEMBER_NETWORK = Command(
     )
 )
 
-WAYS_IN = [
+REVOKE_ACCESS = [
     Command(delete(model).where(model.user_id == bindparam("owner_id")))
     for model in (UserSession, SecondFactor, SecondFactorFailures, Passkey, RecoveryCode, KnownNetwork)
 ]
@@ -59,51 +61,51 @@ WAYS_IN = [
 async def get_user(session: Session, user_id: UUID) -> UserRecord:
     user = await session.fetch_one_or_none(USER_BY_ID, user_id=user_id)
     if user is None:
-        raise NotFoundError("There is no such user.")
+        raise NotFoundError("User not found.", code="user-not-found")
     return user
 
 
 async def get_user_by_email(session: Session, email: str) -> UserRecord:
     user = await session.fetch_one_or_none(USER_BY_EMAIL, user_email=email)
     if user is None:
-        raise NotFoundError("There is no such user.")
+        raise NotFoundError("User not found.", code="user-not-found")
     return user
 
 
 async def lock_user(session: Session, user_id: UUID) -> None:
-    """Come before what else of the account is changed: two that lock in different orders would wait for each other."""
+    """Call before other rows of the account are changed: see the lock order of LOCK_USER."""
     await session.fetch_value(LOCK_USER, user_id=user_id)
 
 
-async def withdraw_email_change(session: Session, user_id: UUID) -> None:
-    """Before the address changes, which locks the user against who makes a message, too."""
+async def cancel_email_change(session: Session, user_id: UUID) -> None:
+    """Lock the user, and cancel the message to a new address; call before the address changes."""
     await lock_user(session, user_id)
-    await outbox_service.withdraw(session, EmailKind.EMAIL_CHANGE, user_id)
+    await outbox_service.cancel(session, EmailKind.EMAIL_CHANGE, user_id)
 
 
 async def remember_network(ctx: Context, user_id: UUID) -> None:
-    """From where the owner has acted, the attempts of strangers elsewhere no longer keep them out."""
+    """Record the client's network: failed attempts from other networks do not lock the account out there."""
     network = network_of(ctx.client.ip_address)
     await ctx.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
 
 
-async def withdraw_codes(session: Session, user: UserRecord) -> None:
-    """Before an account is deactivated or deleted: no message that waits makes a code afterwards."""
+async def cancel_codes(session: Session, user: UserRecord) -> None:
+    """Lock the user, and cancel messages with codes; call before an account is deactivated or deleted."""
     await lock_user(session, user.id)
-    await outbox_service.withdraw_all(session, CODE_KINDS, user.id, user.email)
+    await outbox_service.cancel_all(session, CODE_KINDS, user.id, user.email)
 
 
-async def forget_access(session: Session, user_id: UUID) -> None:
-    """Take away every way in but the password, from an account that passes to the person who reads its mail."""
-    for command in WAYS_IN:
+async def revoke_access(session: Session, user_id: UUID) -> None:
+    """Delete all credentials but the password, when an account passes to the owner of its e-mail address."""
+    for command in REVOKE_ACCESS:
         await session.run(command, owner_id=user_id)
 
 
-async def settle_password(ctx: Context, user: UserRecord) -> None:
-    """End what was begun with the old password, and tell the owner of the new one."""
-    # In this order: a code that is being made for a new address is there, and revoked, once its message is withdrawn.
-    await outbox_service.withdraw(ctx.session, EmailKind.EMAIL_CHANGE, user.id)
+async def finish_password_change(ctx: Context, user: UserRecord) -> None:
+    """Revoke what was begun with the old password, and notify the owner."""
+    # Cancel first: it waits for a sender that is inserting a token, which the next line then revokes.
+    await outbox_service.cancel(ctx.session, EmailKind.EMAIL_CHANGE, user.id)
     await one_time_tokens.revoke_tokens(ctx.session, user.id)
-    # Whoever knew the former password does not know this one.
-    await ctx.session.run(FORGET_FAILURES, owner_id=user.id)
+    # The failures were made with the old password.
+    await ctx.session.run(RESET_FAILURES, owner_id=user.id)
     await notify_owner(ctx, user.id, AccountChange.PASSWORD)

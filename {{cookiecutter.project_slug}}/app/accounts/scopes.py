@@ -1,4 +1,4 @@
-"""What an access token may be used for (RFC 6749 §3.3)."""
+"""Scopes of access tokens (RFC 6749 §3.3)."""
 
 from enum import StrEnum
 
@@ -8,10 +8,10 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-# As the documentation shows them.
+# Descriptions for the OpenAPI document.
 SCOPES = {
-    Scope.ACCOUNT: "Act as the account: read and change what belongs to it.",
-    Scope.ADMIN: "Manage all accounts; granted to administrators alone.",
+    Scope.ACCOUNT: "Read and change the account and its data.",
+    Scope.ADMIN: "Manage all accounts; for administrators only.",
 }
 
 

@@ -15,12 +15,12 @@ from app.core.http.schemas import SingleLine
 
 router = FeatureRouter(prefix="/audit-events", tags=["audit"])
 
-EventQuery = Annotated[SingleLine | None, Query(description="Only events of this name.")]
+EventQuery = Annotated[SingleLine | None, Query(description="Only events with this name.")]
 
 
 @router.get("", response_model=Page[AuditEventRead], responses=problem_responses(401, 403))
 async def list_audit_events(
     _admin: AdminUser, session: SessionDep, page: PageDep, user_id: UUID | None = None, event: EventQuery = None
 ) -> PageResult[EventRecord]:
-    """List what happened to accounts, the newest first. For administrators."""
+    """List audit events, newest first. For administrators."""
     return await service.list_events(session, page, user_id=user_id, event=event)

@@ -6,7 +6,7 @@ from app.core.http.schemas import ResponseModel
 
 
 class AuditEventRead(ResponseModel):
-    """`user_id` is the account that it happened to, `actor_id` the one that did it, where that is known."""
+    """`user_id` is the affected account, `actor_id` the acting one, if known."""
 
     id: UUID
     event: str

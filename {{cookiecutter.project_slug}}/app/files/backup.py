@@ -1,4 +1,4 @@
-"""Backups of the folder with files: one folder each, whole or not there at all."""
+"""Atomic backups of stored files: a folder each, renamed into place when it is complete."""
 
 import os
 import shutil
@@ -16,11 +16,10 @@ from app.core.storage.folder import PARTIAL_SUFFIX
 
 
 def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
-    """Copy all files to a new folder in `target`, of which the newest `keep` stay.
+    """Copy all files to a new folder in `target`, and delete all but the newest `keep` backups there.
 
-    Raises OSError where there are none although the last backup has some: the folder is not the one with the files.
-
-    Files never change: what the newest backup has as well is a hard link to it, and takes no space.
+    Files never change, so a file that is also in the previous backup is a hard link to it and takes no space. Raises
+    OSError if `source` is empty and the previous backup is not: then `source` is probably the wrong folder.
     """
     target.mkdir(exist_ok=True)
     previous = max(_list_backups(target), default=None)
@@ -30,7 +29,7 @@ def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=f".{backup.name}.", suffix=PARTIAL_SUFFIX, dir=target))
     try:
         for path in _list_objects(source):
-            # Purged meanwhile.
+            # The purge may delete it meanwhile.
             with suppress(FileNotFoundError):
                 _link_or_copy(source / path, partial / path, previous and previous / path)
         for folder in (*partial.iterdir(), partial):
@@ -47,7 +46,7 @@ def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
 def restore_backup(backup: Path, folder: Path) -> int:
     """Copy files that are missing in `folder` or have another size there; return how many were copied.
 
-    Raises OSError where `backup` holds something else.
+    Raises OSError if `backup` is no backup of files.
     """
     if any(backup.iterdir()) and not any(_list_objects(backup)):
         raise FileNotFoundError(f"{backup} is not a backup of files: name one folder that `files backup` has written.")
@@ -60,7 +59,7 @@ def restore_backup(backup: Path, folder: Path) -> int:
 
 
 def _list_objects(folder: Path) -> Iterator[Path]:
-    """Return the paths within the folder, without unfinished files."""
+    """Return the relative paths of all complete files."""
     for path in folder.glob("??/*"):
         if path.suffix != PARTIAL_SUFFIX:
             yield path.relative_to(folder)
@@ -97,13 +96,13 @@ def _prefix() -> str:
 
 
 def _list_backups(target: Path) -> list[Path]:
-    """The oldest first: the time in the name sorts."""
+    """Return the backups, oldest first."""
     return sorted(target.glob(f"{_prefix()}????????T????????????Z"))
 
 
 def _remove_old(target: Path, keep: int) -> None:
     for backup in _list_backups(target)[:-keep]:
-        # So that none is ever there in part.
+        # Renamed first, so that no incomplete backup is left under its name.
         shutil.rmtree(backup.rename(target / f".{backup.name}{PARTIAL_SUFFIX}"))
     for partial in target.glob(f".{_prefix()}*{PARTIAL_SUFFIX}"):
         if partial.stat().st_mtime < time.time() - STALE_SECONDS:

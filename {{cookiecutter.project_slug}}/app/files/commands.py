@@ -7,7 +7,7 @@ from app.core.commands import fail, load_settings
 from app.core.config.settings import Settings
 from app.files.backup import restore_backup, write_backup
 
-IN_BUCKET = "STORAGE_S3_BUCKET is set: the bucket's own versioning or replication keeps its objects."
+IN_BUCKET = "STORAGE_S3_BUCKET is set: use the versioning or replication of the bucket."
 
 commands = typer.Typer(name="files", help="Manage stored files.", no_args_is_help=True)
 
@@ -15,10 +15,10 @@ commands = typer.Typer(name="files", help="Manage stored files.", no_args_is_hel
 @commands.command()
 def backup(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="The folder that gets a new one with all files.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the backups; each backup is a new folder in it.")],
     keep: Annotated[int | None, typer.Option(min=1, help="Remove all but the newest N backups.", metavar="N")] = None,
 ) -> None:
-    """Back up the files, right after the database; only files that are new since the last backup take space."""
+    """Back up the stored files (after the database). Only files that are new since the last backup take space."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         typer.echo(f"Nothing to do. {IN_BUCKET}")
@@ -35,9 +35,9 @@ def backup(
 @commands.command()
 def restore(
     context: typer.Context,
-    snapshot: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What `files backup` has written.")],
+    snapshot: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A backup made by `files backup`.")],
 ) -> None:
-    """Bring back the files that are missing or have another size."""
+    """Restore files that are missing or differ in size."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         fail(f"Nothing was restored. {IN_BUCKET}")

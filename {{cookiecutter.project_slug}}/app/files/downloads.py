@@ -11,16 +11,16 @@ logger = structlog.get_logger(__name__)
 
 
 async def download(store: ObjectStore, file: FileRecord) -> StreamingResponse:
-    """Answer with a file's content, for saving: a browser never shows or runs it as a page of this site.
+    """Respond with a file as a download, which browsers never show or run as a page of this site.
 
-    The content is sent after the route has returned, when the request's session is closed. Raises UnavailableError
-    where the content is missing, as between the two halves of a restore.
+    The content is sent after the route has returned and its session is closed. Raises UnavailableError if the content
+    is missing, for example while a backup is being restored.
     """
     try:
         chunks = await store.open(file.id)
     except FileNotFoundError as error:
         logger.exception("the content of a file is missing", file_id=str(file.id))
-        raise UnavailableError("The content of this file is not available.") from error
+        raise UnavailableError("The file's content is unavailable.", code="file-content-unavailable") from error
     return StreamingResponse(
         chunks,
         headers={

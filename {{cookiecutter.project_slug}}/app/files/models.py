@@ -10,18 +10,18 @@ from app.core.db.models import Base, IdMixin
 
 
 class StoredFile(IdMixin, Base):
-    """A file of a user's; its content is the object of the same id in the store (app/core/storage/store.py)."""
+    """A user's file; its content is the object with the same id in the store (app/core/storage/store.py)."""
 
     __tablename__ = "stored_files"
 
-    # Empty once the account is deleted: the row stays until the object is deleted as well.
+    # NULL once the account is deleted; the row stays until the object is deleted.
     owner_id: Mapped[UUID | None] = mapped_column(ForeignKey(User.id, ondelete="SET NULL"), index=True)
     filename: Mapped[str] = mapped_column(String(255))
     media_type: Mapped[str] = mapped_column(String(255))
     size: Mapped[int] = mapped_column(BigInteger, default=0)
-    # SHA-256, in hexadecimal digits.
+    # SHA-256 in hexadecimal.
     checksum: Mapped[str] = mapped_column(String(64), default="")
-    # When the object and this row are purged; empty while the file is kept.
+    # When the object and this row are purged; NULL for a file that is kept.
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
 
 

@@ -1,4 +1,4 @@
-"""Files of users. A row is committed before its object is written, and deleted after it: no object is without a row."""
+"""Files of users. A row is committed before its object is written, and deleted after it, so every object has a row."""
 
 import asyncio
 import hashlib
@@ -10,25 +10,28 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns
-from app.core.db.session import Database, Session, release_connection
+from app.core.db.session import Database, Session, commit_and_release
 from app.core.errors import NotFoundError, UnavailableError
 from app.core.storage.objects import ObjectStore
 from app.core.storage.store import create_store, require_store
 from app.files.models import FileRecord, StoredFile
 
-# No object is deleted sooner: every row in a backup of the database finds its object in the files' backup right after.
+# The earliest deletion of an object: a backup of the files that follows one of the database has all its objects.
 PURGE_DELAY = timedelta(days=1)
-# Far less, so that no upload writes an object when its row is purged.
+# Far less than PURGE_DELAY, so that no upload writes an object after its row is purged.
 UPLOAD_TIMEOUT = PURGE_DELAY / 2
-# Until an object that could not be deleted is tried again.
+# When to try again to delete an object.
 PURGE_RETRY_DELAY = timedelta(hours=1)
 PURGE_BATCH_SIZE = 100
 
 COLUMNS = columns(FileRecord, StoredFile)
 
+# Deleted files count until they are purged, since their content still takes space.
+ROWS = count_rows(select(StoredFile.id).where(StoredFile.owner_id == bindparam("owner")))
 CREATE_FILE = Query(insert(StoredFile).returning(StoredFile.id))
 KEEP_FILE = Query(
     update(StoredFile)
@@ -64,7 +67,7 @@ POSTPONE_FILE = Command(
 
 @dataclass(frozen=True)
 class SavedObject:
-    """What `save` has written, and `keep` makes a file of."""
+    """Content written by `save`, for `keep`."""
 
     id: UUID
     size: int
@@ -72,7 +75,7 @@ class SavedObject:
 
 
 class _Meter:
-    """Passes chunks on, and measures them."""
+    """Iterates over chunks, and computes their size and checksum."""
 
     def __init__(self, chunks: AsyncIterable[bytes]) -> None:
         self._chunks = chunks
@@ -99,13 +102,14 @@ async def save(
     media_type: str,
     chunks: AsyncIterable[bytes],
 ) -> SavedObject:
-    """Write a file's content, which is purged unless `keep` makes a file of it.
+    """Write a file's content, which is purged unless `keep` is called.
 
-    No database connection is held in the meantime, if the caller's session has none: release it before. Raises
-    UnavailableError when the store does not work, and whatever `chunks` raises.
+    Call with no open transaction, since the client may be slow. Raises ConflictError beyond the owner's quota,
+    UnavailableError if the store fails, and the errors of `chunks`.
     """
     values = {"owner_id": owner_id, "filename": filename, "media_type": media_type}
     async with database.write() as session:
+        await require_quota(session, ROWS, owner_id)
         (file_id,) = await session.fetch_one(CREATE_FILE, expires_at=utc_now() + PURGE_DELAY, **values)
     meter = _Meter(chunks)
     async with asyncio.timeout(UPLOAD_TIMEOUT.total_seconds()):
@@ -114,30 +118,30 @@ async def save(
 
 
 async def keep(session: Session, saved: SavedObject) -> FileRecord:
-    """Make a file of what was saved, in the transaction that refers to it: one that fails leaves nothing behind."""
+    """Keep saved content as a file. Call in the transaction that refers to it: both are committed or neither."""
     file = await session.fetch_one_or_none(
         KEEP_FILE, file_id=saved.id, new_size=saved.size, new_checksum=saved.checksum, now=utc_now()
     )
     if file is None:
-        raise NotFoundError("The upload has expired: upload the file again.")
+        raise NotFoundError("The upload has expired. Upload the file again.", code="upload-expired")
     return file
 
 
 async def get_file(session: Session, file_id: UUID) -> FileRecord:
-    """Whoever calls it decides who may read the file."""
+    """Return a file; the caller must check who may read it. Raises NotFoundError."""
     file = await session.fetch_one_or_none(FILE_BY_ID, file_id=file_id)
     if file is None:
-        raise NotFoundError("There is no such file.")
+        raise NotFoundError("File not found.", code="file-not-found")
     return file
 
 
 async def delete_file(session: Session, file_id: UUID) -> None:
-    """The file is gone at once, its content with a purge after PURGE_DELAY."""
+    """Delete a file; its content is purged after PURGE_DELAY."""
     await session.run(EXPIRE_FILE, file_id=file_id, new_expires_at=utc_now() + PURGE_DELAY)
 
 
 def build_deletion(ids: Select[Any]) -> Command:
-    """Build the command for `delete_files` that deletes all files with the ids that a statement returns."""
+    """Build a command for `delete_files` that deletes the files whose ids a statement returns."""
     return Command(
         update(StoredFile)
         .where(StoredFile.id.in_(ids), StoredFile.expires_at.is_(None))
@@ -146,19 +150,19 @@ def build_deletion(ids: Select[Any]) -> Command:
 
 
 async def delete_files(session: Session, deletion: Command, **parameters: object) -> None:
-    """Delete many files in one statement, as `delete_file` does one."""
+    """Delete many files in one statement; see `delete_file`."""
     await session.run(deletion, new_expires_at=utc_now() + PURGE_DELAY, **parameters)
 
 
 async def purge_files(session: Session, settings: Settings, at_most: int = PURGE_BATCH_SIZE) -> int:
-    """Delete expired objects and then their rows; return how many were tried.
+    """Delete expired objects and then their rows; return the number of attempts.
 
-    Files expire when they are deleted, when their owner is gone, and when they were never kept.
+    Files expire when they or their owner are deleted, and when they were never kept.
     """
     now = utc_now()
     await session.run(EXPIRE_WITHOUT_OWNER, new_expires_at=now + PURGE_DELAY)
     expired = await session.fetch_all(EXPIRED, now=now, at_most=at_most)
-    await release_connection(session)
+    await commit_and_release(session)
     if not expired:
         return 0
     store = require_store(create_store(settings))
@@ -172,7 +176,7 @@ async def purge_files(session: Session, settings: Settings, at_most: int = PURGE
 
 
 async def _try_to_delete(store: ObjectStore, file_id: UUID) -> bool:
-    """One object that cannot be deleted, which the store logs, must not keep the others from it."""
+    """Delete an object, and return whether it succeeded. The store logs failures, which must not stop the purge."""
     try:
         await store.delete(file_id)
     except UnavailableError:

@@ -5,12 +5,12 @@ from app.core.config.settings import Settings
 from app.outbox import service
 from app.outbox.service import FailedEmailRecord
 
-commands = typer.Typer(name="outbox", help="Manage the messages that could not be sent.", no_args_is_help=True)
+commands = typer.Typer(name="outbox", help="Manage e-mails that could not be sent.", no_args_is_help=True)
 
 
 @commands.command("list")
 def list_failed_emails(context: typer.Context) -> None:
-    """List the messages that were given up, and why; their addresses stay in the database."""
+    """List failed e-mails with their errors, without addresses."""
     for email in run(failed_emails(load_settings(context))):
         typer.echo(f"{email.id}  {email.created_at:%Y-%m-%d %H:%M:%S}  {email.kind}  {email.error}")
 
@@ -22,8 +22,8 @@ async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
 
 @commands.command("retry")
 def retry_failed_emails(context: typer.Context) -> None:
-    """Have the service try again to send the messages that were given up."""
-    typer.echo(f"Messages that will be tried again: {run(retry_emails(load_settings(context)))}")
+    """Send failed e-mails again; the running service does it."""
+    typer.echo(f"E-mails to send again: {run(retry_emails(load_settings(context)))}")
 
 
 async def retry_emails(settings: Settings) -> int:

@@ -9,16 +9,16 @@ from app.core.db.models import Base, IdMixin
 
 
 class OutgoingEmail(IdMixin, Base):
-    """A message to send; the row is deleted once it is sent."""
+    """An e-mail to send; the row is deleted once it is sent."""
 
     __tablename__ = "outgoing_emails"
 
     kind: Mapped[str] = mapped_column(String(50))
     address: Mapped[str] = mapped_column(String(254))
-    # No foreign key: a notice about an account may go out after it is gone.
+    # No foreign key: a notice may be sent after its account is deleted.
     account_id: Mapped[UUID | None]
     payload: Mapped[dict[str, JsonValue]] = mapped_column(JSON, default=dict)
     attempts: Mapped[int] = mapped_column(default=0)
-    # When to send it, again if need be; while somebody sends it, when their time is over; none once it has failed.
+    # Next attempt; during an attempt, the end of its lease; NULL once it has failed for good.
     due_at: Mapped[datetime | None] = mapped_column(index=True)
     error: Mapped[str] = mapped_column(Text, default="")

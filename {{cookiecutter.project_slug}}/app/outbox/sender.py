@@ -1,4 +1,4 @@
-"""The task of each worker process that sends what is in the outbox."""
+"""The background task of each worker process that sends the e-mails of the outbox."""
 
 import asyncio
 import random
@@ -22,32 +22,32 @@ from app.outbox.service import EmailRecord
 
 logger = structlog.get_logger(__name__)
 
-AT_ONCE = 4
-STOP_SECONDS = 3
+CONCURRENCY = 4
+STOP_TIMEOUT_SECONDS = 3
 MAX_DOUBLINGS = 30
 
 
 class Sender:
     def __init__(
-        self, settings: Settings, database: Database, renderers: Mapping[str, Renderer], at_once: int = AT_ONCE
+        self, settings: Settings, database: Database, renderers: Mapping[str, Renderer], concurrency: int = CONCURRENCY
     ) -> None:
         self._settings = settings
         self._database = database
         self._renderers = renderers
-        self._at_once = at_once
-        # The mail server has its turn between two of the database.
+        self._at_once = concurrency
+        # An attempt calls the mail server between two transactions.
         database_seconds = settings.database_pool_timeout_seconds + settings.database_statement_timeout_seconds
         self._lease = timedelta(seconds=settings.smtp_timeout_seconds + 2 * database_seconds)
         self._wake = asyncio.Event()
         database.info[service.WAKE] = self._wake
         self._stops = False
-        self._is_out_of_reach = False
+        self._is_unreachable = False
 
     async def run(self) -> None:
-        """Send until told to stop; what is enqueued in this process wakes it at once."""
+        """Send until `stop` is called; an e-mail that is enqueued in this process wakes it at once."""
         while not self._stops:
             self._wake.clear()
-            pause = await self._send_what_is_due()
+            pause = await self._send_all_due()
             if not self._stops:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -57,24 +57,24 @@ class Sender:
         self._stops = True
         self._wake.set()
 
-    async def _send_what_is_due(self) -> float:
-        """Return how many seconds to wait for the next look."""
+    async def _send_all_due(self) -> float:
+        """Send all due e-mails, and return the seconds to wait before polling again."""
         try:
-            while not self._stops and await self.send_some():
+            while not self._stops and await self.send_due():
                 pass
-            pause = await self._measure()
+            pause = await self._update_metrics()
         except Exception as error:
-            # Once, and not every few seconds. Whatever it is, messages must go out when it is over.
-            if not self._is_out_of_reach:
-                logger.warning("the outbox is out of reach", error=type(error).__name__, reason=first_line(error))
-            self._is_out_of_reach = True
+            # Log it once, not at each poll. After any error, sending must go on.
+            if not self._is_unreachable:
+                logger.warning("outbox unreachable", error=type(error).__name__, reason=first_line(error))
+            self._is_unreachable = True
             return self._settings.outbox_poll_seconds
-        self._is_out_of_reach = False
+        self._is_unreachable = False
         return pause
 
-    async def send_some(self) -> int:
-        """Attempt to send what is due, a few messages at once; returns how many."""
-        # Only a look, which is cheap: a claim would take SQLite's one lock.
+    async def send_due(self) -> int:
+        """Try to send due e-mails, a few concurrently, and return their number."""
+        # Read first, which is cheap: a claim would take SQLite's write lock.
         async with self._database.read() as session:
             state = await service.read_state(session)
         if state.next_due_at is None or state.next_due_at > utc_now():
@@ -87,7 +87,7 @@ class Sender:
                 raise error
         return len(emails)
 
-    async def _measure(self) -> float:
+    async def _update_metrics(self) -> float:
         async with self._database.read() as session:
             state = await service.read_state(session)
         now = utc_now()
@@ -106,8 +106,8 @@ class Sender:
         except (SMTPException, OSError, SQLAlchemyError) as error:
             await self._retry(email, f"{type(error).__name__}: {first_line(error)}")
         except Exception as error:
-            # A mistake of ours, in one kind of message: the others go on.
-            logger.exception("a message cannot be made", email_id=str(email.id), kind=email.kind)
+            # A bug in one kind of e-mail must not stop the others.
+            logger.exception("e-mail cannot be rendered", email_id=str(email.id), kind=email.kind)
             await self._retry(email, f"{type(error).__name__}: {first_line(error)}")
 
     async def _send(self, email: EmailRecord) -> None:
@@ -118,15 +118,15 @@ class Sender:
             account_id=email.account_id,
             payload=email.payload,
         )
-        # Committed before it is sent: what the message holds must work when it arrives.
+        # Commit before sending, so that a token in the e-mail is valid when it arrives.
         async with self._database.write() as session:
-            if not await service.hold(session, email):
+            if not await service.lock_email(session, email):
                 return
             rendered = await self._renderers[email.kind](session, self._settings, queued)
         if rendered is not None:
             await deliver(self._settings, compose(self._settings, email.id, rendered))
         async with self._database.write() as session:
-            await service.forget(session, email)
+            await service.delete_email(session, email)
         if rendered is not None:
             EMAILS.labels("sent").inc()
 
@@ -136,19 +136,19 @@ class Sender:
             return
         delay = retry_delay(self._settings, email.attempts)
         EMAILS.labels("retried").inc()
-        logger.warning("a message was not sent, and will be tried again", email_id=str(email.id), reason=reason)
+        logger.warning("e-mail not sent, will be retried", email_id=str(email.id), reason=reason)
         async with self._database.write() as session:
             await service.reschedule(session, email, utc_now() + delay, reason)
 
     async def _give_up(self, email: EmailRecord, reason: str) -> None:
         EMAILS.labels("failed").inc()
-        logger.error("a message was given up", email_id=str(email.id), kind=email.kind, reason=reason)
+        logger.error("e-mail failed", email_id=str(email.id), kind=email.kind, reason=reason)
         async with self._database.write() as session:
             await service.reschedule(session, email, None, reason)
 
 
 def retry_delay(settings: Settings, attempts: int) -> timedelta:
-    """Double with each attempt, and scatter: a server that comes back is not met by all at once."""
+    """Return an exponential backoff with jitter, so that a recovering mail server is not hit by all retries at once."""
     doublings = min(attempts - 1, MAX_DOUBLINGS)
     longest = min(settings.email_retry_seconds * 2**doublings, settings.email_retry_max_seconds)
     return timedelta(seconds=longest * random.uniform(0.5, 1))  # noqa: S311  # no secret
@@ -156,14 +156,14 @@ def retry_delay(settings: Settings, attempts: int) -> timedelta:
 
 @asynccontextmanager
 async def run_sender(settings: Settings, database: Database, renderers: Mapping[str, Renderer]) -> AsyncIterator[None]:
-    """Send in the background for as long as the service runs."""
+    """Run the sender in the background while the service runs."""
     sender = Sender(settings, database, renderers)
     task = asyncio.create_task(sender.run(), name="outbox")
     try:
         yield
     finally:
         sender.stop()
-        # What is not done by then is sent by another process, when the lease ends.
-        await asyncio.wait([task], timeout=STOP_SECONDS)
+        # Another process sends the unfinished e-mails when their lease ends.
+        await asyncio.wait([task], timeout=STOP_TIMEOUT_SECONDS)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The queue of messages, in the database: a message is sent exactly if the change that it tells of is committed."""
+"""Transactional outbox: an e-mail is sent if and only if the change that it reports is committed."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ from app.outbox.models import OutgoingEmail
 
 logger = structlog.get_logger(__name__)
 
-# Where the sessions of a database carry the event that wakes this process's sender.
+# Key of `Database.info`, for the event that wakes this process's sender.
 WAKE = "outbox.wake"
 MAX_ERROR_LENGTH = 500
 FAILED_LIFETIME = timedelta(days=30)
 
 
 class EmailRecord(NamedTuple):
-    """A message that was claimed."""
+    """A claimed e-mail."""
 
     id: UUID
     kind: str
@@ -52,7 +52,7 @@ class QueueState(NamedTuple):
 
 
 ENQUEUE = Command(insert(OutgoingEmail))
-# Both answers come from an index, however long the queue is.
+# Index lookups: the cost does not depend on the length of the queue.
 QUEUE_STATE = Query(
     select(
         select(func.min(OutgoingEmail.due_at)).scalar_subquery().label("next_due_at"),
@@ -71,7 +71,7 @@ _DUE = (
     .order_by(OutgoingEmail.due_at)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
-    # A CTE: PostgreSQL may evaluate a plain subquery several times, and lock other rows each time.
+    # A CTE: PostgreSQL may evaluate a plain subquery several times and lock different rows each time.
     .cte("due")
 )
 CLAIM = Query(
@@ -81,24 +81,24 @@ CLAIM = Query(
     .returning(*columns(EmailRecord, OutgoingEmail)),
     EmailRecord,
 )
-WITHDRAW = Command(
+CANCEL = Command(
     delete(OutgoingEmail).where(
         OutgoingEmail.kind == bindparam("email_kind"), OutgoingEmail.account_id == bindparam("of_account_id")
     )
 )
-WITHDRAW_ALL = Command(
+CANCEL_ALL = Command(
     delete(OutgoingEmail).where(
         OutgoingEmail.kind.in_(bindparam("kinds", expanding=True)),
         or_(OutgoingEmail.account_id == bindparam("of_account_id"), OutgoingEmail.address == bindparam("to_address")),
     )
 )
-HOLD = Query(
+LOCK_EMAIL = Query(
     select(OutgoingEmail.id)
     .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
     .with_for_update()
 )
-FORGET = Command(delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id")))
-# Unless somebody else has taken it meanwhile, because this took too long.
+DELETE_EMAIL = Command(delete(OutgoingEmail).where(OutgoingEmail.id == bindparam("email_id")))
+# Does nothing if the lease has ended and another process has claimed the e-mail.
 RESCHEDULE = Command(
     update(OutgoingEmail)
     .where(OutgoingEmail.id == bindparam("email_id"), OutgoingEmail.attempts == bindparam("own_attempt"))
@@ -123,10 +123,10 @@ async def enqueue(
     account_id: UUID | None = None,
     payload: Mapping[str, JsonValue] | None = None,
 ) -> None:
-    """Send a message once this transaction commits, and not at all otherwise.
+    """Send an e-mail after this transaction commits.
 
-    Nothing bounds how many: for what users cause, count before it, as `limit_messages` does, or call `notify`.
-    The payload is stored as plain text, which backups contain: put no secret in it.
+    There is no limit: for e-mails that users cause, take an attempt first, as `commit_and_limit_messages` does, or call
+    `notify`. The payload is stored unencrypted, also in backups: it must not contain secrets.
     """
     await session.run(
         ENQUEUE, kind=kind, address=address, account_id=account_id, payload={**(payload or {})}, due_at=utc_now()
@@ -145,34 +145,34 @@ async def notify(
     *,
     topic: str = "",
 ) -> None:
-    """Enqueue a notice, or drop it where the address or the account gets too many of its kind.
+    """Enqueue a notice, or drop it if its address or account gets too many of the kind.
 
-    Notices of different topics are counted by themselves: a flood of one hides no other.
+    Topics are counted separately, so that a flood of one does not suppress the others.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
     if account_id is not None:
         counters.append(AttemptCounter(f"notice to account: {kind} {topic}", str(account_id), free))
-    if await ctx.throttle.admits(ctx.session, *counters):
+    if await ctx.throttle.try_take(ctx.session, *counters):
         await enqueue(ctx.session, kind, address, account_id, payload)
     else:
-        note_dropped(kind, topic)
+        record_dropped(kind, topic)
 
 
-def note_dropped(kind: str, topic: str = "") -> None:
-    """Tell operators of a message that was not sent, as there were too many."""
+def record_dropped(kind: str, topic: str = "") -> None:
+    """Log and count a dropped e-mail."""
     EMAILS.labels("dropped").inc()
-    logger.warning("a message was dropped, as there were too many", kind=kind, topic=topic)
+    logger.warning("e-mail dropped, too many of its kind", kind=kind, topic=topic)
 
 
-async def withdraw(session: Session, kind: str, account_id: UUID) -> None:
-    """Do not send what is still waiting. What is being made, with a code or without, is there when this returns."""
-    await session.run(WITHDRAW, email_kind=kind, of_account_id=account_id)
+async def cancel(session: Session, kind: str, account_id: UUID) -> None:
+    """Cancel waiting e-mails. Waits for those that are being rendered, so that their tokens are visible afterwards."""
+    await session.run(CANCEL, email_kind=kind, of_account_id=account_id)
 
 
-async def withdraw_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
-    """Withdraw what waits for an account or its address, whoever has asked for it."""
-    await session.run(WITHDRAW_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
+async def cancel_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
+    """Cancel waiting e-mails of an account or to its address."""
+    await session.run(CANCEL_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
 
 
 async def read_state(session: Session) -> QueueState:
@@ -180,22 +180,22 @@ async def read_state(session: Session) -> QueueState:
 
 
 async def claim(session: Session, lease: timedelta, at_most: int) -> list[EmailRecord]:
-    """Take due messages; they are due again when the lease ends, so that none is lost with its sender."""
+    """Claim due e-mails. They are due again when the lease ends, so that a crash loses none."""
     now = utc_now()
     return await session.fetch_all(CLAIM, now=now, leased_until=now + lease, at_most=at_most)
 
 
-async def hold(session: Session, email: EmailRecord) -> bool:
-    """Keep what was claimed from being withdrawn in this transaction; False when it was, or somebody else has it."""
-    return await session.fetch_value(HOLD, email_id=email.id, own_attempt=email.attempts) is not None
+async def lock_email(session: Session, email: EmailRecord) -> bool:
+    """Lock a claimed e-mail against `cancel`. Return False if it was canceled, or claimed by another process."""
+    return await session.fetch_value(LOCK_EMAIL, email_id=email.id, own_attempt=email.attempts) is not None
 
 
-async def forget(session: Session, email: EmailRecord) -> None:
-    await session.run(FORGET, email_id=email.id)
+async def delete_email(session: Session, email: EmailRecord) -> None:
+    await session.run(DELETE_EMAIL, email_id=email.id)
 
 
 async def reschedule(session: Session, email: EmailRecord, due_at: datetime | None, error: str) -> None:
-    """Note why an attempt failed, and when the next one is due; without one the message has failed for good."""
+    """Record the error of an attempt and the time of the next one; None if the e-mail has failed for good."""
     reason = error[:MAX_ERROR_LENGTH]
     await session.run(RESCHEDULE, email_id=email.id, own_attempt=email.attempts, new_due_at=due_at, reason=reason)
 
@@ -205,10 +205,10 @@ async def list_failed(session: Session) -> list[FailedEmailRecord]:
 
 
 async def retry_failed(session: Session) -> int:
-    """Make all failed messages due; returns how many there were."""
+    """Make all failed e-mails due, and return their number."""
     return await session.run(RETRY_FAILED, now=utc_now())
 
 
 async def purge_failed(session: Session, _settings: Settings) -> int:
-    """Delete what failed long ago, and return how many messages that were."""
+    """Delete e-mails that failed more than FAILED_LIFETIME ago, and return their number."""
     return await session.run(PURGE_FAILED, created_before=utc_now() - FAILED_LIFETIME)

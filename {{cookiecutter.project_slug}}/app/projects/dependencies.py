@@ -30,14 +30,14 @@ ExpenseDep = Annotated[ExpenseRecord, Depends(get_own_expense)]
 async def get_expense_for_upload(
     project_id: UUID, expense_id: UUID, user: CurrentUser, database: DatabaseDep
 ) -> ExpenseRecord:
-    """Load the expense in a separate session, as an open one would hold a lock while a client sends a file."""
+    """Load the expense in a session of its own, since the request's would hold a lock during the upload."""
     async with database.read() as session:
         project = await service.get_project(session, user.id, project_id)
         return await service.get_expense(session, project, expense_id)
 
 
 UploadExpenseDep = Annotated[ExpenseRecord, Depends(get_expense_for_upload)]
-# A route names it after UploadExpenseDep: nobody sends a file before it is known whose expense it is for.
+# Declare it after UploadExpenseDep, so that the owner is checked before the file is read.
 ReceiptUpload = Annotated[
     Upload,
     uploads.accept(max_bytes=MAX_RECEIPT_BYTES, media_types=("application/pdf", "image/jpeg", "image/png")),

@@ -1,4 +1,4 @@
-"""A project's expenses as CSV, streamed: memory and connections stay the same however many there are."""
+"""Streamed export of a project's expenses as CSV: memory use does not depend on their number."""
 
 import csv
 import io
@@ -12,12 +12,12 @@ from app.projects.models import ExpenseRecord
 
 BATCH_SIZE = 500
 HEAD = ("spent_on", "title", "amount", "category", "note")
-# Spreadsheets run a cell that begins with one of these as a formula.
+# Spreadsheets evaluate cells that begin with one of these characters.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def export_expenses(database: Database, project_id: UUID) -> AsyncIterator[str]:
-    """Read one page after the other; between two, while the client receives, no connection is held."""
+    """Read page by page, and hold no connection while the client receives a page."""
     yield _write([HEAD])
     cursor = None
     while True:

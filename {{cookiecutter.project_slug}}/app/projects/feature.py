@@ -23,7 +23,7 @@ async def load_sample_data(ctx: Context) -> None:
     owner = await get_user_by_email(ctx.session, DEMO_EMAIL)
     project = await service.create_project(ctx.session, owner.id, PROJECT)
     for expense in EXPENSES:
-        await service.create_expense(ctx.session, project, expense)
+        await service.create_expense(ctx.session, owner.id, project, expense)
 
 
 feature = Feature(api=router, load_sample_data=load_sample_data)

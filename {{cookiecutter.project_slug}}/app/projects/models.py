@@ -26,23 +26,23 @@ class ExpenseCategory(StrEnum):
 
 class Project(TimestampMixin, Base):
     __tablename__ = "projects"
-    # A page of the owner's projects is read from this index.
+    # For pages of the owner's projects.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
 
     owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(String(200))
     status: Mapped[ProjectStatus] = mapped_column(default=ProjectStatus.ACTIVE)
     starts_on: Mapped[date]
-    # None: without a limit.
+    # None: no limit.
     budget: Mapped[Decimal | None]
 
-    # The database deletes the expenses with their project.
+    # ON DELETE CASCADE deletes the expenses with their project.
     expenses: Mapped[list["Expense"]] = relationship(back_populates="project", passive_deletes=True)
 
 
 class Expense(TimestampMixin, Base):
     __tablename__ = "expenses"
-    # A page of a project's expenses is read from this index.
+    # For pages of a project's expenses.
     __table_args__ = (Index(None, "project_id", "created_at", "id"),)
 
     project_id: Mapped[UUID] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
@@ -57,7 +57,7 @@ class Expense(TimestampMixin, Base):
 
 
 class ProjectRecord(NamedTuple):
-    """What the service reads of a project."""
+    """The columns of a project that the service reads."""
 
     id: UUID
     name: str
@@ -69,7 +69,7 @@ class ProjectRecord(NamedTuple):
 
 
 class ExpenseRecord(NamedTuple):
-    """What the service reads of an expense."""
+    """The columns of an expense that the service reads."""
 
     id: UUID
     title: str

@@ -24,7 +24,7 @@ from app.projects.schemas import (
 )
 
 router = FeatureRouter(prefix="/projects", tags=["projects"])
-# A child resource: the project in the path is loaded, and its owner checked, by ProjectDep.
+# A child resource: ProjectDep loads the project of the path, and checks its owner.
 expenses = FeatureRouter(prefix="/{project_id}/expenses")
 
 
@@ -39,7 +39,7 @@ async def create_project(
 
 @router.get("", response_model=Page[ProjectRead], responses=problem_responses(401, 403))
 async def list_projects(user: CurrentUser, session: SessionDep, page: PageDep) -> PageResult[ProjectRecord]:
-    """List one's own projects, the newest first."""
+    """List your projects, newest first."""
     return await service.list_projects(session, user.id, page)
 
 
@@ -50,7 +50,7 @@ async def read_project(project: ProjectDep) -> ProjectRecord:
 
 @router.patch("/{project_id}", response_model=ProjectRead, responses=problem_responses(401, 403, 404))
 async def update_project(data: ProjectUpdate, project: ProjectDep, session: SessionDep) -> ProjectRecord:
-    """Change what is sent, and nothing else."""
+    """Change only the fields that are sent."""
     return await service.update_project(session, project, data)
 
 
@@ -67,16 +67,21 @@ async def read_report(project: ProjectDep, session: SessionDep) -> ProjectReport
 
 @router.get("/{project_id}/export", response_class=StreamingResponse, responses=problem_responses(401, 403, 404))
 async def export_project(project: ProjectDep, database: DatabaseDep) -> StreamingResponse:
-    """Download all expenses as CSV."""
+    """Download all expenses of the project as CSV."""
     headers = {"Content-Disposition": 'attachment; filename="expenses.csv"'}
     return StreamingResponse(export_expenses(database, project.id), headers=headers, media_type="text/csv")
 
 
 @expenses.post("", status_code=201, response_model=ExpenseRead, responses=problem_responses(401, 403, 404, 409))
 async def create_expense(
-    data: ExpenseCreate, project: ProjectDep, session: SessionDep, request: Request, response: Response
+    data: ExpenseCreate,
+    user: CurrentUser,
+    project: ProjectDep,
+    session: SessionDep,
+    request: Request,
+    response: Response,
 ) -> ExpenseRecord:
-    expense = await service.create_expense(session, project, data)
+    expense = await service.create_expense(session, user.id, project, data)
     path = request.app.url_path_for("read_expense", project_id=project.id, expense_id=expense.id)
     response.headers["Location"] = path
     return expense
@@ -84,7 +89,7 @@ async def create_expense(
 
 @expenses.get("", response_model=Page[ExpenseRead], responses=problem_responses(401, 403, 404))
 async def list_expenses(project: ProjectDep, session: SessionDep, page: PageDep) -> PageResult[ExpenseRecord]:
-    """List a project's expenses, the newest first."""
+    """List the project's expenses, newest first."""
     return await service.list_expenses(session, project.id, page)
 
 
@@ -95,7 +100,7 @@ async def read_expense(expense: ExpenseDep) -> ExpenseRecord:
 
 @expenses.patch("/{expense_id}", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
 async def update_expense(data: ExpenseUpdate, expense: ExpenseDep, session: SessionDep) -> ExpenseRecord:
-    """Change what is sent, and nothing else."""
+    """Change only the fields that are sent."""
     return await service.update_expense(session, expense, data)
 
 
@@ -104,11 +109,11 @@ async def delete_expense(expense: ExpenseDep, session: SessionDep) -> None:
     await service.delete_expense(session, expense)
 
 
-@expenses.put("/{expense_id}/receipt", response_model=ExpenseRead, responses=problem_responses(401, 403, 404))
+@expenses.put("/{expense_id}/receipt", response_model=ExpenseRead, responses=problem_responses(401, 403, 404, 409))
 async def upload_receipt(
     expense: UploadExpenseDep, user: CurrentUser, upload: ReceiptUpload, database: DatabaseDep, store: StoreDep
 ) -> ExpenseRecord:
-    """Attach a receipt: a PDF file, or a picture as JPEG or PNG, of at most 10 MiB."""
+    """Attach a receipt, a PDF, JPEG or PNG file of at most 10 MiB; it replaces an earlier one."""
     saved = await files_service.save(
         database, store, user.id, filename=upload.filename, media_type=upload.media_type, chunks=upload.chunks()
     )
@@ -119,7 +124,7 @@ async def upload_receipt(
 @expenses.get("/{expense_id}/receipt", response_class=StreamingResponse, responses=problem_responses(401, 403, 404))
 async def download_receipt(expense: ExpenseDep, session: SessionDep, store: StoreDep) -> StreamingResponse:
     if expense.receipt_id is None:
-        raise NotFoundError("The expense has no receipt.")
+        raise NotFoundError("The expense has no receipt.", code="receipt-not-found")
     return await download(store, await files_service.get_file(session, expense.receipt_id))
 
 

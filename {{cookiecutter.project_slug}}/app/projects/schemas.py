@@ -8,7 +8,7 @@ from pydantic import Field
 from app.core.http.schemas import MultiLine, NonEmptyLine, PatchModel, RequestModel, ResponseModel, TimestampedModel
 from app.projects.models import ExpenseCategory, ProjectStatus
 
-# JSON has no decimal numbers: an amount is a string in answers, and may be one in requests.
+# JSON has no decimal type: amounts are strings in responses, and strings or numbers in requests.
 Amount = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2)]
 
 
@@ -34,7 +34,7 @@ class ProjectRead(TimestampedModel):
 
 
 class ProjectReport(ResponseModel):
-    """What was spent, in all and by category; `remaining` is null without a budget."""
+    """Expenses in total and by category; `remaining` is null if there is no budget."""
 
     spent: Decimal
     remaining: Decimal | None

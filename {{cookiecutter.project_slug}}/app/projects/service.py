@@ -1,4 +1,4 @@
-"""Projects and their expenses. The owner is checked when a project is loaded (dependencies.py)."""
+"""Projects and their expenses. `get_project` checks the owner."""
 
 from collections import defaultdict
 from decimal import Decimal
@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 from sqlalchemy.orm import selectinload
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.db.query import Command, Query, columns
 from app.core.db.session import Session
 from app.core.errors import NotFoundError
@@ -25,12 +26,13 @@ PROJECT_BY_ID = Query(
     select(*PROJECT_COLUMNS).where(Project.id == bindparam("project"), Project.owner_id == bindparam("owner")),
     ProjectRecord,
 )
+PROJECT_ROWS = count_rows(select(Project.id).where(Project.owner_id == bindparam("owner")))
 CREATE_PROJECT = Query(insert(Project).returning(*PROJECT_COLUMNS), ProjectRecord)
 UPDATE_PROJECT = Query(
     update(Project).where(Project.id == bindparam("project")).returning(*PROJECT_COLUMNS), ProjectRecord
 )
 DELETE_PROJECT = Command(delete(Project).where(Project.id == bindparam("project")))
-# An entity: the report also needs the expenses, which the relationship loads with a second query.
+# An entity with its relationship, which a second query loads.
 PROJECT_WITH_EXPENSES = (
     select(Project).where(Project.id == bindparam("project")).options(selectinload(Project.expenses))
 )
@@ -40,13 +42,13 @@ EXPENSE_BY_ID = Query(
     select(*EXPENSE_COLUMNS).where(Expense.id == bindparam("expense"), Expense.project_id == bindparam("project")),
     ExpenseRecord,
 )
+EXPENSE_ROWS = count_rows(select(Expense.id).join(Project).where(Project.owner_id == bindparam("owner")))
 CREATE_EXPENSE = Query(insert(Expense).returning(*EXPENSE_COLUMNS), ExpenseRecord)
 UPDATE_EXPENSE = Query(
     update(Expense).where(Expense.id == bindparam("expense")).returning(*EXPENSE_COLUMNS), ExpenseRecord
 )
 DELETE_EXPENSE = Command(delete(Expense).where(Expense.id == bindparam("expense")))
-# Locks, in this order, before a receipt is exchanged or deleted: two changes at once must not leave a file that nothing
-# refers to.
+# Lock order before a receipt is replaced or deleted: concurrent changes must not leave an unreferenced file.
 LOCK_PROJECT = Query(select(Project.id).where(Project.id == bindparam("project")).with_for_update())
 LOCK_EXPENSES = Query(select(Expense.id).where(Expense.project_id == bindparam("project")).with_for_update())
 DELETE_RECEIPTS = files_service.build_deletion(
@@ -58,10 +60,10 @@ LOCK_EXPENSE = Query(
 
 
 async def get_project(session: Session, owner_id: UUID, project_id: UUID) -> ProjectRecord:
-    """Return the user's project; someone else's is not found."""
+    """Return the owner's project. Raises NotFoundError, also for projects of others."""
     project = await session.fetch_one_or_none(PROJECT_BY_ID, project=project_id, owner=owner_id)
     if project is None:
-        raise NotFoundError("Project not found.")
+        raise NotFoundError("Project not found.", code="project-not-found")
     return project
 
 
@@ -77,6 +79,7 @@ def _projects_query(*, after_cursor: bool) -> Query[ProjectRecord]:
 
 
 async def create_project(session: Session, owner_id: UUID, data: ProjectCreate) -> ProjectRecord:
+    await require_quota(session, PROJECT_ROWS, owner_id)
     return await session.fetch_one(CREATE_PROJECT, owner_id=owner_id, **data.model_dump())
 
 
@@ -86,8 +89,8 @@ async def update_project(session: Session, project: ProjectRecord, data: Project
         return project
     changed = await session.fetch_one_or_none(UPDATE_PROJECT, project=project.id, **changes)
     if changed is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Project not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Project not found.", code="project-not-found")
     return changed
 
 
@@ -100,11 +103,11 @@ async def delete_project(session: Session, project: ProjectRecord) -> None:
 
 
 async def report(session: Session, project_id: UUID) -> ProjectReport:
-    """Add up the expenses, with entities and their relationship: convenient, at several times the cost of records."""
+    """Add up the expenses. Uses entities and their relationship: convenient, but several times slower than records."""
     project = (await session.scalars(PROJECT_WITH_EXPENSES, {"project": project_id})).one_or_none()
     if project is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Project not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Project not found.", code="project-not-found")
     by_category: dict[ExpenseCategory, Decimal] = defaultdict(Decimal)
     for expense in project.expenses:
         by_category[expense.category] += expense.amount
@@ -116,7 +119,7 @@ async def report(session: Session, project_id: UUID) -> ProjectReport:
 async def get_expense(session: Session, project: ProjectRecord, expense_id: UUID) -> ExpenseRecord:
     expense = await session.fetch_one_or_none(EXPENSE_BY_ID, expense=expense_id, project=project.id)
     if expense is None:
-        raise NotFoundError("Expense not found.")
+        raise NotFoundError("Expense not found.", code="expense-not-found")
     return expense
 
 
@@ -131,7 +134,10 @@ def _expenses_query(*, after_cursor: bool) -> Query[ExpenseRecord]:
     return paginate(statement, ExpenseRecord, Expense, descending=True, after_cursor=after_cursor)
 
 
-async def create_expense(session: Session, project: ProjectRecord, data: ExpenseCreate) -> ExpenseRecord:
+async def create_expense(
+    session: Session, owner_id: UUID, project: ProjectRecord, data: ExpenseCreate
+) -> ExpenseRecord:
+    await require_quota(session, EXPENSE_ROWS, owner_id)
     return await session.fetch_one(CREATE_EXPENSE, project_id=project.id, **data.model_dump())
 
 
@@ -143,8 +149,8 @@ async def update_expense(session: Session, expense: ExpenseRecord, data: Expense
 async def _change_expense(session: Session, expense: ExpenseRecord, **changes: object) -> ExpenseRecord:
     changed = await session.fetch_one_or_none(UPDATE_EXPENSE, expense=expense.id, **changes)
     if changed is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Expense not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Expense not found.", code="expense-not-found")
     return changed
 
 
@@ -156,8 +162,8 @@ async def delete_expense(session: Session, expense: ExpenseRecord) -> None:
 async def _delete_receipt(session: Session, expense: ExpenseRecord) -> None:
     locked = await session.fetch_one_or_none(LOCK_EXPENSE, expense=expense.id)
     if locked is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("Expense not found.")
+        # Another request has deleted it.
+        raise NotFoundError("Expense not found.", code="expense-not-found")
     if locked.receipt_id is not None:
         await files_service.delete_file(session, locked.receipt_id)
 

@@ -11,7 +11,7 @@ from app.core.db.models import Base, TimestampMixin
 
 class Todo(TimestampMixin, Base):
     __tablename__ = "todos"
-    # What a page of one's todos is read from, in either direction.
+    # For pages of the owner's todos, in either order.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
 
     owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
@@ -21,7 +21,7 @@ class Todo(TimestampMixin, Base):
 
 
 class TodoRecord(NamedTuple):
-    """What the service reads of a todo."""
+    """The columns of a todo that the service reads."""
 
     id: UUID
     title: str

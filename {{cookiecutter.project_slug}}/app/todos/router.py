@@ -40,13 +40,13 @@ async def read_todo(todo: TodoDep) -> TodoRecord:
 
 @router.put("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
 async def replace_todo(data: TodoCreate, todo: TodoDep, session: SessionDep) -> TodoRecord:
-    """Replace the whole todo: what is left out is set to its default."""
+    """Replace the whole todo; omitted fields get their default."""
     return await service.replace_todo(session, todo, data)
 
 
 @router.patch("/{todo_id}", response_model=TodoRead, responses=problem_responses(401, 403, 404))
 async def update_todo(data: TodoUpdate, todo: TodoDep, session: SessionDep) -> TodoRecord:
-    """Change what is sent, and nothing else."""
+    """Change only the fields that are sent."""
     return await service.update_todo(session, todo, data)
 
 

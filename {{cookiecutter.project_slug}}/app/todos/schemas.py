@@ -9,7 +9,7 @@ class TodoSort(StrEnum):
 
 
 class TodoCreate(RequestModel):
-    """A whole todo; PUT takes the same, and sets what is left out to its default."""
+    """A new todo, or a whole one for PUT; omitted fields get their default."""
 
     title: NonEmptyLine
     description: MultiLine = ""

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, delete, insert, select, update
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.db.query import Command, Query, columns
 from app.core.db.session import Session
 from app.core.errors import NotFoundError
@@ -17,16 +18,17 @@ COLUMNS = columns(TodoRecord, Todo)
 TODO_BY_ID = Query(
     select(*COLUMNS).where(Todo.id == bindparam("todo_id"), Todo.owner_id == bindparam("owner")), TodoRecord
 )
+ROWS = count_rows(select(Todo.id).where(Todo.owner_id == bindparam("owner")))
 CREATE_TODO = Query(insert(Todo).returning(*COLUMNS), TodoRecord)
 UPDATE_TODO = Query(update(Todo).where(Todo.id == bindparam("todo_id")).returning(*COLUMNS), TodoRecord)
 DELETE_TODO = Command(delete(Todo).where(Todo.id == bindparam("todo_id")))
 
 
 async def get_todo(session: Session, owner_id: UUID, todo_id: UUID) -> TodoRecord:
-    """Return the user's todo; someone else's is not found."""
+    """Return the owner's todo. Raises NotFoundError, also for todos of others."""
     todo = await session.fetch_one_or_none(TODO_BY_ID, todo_id=todo_id, owner=owner_id)
     if todo is None:
-        raise NotFoundError("There is no such todo.")
+        raise NotFoundError("Todo not found.", code="todo-not-found")
     return todo
 
 
@@ -47,6 +49,7 @@ def _list_query(sort: TodoSort, *, filtered: bool, after_cursor: bool) -> Query[
 
 
 async def create_todo(session: Session, owner_id: UUID, data: TodoCreate) -> TodoRecord:
+    await require_quota(session, ROWS, owner_id)
     return await session.fetch_one(CREATE_TODO, owner_id=owner_id, **data.model_dump())
 
 
@@ -62,8 +65,8 @@ async def update_todo(session: Session, todo: TodoRecord, data: TodoUpdate) -> T
 async def _change(session: Session, todo: TodoRecord, changes: dict[str, Any]) -> TodoRecord:
     changed = await session.fetch_one_or_none(UPDATE_TODO, todo_id=todo.id, **changes)
     if changed is None:
-        # Deleted since it was loaded.
-        raise NotFoundError("There is no such todo.")
+        # Another request has deleted it.
+        raise NotFoundError("Todo not found.", code="todo-not-found")
     return changed
 
 

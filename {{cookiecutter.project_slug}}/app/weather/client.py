@@ -1,8 +1,10 @@
 from typing import TypeAlias
+from uuid import UUID
 
 import structlog
 
 from app.core.errors import AppError, NotFoundError
+from app.core.security.throttling import RateLimit
 from app.core.upstream.cache import CachedValue, StaleCache
 from app.core.upstream.client import UpstreamClient
 from app.core.upstream.errors import UpstreamCredentialsError, UpstreamRefusedError, UpstreamSkippedError
@@ -27,14 +29,18 @@ class WeatherClient:
     def __init__(self, settings: WeatherSettings, http: LazyHttpClient) -> None:
         self._api_key = settings.weather_api_key
         self._upstream = UpstreamClient("weather service", settings.weather_base_url, http, settings.upstream_options)
+        # One account must not use up what the weather service allows all of them together.
+        self._rate_limit = RateLimit(settings.weather_requests_per_minute)
         self._cache = StaleCache[PlaceKey, UpstreamWeather](
             fresh_seconds=settings.weather_cache_seconds,
             stale_seconds=settings.weather_stale_seconds,
             size=settings.weather_cache_size,
         )
 
-    async def read(self, place: Place) -> CachedValue[UpstreamWeather]:
-        """Raise NotFoundError, InvalidPlaceError or UpstreamError."""
+    async def read(self, place: Place, account_id: UUID) -> CachedValue[UpstreamWeather]:
+        """Raise NotFoundError, InvalidPlaceError, UpstreamError or TooManyRequestsError."""
+        if not self._cache.is_fresh(place.key):
+            self._rate_limit.take(account_id)
         return await self._cache.get(place.key, lambda: self._fetch(place))
 
     async def _fetch(self, place: Place) -> UpstreamWeather:

@@ -3,7 +3,7 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 
 from app.accounts.dependencies import CurrentUser
-from app.core.db.session import release_connection
+from app.core.db.session import commit_and_release
 from app.core.dependencies import SessionDep
 from app.core.http.request import State
 from app.weather.client import WeatherClient
@@ -20,7 +20,7 @@ class WeatherRequest(Request[WeatherState]):
 
 async def get_client(request: WeatherRequest, _user: CurrentUser, session: SessionDep) -> WeatherClient:
     """Require a signed-in user, then release the connection: the upstream call is slow and needs no database."""
-    await release_connection(session)
+    await commit_and_release(session)
     return request.state["weather"]
 
 

@@ -29,7 +29,7 @@ async def list_weather_reports(
     return await service.list_reports(session, city=city, page=page)
 
 
-@router.get("", responses=problem_responses(400, 401, 403, 404, 502, 504))
-async def read_weather(place: PlaceDep, client: WeatherClientDep) -> WeatherRead:
+@router.get("", responses=problem_responses(400, 401, 403, 404, 429, 502, 504))
+async def read_weather(place: PlaceDep, user: CurrentUser, client: WeatherClientDep) -> WeatherRead:
     """Read the current weather of a place; `is_stale` marks an older response, while the weather service fails."""
-    return await service.read_weather(client, place)
+    return await service.read_weather(client, place, user.id)

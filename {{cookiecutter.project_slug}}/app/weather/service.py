@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, insert, select
 
+from app.accounts.quotas import count_rows, require_quota
 from app.core.db.query import Query, columns
 from app.core.db.session import Session
 from app.core.http.pagination import PageRequest, PageResult, paginate
@@ -14,15 +15,17 @@ from app.weather.schemas import Place, WeatherRead, WeatherReportCreate
 NEWEST = "-created_at"
 
 COLUMNS = columns(ReportRecord, WeatherReport)
+ROWS = count_rows(select(WeatherReport.id).where(WeatherReport.owner_id == bindparam("owner")))
 CREATE_REPORT = Query(insert(WeatherReport).returning(*COLUMNS), ReportRecord)
 
 
-async def read_weather(client: WeatherClient, place: Place) -> WeatherRead:
-    cached = await client.read(place)
+async def read_weather(client: WeatherClient, place: Place, account_id: UUID) -> WeatherRead:
+    cached = await client.read(place, account_id)
     return WeatherRead(**cached.value.model_dump(), units=place.units, is_stale=cached.is_stale)
 
 
 async def create_report(session: Session, owner_id: UUID, data: WeatherReportCreate) -> ReportRecord:
+    await require_quota(session, ROWS, owner_id)
     return await session.fetch_one(CREATE_REPORT, owner_id=owner_id, **data.model_dump())
 
 

@@ -29,6 +29,11 @@ class WeatherSettings(FeatureSettings):
         default=0.2,
         description="Delay before the second attempt; it doubles with each attempt, with jitter.",
     )
+    weather_requests_per_minute: Count = Field(
+        default=60,
+        description="Requests of one account to the weather service per minute and worker, without those that the cache"
+        " answers.",
+    )
     weather_concurrency: Count = Field(
         default=10,
         description="Requests of each worker to the weather service at once. Further requests wait for at most half of"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 LOCALES = Path(__file__).with_name("locales")
 ENGLISH = LOCALES / "en.toml"
+PLACEHOLDER = "{detail}"
 
 # Name, format and conversion.
 Placeholder = tuple[str, str | None, str | None]
@@ -41,7 +42,7 @@ class Translations:
             if not isinstance(text, str) or not text.strip():
                 self.gaps.append(f"errors.{code} is missing")
             elif not _has_plain_placeholders(text):
-                self.gaps.append(f"errors.{code} must have placeholders such as {{detail}}, and no other brace")
+                self.gaps.append(f"errors.{code} must have placeholders such as {PLACEHOLDER}, and no other brace")
             else:
                 self._errors[code] = text
 

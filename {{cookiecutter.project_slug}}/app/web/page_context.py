@@ -10,11 +10,11 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from app.accounts import callers
+from app.accounts import identity_cache
 from app.accounts.models import Caller, UserRecord
 from app.accounts.sessions import service as sessions
 from app.core.config.settings import Settings
-from app.core.db.session import release_connection
+from app.core.db.session import commit_and_release
 from app.core.dependencies import ClientInfoDep, SessionDep
 from app.core.errors import AppError
 from app.core.http.request import SAFE_METHODS
@@ -122,11 +122,11 @@ async def get_page_context(request: WebRequest, session: SessionDep, client: Cli
     if signed is None:
         return page
     page.session_cookie = cookie = SessionCookie.parse(signed.value)
-    page.caller = await callers.find_caller(session, cookie.user_id, cookie.session_id)
+    page.caller = await identity_cache.find_caller(session, cookie.user_id, cookie.session_id)
     request.state["actor_id"] = page.caller.user.id if page.caller else None
     is_due = signed.signed_with_old_key or time.time() - signed.signed_at > RENEWAL_SECONDS
     if is_due and page.caller is not None and request.method in SAFE_METHODS:
-        await release_connection(session)
+        await commit_and_release(session)
         async with request.state["database"].write() as writing:
             await sessions.extend_session(writing, settings, cookie.session_id, client)
         page.set_session(cookie.user_id, cookie.session_id)

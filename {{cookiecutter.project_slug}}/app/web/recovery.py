@@ -5,14 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service as recovery_service
-from app.accounts.recovery.dependencies import take_code_attempt
 from app.accounts.recovery.schemas import EmailRequest, EmailVerification, PasswordReset
-from app.core.context import Context, ContextDep
-from app.core.db.session import release_connection
+from app.core.context import ContextDep
 from app.core.dependencies import require_mail, reserve_hash
-from app.outbox import service as outbox_service
 from app.web.forms import FieldsDep, redisplay_errors, render_form, validate_form
 from app.web.navigation import PageGroup
 from app.web.page_context import PageContextDep
@@ -35,7 +31,6 @@ async def show_verification(page: PageContextDep, token: LinkedToken = "") -> Re
 async def verify_own_email(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with redisplay_errors(page, VERIFY, fields):
         data = validate_form(EmailVerification, fields)
-        await _take_attempt(ctx)
         await recovery_service.verify_email(ctx, data)
     return page.redirect("/", "flash.email_verified")
 
@@ -50,9 +45,7 @@ async def send_reset_code(page: PageContextDep, fields: FieldsDep, ctx: ContextD
     """Answer the same whether or not the account exists."""
     with redisplay_errors(page, FORGOT, fields):
         data = validate_form(EmailRequest, fields)
-        await release_connection(ctx.session)
-        await limit_messages(ctx, EmailKind.PASSWORD_RESET, data.email)
-        await outbox_service.enqueue(ctx.session, EmailKind.PASSWORD_RESET, data.email)
+        await recovery_service.request_password_reset(ctx, data.email)
     return page.redirect("/sign-in", "flash.check_your_email")
 
 
@@ -65,11 +58,5 @@ async def show_reset(page: PageContextDep, token: LinkedToken = "") -> Response:
 async def reset_own_password(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with redisplay_errors(page, RESET, fields):
         data = validate_form(PasswordReset, fields)
-        await _take_attempt(ctx)
         await recovery_service.reset_password(ctx, data.token, data.new_password.get_secret_value())
     return page.redirect("/sign-in", "flash.password_changed")
-
-
-async def _take_attempt(ctx: Context) -> None:
-    await release_connection(ctx.session)
-    await take_code_attempt(ctx.settings, ctx.throttle, ctx.client)

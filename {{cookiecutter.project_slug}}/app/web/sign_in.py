@@ -12,10 +12,9 @@ from app.accounts.sessions import service as sessions
 from app.accounts.sign_in import service as sign_in_service
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm
 from app.accounts.sign_up import service as sign_up_service
-from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
+from app.accounts.sign_up.dependencies import require_open_registration
 from app.accounts.users.schemas import UserCreate
 from app.core.context import Context, ContextDep
-from app.core.db.session import release_connection
 from app.core.dependencies import reserve_hash
 from app.web.forms import Fields, FieldsDep, redisplay_errors, render_form, validate_form
 from app.web.navigation import PageGroup
@@ -44,8 +43,6 @@ async def show_sign_up(page: PageContextDep) -> Response:
 async def sign_up(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
     with redisplay_errors(page, SIGN_UP, fields):
         data = validate_form(UserCreate, fields)
-        await release_connection(ctx.session)
-        await limit_sign_ups(ctx.settings, ctx.throttle, ctx.client)
         user = await sign_up_service.sign_up(ctx, data)
     if user is None:
         return page.redirect("/sign-in", "flash.check_your_email")

@@ -61,7 +61,7 @@ async def test_the_owner_hears_what_is_undone(
 
     assert sorted(await read_subjects(mailbox, user.email)) == [
         "you are an administrator now",
-        "you are no administrator any more",
+        "you are no longer an administrator",
         "your account was activated again",
         "your account was deactivated",
     ]
@@ -134,10 +134,10 @@ async def test_nobody_is_flooded_with_notices_and_none_is_hidden_by_a_flood_of_a
 
     subjects = await read_subjects(mailbox, user.email)
     assert subjects.count("you are an administrator now") == 3
-    assert subjects.count("you are no administrator any more") == 3
+    assert subjects.count("you are no longer an administrator") == 3
     assert subjects[-1] == "your account was deleted"
     assert count_dropped() - dropped == 6
-    assert "a message was dropped" in logs.getvalue()
+    assert "e-mail dropped" in logs.getvalue()
 
 
 @pytest.mark.usefixtures("clock")

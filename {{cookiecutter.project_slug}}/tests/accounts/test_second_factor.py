@@ -61,7 +61,7 @@ async def test_the_password_is_asked_first(client: httpx2.AsyncClient, user: Acc
         client, username=user.email, password="not the password", otp=show_code(secret, clock[0])
     )
 
-    assert refused.json()["error_description"] == "The e-mail address or the password is not right."
+    assert refused.json()["error_description"] == "Incorrect e-mail address or password."
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(
             return now[0]
 
     # Not the function itself, which the event loop asks too.
-    monkeypatch.setattr("app.accounts.callers.time", Clock)
+    monkeypatch.setattr("app.accounts.identity_cache.time", Clock)
     settings = make_settings(migrated_url, auth_cache_seconds=5)
     async with open_client(create_app(settings, database)) as client:
         user = await create_account(client)

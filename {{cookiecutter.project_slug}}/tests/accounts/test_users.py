@@ -267,7 +267,7 @@ async def test_the_last_active_administrator_stays(
     response = await client.request(method, path.format(id=admin.id), json=body, headers=await confirmed(client, admin))
 
     assert response.status_code == 409
-    assert response.json()["detail"] == "This is the last administrator: make another one first."
+    assert response.json()["detail"] == "This is the last administrator. Appoint another one first."
     assert (await client.get(f"{USERS}/{other.id}", headers=admin.headers)).status_code == 200
 
 

@@ -127,7 +127,7 @@ async def test_what_is_not_kept_is_no_file(database: Database, store: ObjectStor
     saved = await service.save(database, store, owner_id, filename="a", media_type="a/b", chunks=give(CONTENT))
 
     async with database.read() as session:
-        with pytest.raises(NotFoundError, match="no such file"):
+        with pytest.raises(NotFoundError, match="not found"):
             await service.get_file(session, saved.id)
 
 
@@ -257,7 +257,7 @@ async def test_an_upload_that_has_expired_cannot_be_kept(
     await let_a_day_pass(database)
 
     async with database.write() as session:
-        with pytest.raises(NotFoundError, match="upload the file again"):
+        with pytest.raises(NotFoundError, match="Upload the file again"):
             await service.keep(session, saved)
 
 

@@ -278,7 +278,7 @@ async def test_a_mistake_in_one_message_holds_up_no_other(
         await wait_for(lambda: mail.messages)
 
     assert mail.attempts == [ADA]
-    assert "a message cannot be made" in logs.getvalue()
+    assert "e-mail cannot be rendered" in logs.getvalue()
 
 
 async def test_a_silent_server_is_given_up_on_and_asked_again(
@@ -368,13 +368,13 @@ async def test_a_database_out_of_reach_is_reported_once_and_survived(
     watchful = settings.model_copy(update={"outbox_poll_seconds": 0.02})
     await execute_async(live_url, "ALTER TABLE outgoing_emails RENAME TO hidden")
     async with run_sender(watchful, database, RENDERERS):
-        await wait_for(lambda: "out of reach" in logs.getvalue())
+        await wait_for(lambda: "outbox unreachable" in logs.getvalue())
         await asyncio.sleep(0.2)
         await execute_async(live_url, "ALTER TABLE hidden RENAME TO outgoing_emails")
         await enqueue(database, ADA)
         await wait_for(lambda: mail.messages)
 
-    assert logs.getvalue().count("out of reach") == 1
+    assert logs.getvalue().count("outbox unreachable") == 1
 
 
 def test_delays_grow_and_are_bounded_and_scattered(settings: Settings) -> None:

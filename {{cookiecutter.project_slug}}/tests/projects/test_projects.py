@@ -9,6 +9,8 @@ import httpx2
 import pytest
 
 from app.application import create_app
+from app.core.config.settings import Settings
+from app.core.db.session import Database
 from tests.support.accounts import Account, confirmed, create_account
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
@@ -253,3 +255,24 @@ async def test_receipt_that_is_no_longer_needed_is_purged(live_url: str, what: s
     )
     assert kept == ([(len(b"another"),)] if what == "receipt" else [])
     assert await execute_async(live_url, "SELECT count(*) FROM stored_files") == [(2 if what == "receipt" else 1,)]
+
+
+async def test_an_account_stores_no_row_beyond_its_quotas(settings: Settings, database: Database) -> None:
+    app = create_app(settings.model_copy(update={"max_rows_per_user": 2}), database)
+    async with open_client(app) as client:
+        user = await create_account(client)
+        projects = [await add_project(client, user) for _ in range(2)]
+        expenses = [await add_expense(client, user, project) for project in projects]
+        paths = [f"{PROJECTS}/{project['id']}/expenses" for project in projects]
+        receipt = f"{paths[0]}/{expenses[0]['id']}"
+        # The first receipt is stored until it is purged.
+        attached = [(await upload(client, receipt, user)).status_code for _ in range(2)]
+
+        refused = [
+            await client.post(PROJECTS, json=PROJECT, headers=user.headers),
+            *[await client.post(path, json=EXPENSE, headers=user.headers) for path in paths],
+            await upload(client, receipt, user),
+        ]
+
+    assert attached == [200, 200]
+    assert [(each.status_code, each.json()["code"]) for each in refused] == [(409, "quota-exceeded")] * 4

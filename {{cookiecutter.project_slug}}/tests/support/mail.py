@@ -150,11 +150,11 @@ class Mailbox:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.email_folder
         # One at a time: most tests have one connection, whose transaction is rolled back at the end.
-        self._sender = Sender(settings, database, email_renderers(), at_once=1)
+        self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def read(self, address: str) -> list[EmailMessage]:
         """Send the queued messages, and return all messages to the address in the order of sending."""
-        while await self._sender.send_some():
+        while await self._sender.send_due():
             pass
         files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)
         messages = [message_from_bytes(file.read_bytes(), policy=default) for file in files]

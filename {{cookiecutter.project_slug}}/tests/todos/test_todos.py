@@ -8,10 +8,14 @@ import pytest
 from fastapi import FastAPI
 
 from app.accounts.dependencies import get_current_user
+from app.application import create_app
+from app.core.config.settings import Settings
+from app.core.db.session import Database
 from app.features import FEATURES
 from app.startup import reset
 from app.todos.feature import SAMPLES
 from tests.support.accounts import Account, confirmed, create_account
+from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 
 TODOS = "/api/v1/todos"
@@ -253,3 +257,17 @@ async def test_a_reset_loads_the_sample_todos(empty_url: str) -> None:
 
     rows = await execute_async(empty_url, "SELECT title, completed FROM todos ORDER BY created_at, id")
     assert rows == [(sample.title, sample.completed) for sample in SAMPLES]
+
+
+async def test_an_account_stores_no_todo_beyond_its_quota(settings: Settings, database: Database) -> None:
+    app = create_app(settings.model_copy(update={"max_rows_per_user": 3}), database)
+    async with open_client(app) as client:
+        user, other = await create_account(client), await create_account(client)
+        todos = [await create_todo(client, user) for _ in range(3)]
+
+        refused = await client.post(TODOS, json={"title": "Buy more"}, headers=user.headers)
+        await create_todo(client, other)
+        await client.delete(f"{TODOS}/{todos[0]['id']}", headers=user.headers)
+        await create_todo(client, user)
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "quota-exceeded")

@@ -306,6 +306,20 @@ async def test_places_that_differ_in_more_than_case_are_different_places(
     assert [query["q"] for query in service.queries] == [city, other]
 
 
+async def test_one_account_cannot_use_up_the_quota_of_the_service(
+    settings: Settings, database: Database, service: UpstreamServer
+) -> None:
+    async with open_weather_client(settings, database, service, weather_requests_per_minute=1) as (client, user):
+        other = await create_account(client)
+        paris = f"{PATH}?city=Paris"
+        asked = [(LONDON, user), (paris, user), (LONDON, user), (paris, other), (paris, user)]
+        answers = [await client.get(path, headers=account.headers) for path, account in asked]
+
+    assert [response.status_code for response in answers] == [200, 429, 200, 200, 200]
+    assert 0 < int(answers[1].headers["retry-after"]) <= 60
+    assert len(service.paths) == 2
+
+
 async def test_expired_response_is_fetched_again(
     settings: Settings, database: Database, service: UpstreamServer
 ) -> None:

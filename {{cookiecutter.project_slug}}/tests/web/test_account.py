@@ -164,12 +164,12 @@ async def test_second_factor_is_turned_on_and_off(
 ) -> None:
     await browser.open("/account/second-factor")
     await browser.send("/account/second-factor/begin", current_password="wrong")
-    assert "The current password is not right." in browser.text
+    assert "Incorrect current password." in browser.text
     await browser.send("/account/second-factor/begin", current_password=PASSWORD)
     (secret,) = re.findall(r"<code>([A-Z2-7]{32})</code>", browser.text)
 
     await browser.send("/account/second-factor/confirm", code="000000")
-    assert "The code is not right." in browser.text
+    assert "Incorrect code." in browser.text
     assert secret in browser.text
     await browser.send("/account/second-factor/confirm", code="12345")
     assert "must be the 6-digit code from the authenticator app" in browser.text
@@ -181,7 +181,7 @@ async def test_second_factor_is_turned_on_and_off(
 
     await browser.open("/account/second-factor")
     await browser.send("/account/second-factor/disable", current_password=PASSWORD)
-    assert "send a code of it" in browser.text
+    assert "send a code as otp" in browser.text
     await browser.send("/account/second-factor/disable", current_password=PASSWORD, otp=recovery_codes[0])
     assert "Your second factor is off." in browser.text
 

@@ -356,7 +356,7 @@ async def test_wrong_password_shows_an_error_and_keeps_the_address(
     await browser.send("/sign-in", email=EMAIL, password="wrong password!")
 
     assert browser.page.status_code == 400
-    assert "is not right" in browser.text
+    assert "Incorrect e-mail address or password" in browser.text
     assert browser.find_form("/sign-in")["email"] == EMAIL
     assert "wrong password!" not in browser.text
     assert "sign-in.failed" in await list_events(connection)
@@ -404,7 +404,7 @@ async def test_second_factor_is_asked_for(
         await browser.send("/sign-in", email=user.email, password=PASSWORD)
         assert "second factor" in browser.text
         await browser.send("/sign-in", password=PASSWORD, otp="000000")
-        assert "The code is not right." in browser.text
+        assert "Incorrect code." in browser.text
         await browser.send("/sign-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
 
         assert "Hello" in browser.text

@@ -91,7 +91,7 @@ async def test_passkey_replaces_a_code_on_account_pages(browser: Browser) -> Non
     proof = await use(browser, spare, f"{PASSKEYS}/{first}/remove")
     await browser.send(f"{PASSKEYS}/{first}/remove", current_password=PASSWORD, passkey=proof)
 
-    assert "send a code of it as otp" in refused
+    assert "send a code as otp" in refused
     assert "The passkey was removed." in browser.text
     assert browser.list_ids(PASSKEYS + "/{}/remove") == [second]
 
@@ -105,7 +105,7 @@ async def test_refused_removal_shows_the_form_again(browser: Browser) -> None:
     await browser.send(f"{PASSKEYS}/{passkey_id}/remove", current_password="wrong password")
 
     assert browser.page.status_code == 422
-    assert "The current password is not right." in browser.text
+    assert "Incorrect current password." in browser.text
 
 
 async def test_refused_passkey_returns_to_the_first_page(browser: Browser) -> None:
@@ -115,7 +115,7 @@ async def test_refused_passkey_returns_to_the_first_page(browser: Browser) -> No
     await browser.send(PASSKEYS, name="Phone", credential=json.dumps(foreign))
 
     assert browser.page.status_code == 422
-    assert "What the passkey has signed is not right." in browser.text
+    assert "Invalid passkey signature." in browser.text
     assert browser.find_form(f"{PASSKEYS}/begin")
 
 

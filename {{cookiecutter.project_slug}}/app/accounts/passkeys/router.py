@@ -15,19 +15,19 @@ router = FeatureRouter(prefix="/auth/passkeys", tags=["auth"])
 
 @router.get("", response_model=list[PasskeyRead], responses=problem_responses(401, 403))
 async def list_passkeys(user: CurrentUser, session: SessionDep) -> list[PasskeyRecord]:
-    """List the account's passkeys, the oldest first."""
+    """List the account's passkeys, oldest first."""
     return await service.list_passkeys(session, user.id)
 
 
 @router.post("/options", responses=problem_responses(401, 403, 409, 422, 429))
 async def begin_passkey(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> JsonObject:
-    """Get the options for `navigator.credentials.create`, for `parseCreationOptionsFromJSON`."""
+    """Get the options to create a passkey, for `PublicKeyCredential.parseCreationOptionsFromJSON`."""
     return await service.begin(ctx, caller, data)
 
 
 @router.post("", status_code=201, responses=problem_responses(401, 403, 409, 422))
 async def create_passkey(data: PasskeyCreate, caller: CurrentCaller, ctx: ContextDep) -> PasskeyCreated:
-    """Add the passkey that was made with the options, within five minutes and by the same session."""
+    """Add a passkey that was created with the options, within five minutes and in the same session."""
     return await service.create(ctx, caller, data)
 
 
@@ -35,5 +35,5 @@ async def create_passkey(data: PasskeyCreate, caller: CurrentCaller, ctx: Contex
 async def remove_passkey(
     data: PasswordConfirmation, passkey: OwnPasskeyDep, caller: CurrentCaller, ctx: ContextDep
 ) -> None:
-    """Remove a passkey, such as one that was lost."""
+    """Remove a passkey."""
     await service.remove(ctx, caller, passkey, data)

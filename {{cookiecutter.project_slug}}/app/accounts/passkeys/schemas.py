@@ -17,7 +17,7 @@ class RegistrationResponse(BaseModel):
 
 
 class PasskeyRegistration(BaseModel):
-    """What `navigator.credentials.create` has returned, as JSON; what else a browser tells is ignored."""
+    """The result of `navigator.credentials.create` as JSON; other fields are ignored."""
 
     id: Part
     response: RegistrationResponse
@@ -36,7 +36,7 @@ class PasskeyRead(ResponseModel):
 
 
 class PasskeyCreated(BaseModel):
-    """With recovery codes where it is the first second factor of the account; they are shown this once."""
+    """A new passkey, with recovery codes if it is the account's first second factor; they are shown only once."""
 
     passkey: PasskeyRead
     recovery_codes: list[str]

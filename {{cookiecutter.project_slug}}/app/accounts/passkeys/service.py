@@ -1,4 +1,4 @@
-"""Passkeys of one's account: added with the password, listed and removed."""
+"""Add, list and remove the passkeys of an account."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -7,25 +7,32 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from app.accounts.callers import require_session
 from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
+from app.accounts.identity_cache import require_session
 from app.accounts.models import Caller, Passkey
 from app.accounts.passkeys.schemas import PasskeyCreate, PasskeyCreated, PasskeyRead
 from app.accounts.queries import lock_user
 from app.accounts.second_factor.codes import find_factors, make_recovery_codes
 from app.accounts.second_factor.confirmation import confirm_identity
-from app.accounts.second_factor.passkeys import Purpose, encode, make_challenge, use_challenge
+from app.accounts.second_factor.passkeys import (
+    INVALID_SIGNATURE,
+    REFUSALS,
+    Purpose,
+    encode,
+    make_challenge,
+    use_challenge,
+)
 from app.accounts.second_factor.schemas import PasswordConfirmation
-from app.accounts.second_factor.service import settle_recovery_codes
+from app.accounts.second_factor.service import delete_unneeded_recovery_codes
 from app.core.context import Context
 from app.core.db.query import Query, columns
-from app.core.db.session import Session, release_connection
+from app.core.db.session import Session, commit_and_release
 from app.core.errors import ConflictError, NotFoundError, UnprocessableError
 from app.core.security import webauthn
 from app.core.security.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
 
-# Keys, phones and computers of a person; browsers are told of all of them.
+# Enough for the devices of a person; browsers get the ids of all of them.
 MAX_PASSKEYS = 20
 
 
@@ -53,32 +60,32 @@ async def get_passkey(session: Session, user_id: UUID, passkey_id: UUID) -> Pass
     """Return the user's passkey; someone else's is not found."""
     passkey = await session.fetch_one_or_none(PASSKEY_BY_ID, owner_id=user_id, passkey_id=passkey_id)
     if passkey is None:
-        raise NotFoundError("There is no such passkey.")
+        raise NotFoundError("Passkey not found.", code="passkey-not-found")
     return passkey
 
 
 async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> JsonObject:
-    """Return what a browser needs to make a passkey; only this session can bring it."""
+    """Return the options with which a browser creates a passkey for this session."""
     user = caller.user
     await confirm_identity(ctx, caller, data)
     known = await _list_ids(ctx.session, user.id)
     challenge = await make_challenge(ctx.session, Purpose.ADD, user.id, bound_to=str(caller.session_id))
-    await release_connection(ctx.session)
+    await commit_and_release(ctx.session)
     person = Person(user.id.bytes, user.email, user.name)
     return await webauthn.make_creation_options(ctx.settings, challenge, person, known)
 
 
 async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
-    """Take a passkey into use. Raises UnprocessableError for one that is not right."""
+    """Add a passkey. Raises UnprocessableError if it is invalid."""
     user, sent = caller.user, data.credential
     challenge = await use_challenge(ctx.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
-    # The challenge is used up, whatever comes.
-    await release_connection(ctx.session)
+    # The challenge is used up, whatever happens next.
+    await commit_and_release(ctx.session)
     registration = Registration(sent.id, sent.response.client_data, sent.response.attestation)
     try:
         new = await webauthn.verify_registration(ctx.settings, challenge, registration)
     except InvalidPasskeyError as error:
-        raise UnprocessableError("What the passkey has signed is not right.") from error
+        raise UnprocessableError(REFUSALS[INVALID_SIGNATURE], code=INVALID_SIGNATURE) from error
     await lock_user(ctx.session, user.id)
     await require_session(ctx.session, caller)
     await _list_ids(ctx.session, user.id)
@@ -94,7 +101,7 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
             transports=sent.response.transports,
         )
     except IntegrityError as error:
-        raise ConflictError("This passkey belongs to an account already.") from error
+        raise ConflictError("This passkey is already registered.", code="passkey-taken") from error
     codes = await make_recovery_codes(ctx.session, user.id) if is_first else []
     await ctx.audit.record(AccountEvent.PASSKEY_ADDED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
     await notify_owner(ctx, user.id, AccountChange.PASSKEY_ADDED)
@@ -102,10 +109,12 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
 
 
 async def _list_ids(session: Session, user_id: UUID) -> list[str]:
-    """Raises ConflictError where there is no room for another."""
+    """Return the ids of all passkeys. Raises ConflictError if no further one is allowed."""
     ids = [credential_id for (credential_id,) in await session.fetch_all(CREDENTIAL_IDS, owner_id=user_id)]
     if len(ids) >= MAX_PASSKEYS:
-        raise ConflictError(f"An account has at most {MAX_PASSKEYS} passkeys: remove one first.")
+        raise ConflictError(
+            f"An account can have at most {MAX_PASSKEYS} passkeys. Remove one first.", code="too-many-passkeys"
+        )
     return ids
 
 
@@ -114,7 +123,7 @@ async def remove(ctx: Context, caller: Caller, passkey: PasskeyRecord, data: Pas
     await confirm_identity(ctx, caller, data)
     await lock_user(ctx.session, user.id)
     if await ctx.session.fetch_value(DELETE_PASSKEY, passkey_id=passkey.id) is None:
-        raise NotFoundError("The passkey was removed at the same time.")
-    await settle_recovery_codes(ctx.session, user.id)
+        raise NotFoundError("Passkey not found.", code="passkey-not-found")
+    await delete_unneeded_recovery_codes(ctx.session, user.id)
     await ctx.audit.record(AccountEvent.PASSKEY_REMOVED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
     await notify_owner(ctx, user.id, AccountChange.PASSKEY_REMOVED)

@@ -21,7 +21,7 @@ confirmation = FeatureRouter(prefix="/auth/confirmation", tags=["auth"])
 async def change_password(
     data: PasswordChange, caller: CurrentCaller, ctx: ContextDep, response: Response
 ) -> TokenRead:
-    """Change the password, end every session, the caller's included, and begin a new one with the same scope."""
+    """Change the password, end all sessions, and return tokens of a new session with the same scope."""
     opened = await service.change_password(ctx, caller, data)
     response.headers.update(NO_STORE)
     return await issue(ctx, opened.user_id, opened.session_id, opened.scope)
@@ -31,9 +31,9 @@ async def change_password(
 async def confirm(
     data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep, response: Response
 ) -> ConfirmationRead:
-    """Confirm that the owner makes the next change.
+    """Enter the password again, to confirm one sensitive request.
 
-    Send the code of the answer as `X-Confirmation` with one request.
+    Send the returned code in the header `X-Confirmation` of that request.
     """
     await confirm_identity(ctx, caller, data)
     response.headers.update(NO_STORE)

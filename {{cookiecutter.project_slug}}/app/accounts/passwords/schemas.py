@@ -9,7 +9,7 @@ class PasswordChange(PasswordConfirmation):
 
 
 class ConfirmationRead(BaseModel):
-    """For one request of the same session, within as many seconds."""
+    """A code for one request of the same session, within `expires_in` seconds."""
 
     confirmation: str
     expires_in: int

@@ -1,20 +1,18 @@
-"""Accounts by mail: verify an address, set a forgotten password.
+"""Account recovery by e-mail: verify an address, change it, set a forgotten password.
 
-Whoever asks for a message gets the same answer in the same time, for the address is looked up when the message is made.
+Requests for messages get the same answer in the same time for every address: the account is looked up when the message
+is rendered.
 """
 
 from fastapi import Response
 
 from app.accounts.dependencies import CurrentCaller
-from app.accounts.emails import EmailKind, limit_messages
 from app.accounts.recovery import service
-from app.accounts.recovery.dependencies import limit_codes
 from app.accounts.recovery.schemas import EmailChange, EmailRequest, EmailVerification, PasswordReset
 from app.core.context import ContextDep
 from app.core.dependencies import MailDep, require_mail, reserve_hash
 from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
-from app.outbox import service as outbox_service
 
 router = FeatureRouter(prefix="/auth", tags=["auth"])
 address = FeatureRouter(prefix="/users", tags=["users"])
@@ -28,19 +26,16 @@ address = FeatureRouter(prefix="/users", tags=["users"])
     dependencies=[require_mail],
 )
 async def request_email_verification(data: EmailRequest, ctx: ContextDep) -> None:
-    """Send the message again that verifies an address."""
-    await limit_messages(ctx, EmailKind.VERIFICATION, data.email)
-    await outbox_service.enqueue(ctx.session, EmailKind.VERIFICATION, data.email)
+    """Send another message with a code that verifies an address."""
+    await service.request_verification(ctx, data.email)
 
 
-@router.post(
-    "/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash, limit_codes]
-)
+@router.post("/email/verify", status_code=204, responses=problem_responses(409, 429), dependencies=[reserve_hash])
 async def verify_email(data: EmailVerification, ctx: ContextDep) -> None:
-    """Verify an address, or confirm a new one, with the code that was sent there.
+    """Verify an address, or confirm a new one, with the code of a message and the password.
 
-    It also takes the password of the sign-up or the account: without it, the mere click of somebody whose address a
-    stranger has entered would verify it for the stranger's account.
+    The password of the sign-up or account is required: a code alone could be confirmed by an unsuspecting person whose
+    address somebody else has entered.
     """
     await service.verify_email(ctx, data)
 
@@ -53,16 +48,13 @@ async def verify_email(data: EmailVerification, ctx: ContextDep) -> None:
     dependencies=[require_mail],
 )
 async def forgot_password(data: EmailRequest, ctx: ContextDep) -> None:
-    """Send a code that sets a new password, if there is an account with this address."""
-    await limit_messages(ctx, EmailKind.PASSWORD_RESET, data.email)
-    await outbox_service.enqueue(ctx.session, EmailKind.PASSWORD_RESET, data.email)
+    """Send a code for a new password, if the address has an account."""
+    await service.request_password_reset(ctx, data.email)
 
 
-@router.post(
-    "/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash, limit_codes]
-)
+@router.post("/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash])
 async def reset_password(data: PasswordReset, ctx: ContextDep) -> None:
-    """Set a new password with the code that was sent, and end every session."""
+    """Set a new password with the code of a message, and end all sessions."""
     await service.reset_password(ctx, data.token, data.new_password.get_secret_value())
 
 
@@ -73,5 +65,5 @@ async def reset_password(data: PasswordReset, ctx: ContextDep) -> None:
     responses=problem_responses(401, 403, 409, 429),
 )
 async def change_email(data: EmailChange, caller: CurrentCaller, _mail: MailDep, ctx: ContextDep) -> None:
-    """Ask for another address; it is the account's once the code that is sent there has come back."""
+    """Request an e-mail change; it takes effect when the code sent to the new address is confirmed."""
     await service.request_email_change(ctx, caller, data)

@@ -12,12 +12,11 @@ class EmailRequest(RequestModel):
 
 
 class EmailToken(RequestModel):
-    # The code of a message.
     token: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_CODE_LENGTH)]
 
 
 class EmailVerification(EmailToken):
-    # Of the sign-up that the message answers, or of the account that asked for it.
+    # The password of the sign-up or account that the message is for.
     password: SecretStr
 
 

@@ -1,4 +1,4 @@
-"""Accounts by mail: verify an address, change it, set a forgotten password."""
+"""Account recovery by e-mail: verify an address, change it, set a forgotten password."""
 
 from typing import cast
 from uuid import UUID
@@ -7,36 +7,57 @@ from pydantic import SecretStr
 from sqlalchemy.exc import IntegrityError
 
 from app.accounts import one_time_tokens
-from app.accounts.emails import AccountChange, EmailKind, Purpose, limit_messages, notify_owner
+from app.accounts.emails import AccountChange, EmailKind, Purpose, commit_and_limit_messages, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import Caller
 from app.accounts.one_time_tokens import TokenRecord
 from app.accounts.password_policy import refuse_unfit_password
 from app.accounts.queries import (
+    ADDRESS_TAKEN,
     END_SESSIONS,
-    HOLD_PASSWORD,
+    LOCK_IF_PASSWORD,
+    PASSWORD_CHANGED,
     UPDATE_USER,
-    forget_access,
+    cancel_email_change,
+    finish_password_change,
     get_user,
     remember_network,
-    settle_password,
-    withdraw_email_change,
+    revoke_access,
 )
 from app.accounts.recovery.schemas import EmailChange, EmailVerification
 from app.accounts.second_factor.confirmation import PASSWORD_HASH, confirm_identity
 from app.core.context import Context
 from app.core.db.models import utc_now
-from app.core.db.session import release_connection
+from app.core.db.session import commit_and_release
 from app.core.errors import ConflictError, UnprocessableError
+from app.core.security.throttling import client_counters
 from app.outbox import service as outbox_service
+
+INCORRECT_PASSWORD = "Incorrect password. Enter the password of the sign-up or account that the message is for."  # noqa: S105  # a message
+
+
+async def request_verification(ctx: Context, email: str) -> None:
+    """Send another verification message. Raises TooManyRequestsError."""
+    await commit_and_limit_messages(ctx, EmailKind.VERIFICATION, email)
+    await outbox_service.enqueue(ctx.session, EmailKind.VERIFICATION, email)
+
+
+async def request_password_reset(ctx: Context, email: str) -> None:
+    """Send a code for a new password, if the address has an account. Raises TooManyRequestsError."""
+    await commit_and_limit_messages(ctx, EmailKind.PASSWORD_RESET, email)
+    await outbox_service.enqueue(ctx.session, EmailKind.PASSWORD_RESET, email)
 
 
 async def reset_password(ctx: Context, token: str, password: str) -> None:
-    """Set the password and end every session. The code also verifies the address that it was sent to."""
+    """Set the password and end all sessions. The code also verifies the address of the message.
+
+    Raises TooManyRequestsError, and UnprocessableError for an invalid code or a weak password.
+    """
+    await _commit_and_take_attempt(ctx)
     found = await one_time_tokens.find_token(ctx.session, token, Purpose.RESET_PASSWORD)
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     user = await get_user(ctx.session, found.user_id)
-    await release_connection(ctx.session)
+    await commit_and_release(ctx.session)
     await refuse_unfit_password(ctx, password, user.email, user.name)
     new_hash = await ctx.passwords.hash(password)
     verified_at = user.email_verified_at or utc_now()
@@ -44,44 +65,45 @@ async def reset_password(ctx: Context, token: str, password: str) -> None:
     await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     await one_time_tokens.use_token(ctx.session, token, Purpose.RESET_PASSWORD)
     if user.email_verified_at is None:
-        # Whoever signed up with the address need not be the person who reads its mail.
-        await forget_access(ctx.session, user.id)
+        # The person who signed up need not be the owner of the address.
+        await revoke_access(ctx.session, user.id)
     await ctx.session.run(END_SESSIONS, user_id=user.id)
     await remember_network(ctx, user.id)
-    await settle_password(ctx, user)
+    await finish_password_change(ctx, user)
     await ctx.audit.record(AccountEvent.PASSWORD_RESET, user.id)
 
 
 async def request_email_change(ctx: Context, caller: Caller, data: EmailChange) -> None:
-    """Nothing changes before the new address is confirmed; the old one hears of it now."""
+    """Send a code to the new address, and a notice to the old one. The change waits for the confirmation."""
     user = caller.user
     password_hash = await confirm_identity(ctx, caller, data)
-    await limit_messages(ctx, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
-    if await ctx.session.fetch_value(HOLD_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
-        raise ConflictError("The password was changed at the same time.")
+    await commit_and_limit_messages(ctx, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
+    if await ctx.session.fetch_value(LOCK_IF_PASSWORD, user_id=user.id, verified_hash=password_hash) is None:
+        raise ConflictError(PASSWORD_CHANGED, code="password-changed")
     await outbox_service.enqueue(ctx.session, EmailKind.EMAIL_CHANGE, data.new_email, user.id)
     await outbox_service.notify(ctx, EmailKind.EMAIL_CHANGE_NOTICE, user.email, user.id)
     await ctx.audit.record(AccountEvent.EMAIL_CHANGE_REQUESTED, user.id, actor_id=user.id)
 
 
 async def verify_email(ctx: Context, data: EmailVerification) -> None:
-    """Verify the account's address, or make the new one that was asked for the account's."""
+    """Verify the account's address, or change it to the requested one. Raises UnprocessableError."""
+    await _commit_and_take_attempt(ctx)
     token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
     found = await one_time_tokens.find_token(ctx.session, token, *purposes)
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of these purposes have a user
     changes: dict[str, object] = {"email": found.address, "email_verified_at": utc_now()}
     await _check_password(ctx, found, data.password)
-    await withdraw_email_change(ctx.session, found.user_id)
+    await cancel_email_change(ctx.session, found.user_id)
     before = await get_user(ctx.session, found.user_id)
     if found.payload and found.payload["password_hash"] != await _read_hash(ctx, found.user_id):
-        # Another sign-up came first. What counts is the one that is confirmed, and nothing that the other one has left.
+        # Another sign-up came first. The confirmed one replaces its password and all other credentials.
         changes |= found.payload
-        await forget_access(ctx.session, found.user_id)
+        await revoke_access(ctx.session, found.user_id)
     try:
         await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=found.user_id, **changes)
     except IntegrityError as error:
-        raise ConflictError("There is already an account with this e-mail address.") from error
+        raise ConflictError(ADDRESS_TAKEN, code="address-taken") from error
     await one_time_tokens.use_token(ctx.session, token, *purposes)
     await one_time_tokens.revoke_tokens(ctx.session, found.user_id)
     is_change = found.purpose == Purpose.CHANGE_EMAIL
@@ -91,18 +113,23 @@ async def verify_email(ctx: Context, data: EmailVerification) -> None:
     await ctx.audit.record(event, found.user_id, changes={"email": [before.email, found.address]})
 
 
-async def _check_password(ctx: Context, found: TokenRecord, password: SecretStr) -> None:
-    """Compare with the sign-up's that the code is of, or with the account's where the code was asked for later.
+async def _commit_and_take_attempt(ctx: Context) -> None:
+    counters = client_counters("code from address", ctx.client.ip_address, ctx.settings)
+    await ctx.throttle.commit_and_take(ctx.session, *counters)
 
-    Who only follows the link of a message that a stranger has asked for gives no account of the stranger the address.
+
+async def _check_password(ctx: Context, found: TokenRecord, password: SecretStr) -> None:
+    """Compare with the password of the code's sign-up or, if the code was requested later, of the account.
+
+    A person who only follows the link of a message must not verify the address for a stranger's account.
     """
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user
     expected = found.payload.get("password_hash") or await _read_hash(ctx, found.user_id)
-    await release_connection(ctx.session)
+    await commit_and_release(ctx.session)
     # The payload is JSON; sign_up writes a string.
     password_hash = cast(str | None, expected)
     if not (await ctx.passwords.verify(password.get_secret_value(), password_hash)).is_correct:
-        raise UnprocessableError("The password is not that of the account, or of the sign-up, that the message is for.")
+        raise UnprocessableError(INCORRECT_PASSWORD, code="incorrect-sign-up-password")
 
 
 async def _read_hash(ctx: Context, user_id: UUID) -> str | None:

@@ -1,4 +1,4 @@
-"""The codes that a second factor takes: of an authenticator (TOTP, RFC 6238), and recovery codes."""
+"""Codes of a second factor: of an authenticator app (TOTP, RFC 6238), and recovery codes."""
 
 import base64
 import re
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from app.accounts.emails import EmailKind
 from app.accounts.events import AccountEvent
 from app.accounts.models import RecoveryCode, SecondFactor, SecondFactorFailures
-from app.accounts.queries import FORGET_FAILURES
+from app.accounts.queries import RESET_FAILURES
 from app.accounts.second_factor.passkeys import PasskeyAssertion, PasskeyRefusedError, has_passkey, use_passkey
 from app.accounts.second_factor.schemas import DIGITS, TOTP_CODE
 from app.core.context import Context
@@ -32,25 +32,26 @@ from app.outbox import service as outbox_service
 logger = structlog.get_logger(__name__)
 
 STEP_SECONDS = 30
-# One step to either side, for clocks that differ and people who type (RFC 6238 §5.2).
+# One step before and after, for clocks that differ and the time to type (RFC 6238 §5.2).
 TOLERATED_STEPS = 1
 RECOVERY_CODES = 10
-# 80 bits, in four groups of four: cannot be guessed, and can be typed.
+# 80 bits, typed as four groups of four characters.
 RECOVERY_CODE_BYTES = 10
 
-# Failures in a row after which the owner is told, and after which codes are refused until the password is changed or
-# reset. NIST SP 800-63B (3.2.2) allows at most 100.
+# Consecutive failures after which the owner is notified, and after which codes are refused until the password is
+# changed or reset. NIST SP 800-63B (3.2.2) allows at most 100.
 NOTICE_FAILURES, MAX_FAILURES = 5, 50
 
-WRONG_CODE = "The code is not right."
+INCORRECT_CODE = "Incorrect code."
+FACTOR_REQUIRED = "A second factor is required: send a code as otp, or the response of a passkey as passkey."
 
 
 class FactorCheck(Enum):
-    RIGHT = auto()
-    WRONG = auto()
-    # Nothing was sent: the first step of a sign-in.
+    CORRECT = auto()
+    INCORRECT = auto()
+    # No code or passkey was sent: the first step of a sign-in.
     MISSING = auto()
-    # Nothing was sent, too often in a row to be a first step.
+    # As MISSING, but too many times in a row.
     MISSING_AGAIN = auto()
 
 
@@ -60,7 +61,7 @@ class FactorRecord(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What an account asks for besides the password."""
+    """The second factors of an account."""
 
     authenticator: FactorRecord | None
     has_passkey: bool
@@ -73,11 +74,11 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True)
 class Proof:
-    """What was sent besides the password: a normalized code, or what a passkey has answered."""
+    """A second factor in a request: a normalized code, or the response of a passkey."""
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # The values of `bound_to` whose challenges the passkey may answer.
+    # The passkey's challenge must have one of these values of `bound_to`.
     bound_to: tuple[str, ...] = ()
 
     @property
@@ -87,16 +88,16 @@ class Proof:
 
 _FACTOR = select(*columns(FactorRecord, SecondFactor)).where(SecondFactor.user_id == bindparam("owner_id"))
 FACTOR = Query(_FACTOR, FactorRecord)
-# Locked against another beginning, which would replace the secret between its check and its confirmation.
+# Locked, so that no other request replaces the secret between its check and its confirmation.
 FACTOR_TO_CONFIRM = Query(_FACTOR.with_for_update(), FactorRecord)
-# One statement decides between two that come with the same code.
+# Atomic: of two concurrent requests with the same code, one gets the row.
 USE_STEP = Query(
     update(SecondFactor)
     .where(SecondFactor.user_id == bindparam("owner_id"), SecondFactor.last_step < bindparam("used_step"))
     .values(last_step=bindparam("used_step"), secret=bindparam("new_secret"))
     .returning(SecondFactor.user_id)
 )
-# One atomic statement: it locks the row, so that concurrent guesses wait for the outcome.
+# Atomic; it locks the row, so that concurrent guesses wait for the outcome.
 COUNT_FAILURE = Query(
     upsert(SecondFactorFailures)
     .values(user_id=bindparam("owner_id"), failures=1)
@@ -117,39 +118,39 @@ DELETE_CODES = Command(delete(RecoveryCode).where(RecoveryCode.user_id == bindpa
 
 
 async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
-    """Return the second factor that is asked for, if there is one."""
+    """Return the authenticator if it is confirmed."""
     factor = await session.fetch_one_or_none(FACTOR, owner_id=user_id)
     return factor if factor is not None and factor.confirmed_at is not None else None
 
 
 async def find_factors(session: Session, user_id: UUID) -> Factors | None:
-    """Return what is asked for besides the password, if there is anything."""
+    """Return the account's second factors, or None if it has none."""
     factors = Factors(await find_factor(session, user_id), await has_passkey(session, user_id))
     return factors if any(factors) else None
 
 
 async def check_factor(ctx: Context, user: Owner, factors: Factors, proof: Proof) -> FactorCheck:
-    """Check what was sent besides the right password, and count the failures in a row.
+    """Check the second factor after a correct password, and count consecutive failures.
 
-    A failure is counted before the proof is looked at, so that many guesses at once are no way around. Without a proof,
-    counting stops before any is refused: nothing was guessed. The caller commits what was written, whatever the result.
+    The failure is counted before the check, so that concurrent guesses cannot exceed the limit. Without a proof,
+    counting stops below that limit, since nothing was guessed. The caller must commit, whatever the result.
     """
     limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
     failures = await ctx.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)
-    if proof.is_given and failures is not None and await _is_right(ctx, user.id, factors, proof):
-        await ctx.session.run(FORGET_FAILURES, owner_id=user.id)
-        return FactorCheck.RIGHT
+    if proof.is_given and failures is not None and await _is_correct(ctx, user.id, factors, proof):
+        await ctx.session.run(RESET_FAILURES, owner_id=user.id)
+        return FactorCheck.CORRECT
     event = AccountEvent.SECOND_FACTOR_REFUSED if proof.is_given else AccountEvent.SECOND_FACTOR_MISSING
     logger.warning(event.value, client=ctx.client.ip_address, user_id=str(user.id), failures=failures or limit)
     await ctx.audit.record(event, user.id, failures=failures or limit)
     if failures == NOTICE_FAILURES and ctx.settings.sends_mail:
         await outbox_service.notify(ctx, EmailKind.SECOND_FACTOR_FAILURES, user.email, user.id)
     if proof.is_given:
-        return FactorCheck.WRONG
+        return FactorCheck.INCORRECT
     return FactorCheck.MISSING_AGAIN if failures is None else FactorCheck.MISSING
 
 
-async def _is_right(ctx: Context, user_id: UUID, factors: Factors, proof: Proof) -> bool:
+async def _is_correct(ctx: Context, user_id: UUID, factors: Factors, proof: Proof) -> bool:
     if proof.passkey is None:
         return await use_code(ctx, user_id, factors.authenticator, proof.otp or "")
     try:
@@ -159,7 +160,7 @@ async def _is_right(ctx: Context, user_id: UUID, factors: Factors, proof: Proof)
 
 
 async def use_code(ctx: Context, user_id: UUID, factor: FactorRecord | None, code: str) -> bool:
-    """Take a normalized code of the authenticator or a recovery code; neither works a second time."""
+    """Return whether a normalized code of the authenticator, or a recovery code, is correct, and use it up."""
     code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
         return factor is not None and await use_totp(ctx, user_id, factor, code)
@@ -175,7 +176,7 @@ async def use_totp(ctx: Context, user_id: UUID, factor: FactorRecord, code: str)
     step = _find_step(make_totp(secret), code)
     if step is None:
         return False
-    # Re-encrypt at each use, so that SECRET_KEY replaces its predecessors.
+    # Re-encrypt at each use, so that SECRET_KEY replaces SECRET_KEY_FALLBACKS.
     new_secret = ctx.secret_box.encrypt(secret)
     return await ctx.session.fetch_value(USE_STEP, owner_id=user_id, used_step=step, new_secret=new_secret) is not None
 
@@ -194,12 +195,12 @@ def _find_step(totp: TOTP, code: str) -> int | None:
 
 
 def make_totp(secret: str) -> TOTP:
-    mac = SHA1()  # noqa: S303  # RFC 6238's default MAC, the only one that many apps know
+    mac = SHA1()  # noqa: S303  # RFC 6238's default, the only one that many apps support
     return TOTP(base64.b32decode(secret), DIGITS, mac, STEP_SECONDS)
 
 
 async def make_recovery_codes(session: Session, user_id: UUID) -> list[str]:
-    """Called with the first second factor of an account; later ones share these codes."""
+    """Create recovery codes. Call for an account's first second factor; further ones share the codes."""
     codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
     for code in codes:
         await session.run(CREATE_CODE, user_id=user_id, code_hash=hash_opaque_token(code))

@@ -1,4 +1,4 @@
-"""Verify passkeys (WebAuthn): each answers one of our challenges, which is valid for five minutes and one use."""
+"""Verify passkeys (WebAuthn). Each response needs a challenge, which is valid for five minutes and one use."""
 
 import base64
 from datetime import timedelta
@@ -17,10 +17,10 @@ from app.accounts.models import Passkey, User
 from app.core.context import Context
 from app.core.db.models import utc_now
 from app.core.db.query import Query, columns
-from app.core.db.session import Session, release_connection
+from app.core.db.session import Session, commit_and_release
 from app.core.errors import UnprocessableError
 from app.core.security import webauthn
-from app.core.security.throttling import AttemptCounter, count_origin
+from app.core.security.throttling import AttemptCounter, client_counters
 from app.core.security.webauthn import Assertion, InvalidPasskeyError, JsonObject
 from app.outbox import service as outbox_service
 
@@ -28,11 +28,19 @@ CHALLENGE_LIFETIME = timedelta(minutes=5)
 MAX_PART_LENGTH = 8192
 BASE64URL = "^[A-Za-z0-9_-]+$"
 
-INVALID_CHALLENGE = "The challenge is not valid: it was used, is too old, or is not from here. Get new options."
-UNKNOWN_PASSKEY = "No account here has this passkey."
-WRONG_PASSKEY = "What the passkey has signed is not right."
-INACTIVE_ACCOUNT = "The account is deactivated, or its address is not verified."
-COPIED_PASSKEY = "The passkey's counter went back: there may be a copy of it. Sign in another way, and remove it."
+# Codes of refusals.
+INVALID_CHALLENGE = "invalid-challenge"
+UNKNOWN_PASSKEY = "unknown-passkey"
+INVALID_SIGNATURE = "invalid-passkey-signature"
+INACTIVE_ACCOUNT = "inactive-account"
+COPIED_PASSKEY = "copied-passkey"
+REFUSALS = {
+    INVALID_CHALLENGE: "Invalid challenge: it was used, has expired, or is of another session. Request new options.",
+    UNKNOWN_PASSKEY: "No account has this passkey.",
+    INVALID_SIGNATURE: "Invalid passkey signature.",
+    INACTIVE_ACCOUNT: "The account is deactivated, or its address is not verified.",
+    COPIED_PASSKEY: "The passkey may have been copied: its counter went backwards. Sign in another way and remove it.",
+}
 
 
 def encode(data: bytes) -> str:
@@ -66,14 +74,14 @@ class AssertionResponse(BaseModel):
 
 
 class PasskeyAssertion(BaseModel):
-    """What `navigator.credentials.get` has returned, as JSON; what else a browser tells is ignored."""
+    """The result of `navigator.credentials.get` as JSON; other fields are ignored."""
 
     id: Part
     response: AssertionResponse
 
 
 def read_text(value: object) -> object:
-    """Parse JSON: a form sends the answer as text."""
+    """Parse JSON, which forms send as text."""
     return from_json(value) if isinstance(value, str) else value
 
 
@@ -97,10 +105,10 @@ class PasskeyRecord(NamedTuple):
 
 
 class PasskeyRefusedError(UnprocessableError):
-    """A refused passkey; counters and audit events of the attempt are committed."""
+    """A refused passkey. Counters and audit events of the attempt are committed."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, commit_anyway=True)
+    def __init__(self, code: str) -> None:
+        super().__init__(REFUSALS[code], code=code, commit_anyway=True)
 
 
 HAS_PASSKEY = Query(select(Passkey.id).where(Passkey.user_id == bindparam("owner_id")).limit(1))
@@ -111,7 +119,7 @@ PASSKEY = Query(
     PasskeyRecord,
 )
 _NEW_COUNT = bindparam("new_count", type_=BigInteger)
-# One statement decides between two that come with the same count. Most authenticators do not count: theirs stays 0.
+# Atomic: of two concurrent requests with the same count, one gets the row. Many authenticators always send 0.
 USE_PASSKEY = Query(
     update(Passkey)
     .where(
@@ -130,7 +138,7 @@ async def has_passkey(session: Session, user_id: UUID) -> bool:
 async def make_challenge(
     session: Session, purpose: Purpose, user_id: UUID | None = None, *, bound_to: str = ""
 ) -> bytes:
-    """Return a new challenge; only the session or browser that `bound_to` names may answer it."""
+    """Return a new challenge; only the session or browser named by `bound_to` can use it."""
     challenge = await one_time_tokens.create_token(
         session, purpose, user_id, "", lifetime=CHALLENGE_LIFETIME, payload={"bound_to": bound_to}
     )
@@ -138,7 +146,7 @@ async def make_challenge(
 
 
 async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, *bound_to: str) -> bytes:
-    """Use up the challenge that the client names, and return it; only the signature proves the answer.
+    """Delete the challenge named by the client, and return it; the caller must check the signature.
 
     Raises PasskeyRefusedError.
     """
@@ -153,21 +161,20 @@ async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, 
 
 
 async def make_options(ctx: Context, *, bound_to: str = "") -> JsonObject:
-    """Return what a browser needs to use a passkey, whoever asks. Raises TooManyRequestsError."""
-    await release_connection(ctx.session)
-    await ctx.throttle.count(*_counters(ctx))
+    """Return the options with which a browser uses any passkey. Raises TooManyRequestsError."""
+    await ctx.throttle.commit_and_take(ctx.session, *_counters(ctx))
     challenge = await make_challenge(ctx.session, Purpose.USE, bound_to=bound_to)
-    await release_connection(ctx.session)
+    await commit_and_release(ctx.session)
     return await webauthn.make_request_options(ctx.settings, challenge)
 
 
 def _counters(ctx: Context) -> list[AttemptCounter]:
-    """Count challenges, since every attempt needs one; a success gives its attempt back."""
-    return count_origin("passkey from address", ctx.client.ip_address, ctx.settings)
+    """Challenges are counted, since every attempt needs one; a success refunds its attempt."""
+    return client_counters("passkey from address", ctx.client.ip_address, ctx.settings)
 
 
 async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
-    """Return the passkey that has answered a challenge of one of these. Raises PasskeyRefusedError."""
+    """Return the passkey of a valid response to a challenge of `bound_to`. Raises PasskeyRefusedError."""
     response = sent.response
     challenge = await use_challenge(ctx.session, Purpose.USE, response.client_data, *(bound_to or ("",)))
     passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
@@ -177,16 +184,16 @@ async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> P
     try:
         count = await webauthn.verify_assertion(ctx.settings, challenge, assertion, decode(passkey.public_key))
     except InvalidPasskeyError as error:
-        raise PasskeyRefusedError(WRONG_PASSKEY) from error
+        raise PasskeyRefusedError(INVALID_SIGNATURE) from error
     if await ctx.session.fetch_value(USE_PASSKEY, used_id=passkey.id, new_count=count, now=utc_now()) is None:
         raise await _refuse_copy(ctx, sent)
     for counter in _counters(ctx):
-        await ctx.throttle.give_back(ctx.session, counter)
+        await ctx.throttle.refund(ctx.session, counter)
     return passkey
 
 
 async def _refuse_copy(ctx: Context, sent: PasskeyAssertion) -> PasskeyRefusedError:
-    """Tell the owner, unless the passkey was removed in this moment."""
+    """Record and notify the owner, unless the passkey was removed meanwhile."""
     passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
     if passkey is None:
         return PasskeyRefusedError(UNKNOWN_PASSKEY)

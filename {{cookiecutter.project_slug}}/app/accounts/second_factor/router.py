@@ -10,17 +10,17 @@ router = FeatureRouter(prefix="/auth/second-factor", tags=["auth"])
 
 @router.post("", responses=problem_responses(401, 403, 409, 422, 429))
 async def begin_second_factor(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> SecondFactorSecret:
-    """Make a secret for an authenticator app; it is asked for once a code of it was confirmed."""
+    """Start enrolling an authenticator app; confirm a code to activate it."""
     return await service.begin(ctx, caller, data)
 
 
 @router.post("/confirm", responses=problem_responses(401, 403, 409, 422, 429))
 async def confirm_second_factor(data: SecondFactorCode, caller: CurrentCaller, ctx: ContextDep) -> RecoveryCodes:
-    """Ask for a second factor from now on. Returns the recovery codes; none if a passkey has brought them already."""
+    """Activate the authenticator app. Returns recovery codes, unless the account has some from a passkey."""
     return await service.confirm(ctx, caller, data)
 
 
 @router.post("/disable", status_code=204, responses=problem_responses(401, 403, 409, 422, 429))
 async def disable_second_factor(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> None:
-    """Forget the authenticator. Passkeys stay; the recovery codes go with the last second factor."""
+    """Remove the authenticator app. Passkeys stay; the recovery codes are deleted with the last second factor."""
     await service.disable(ctx, caller, data)

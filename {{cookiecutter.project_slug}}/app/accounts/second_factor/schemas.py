@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 from app.accounts.second_factor.passkeys import PasskeyAnswer
 from app.core.http.schemas import MAX_CODE_LENGTH, RequestModel, normalize_code
 
-# The default of authenticator apps; many ignore any other value.
+# Many authenticator apps support only this number.
 DIGITS = 6
 TOTP_CODE = re.compile("[0-9]" * DIGITS)
 
@@ -22,7 +22,7 @@ def _read_totp_code(typed: str) -> str:
 
 
 class PasswordConfirmation(RequestModel):
-    """That it is the owner: the password and, where the account has a second factor, a code of it or a passkey."""
+    """The password and, if the account has a second factor, a code or the response of a passkey."""
 
     current_password: SecretStr
     otp: Annotated[str, Field(max_length=MAX_CODE_LENGTH), AfterValidator(normalize_code)] | None = None
@@ -30,7 +30,7 @@ class PasswordConfirmation(RequestModel):
 
 
 class SecondFactorSecret(BaseModel):
-    """For an authenticator app: the URI as a QR code, or the secret to type."""
+    """For an authenticator app: the URI, to show as a QR code, or the secret, to type."""
 
     secret: str
     uri: str
@@ -45,6 +45,6 @@ class SecondFactorCode(RequestModel):
 
 
 class RecoveryCodes(BaseModel):
-    """Each signs in once in place of the second factor. Empty where the account has had codes from its first one."""
+    """Each code replaces the second factor once. Empty if the account has recovery codes already."""
 
     recovery_codes: list[str]

@@ -14,13 +14,13 @@ router = FeatureRouter(prefix="/auth/sessions", tags=["auth"])
 
 @router.get("", response_model=list[SessionRead], responses=problem_responses(401, 403))
 async def list_sessions(caller: CurrentCaller, session: SessionDep) -> list[SessionRecord]:
-    """List where the account is signed in, the most recently used first."""
+    """List the account's sessions, most recently used first."""
     return await service.list_sessions(session, caller)
 
 
 @router.delete("/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))
 async def end_session(own_session: OwnSessionDep, confirmation: ConfirmationDep, ctx: ContextDep) -> None:
-    """Sign out here or, with a confirmation, somewhere else."""
+    """End one of your sessions; any but the current one needs a confirmation."""
     if not own_session.is_current:
         await confirmation.require()
     await service.end_session(ctx.session, ctx.audit, own_session.id)

@@ -5,7 +5,7 @@ from app.core.http.schemas import ResponseModel
 
 
 class SessionRead(ResponseModel):
-    """A sign-in; `last_used_at`, `address` and `device` are those of the last time that it got new tokens."""
+    """A session; `last_used_at`, `address` and `device` are those of its latest sign-in or token refresh."""
 
     id: UUID
     scope: str

@@ -65,7 +65,7 @@ PURGE_OWN_SESSIONS = Command(
     delete(UserSession).where(UserSession.user_id == bindparam("owner_id"), UserSession.expires_at <= bindparam("now"))
 )
 PURGE_SESSIONS = delete_batch(UserSession, UserSession.expires_at <= bindparam("now"))
-# All but the most recently used.
+# All but the most recently used sessions.
 END_SURPLUS_SESSIONS = Command(
     delete(UserSession).where(
         UserSession.id.in_(
@@ -73,12 +73,12 @@ END_SURPLUS_SESSIONS = Command(
             .where(UserSession.user_id == bindparam("owner_id"))
             .order_by(UserSession.last_used_at.desc(), UserSession.id.desc())
             .offset(bindparam("kept"))
-            # SQLite knows no OFFSET without it.
+            # SQLite has no OFFSET without LIMIT.
             .limit(bindparam("at_most"))
         )
     )
 )
-# No account can have more: each sign-in leaves the number at the limit of its time.
+# More than an account can have, since each sign-in enforces MAX_SESSIONS_PER_USER.
 MANY = 1_000_000
 
 
@@ -89,7 +89,7 @@ async def list_sessions(session: Session, caller: Caller) -> list[SessionRecord]
 
 
 async def get_session(session: Session, caller: Caller, session_id: UUID) -> SessionRecord:
-    """Return a session of the caller; someone else's is not found."""
+    """Return a session of the caller. Raises NotFoundError, also for sessions of others."""
     found = await session.fetch_one_or_none(
         SESSION_BY_ID,
         owner_id=caller.user.id,
@@ -98,12 +98,12 @@ async def get_session(session: Session, caller: Caller, session_id: UUID) -> Ses
         now=utc_now(),
     )
     if found is None:
-        raise NotFoundError("There is no such session.")
+        raise NotFoundError("Session not found.", code="session-not-found")
     return found
 
 
 async def create_session(session: Session, settings: Settings, user_id: UUID, scope: str, client: ClientInfo) -> UUID:
-    """End the least recently used ones beyond the account's limit, and those that have expired."""
+    """Create a session; end expired ones, and the least recently used ones beyond MAX_SESSIONS_PER_USER."""
     now = utc_now()
     await session.run(PURGE_OWN_SESSIONS, owner_id=user_id, now=now)
     kept = settings.max_sessions_per_user - 1
@@ -124,9 +124,9 @@ async def create_session(session: Session, settings: Settings, user_id: UUID, sc
 async def extend_session(
     session: Session, settings: Settings, session_id: UUID, client: ClientInfo
 ) -> ExtendedRecord | None:
-    """Return the session's user and scope, or None when it has ended or its user is deactivated.
+    """Extend a session, and return its user and scope, or None if it has ended or its user is deactivated.
 
-    One that is older than SESSION_MAX_LIFETIME_SECONDS ends here.
+    A session that is older than SESSION_MAX_LIFETIME_SECONDS ends here.
     """
     now = created_at = utc_now()
     if settings.session_max_lifetime_seconds is not None:
@@ -146,14 +146,14 @@ async def extend_session(
 async def end_session(
     session: Session, audit: Audit, session_id: UUID, event: AccountEvent = AccountEvent.SESSION_ENDED
 ) -> None:
-    """Its tokens of both kinds stop to work; one that has ended already is no error."""
+    """End a session, which invalidates its access and refresh tokens. Does nothing if it has ended already."""
     user_id = await session.fetch_value(END_SESSION, session_id=session_id)
     if user_id is not None:
         await audit.record(event, user_id, actor_id=user_id, session_id=str(session_id))
 
 
 async def end_all(session: Session, audit: Audit, user: UserRecord | None) -> int:
-    """For operators: end the sessions of an account, or of everybody, and return how many there were."""
+    """End the sessions of one account, or of all accounts, as an operator; return their number."""
     if user is None:
         count = await session.run(END_ALL_SESSIONS)
     else:

@@ -5,10 +5,10 @@ from fastapi.responses import JSONResponse, Response
 
 from app.core.errors import AppError
 
-# RFC 6749 §5.1: also for the errors, which may tell about accounts.
+# RFC 6749 §5.1; also for errors, which may reveal something about accounts.
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
-# The last is an extension (§8.5), by the name that others have given it.
+# `mfa_required` is an extension (§8.5), with the name that other services use.
 ErrorCode = Literal["invalid_request", "invalid_grant", "invalid_scope", "unsupported_grant_type", "mfa_required"]
 
 
@@ -17,8 +17,11 @@ class OAuthError(AppError):
 
     status: ClassVar[int] = 400
 
-    def __init__(self, error: ErrorCode, description: str, *, commit_anyway: bool = False) -> None:
-        super().__init__(description, commit_anyway=commit_anyway)
+    def __init__(
+        self, error: ErrorCode, description: str, *, code: str | None = None, commit_anyway: bool = False
+    ) -> None:
+        """`code` is for the pages: OAuth's format has `error` alone."""
+        super().__init__(description, code=code or error.replace("_", "-"), commit_anyway=commit_anyway)
         self.error = error
 
 

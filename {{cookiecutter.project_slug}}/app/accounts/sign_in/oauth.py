@@ -1,4 +1,4 @@
-"""What RFC 6749 asks of an endpoint and FastAPI does otherwise."""
+"""Requirements of RFC 6749 that differ from FastAPI's defaults."""
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,13 +11,13 @@ from app.core.http.routing import FeatureRoute, Handler
 
 
 class OAuthRoute(FeatureRoute):
-    """Answer as OAuth clients expect: errors in their own format, and nothing stored."""
+    """Errors in the format of OAuth, and no caching."""
 
     def check_form(self, form: FormData) -> None:
         """RFC 6749 §3.2."""
         names = [name for name, _ in form.multi_items()]
         if len(names) != len(set(names)):
-            raise OAuthError("invalid_request", "A parameter is repeated.")
+            raise OAuthError("invalid_request", "A parameter is repeated. Send each once.")
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()

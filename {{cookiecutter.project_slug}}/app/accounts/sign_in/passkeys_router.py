@@ -1,4 +1,4 @@
-"""Sign-in without a password, as JSON: no OAuth client knows it."""
+"""Sign-in with a passkey: JSON, since OAuth has no grant for it."""
 
 from fastapi import Response
 
@@ -16,12 +16,12 @@ router = FeatureRouter(prefix="/auth/passkeys/sign-in", tags=["auth"])
 
 @router.post("/options", responses=problem_responses(429))
 async def begin_passkey_sign_in(ctx: ContextDep) -> JsonObject:
-    """Get the options for `navigator.credentials.get`, for `parseRequestOptionsFromJSON`; they name no account."""
+    """Get the options to sign in, for `PublicKeyCredential.parseRequestOptionsFromJSON`; they name no account."""
     return await passkeys.make_options(ctx)
 
 
 @router.post("", responses=problem_responses(403, 422))
 async def sign_in_with_passkey(data: PasskeySignIn, ctx: ContextDep, response: Response) -> TokenRead:
-    """Sign in with what a passkey has answered to the options, within five minutes."""
+    """Sign in with the response of a passkey to the options, within five minutes."""
     response.headers.update(NO_STORE)
     return await service.sign_in_with_passkey(ctx, data)

@@ -9,28 +9,28 @@ from app.core.http.schemas import RequestModel, normalize_code
 
 
 class TokenForm(BaseModel):
-    """RFC 6749 §4.3.2 and §6; parameters that are not known are ignored (§3.2)."""
+    """RFC 6749 §4.3.2 and §6; unknown parameters are ignored (§3.2)."""
 
     grant_type: str = ""
     username: str | None = None
     password: str | None = None
     refresh_token: str | None = None
     scope: str = ""
-    # A code of the second factor, or a recovery code; an extension.
+    # Extension: a code of the second factor, or a recovery code.
     otp: Annotated[str, AfterValidator(normalize_code)] | None = None
-    # In its place: what a passkey has answered, as JSON.
+    # Extension: the response of a passkey as JSON, instead of `otp`.
     passkey: PasskeyAnswer | None = None
 
 
 class PasskeySignIn(RequestModel):
-    """Without `scope`, all that the account may have."""
+    """Without `scope`, the session gets all scopes of the account."""
 
     credential: PasskeyAnswer
     scope: frozenset[Scope] | None = None
 
 
 class RevocationForm(BaseModel):
-    """RFC 7009 §2.1; the hint is not needed to tell the two kinds of tokens apart."""
+    """RFC 7009 §2.1; `token_type_hint` is not needed and ignored."""
 
     token: str = ""
 

@@ -22,19 +22,20 @@ from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch
-from app.core.db.session import Session, release_connection
+from app.core.db.session import Session, commit_and_release
 from app.core.errors import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
-from app.core.http.schemas import as_stored
+from app.core.http.schemas import normalize_email
 from app.core.observability.metrics import SIGN_INS
-from app.core.security.throttling import AttemptCounter, count_origin, network_of, purge_counts
+from app.core.security.throttling import AttemptCounter, client_counters, network_of, purge_counts
 from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
 logger = structlog.get_logger(__name__)
 
-WRONG_CREDENTIALS = "The e-mail address or the password is not right."
-# One sentence for both: who signs up with a password and then tries it must not hear whether the address was taken.
-WRONG_OR_UNVERIFIED = "The e-mail address or the password is not right, or the address is not verified."
-INVALID_REFRESH_TOKEN = "The refresh token is not valid."  # noqa: S105  # a message
+INCORRECT_CREDENTIALS = "Incorrect e-mail address or password."
+# One sentence for both cases: trying the password of a sign-up must not reveal whether the address was taken.
+INCORRECT_OR_UNVERIFIED = "Incorrect e-mail address or password, or the address is not verified."
+INVALID_REFRESH_TOKEN = "Invalid refresh token."  # noqa: S105  # a message
+SCOPE_NOT_ALLOWED = "This scope is not available to the account."
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
 
@@ -47,7 +48,7 @@ class CredentialsRecord(NamedTuple):
     is_known_network: bool
 
 
-class HeldRecord(NamedTuple):
+class LockedUserRecord(NamedTuple):
     id: UUID
     is_admin: bool
     email_verified_at: datetime | None
@@ -58,7 +59,7 @@ class RefreshTokenRecord(NamedTuple):
     used_at: datetime | None
 
 
-IS_ANYBODYS_NETWORK = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
+IS_KNOWN_TO_ANY = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
 _IS_KNOWN_NETWORK = exists().where(KnownNetwork.user_id == User.id, KnownNetwork.network == bindparam("from_network"))
 CREDENTIALS = Query(
     select(*columns(CredentialsRecord, User, is_known_network=_IS_KNOWN_NETWORK)).where(
@@ -66,18 +67,18 @@ CREDENTIALS = Query(
     ),
     CredentialsRecord,
 )
-# Locks the user against a change of the password, or a deactivation, between its verification and the new session.
+# Locks the user, so that neither the password nor `is_active` changes between the check and the new session.
 CONFIRM_CREDENTIALS = Query(
     select(User.id)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"), User.is_active)
     .with_for_update(read=True)
 )
-# As CONFIRM_CREDENTIALS, for a sign-in without a password.
-HOLD_USER = Query(
-    select(*columns(HeldRecord, User))
+# As CONFIRM_CREDENTIALS, for a sign-in with a passkey.
+LOCK_ACTIVE_USER = Query(
+    select(*columns(LockedUserRecord, User))
     .where(User.id == bindparam("user_id"), User.is_active)
     .with_for_update(read=True),
-    HeldRecord,
+    LockedUserRecord,
 )
 REHASH = Query(
     update(User)
@@ -87,7 +88,7 @@ REHASH = Query(
 )
 PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
 CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
-# One statement decides between two that come with the same token.
+# Atomic: of two concurrent requests with the same token, one gets the row.
 USE_REFRESH_TOKEN = Query(
     update(RefreshToken)
     .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
@@ -98,7 +99,7 @@ REFRESH_TOKEN = Query(
     select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
     RefreshTokenRecord,
 )
-# Once the session that it could have stolen would have expired, a used token tells nothing any more.
+# A used token is kept to detect reuse for as long as the session could have been extended with it.
 PURGE_REFRESH_TOKENS = Command(
     delete(RefreshToken).where(
         RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
@@ -108,13 +109,12 @@ PURGE_REFRESH_TOKENS = Command(
 
 @dataclass(frozen=True)
 class Attempt:
-    """A sign-in that was counted."""
+    """A counted attempt to sign in."""
 
     account: AttemptCounter
-    # In the order in which they were taken, and are to be changed: two sign-ins that lock these rows in another order
-    # would wait for each other for ever.
+    # In the order in which they were locked; updating them in another order would deadlock with other sign-ins.
     taken: list[AttemptCounter]
-    # What it gets unless it succeeds.
+    # The 429 to raise if authentication fails.
     refusal: TooManyRequestsError | None = None
 
 
@@ -126,9 +126,9 @@ class OpenedSession:
 
 
 async def create_token(ctx: Context, form: TokenForm) -> TokenRead:
-    """Serve the two grants; every refusal but too many attempts is an OAuthError."""
+    """Serve the two grants. Raises OAuthError, TooManyRequestsError and UnavailableError."""
     if not parse_scope(form.scope) <= set(SCOPES):
-        raise OAuthError("invalid_scope", f"The scopes are {' and '.join(sorted(SCOPES))}.")
+        raise OAuthError("invalid_scope", f"Unknown scope. The scopes are {' and '.join(sorted(SCOPES))}.")
     match form.grant_type:
         case "password":
             return await sign_in(ctx, form)
@@ -146,7 +146,7 @@ async def sign_in(ctx: Context, form: TokenForm) -> TokenRead:
 
 
 async def open_session(ctx: Context, form: TokenForm) -> OpenedSession:
-    """Check who signs in, and begin a session."""
+    """Authenticate with password and second factor, and begin a session."""
     if form.username is None or form.password is None:
         raise OAuthError("invalid_request", "username and password are required.")
     try:
@@ -167,29 +167,28 @@ async def _begin_session(ctx: Context, user_id: UUID, scope: str) -> OpenedSessi
 
 
 async def _authenticate(ctx: Context, form: TokenForm, username: str, password: str) -> tuple[UUID, str]:
-    """Return the user and the scope; time and error are the same for a wrong password and an unknown user."""
-    email = as_stored(username)
+    """Return the user and the scope. Time and error do not differ between unknown users and incorrect passwords."""
+    email = normalize_email(username)
     network = network_of(ctx.client.ip_address)
-    # Query it before the user: a sign-in at the same time may make the network known between the two queries.
-    is_anybodys = await ctx.session.fetch_value(IS_ANYBODYS_NETWORK, from_network=network)
+    # Query it before the user, since a concurrent sign-in may make the network known between the two queries.
+    is_known_to_any = await ctx.session.fetch_value(IS_KNOWN_TO_ANY, from_network=network)
     user = await ctx.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
-    await release_connection(ctx.session)
-    attempt = await _take_attempt(ctx, email, user, network, is_anybodys=bool(is_anybodys))
+    attempt = await _take_attempt(ctx, email, user, network, is_known_to_any=bool(is_known_to_any))
     is_refused = user is None or (attempt.refusal is not None and not user.is_known_network)
     check = await ctx.passwords.verify(password, None if user is None or is_refused else user.password_hash)
-    if user is None or not check.is_correct or not await _confirm(ctx, user, password, check.new_hash):
-        raise await _refuse(ctx, user, attempt, "password")
+    if user is None or not check.is_correct or not await _recheck_under_lock(ctx, user, password, check.new_hash):
+        raise await _record_failure(ctx, user, attempt, "password")
     owner, factors = Owner(user.id, email), await codes.find_factors(ctx.session, user.id)
-    # Choose the scope first: checking a code uses it up.
+    # Choose the scope first, since checking a code uses it up.
     scope = await _choose_scope(ctx, user, owner, factors, attempt, form.scope)
     if factors is not None:
         await _check_second_factor(ctx, user, owner, factors, attempt, Proof(form.otp, form.passkey))
     await remember_network(ctx, user.id)
-    await _reward(ctx, attempt)
+    await _reset_counters(ctx, attempt)
     return user.id, scope
 
 
-async def _confirm(ctx: Context, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
+async def _recheck_under_lock(ctx: Context, user: CredentialsRecord, password: str, new_hash: str | None) -> bool:
     if ctx.settings.email_verification_required and user.email_verified_at is None:
         return False
     verified: str | None = user.password_hash
@@ -197,50 +196,49 @@ async def _confirm(ctx: Context, user: CredentialsRecord, password: str, new_has
         rehashed = await ctx.session.fetch_value(REHASH, user_id=user.id, verified_hash=verified, new_hash=new_hash)
         if rehashed is not None:
             return True
-        # Another sign-in has re-hashed it meanwhile, or it was changed.
+        # Another sign-in has re-hashed the password meanwhile, or it was changed.
         verified = await ctx.session.fetch_value(PASSWORD_HASH, user_id=user.id)
-        await release_connection(ctx.session)
+        await commit_and_release(ctx.session)
         if not (await ctx.passwords.verify(password, verified)).is_correct:
             return False
     return await ctx.session.fetch_value(CONFIRM_CREDENTIALS, user_id=user.id, verified_hash=verified) is not None
 
 
 async def _take_attempt(
-    ctx: Context, email: str, user: CredentialsRecord | None, network: str, *, is_anybodys: bool
+    ctx: Context, email: str, user: CredentialsRecord | None, network: str, *, is_known_to_any: bool
 ) -> Attempt:
     """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
 
-    Where any account is known, count and hash for all accounts, or the time of a refusal would tell neighbours who has
-    one.
+    On a network that any account has signed in from, all attempts are counted and hashed alike: otherwise the time of a
+    refusal would reveal to neighbours which accounts exist.
     """
     free = ctx.settings.throttle_account_attempts
-    # The address first: an attempt that it refuses must not count against the account.
-    origin = count_origin("sign-in from address", ctx.client.ip_address, ctx.settings, is_decided=True)
-    elsewhere = AttemptCounter("sign-in from elsewhere", email, free, is_decided=True)
-    if not is_anybodys:
-        await ctx.throttle.count(*origin, elsewhere)
+    # The network first: an attempt that it refuses must not count against the account.
+    origin = client_counters("sign-in from address", ctx.client.ip_address, ctx.settings, reports_outcome=True)
+    elsewhere = AttemptCounter("sign-in from elsewhere", email, free, reports_outcome=True)
+    if not is_known_to_any:
+        await ctx.throttle.commit_and_take(ctx.session, *origin, elsewhere)
         return Attempt(elsewhere, [*origin, elsewhere])
-    known = AttemptCounter("sign-in from known network", f"{email} {network}", free, is_decided=True)
-    # On a network that the account knows, this refuses wrong passwords only.
-    refusal = await ctx.throttle.count(known, tolerated=[*origin, elsewhere])
+    known = AttemptCounter("sign-in from known network", f"{email} {network}", free, reports_outcome=True)
+    # On a known network, this refuses incorrect passwords only.
+    refusal = await ctx.throttle.commit_and_take(ctx.session, known, deferred=[*origin, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
     return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
 
 
-async def _reward(ctx: Context, attempt: Attempt) -> None:
-    """Reset the account's counter.
+async def _reset_counters(ctx: Context, attempt: Attempt) -> None:
+    """Reset the account's counter, and refund this attempt to the shared counters.
 
-    Give the shared ones back this attempt only, or signing in to one's own account would reset the limit for guessing
-    at others.
+    Resetting those would let attackers clear the limit on guesses by signing in to an account of their own.
     """
     for counter in attempt.taken:
-        settle = ctx.throttle.forget if counter is attempt.account else ctx.throttle.give_back
+        settle = ctx.throttle.reset if counter is attempt.account else ctx.throttle.refund
         await settle(ctx.session, counter)
 
 
-async def _settle_missing(ctx: Context, attempt: Attempt, found: FactorCheck) -> None:
-    """Give back a first step without a code; after several in a row it stays counted."""
-    settle = ctx.throttle.give_back if found is FactorCheck.MISSING else ctx.throttle.decide
+async def _settle_missing_factor(ctx: Context, attempt: Attempt, found: FactorCheck) -> None:
+    """Refund a first step without a second factor; after several in a row it stays counted."""
+    settle = ctx.throttle.refund if found is FactorCheck.MISSING else ctx.throttle.mark_failed
     for counter in attempt.taken:
         await settle(ctx.session, counter)
 
@@ -253,19 +251,19 @@ async def _choose_scope(
     attempt: Attempt,
     requested: str,
 ) -> str:
-    """The right password does not count as an attempt when the scope is refused."""
+    """Choose the scope. If it is refused, the correct password does not count as an attempt. Raises OAuthError."""
     try:
         return _grant_scope(requested, _list_allowed(ctx.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
-        # This refusal reveals that the password is right, as `mfa_required` does: count both alike in `check_factor`.
+        # This reveals a correct password, as `mfa_required` does, so `check_factor` counts both.
         found = FactorCheck.MISSING
         if factors is not None:
             found = await codes.check_factor(ctx, owner, factors, Proof(None, None))
-        await _settle_missing(ctx, attempt, found)
-        refusal, detail = error.error, error.detail
+        await _settle_missing_factor(ctx, attempt, found)
         if user.is_admin:
-            detail = "Administrators need a second factor for this scope: set one up, and sign in again."
-        raise OAuthError(refusal, detail, commit_anyway=True) from error
+            detail = "Administrators need a second factor for this scope. Set one up and sign in again."
+            raise OAuthError("invalid_scope", detail, code="admin-needs-second-factor", commit_anyway=True) from error
+        raise OAuthError(error.error, error.detail, code=error.code, commit_anyway=True) from error
 
 
 def _list_allowed(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:
@@ -276,45 +274,48 @@ async def _check_second_factor(
     ctx: Context, user: CredentialsRecord, owner: Owner, factors: Factors, attempt: Attempt, proof: Proof
 ) -> None:
     found = await codes.check_factor(ctx, owner, factors, proof)
-    if found is FactorCheck.RIGHT:
+    if found is FactorCheck.CORRECT:
         return
-    if found is FactorCheck.WRONG:
-        raise await _refuse(ctx, user, attempt, "second factor")
+    if found is FactorCheck.INCORRECT:
+        raise await _record_failure(ctx, user, attempt, "second factor")
     SIGN_INS.labels("second_factor_missing").inc()
-    await _settle_missing(ctx, attempt, found)
-    ways = "a code of the second factor as otp"
-    if factors.has_passkey:
-        ways += ", or an answer of a passkey as passkey"
-    raise OAuthError("mfa_required", f"Send {ways}.", commit_anyway=True)
+    await _settle_missing_factor(ctx, attempt, found)
+    raise OAuthError("mfa_required", codes.FACTOR_REQUIRED, code="second-factor-required", commit_anyway=True)
 
 
-async def _refuse(ctx: Context, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
+async def _record_failure(ctx: Context, user: CredentialsRecord | None, attempt: Attempt, reason: str) -> AppError:
     for counter in attempt.taken:
-        await ctx.throttle.decide(ctx.session, counter)
+        await ctx.throttle.mark_failed(ctx.session, counter)
     if attempt.refusal is not None:
         return attempt.refusal
     SIGN_INS.labels("failure" if reason == "password" else "second_factor_refused").inc()
     _log_failure(ctx)
     await ctx.audit.record(AccountEvent.SIGN_IN_FAILED, user.id if user else None, reason=reason)
-    detail = _wrong_password(ctx) if reason == "password" else codes.WRONG_CODE
-    return OAuthError("invalid_grant", detail, commit_anyway=True)
+    if reason == "password":
+        detail, code = _incorrect_credentials(ctx)
+    else:
+        detail, code = codes.INCORRECT_CODE, "incorrect-code"
+    return OAuthError("invalid_grant", detail, code=code, commit_anyway=True)
 
 
 def _log_failure(ctx: Context) -> None:
-    """For fail2ban, which counts these lines. Without what was typed as the address: it may be the password."""
+    """Log for fail2ban. The typed address is left out, since it may be a password by mistake."""
     address = ctx.client.ip_address
     logger.warning("sign-in failed", client=address, network=network_of(address))
 
 
-def _wrong_password(ctx: Context) -> str:
-    return WRONG_OR_UNVERIFIED if ctx.settings.email_verification_required else WRONG_CREDENTIALS
+def _incorrect_credentials(ctx: Context) -> tuple[str, str]:
+    """Return the same sentence and code whatever the reason, which must not reveal who has an account."""
+    if ctx.settings.email_verification_required:
+        return INCORRECT_OR_UNVERIFIED, "incorrect-credentials-or-unverified"
+    return INCORRECT_CREDENTIALS, "incorrect-credentials"
 
 
 def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
-    """All that is allowed, unless less is asked for."""
+    """Return the requested scopes, or all allowed ones if none is requested. Raises OAuthError."""
     scopes = parse_scope(requested) or allowed
     if not scopes <= allowed:
-        raise OAuthError("invalid_scope", "The account may not be given this scope.")
+        raise OAuthError("invalid_scope", SCOPE_NOT_ALLOWED, code="scope-not-allowed")
     return format_scope(scopes)
 
 
@@ -324,34 +325,34 @@ async def sign_in_with_passkey(ctx: Context, data: PasskeySignIn) -> TokenRead:
 
 
 async def open_session_with_passkey(ctx: Context, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
-    """Begin a session without a password; the authenticator has made sure who uses it. Raises PasskeyRefusedError."""
+    """Begin a session with a passkey, which verifies its user. Raises PasskeyRefusedError."""
     try:
-        # The user first, as in everything that changes an account.
+        # Lock order: user first.
         presented_id = passkeys.encode(data.credential.id)
         passkey = await ctx.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
-        user: HeldRecord | None = None
+        user: LockedUserRecord | None = None
         if passkey is not None:
-            user = await ctx.session.fetch_one_or_none(HOLD_USER, user_id=passkey.user_id)
+            user = await ctx.session.fetch_one_or_none(LOCK_ACTIVE_USER, user_id=passkey.user_id)
         await passkeys.use_passkey(ctx, data.credential, *bound_to)
         if user is None or (ctx.settings.email_verification_required and user.email_verified_at is None):
             raise PasskeyRefusedError(INACTIVE_ACCOUNT)
     except PasskeyRefusedError as refusal:
         SIGN_INS.labels("failure").inc()
         _log_failure(ctx)
-        # Challenges are counted. Without one of ours, nothing would bound how many events anybody could write.
-        if refusal.detail != INVALID_CHALLENGE:
+        # Only attempts with a valid challenge are limited, so only they write events.
+        if refusal.code != INVALID_CHALLENGE:
             await ctx.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
         raise
     allowed = list_allowed(is_admin=user.is_admin)
     scopes = allowed if data.scope is None else data.scope
     if not scopes <= allowed:
-        raise ForbiddenError("The account may not be given this scope.", commit_anyway=True)
+        raise ForbiddenError(SCOPE_NOT_ALLOWED, code="scope-not-allowed", commit_anyway=True)
     await remember_network(ctx, user.id)
     return await _begin_session(ctx, user.id, format_scope(scopes))
 
 
 async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
-    """Exchange a refresh token for new ones; one that was used before is a stolen copy and ends its session."""
+    """Exchange a refresh token for new tokens. A reused one may be stolen, and ends its session."""
     if not form.refresh_token:
         raise OAuthError("invalid_request", "refresh_token is required.")
     now = utc_now()
@@ -359,10 +360,10 @@ async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
     token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
     if token is None or token.used_at is not None:
         raise await _refuse_refresh_token(ctx, token, now)
-    # The session first: what ends it locks it, and then its tokens.
+    # Lock order: session, then tokens, as in end_session. The reverse order deadlocks.
     extended = await sessions.extend_session(ctx.session, ctx.settings, token.session_id, ctx.client)
     if extended is None:
-        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     if await ctx.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
         token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
         raise await _refuse_refresh_token(ctx, token, now)
@@ -373,7 +374,7 @@ async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
 
 
 async def narrow_scope(ctx: Context, user_id: UUID, scope: str) -> frozenset[str]:
-    """Take `admin` from a session that began before a second factor was required for it, or when there was one."""
+    """Remove `admin` from the scope if a second factor is required for it and the account has none."""
     allowed = parse_scope(scope)
     if ctx.settings.admin_second_factor_required and Scope.ADMIN in allowed:
         factors = await codes.find_factors(ctx.session, user_id)
@@ -383,12 +384,12 @@ async def narrow_scope(ctx: Context, user_id: UUID, scope: str) -> frozenset[str
 
 async def _refuse_refresh_token(ctx: Context, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
     if token is None or token.used_at is None:
-        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     if now - token.used_at <= timedelta(seconds=ctx.settings.refresh_reuse_grace_seconds):
-        # A client that lost the answer, or two of its requests at once.
-        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN)
+        # The client lost the response, or sent two concurrent requests.
+        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     await sessions.end_session(ctx.session, ctx.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
-    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, commit_anyway=True)
+    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token", commit_anyway=True)
 
 
 async def issue(ctx: Context, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
@@ -397,8 +398,8 @@ async def issue(ctx: Context, user_id: UUID, session_id: UUID, scope: str) -> To
     try:
         await ctx.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
     except IntegrityError as error:
-        # The session was ended in this moment.
-        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN) from error
+        # The session was ended meanwhile.
+        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token") from error
     return TokenRead(
         access_token=ctx.tokens.sign(user_id, session_id, scope),
         expires_in=ctx.settings.access_token_lifetime_seconds,
@@ -408,7 +409,7 @@ async def issue(ctx: Context, user_id: UUID, session_id: UUID, scope: str) -> To
 
 
 async def revoke(ctx: Context, token: str) -> None:
-    """End the session of either kind of token; one that is not known is as good as revoked (RFC 7009 §2.2)."""
+    """End the session of an access or refresh token; an unknown one is no error (RFC 7009 §2.2)."""
     if not token:
         raise OAuthError("invalid_request", "token is required.")
     found = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
@@ -423,7 +424,7 @@ async def revoke(ctx: Context, token: str) -> None:
 
 
 async def purge(session: Session, settings: Settings) -> int:
-    """Delete expired sessions, networks that were not used for long and counts that are forgotten; return how many."""
+    """Delete expired sessions, unused networks and expired counters; return their number."""
     deleted = await sessions.purge_sessions(session)
     deleted += await session.run(PURGE_NETWORKS, used_before=utc_now() - KNOWN_NETWORK_LIFETIME)
     return deleted + await purge_counts(session, settings)

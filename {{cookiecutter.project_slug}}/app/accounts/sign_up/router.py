@@ -2,7 +2,7 @@ from fastapi import Depends, Request, Response
 
 from app.accounts.models import UserRecord
 from app.accounts.sign_up import service
-from app.accounts.sign_up.dependencies import limit_sign_ups, require_open_registration
+from app.accounts.sign_up.dependencies import require_open_registration
 from app.accounts.users.schemas import UserCreate, UserRead
 from app.core.context import ContextDep
 from app.core.dependencies import reserve_hash
@@ -16,11 +16,14 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     "",
     status_code=201,
     response_model=UserRead,
-    responses={**problem_responses(403, 409, 429), 202: {"description": "See your mail.", "model": None}},
-    dependencies=[Depends(require_open_registration), reserve_hash, Depends(limit_sign_ups)],
+    responses={
+        **problem_responses(403, 409, 429),
+        202: {"description": "A message was sent.", "model": None},
+    },
+    dependencies=[Depends(require_open_registration), reserve_hash],
 )
 async def create_user(data: UserCreate, ctx: ContextDep, request: Request, response: Response) -> UserRecord | Response:
-    """Sign up. Where addresses have to be verified the answer is 202, whether or not there was an account before."""
+    """Sign up. If addresses must be verified, the answer is 202 whether or not the address has an account."""
     user = await service.sign_up(ctx, data)
     if user is None:
         return Response(status_code=202)

@@ -15,7 +15,7 @@ async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) ->
 
 
 async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser, session: SessionDep) -> UserRecord:
-    """Administrators see everybody, others themselves; the refusal does not tell whether there is such a user."""
+    """Return any user to administrators, and only themselves to others, whether or not the user exists."""
     if caller.id == user_id:
         return caller
     require_admin(caller)

@@ -25,19 +25,19 @@ async def update_me(data: UserUpdate, user: CurrentUser, ctx: ContextDep) -> Use
 
 @router.delete("/me", status_code=204, responses=problem_responses(401, 403, 409))
 async def delete_me(caller: ConfirmedCaller, ctx: ContextDep) -> None:
-    """Delete the account and everything that belongs to it; the last administrator's stays."""
+    """Delete the account and all its data. The last administrator cannot be deleted."""
     await service.delete_user(ctx, caller.user, actor_id=caller.user.id)
 
 
 @router.get("", response_model=Page[UserRead], responses=problem_responses(401, 403))
 async def list_users(_admin: AdminUser, session: SessionDep, page: PageDep) -> PageResult[UserRecord]:
-    """List all accounts, the newest first. For administrators."""
+    """List all accounts, newest first. For administrators."""
     return await service.list_users(session, page)
 
 
 @router.get("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404))
 async def read_user(user: VisibleUserDep) -> UserRecord:
-    """Read one's own account or, for administrators, any."""
+    """Read your own account or, as an administrator, any account."""
     return user
 
 
@@ -45,9 +45,9 @@ async def read_user(user: VisibleUserDep) -> UserRecord:
 async def update_user(
     data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, confirmation: ConfirmationDep, ctx: ContextDep
 ) -> UserRecord:
-    """Change any account; deactivating one ends its sessions. For administrators.
+    """Change any account. Deactivation ends its sessions. For administrators.
 
-    All but the name needs a confirmation.
+    Changes of other fields than the name need a confirmation.
     """
     if service.is_sensitive(user, data):
         await confirmation.require()
@@ -56,5 +56,5 @@ async def update_user(
 
 @router.delete("/{user_id}", status_code=204, responses=problem_responses(401, 403, 404, 409))
 async def delete_user(user: AnyUserDep, admin: AdminUser, _confirmed: ConfirmedCaller, ctx: ContextDep) -> None:
-    """For administrators, with a confirmation; the last of them stays."""
+    """Delete any account, with a confirmation. The last administrator cannot be deleted. For administrators."""
     await service.delete_user(ctx, user, actor_id=admin.id)

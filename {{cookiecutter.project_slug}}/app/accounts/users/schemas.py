@@ -11,13 +11,13 @@ class UserCreate(RequestModel):
 
 
 class UserUpdate(PatchModel):
-    """What users change of their own account."""
+    """The fields that users can change of their own account."""
 
     name: SingleLine = ""
 
 
 class UserAdminUpdate(UserUpdate):
-    """What administrators change of any account."""
+    """The fields that administrators can change of any account."""
 
     email: EmailAddress = ""
     is_active: bool = True

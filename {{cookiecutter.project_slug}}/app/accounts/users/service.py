@@ -10,7 +10,8 @@ from app.accounts.emails import AccountChange, notify_owner
 from app.accounts.events import AccountEvent
 from app.accounts.models import User, UserRecord
 from app.accounts.password_policy import refuse_unfit_password
-from app.accounts.queries import COLUMNS, END_SESSIONS, UPDATE_USER, withdraw_codes, withdraw_email_change
+from app.accounts.queries import ADDRESS_TAKEN, COLUMNS, END_SESSIONS, UPDATE_USER, cancel_codes, cancel_email_change
+from app.accounts.quotas import commit_and_limit_changes
 from app.accounts.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from app.core.context import Context
 from app.core.db.models import utc_now
@@ -23,7 +24,7 @@ from app.core.http.schemas import changed_fields
 NEWEST = "-created_at"
 
 
-# The other database understands it, too. Nothing comes back where the address is taken, and no transaction is spoilt.
+# SQLite has the same syntax. It returns no row if the address is taken, and the transaction can go on.
 CREATE_USER = Query(insert(User).on_conflict_do_nothing(index_elements=[User.email]).returning(*COLUMNS), UserRecord)
 ACTIVE_ADMINS = Query(
     select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
@@ -42,21 +43,21 @@ def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
 
 
 async def create_user(ctx: Context, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
-    """An administrator is made by an operator, who answers for the address. Raises ConflictError."""
+    """Create a user. An operator who creates an administrator vouches for the address. Raises ConflictError."""
     user = await add_user(ctx, data, await hash_password(ctx, data), is_admin=is_admin)
     if user is None:
-        raise ConflictError("There is already an account with this e-mail address.")
+        raise ConflictError(ADDRESS_TAKEN, code="address-taken")
     return user
 
 
 async def hash_password(ctx: Context, data: UserCreate) -> str:
-    """Raises UnprocessableError for a weak one."""
+    """Hash the password. Raises UnprocessableError if it is weak."""
     await refuse_unfit_password(ctx, data.password.get_secret_value(), data.email, data.name)
     return await ctx.passwords.hash(data.password.get_secret_value())
 
 
 async def add_user(ctx: Context, data: UserCreate, password_hash: str, *, is_admin: bool = False) -> UserRecord | None:
-    """Return None where the address has an account."""
+    """Create a user, or return None if the address has an account."""
     user = await ctx.session.fetch_one_or_none(
         CREATE_USER,
         email=data.email,
@@ -73,26 +74,28 @@ async def add_user(ctx: Context, data: UserCreate, password_hash: str, *, is_adm
 async def update_user(
     ctx: Context, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
 ) -> UserRecord:
-    """A deactivated user's sessions and codes end at once, and none comes back.
+    """Change a user. Deactivation ends all sessions and codes.
 
-    Without an actor it is an operator, who may lock anybody out.
+    Without `actor_id` the change is by an operator, who may remove the last administrator. Raises ConflictError.
     """
     changes = changed_fields(data)
     if not changes:
         return user
+    if actor_id == user.id:
+        await commit_and_limit_changes(ctx, "profile", user.id)
     if actor_id is not None and not (changes.get("is_admin", True) and changes.get("is_active", True)):
-        await _keep_an_admin(ctx.session, user)
+        await _require_another_admin(ctx.session, user)
     if changes.get("email", user.email) != user.email:
         changes["email_verified_at"] = None
-        await withdraw_email_change(ctx.session, user.id)
+        await cancel_email_change(ctx.session, user.id)
     if not changes.get("is_active", True):
-        await withdraw_codes(ctx.session, user)
+        await cancel_codes(ctx.session, user)
     try:
         updated = await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     except IntegrityError as error:
-        raise ConflictError("There is already an account with this e-mail address.") from error
+        raise ConflictError(ADDRESS_TAKEN, code="address-taken") from error
     if updated is None:
-        raise NotFoundError("There is no such user.")
+        raise NotFoundError("User not found.", code="user-not-found")
     if not updated.is_active:
         await ctx.session.run(END_SESSIONS, user_id=user.id)
     if updated.email != user.email or not updated.is_active:
@@ -105,7 +108,7 @@ async def update_user(
 
 
 def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
-    """List what the owner is told of."""
+    """Return the changes that the owner is notified of."""
     changes = []
     if after.email != before.email:
         changes.append(AccountChange.EMAIL)
@@ -117,19 +120,19 @@ def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
 
 
 def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
-    """Whether the change lets somebody in or keeps somebody out."""
+    """Whether anything but the name changes, which needs a confirmation."""
     return any(value != getattr(user, name) for name, value in changed_fields(data).items() if name != "name")
 
 
-async def _keep_an_admin(session: Session, user: UserRecord) -> None:
-    """Refuse to take the last administrator away; the lock makes two who remove each other take turns."""
+async def _require_another_admin(session: Session, user: UserRecord) -> None:
+    """Raise ConflictError for the last administrator. The lock serializes two who remove each other."""
     if await session.fetch_all(ACTIVE_ADMINS) == [(user.id,)]:
-        raise ConflictError("This is the last administrator: make another one first.")
+        raise ConflictError("This is the last administrator. Appoint another one first.", code="last-administrator")
 
 
 async def delete_user(ctx: Context, user: UserRecord, *, actor_id: UUID) -> None:
-    await _keep_an_admin(ctx.session, user)
-    await withdraw_codes(ctx.session, user)
+    await _require_another_admin(ctx.session, user)
+    await cancel_codes(ctx.session, user)
     await ctx.session.run(DELETE_USER, user_id=user.id)
     await notify_owner(ctx, user.id, AccountChange.DELETED, address=user.email)
     await ctx.audit.record(AccountEvent.USER_DELETED, user.id, actor_id=actor_id)

@@ -1,4 +1,4 @@
-"""The record of what happened to accounts, and of what was refused: who, what, when, from where."""
+"""The audit log: changes of accounts, and refused requests, with actor, time and client."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -28,7 +28,7 @@ MAX_PATH_LENGTH = 200
 
 
 class RefusalEvent(StrEnum):
-    """What the audit log tells of requests."""
+    """Audit events of refused requests."""
 
     FORBIDDEN = "request.forbidden"
     THROTTLED = "request.throttled"
@@ -38,7 +38,7 @@ REFUSALS = {403: RefusalEvent.FORBIDDEN, 429: RefusalEvent.THROTTLED}
 
 
 class AuditEvent(IdMixin, Base):
-    """Never changed nor soon deleted, which the database sees to; it outlives the account that it tells about."""
+    """Append-only: triggers refuse updates, and deletes of recent events. Outlives the account."""
 
     __tablename__ = "audit_events"
     __table_args__ = (
@@ -48,9 +48,9 @@ class AuditEvent(IdMixin, Base):
     )
 
     event: Mapped[str] = mapped_column(String(50))
-    # The account that it happened to.
+    # The affected account.
     user_id: Mapped[UUID | None]
-    # Who did it; nobody is known to be behind a failed sign-in.
+    # The acting account; unknown for a failed sign-in.
     actor_id: Mapped[UUID | None]
     address: Mapped[str | None] = mapped_column(String(45))
     device: Mapped[str] = mapped_column(String(200))
@@ -60,12 +60,12 @@ class AuditEvent(IdMixin, Base):
 
 CREATE_EVENT = Command(insert(AuditEvent))
 PURGE_EVENTS = delete_batch(AuditEvent, AuditEvent.created_at <= bindparam("created_before"))
-# On PostgreSQL the service's role may not delete events; the function does, with the rights of the tables' owner.
+# On PostgreSQL the service's role cannot delete events; this function runs with the rights of the tables' owner.
 PURGE_AS_OWNER = Query(select(func.purge_audit_events(bindparam("created_before"), BATCH_SIZE, type_=Integer)))
 
 
 class Audit:
-    """Writes in the transaction of what it records: neither is there without the other."""
+    """Records events in the transaction of the change, so that both are committed or neither."""
 
     def __init__(self, session: Session, client: ClientInfo) -> None:
         self._session = session
@@ -87,7 +87,7 @@ class Audit:
 
 
 async def purge_events(session: Session, settings: Settings) -> int:
-    """Delete what is older than the settings say, and return how many events that were."""
+    """Delete events older than AUDIT_LOG_LIFETIME_SECONDS, and return their number."""
     created_before = utc_now() - timedelta(seconds=settings.audit_log_lifetime_seconds)
     if session.get_bind().dialect.name == "sqlite":
         return await session.run(PURGE_EVENTS, created_before=created_before)
@@ -96,17 +96,17 @@ async def purge_events(session: Session, settings: Settings) -> int:
 
 
 async def handle_refusal(request: Request[Any], error: Exception) -> Response:
-    """Answer as `handle_app_error` does, and record afterwards what was forbidden or throttled."""
+    """Respond as `handle_app_error` does, and record refusals with status 403 or 429 afterwards."""
     response = await handle_app_error(request, error)
     event = REFUSALS.get(response.status_code)
     if event is not None:
-        # After the answer, which it neither delays nor fails.
+        # In the background: it must neither delay the response nor make it fail.
         response.background = BackgroundTask(_record_refusal, AppRequest(request.scope), event, str(error))
     return response
 
 
 async def _record_refusal(request: AppRequest, event: RefusalEvent, reason: str) -> None:
-    """Write in a separate transaction, since the request's is rolled back. The throttle bounds the number of events."""
+    """Write in a separate transaction, since the request's is rolled back. The throttle limits the events."""
     state = request.state
     settings = state["settings"]
     actor_id = state["actor_id"] if "actor_id" in state else None  # noqa: SIM401  # Starlette's State has no `get`
@@ -117,8 +117,8 @@ async def _record_refusal(request: AppRequest, event: RefusalEvent, reason: str)
     details = {"method": request.method, "path": request.url.path[:MAX_PATH_LENGTH], "reason": reason}
     try:
         async with state["database"].write() as session:
-            if await throttle.admits(session, counter):
+            if await throttle.try_take(session, counter):
                 await Audit(session, client).record(event, actor_id, actor_id=actor_id, **details)
     except Exception as failure:
-        # The answer is out; whatever keeps the event from being written is for the log.
+        # The response has been sent: log the failure instead of raising it.
         logger.warning("a refusal was not recorded", reason=first_line(failure))

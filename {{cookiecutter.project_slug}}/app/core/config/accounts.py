@@ -3,6 +3,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from app.core.addresses import WebUrl
 from app.core.config.base import (
     DAY_SECONDS,
+    MAX_COUNT,
     MAX_LIFETIME_SECONDS,
     MAX_WAIT_SECONDS,
     Count,
@@ -53,6 +54,12 @@ class AccountSettings(GeneralSettings, title="Accounts"):
         default=20,
         description="Sessions of one user. A further sign-in ends the least recently used one.",
     )
+    max_rows_per_user: int = Field(
+        default=10_000,
+        ge=0,
+        le=MAX_COUNT,
+        description="Items of each kind that one user may store; a further one gets a 409. 0: no limit.",
+    )
     admin_second_factor_required: bool = Field(
         default=False,
         description="Whether only administrators with a second factor get the scope `admin`. Other sessions lose the"
@@ -69,6 +76,10 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     throttle_address_attempts: Count = Field(
         default=50,
         description="Attempts and sign-ups from one client address, over all accounts, without a delay.",
+    )
+    throttle_account_changes: Count = Field(
+        default=100,
+        description="Changes of its own profile, and confirmations, by one account without a delay.",
     )
     throttle_max_delay_seconds: Lifetime = Field(default=15 * 60, description="Longest delay between two attempts.")
     throttle_memory_seconds: Lifetime = Field(

@@ -201,6 +201,6 @@ async def _watch(pools: Sequence[QueuePool]) -> None:
         await asyncio.sleep(WATCH_SECONDS)
 
 
-async def release_connection(session: AsyncSession) -> None:
-    """Give the connection back before slow work outside the database, such as hashing; what was written is kept."""
+async def commit_and_release(session: AsyncSession) -> None:
+    """Commit, and return the connection to the pool before slow work outside of the database, such as hashing."""
     await session.commit()

@@ -131,7 +131,7 @@ def _normalize_code_character(character: str) -> str:
     return "" if character.isspace() or category in CONTROLS else character
 
 
-def normalize_email(value: str) -> str:
+def _lowercase(value: str) -> str:
     """Convert the whole address to lower case: providers ignore the case, and people type it inconsistently."""
     # By letter: `İ` would become two characters, and the lower case of `Σ` depends on its position.
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
@@ -148,11 +148,11 @@ NonEmptyLine = Annotated[SingleLine, AfterValidator(_refuse_empty), StringConstr
 MultiLine = Annotated[
     str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul), AfterValidator(_empty_blank)
 ]
-EmailAddress = Annotated[MailAddress, BeforeValidator(_refuse_display_name), AfterValidator(normalize_email)]
+EmailAddress = Annotated[MailAddress, BeforeValidator(_refuse_display_name), AfterValidator(_lowercase)]
 _email = TypeAdapter(EmailAddress)
 
 
-def as_stored(typed: str) -> str:
+def normalize_email(typed: str) -> str:
     """Return a typed address in the form in which sign-up stores it; invalid input matches no account."""
     typed = typed.strip()
     if len(typed) > MAX_EMAIL_LENGTH or "\0" in typed:
@@ -160,7 +160,7 @@ def as_stored(typed: str) -> str:
     try:
         return _email.validate_python(typed)
     except ValidationError:
-        return normalize_email(typed)
+        return _lowercase(typed)
 
 
 def changed_fields(data: BaseModel) -> dict[str, Any]:

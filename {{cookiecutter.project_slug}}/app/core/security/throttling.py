@@ -1,15 +1,19 @@
-"""Throttling of guesses and of other suspicious repetitions; not a rate limiter for ordinary use.
+"""Limits on how often somebody may do something.
 
-Attempts are counted in the database, so that the bounds hold across workers and hosts.
+GuessThrottle is for guesses and other suspicious repetitions, and counts in the database, so that its limits hold
+across workers and hosts. RateLimit is for ordinary use of something expensive, and counts in the process.
 """
 
 import asyncio
 import hashlib
 import ipaddress
 import math
-from collections.abc import Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Double, String, bindparam, delete, literal_column, select, text
@@ -18,20 +22,24 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.config.settings import Settings
 from app.core.db.models import Base
 from app.core.db.query import Command, Query, columns, delete_batch
-from app.core.db.session import Database, Session
+from app.core.db.session import Database, Session, commit_and_release
 from app.core.errors import TooManyRequestsError
 
 logger = structlog.get_logger(__name__)
 FIRST_DELAY_SECONDS = 1.0
-# A customer of a provider has at least a /64, and gets a /48, 65,536 of these networks, on request (RFC 6177).
+# Every customer of a provider has a /64 at least, and may get a /48, which has 65,536 of them (RFC 6177).
 IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
-# Many customers may share a /48: it may make this many times as many attempts as a /64.
+# Factor between the free attempts of a /48, which many customers may share, and of a /64.
 SITE_ALLOWANCE = 10
-# How long other attempts wait for an undecided one, and the first and the longest pause between their tries.
+# How long further attempts wait for an undecided one, polling with pauses from the first to the longest.
 UNDECIDED_SECONDS = 10
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
-# How many attempts may wait in one process: each of them is a request that takes the place of another.
+# Maximum number of attempts that wait in one process: each occupies one of MAX_CONCURRENT_REQUESTS.
 MAX_WAITING = 20
+# Key of `Database.info`, under which the throttles of a process count the attempts that wait.
+WAITING = "throttling.waiting"
+# Accounts whose requests a RateLimit remembers; the least recent ones are forgotten.
+MAX_BUCKETS = 10_000
 
 
 class ThrottleCount(Base):
@@ -39,10 +47,10 @@ class ThrottleCount(Base):
 
     __tablename__ = "throttle_counts"
 
-    # Hashed: it is as long as its longest part, which strangers choose, and may be the address of a person.
+    # A hash: the source may be personal data, such as an e-mail address, and of any length.
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     attempts: Mapped[int]
-    # How many of the attempts are not decided yet.
+    # Attempts whose outcome is not known yet.
     undecided: Mapped[int] = mapped_column(server_default=text("0"))
     delay_seconds: Mapped[float]
     last_at: Mapped[float]
@@ -59,13 +67,12 @@ class StateRecord(NamedTuple):
 
 
 class ClockedStatements:
-    """The statements that read a clock: that of the database, since the clocks of several hosts may differ."""
+    """Statements that read the database's clock, since the clocks of several hosts may differ."""
 
     def __init__(self, now: str) -> None:
-        # One statement decides, whatever runs beside it: a row comes back when the attempt may go on. The upsert is
-        # written the way that both databases understand; `excluded.last_at` is now. Without a delay, times are not
-        # compared: concurrent attempts may commit out of the order in which they read the clock.
-        self.count = Query(
+        # Atomic: it returns a row if the attempt may go on. `excluded.last_at` is now. Without a delay, times are not
+        # compared, because concurrent attempts may commit in another order than they read the clock.
+        self.take = Query(
             text(f"""
             INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
             VALUES (:key, 1, :undecided, CASE WHEN :free_attempts <= 1 THEN :first_delay ELSE 0 END, {now})
@@ -104,10 +111,10 @@ class ClockedStatements:
 
 CLOCKED = {
     "postgresql": ClockedStatements("CAST(extract(epoch FROM clock_timestamp()) AS double precision)"),
-    # To the millisecond; `unixepoch` knows no fractions before SQLite 3.42.
+    # Precise to the millisecond; `unixepoch` has no fractions before SQLite 3.42.
     "sqlite": ClockedStatements("(julianday('now') - 2440587.5) * 86400"),
 }
-GIVE_BACK = Command(
+REFUND = Command(
     text("""
     UPDATE throttle_counts
     SET attempts = attempts - 1,
@@ -116,19 +123,19 @@ GIVE_BACK = Command(
     WHERE key = :key AND attempts > 0
     """)
 )
-DECIDE = Command(text("UPDATE throttle_counts SET undecided = undecided - 1 WHERE key = :key AND undecided > 0"))
-FORGET = Command(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
+MARK_FAILED = Command(text("UPDATE throttle_counts SET undecided = undecided - 1 WHERE key = :key AND undecided > 0"))
+RESET = Command(delete(ThrottleCount).where(ThrottleCount.key == bindparam("count_key")))
 
 
 @dataclass(frozen=True)
 class AttemptCounter:
-    """Attempts counted together: the first `free_attempts` cost no time, each further one doubles the delay."""
+    """Counts attempts together: the first `free_attempts` are not delayed, and each further one doubles the delay."""
 
     kind: str
     source: str
     free_attempts: int
-    # Whether the caller reports the outcome of each attempt, with `forget`, `give_back` or `decide`.
-    is_decided: bool = False
+    # Whether the caller reports the outcome of each attempt, by `reset`, `refund` or `mark_failed`.
+    reports_outcome: bool = False
 
     @property
     def key(self) -> str:
@@ -136,69 +143,69 @@ class AttemptCounter:
 
 
 class UndecidedError(Exception):
-    """Undecided attempts hold all free ones, but may still be given back."""
+    """Undecided attempts use up the free ones, but may still be refunded."""
 
 
 class GuessThrottle:
-    """Counts attempts at passwords and codes, sign-ups and requests for messages, and refuses too many of them.
+    """Limits attempts at passwords and codes, sign-ups, requests for messages, and changes of an account.
 
-    A count does not decay while attempts go on, only after THROTTLE_MEMORY_SECONDS without any: a client that calls a
-    route steadily is refused for longer and longer. Call `forget` or `give_back` after an attempt that succeeded, and
-    `decide` after one that failed if the counter has `is_decided`.
+    A counter does not decay while attempts go on, only after THROTTLE_MEMORY_SECONDS without any: a client that calls a
+    route steadily is refused for longer and longer. Call `reset` or `refund` after an attempt that succeeded, and
+    `mark_failed` after one that failed if the counter has `reports_outcome`.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._waiting = 0
 
-    async def count(
-        self, *counters: AttemptCounter, tolerated: Sequence[AttemptCounter] = ()
+    async def commit_and_take(
+        self, session: Session, *counters: AttemptCounter, deferred: Sequence[AttemptCounter] = ()
     ) -> TooManyRequestsError | None:
-        """Count an attempt before it is made, so that many at once are no way around.
+        """Commit, release the connection, and count an attempt before it is made. Raises TooManyRequestsError.
 
-        While attempts that are not decided yet use up the free ones, it waits for their outcome, UNDECIDED_SECONDS at
-        most. Uses a separate connection: the caller must hold none. Raises TooManyRequestsError; what one of the
-        tolerated raises is returned, for attempts that are refused only if they fail.
+        The error of a counter in `deferred` is returned, for attempts that are refused only if they fail. While
+        undecided attempts use up the free ones, this waits for their outcome, for UNDECIDED_SECONDS at most. Counting
+        uses a transaction of its own, so that concurrent attempts cannot get around the limit.
         """
+        await commit_and_release(session)
         if not self._settings.throttling:
             return None
-        loop = asyncio.get_running_loop()
+        loop, info = asyncio.get_running_loop(), self._database.info
         deadline = loop.time() + UNDECIDED_SECONDS
         pause = FIRST_PAUSE_SECONDS
         while True:
-            waits = loop.time() < deadline and self._waiting < MAX_WAITING
+            waits = loop.time() < deadline and info.get(WAITING, 0) < MAX_WAITING
             try:
-                return await self._count_all(counters, tolerated, waits=waits)
+                return await self._take_all(counters, deferred, waits=waits)
             except UndecidedError:
                 # The transaction is rolled back, and no connection is held.
-                self._waiting += 1
+                info[WAITING] = info.get(WAITING, 0) + 1
                 try:
                     await asyncio.sleep(pause)
                 finally:
-                    self._waiting -= 1
+                    info[WAITING] -= 1
             pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
 
-    async def _count_all(
-        self, counters: Sequence[AttemptCounter], tolerated: Sequence[AttemptCounter], *, waits: bool
+    async def _take_all(
+        self, counters: Sequence[AttemptCounter], deferred: Sequence[AttemptCounter], *, waits: bool
     ) -> TooManyRequestsError | None:
         async with self._database.write() as session:
             for counter in counters:
-                await self._count(session, counter, waits=waits)
+                await self._take(session, counter, waits=waits)
             try:
-                for counter in tolerated:
-                    await self._count(session, counter, waits=False)
+                for counter in deferred:
+                    await self._take(session, counter, waits=False)
             except TooManyRequestsError as error:
                 return error
         return None
 
-    async def _count(self, session: Session, counter: AttemptCounter, *, waits: bool) -> None:
+    async def _take(self, session: Session, counter: AttemptCounter, *, waits: bool) -> None:
         clocked = _clocked(session)
         counted = await session.fetch_one_or_none(
-            clocked.count,
+            clocked.take,
             key=counter.key,
             free_attempts=counter.free_attempts,
-            undecided=int(counter.is_decided),
+            undecided=int(counter.reports_outcome),
             undecided_seconds=float(UNDECIDED_SECONDS),
             first_delay=min(FIRST_DELAY_SECONDS, self._settings.throttle_max_delay_seconds),
             max_delay=float(self._settings.throttle_max_delay_seconds),
@@ -213,38 +220,57 @@ class GuessThrottle:
             wait = state.delay_seconds - state.seconds_since if state else 0
             raise TooManyRequestsError(max(1, math.ceil(wait)))
 
-    async def admits(self, session: Session, *counters: AttemptCounter) -> bool:
-        """Count in the caller's transaction, and return False instead of raising.
-
-        For work that is skipped beyond the limit.
-        """
+    async def try_take(self, session: Session, *counters: AttemptCounter) -> bool:
+        """Count in the session's transaction, and return whether the limit allows it; for work that may be skipped."""
         if not self._settings.throttling:
             return True
         try:
             for counter in counters:
-                await self._count(session, counter, waits=False)
+                await self._take(session, counter, waits=False)
         except TooManyRequestsError:
             return False
         return True
 
-    async def decide(self, session: Session, counter: AttemptCounter) -> None:
+    async def mark_failed(self, session: Session, counter: AttemptCounter) -> None:
         """Record that an attempt failed; it stays counted."""
         if self._settings.throttling:
-            await session.run(DECIDE, key=counter.key)
+            await session.run(MARK_FAILED, key=counter.key)
 
-    async def give_back(self, session: Session, counter: AttemptCounter) -> None:
-        """Take back one attempt, which succeeded, and leave the others counted."""
+    async def refund(self, session: Session, counter: AttemptCounter) -> None:
+        """Uncount one attempt, which succeeded; the others stay counted."""
         if self._settings.throttling:
-            await session.run(GIVE_BACK, key=counter.key, free_attempts=counter.free_attempts)
+            await session.run(REFUND, key=counter.key, free_attempts=counter.free_attempts)
 
-    async def forget(self, session: Session, counter: AttemptCounter) -> None:
-        """Reset the counter after a success."""
+    async def reset(self, session: Session, counter: AttemptCounter) -> None:
+        """Set the counter to zero after a success."""
         if self._settings.throttling:
-            await session.run(FORGET, count_key=counter.key)
+            await session.run(RESET, count_key=counter.key)
+
+
+class RateLimit:
+    """Allows each account `per_minute` requests a minute in this process, and as many at once (token bucket)."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        # The tokens of each account and the time of its last request, in the order of these times.
+        self._buckets: OrderedDict[UUID, tuple[float, float]] = OrderedDict()
+
+    def take(self, account_id: UUID) -> None:
+        """Raises TooManyRequestsError."""
+        now = self._clock()
+        tokens, last_at = self._buckets.pop(account_id, (float(self._per_minute), now))
+        tokens = min(self._per_minute, tokens + (now - last_at) * self._per_minute / 60)
+        is_allowed = tokens >= 1
+        self._buckets[account_id] = (tokens - is_allowed, now)
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        if not is_allowed:
+            raise TooManyRequestsError(math.ceil((1 - tokens) * 60 / self._per_minute))
 
 
 async def purge_counts(session: Session, settings: Settings) -> int:
-    """Delete what is forgotten, and return how many counts that were."""
+    """Delete counters without recent attempts, and return their number."""
     return await session.run(_clocked(session).purge, memory_seconds=float(settings.throttle_memory_seconds))
 
 
@@ -252,23 +278,23 @@ def _clocked(session: Session) -> ClockedStatements:
     return CLOCKED[session.get_bind().dialect.name]
 
 
-def count_origin(
-    kind: str, address: str | None, settings: Settings, *, is_decided: bool = False
+def client_counters(
+    kind: str, address: str | None, settings: Settings, *, reports_outcome: bool = False
 ) -> list[AttemptCounter]:
-    """Return the counters of where an attempt comes from, in the order in which they are to be counted.
+    """Return the counters of a client's network, in the order in which to take them.
 
-    The site comes last: what its network refuses does not count against the neighbours.
+    The site (/48) comes last: an attempt that the network's own counter refuses must not count against the neighbours.
     """
     network, site = network_of(address), network_of(address, IPV6_SITE_BITS)
     free = settings.throttle_address_attempts
-    counters = [AttemptCounter(kind, network, free, is_decided)]
+    counters = [AttemptCounter(kind, network, free, reports_outcome)]
     if site != network:
-        counters.append(AttemptCounter(kind, site, free * SITE_ALLOWANCE, is_decided))
+        counters.append(AttemptCounter(kind, site, free * SITE_ALLOWANCE, reports_outcome))
     return counters
 
 
 def network_of(address: str | None, ipv6_bits: int = IPV6_NETWORK_BITS) -> str:
-    """Return the address, or the network of an IPv6 address, whose owner has more addresses than can be counted."""
+    """Return an IPv4 address, or the network of an IPv6 address: one client has a whole /64 of them."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:

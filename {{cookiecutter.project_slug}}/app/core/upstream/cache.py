@@ -43,9 +43,14 @@ class StaleCache(Generic[Key, Value]):
         self._entries: OrderedDict[Key, _Entry[Value]] = OrderedDict()
         self._fetches: dict[Key, asyncio.Task[Value]] = {}
 
+    def is_fresh(self, key: Key) -> bool:
+        """Whether `get` returns without a fetch."""
+        entry = self._entries.get(key)
+        return entry is not None and self._clock() - entry.stored_at < self._fresh_seconds
+
     async def get(self, key: Key, fetch: Callable[[], Awaitable[Value]]) -> CachedValue[Value]:
         entry = self._entries.get(key)
-        if entry is not None and self._clock() - entry.stored_at < self._fresh_seconds:
+        if entry is not None and self.is_fresh(key):
             self._entries.move_to_end(key)
             return CachedValue(entry.value)
         try:

@@ -93,7 +93,7 @@ TEXT_NAMES = re.compile(r"_(user|name|region|id)\Z")
 # Each guards the service by refusing: what is asked may be answered with a refusal, yet never with a failure.
 GUARDS = {
     *("access_token_lifetime_seconds", "allowed_hosts", "email_verification_required", "max_body_bytes"),
-    *("max_concurrent_requests", "refresh_token_lifetime_seconds", "registration_open"),
+    *("max_concurrent_requests", "max_rows_per_user", "refresh_token_lifetime_seconds", "registration_open"),
     *(name for name in FIELDS if name.startswith("throttle_")),
 }
 # These decide what is done at a start, or which database is used, and have tests that do it.

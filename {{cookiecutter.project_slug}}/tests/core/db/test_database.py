@@ -16,7 +16,7 @@ from app.accounts.models import UserRecord
 from app.accounts.users import service as users_service
 from app.application import create_app
 from app.core.db.driver.pool import FairPool
-from app.core.db.session import Database, open_database, release_connection
+from app.core.db.session import Database, commit_and_release, open_database
 from app.core.security.hashing import PasswordCheck, PasswordHasher
 from tests.support.accounts import PASSWORD, confirmed, create_account, request_token
 from tests.support.clients import open_client
@@ -277,7 +277,7 @@ async def test_a_replay_ends_the_session_although_it_is_answered_with_an_error(
 async def test_what_was_written_before_the_connection_is_released_is_kept(live_url: str) -> None:
     async with open_database(make_settings(live_url)) as database, database.write() as session:
         await session.execute(text("UPDATE users SET name = 'x'"))
-        await release_connection(session)
+        await commit_and_release(session)
 
         assert not session.in_transaction()
 

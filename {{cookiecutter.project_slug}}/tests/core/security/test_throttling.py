@@ -4,26 +4,30 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from app.application import create_app
+from app.core.audit.log import AuditEvent
 from app.core.config.settings import Settings
-from app.core.db.session import Database
+from app.core.db.session import Database, open_database
 from app.core.errors import TooManyRequestsError
 from app.core.security.hashing import PasswordCheck, PasswordHasher
-from app.core.security.throttling import AttemptCounter, GuessThrottle, network_of, purge_counts
-from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from app.core.security.throttling import WAITING, AttemptCounter, GuessThrottle, RateLimit, network_of, purge_counts
+from tests.support.accounts import CONFIRMATION_PATH, PASSWORD, Account, create_account, request_token, sign_in
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
-from tests.support.mail import Mailbox
+from tests.support.mail import Mailbox, wait_for
 from tests.support.throttle_clock import ThrottleClock
 
 FREE = 3
 FREE_OF_ADDRESS = 8
+CHANGES = 13
 ME = "/api/v1/users/me"
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
 WRONG = "not the password at all"
@@ -36,6 +40,7 @@ def settings(migrated_url: str) -> Settings:
         throttling=True,
         throttle_account_attempts=FREE,
         throttle_address_attempts=FREE_OF_ADDRESS,
+        throttle_account_changes=CHANGES,
         throttle_max_delay_seconds=60,
     )
 
@@ -66,6 +71,11 @@ async def user(home: httpx2.AsyncClient) -> Account:
 async def guess(client: httpx2.AsyncClient, email: str, times: int = 1) -> list[int]:
     answers = [await request_token(client, username=email, password=WRONG) for _ in range(times)]
     return [answer.status_code for answer in answers]
+
+
+async def take(throttle: GuessThrottle, database: Database, counter: AttemptCounter) -> TooManyRequestsError | None:
+    async with database.read() as session:
+        return await throttle.commit_and_take(session, counter)
 
 
 async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient, user: Account) -> None:
@@ -326,11 +336,39 @@ async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
     monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
     monkeypatch.setattr("app.core.security.throttling.MAX_WAITING", 0)
     throttle = GuessThrottle(database, settings)
-    counter = AttemptCounter("test", "waiting", 1, is_decided=True)
-    await throttle.count(counter)
+    counter = AttemptCounter("test", "waiting", 1, reports_outcome=True)
+    await take(throttle, database, counter)
 
     with pytest.raises(TooManyRequestsError):
-        await throttle.count(counter)
+        await take(throttle, database, counter)
+
+
+async def test_waiting_attempts_are_limited_for_all_requests_of_a_process(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
+    monkeypatch.setattr("app.core.security.throttling.MAX_WAITING", 1)
+    counter = AttemptCounter("test", "waiting", 1, reports_outcome=True)
+    await take(GuessThrottle(database, settings), database, counter)
+    waiting = asyncio.create_task(take(GuessThrottle(database, settings), database, counter))
+    await wait_for(lambda: database.info.get(WAITING) == 1)
+
+    with pytest.raises(TooManyRequestsError):
+        await asyncio.wait_for(take(GuessThrottle(database, settings), database, counter), 60)
+
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert database.info[WAITING] == 0
+
+
+async def test_counting_an_attempt_needs_no_second_connection(live_url: str, settings: Settings) -> None:
+    changes = {"database_url": SecretStr(live_url), "database_pool_size": 1, "database_pool_timeout_seconds": 5}
+    live = settings.model_copy(update=changes)
+    counter = AttemptCounter("test", "connection", 1)
+    async with open_database(live) as database, database.write() as session:
+        await purge_counts(session, live)
+
+        assert await GuessThrottle(database, live).commit_and_take(session, counter) is None
 
 
 async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
@@ -338,14 +376,44 @@ async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and
 ) -> None:
     monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 0.3)
     throttle = GuessThrottle(database, settings)
-    counter = AttemptCounter("lost", "source", 1, is_decided=True)
-    await throttle.count(counter)
+    counter = AttemptCounter("lost", "source", 1, reports_outcome=True)
+    await take(throttle, database, counter)
 
     with pytest.raises(TooManyRequestsError):
-        await throttle.count(counter)
+        await take(throttle, database, counter)
     clock.now += 1
 
-    assert await throttle.count(counter) is None
+    assert await take(throttle, database, counter) is None
+
+
+def test_a_rate_limit_allows_each_account_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    limit = RateLimit(6, clock=lambda: now)
+    account, other = uuid4(), uuid4()
+
+    def take(account_id: UUID) -> int:
+        """Return the seconds to wait; 0 if the request is allowed."""
+        try:
+            limit.take(account_id)
+        except TooManyRequestsError as error:
+            return int(error.headers["Retry-After"])
+        return 0
+
+    burst = [take(account) for _ in range(8)]
+    now += 10
+    after_a_sixth_of_a_minute = [take(account), take(account)]
+    others = take(other)
+    now += 3600
+    after_an_hour = [take(account) for _ in range(7)]
+    monkeypatch.setattr("app.core.security.throttling.MAX_BUCKETS", 1)
+    take(other)
+
+    assert burst == [0] * 6 + [10, 10]
+    assert after_a_sixth_of_a_minute == [0, 10]
+    assert others == 0
+    assert after_an_hour == [0] * 6 + [10]
+    # The account was forgotten, and not the other one, which came later.
+    assert [take(other), len(limit._buckets)] == [0, 1]
 
 
 async def test_hosts_whose_clocks_differ_count_alike(
@@ -361,7 +429,7 @@ async def test_hosts_whose_clocks_differ_count_alike(
     for hours in (5, 0, -5, 5):
         monkeypatch.setattr("time.time", lambda hours=hours: now() + hours * 3600)
         try:
-            await throttle.count(counter)
+            await take(throttle, database, counter)
         except TooManyRequestsError as error:
             waits.append(int(error.headers["Retry-After"]))
         async with database.write() as session:
@@ -392,6 +460,53 @@ async def test_sign_ups_from_one_address_have_to_wait(elsewhere: httpx2.AsyncCli
     assert await sign_up(home, 100) == 201
 
 
+async def count_events(database: Database, event: str) -> int:
+    async with database.read() as session:
+        return len((await session.execute(select(AuditEvent.id).where(AuditEvent.event == event))).all())
+
+
+async def test_an_account_cannot_fill_the_audit_log_with_changes_of_itself(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, database: Database
+) -> None:
+    other = await create_account(elsewhere)
+
+    statuses = [
+        (await home.patch(ME, json={"name": f"Ada {number}"}, headers=user.headers)).status_code
+        for number in range(CHANGES + 5)
+    ]
+
+    assert statuses == [200] * CHANGES + [429] * 5
+    assert await count_events(database, "user.changed") == CHANGES
+    changed = await elsewhere.patch(ME, json={"name": "Grace"}, headers=other.headers)
+    assert changed.status_code == 200
+
+
+async def test_confirmations_with_the_right_password_are_limited(
+    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
+) -> None:
+    async def confirm() -> int:
+        answer = await home.post(CONFIRMATION_PATH, json={"current_password": PASSWORD}, headers=user.headers)
+        return answer.status_code
+
+    statuses = [await confirm() for _ in range(CHANGES + 1)]
+    clock.now += settings.throttle_memory_seconds
+
+    assert [*statuses, await confirm()] == [201] * CHANGES + [429, 201]
+
+
+async def test_a_copied_token_cannot_use_up_the_confirmations_of_the_owner(
+    home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
+    for number in range(CHANGES + 1):
+        await elsewhere.patch(ME, json={"name": f"{number}"}, headers=user.headers)
+        await elsewhere.post(CONFIRMATION_PATH, json={"current_password": WRONG}, headers=user.headers)
+    own = await sign_in(home, user.id, user.email)
+
+    answer = await home.post(CONFIRMATION_PATH, json={"current_password": PASSWORD}, headers=own.headers)
+
+    assert answer.status_code == 201
+
+
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/forgot", "/api/v1/auth/email/verification"])
 async def test_nobody_is_flooded_with_messages(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, path: str
@@ -419,7 +534,7 @@ async def test_who_asks_for_messages_that_are_not_sent_keeps_nobody_from_a_forgo
 
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/reset", "/api/v1/auth/email/verify"])
 async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, path: str) -> None:
-    guess = {"token": "x" * 43} | ({"new_password": "another long password"} if "reset" in path else {})
+    guess = {"token": "x" * 43} | {"new_password" if "reset" in path else "password": "another long password"}
 
     statuses = [(await elsewhere.post(path, json=guess)).status_code for _ in range(FREE_OF_ADDRESS + 1)]
 
@@ -432,7 +547,7 @@ async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient
         ("/auth/token", {"data": {"grant_type": "password", "username": "{}@example.com", "password": WRONG}}, 400),
         ("/users", {"json": {"email": "{}@example.com", "password": PASSWORD}}, 201),
         ("/auth/password/forgot", {"json": {"email": "{}@example.com"}}, 202),
-        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43}}, 422),
+        ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43, "password": PASSWORD}}, 422),
     ],
 )
 async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 
 from app.accounts.models import Caller, User, UserRecord, UserSession
+from app.accounts.quotas import QUOTAS, Quotas
 from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Query, columns
@@ -19,7 +20,7 @@ MAX_REMEMBERED = 10_000
 
 
 class CallerRecord(NamedTuple):
-    """A user's columns, and the session's id behind them."""
+    """The columns of UserRecord, followed by the session's id."""
 
     id: UUID
     email: str
@@ -32,7 +33,7 @@ class CallerRecord(NamedTuple):
     session_id: UUID
 
 
-# The tokens' session and its user in one query: neither works once the other is gone.
+# Both the session and its user must still be valid.
 CALLER = Query(
     select(*columns(CallerRecord, User, session_id=UserSession.id))
     .join(UserSession, UserSession.user_id == User.id)
@@ -47,9 +48,9 @@ CALLER = Query(
 
 
 async def require_session(session: Session, caller: Caller) -> None:
-    """Raise UnauthorizedError if the session has ended since the caller was found, once the user is locked."""
+    """Raise UnauthorizedError if the session has ended since the caller was found. Lock the user first."""
     if await find_caller(session, caller.user.id, caller.session_id) is None:
-        raise UnauthorizedError("The session has ended.")
+        raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
 
 
 async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Caller | None:
@@ -57,26 +58,26 @@ async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Call
     return None if found is None else Caller(UserRecord(*found[:-1]), found.session_id)
 
 
-class RecentCallers:
-    """Who was found to be signed in a moment ago, in this process (AUTH_CACHE_SECONDS)."""
+class IdentityCache:
+    """Callers of the last AUTH_CACHE_SECONDS, by user and session, in this process."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._found: dict[tuple[UUID, UUID], tuple[float, Caller]] = {}
 
-    async def find(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
+    async def get(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
         until, caller = self._found.get((user_id, session_id), (0.0, None))
         if caller is not None and until > time.monotonic():
             return caller
-        caller = await self.find_again(database, user_id, session_id)
+        caller = await self.refresh(database, user_id, session_id)
         if caller is not None and self._seconds:
             self._remember(caller)
         return caller
 
-    async def find_again(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
-        """For what may change the caller: it is looked up now, and when it is asked for next."""
+    async def refresh(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
+        """Bypass the cache and evict the entry; for requests that may change the account."""
         self._found.pop((user_id, session_id), None)
-        # Not in the request's own session: what is refused here has begun no transaction, nor waited for a writer.
+        # A separate session, so that a refused request neither begins a transaction nor waits for a writer.
         async with database.read() as session:
             return await find_caller(session, user_id, session_id)
 
@@ -87,7 +88,9 @@ class RecentCallers:
 
 
 @asynccontextmanager
-async def open_callers(
-    settings: Settings, _database: Database, _http: LazyHttpClient
+async def open_identity_cache(
+    settings: Settings, database: Database, _http: LazyHttpClient
 ) -> AsyncIterator[Mapping[str, object]]:
-    yield {"callers": RecentCallers(settings.auth_cache_seconds)}
+    if settings.max_rows_per_user:
+        database.info[QUOTAS] = Quotas(settings.max_rows_per_user)
+    yield {"identity_cache": IdentityCache(settings.auth_cache_seconds)}

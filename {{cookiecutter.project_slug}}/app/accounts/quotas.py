@@ -1,0 +1,66 @@
+"""Limits on what one account writes: MAX_ROWS_PER_USER rows of each kind, and THROTTLE_ACCOUNT_CHANGES of itself."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, bindparam, func, select
+
+from app.core.context import Context
+from app.core.db.query import Query
+from app.core.db.session import Session
+from app.core.errors import ConflictError
+from app.core.security.throttling import AttemptCounter
+
+# Key of `Database.info`. Commands of operators have no quotas.
+QUOTAS = "accounts.quotas"
+# The longest batch of rows that a process admits after it has counted, and its share of the rows that are left.
+MAX_BATCH, BATCH_SHARE = 100, 1 / 16
+MAX_REMEMBERED = 10_000
+
+
+def count_rows(statement: Select[Any]) -> Query[tuple[int]]:
+    """Build the query that counts an account's rows; `statement` selects them by the parameter `owner`."""
+    return Query(select(func.count()).select_from(statement.limit(bindparam("at_most")).subquery()))
+
+
+async def require_quota(session: Session, rows: Query[tuple[int]], owner_id: UUID) -> None:
+    """Call before each INSERT of a row that an account owns. Raises ConflictError when there are too many."""
+    quotas: Quotas | None = session.info.get(QUOTAS)
+    if quotas is not None:
+        await quotas.take(session, rows, owner_id)
+
+
+async def commit_and_limit_changes(ctx: Context, kind: str, user_id: UUID) -> None:
+    """Call for each change that users make of their own account: it writes audit events, which nobody deletes soon.
+
+    Raises TooManyRequestsError.
+    """
+    counter = AttemptCounter(f"change of account: {kind}", str(user_id), ctx.settings.throttle_account_changes)
+    await ctx.throttle.commit_and_take(ctx.session, counter)
+
+
+class Quotas:
+    """Counts the rows of an account once for a batch of inserts, since counting 10,000 rows takes a millisecond.
+
+    Each process may exceed the limit by a batch and by the requests that it serves at the same time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._batches: dict[tuple[Query[tuple[int]], UUID], int] = {}
+
+    async def take(self, session: Session, rows: Query[tuple[int]], owner_id: UUID) -> None:
+        key = rows, owner_id
+        if not self._batches.get(key):
+            stored = await session.fetch_value(rows, owner=owner_id, at_most=self._limit) or 0
+            left = self._limit - stored
+            if left <= 0:
+                raise ConflictError(
+                    f"The account stores the maximum of {self._limit:,} items of this kind. Delete some first.",
+                    code="quota-exceeded",
+                )
+            if len(self._batches) >= MAX_REMEMBERED:
+                self._batches.clear()
+            # Another request may have counted meanwhile.
+            self._batches[key] = self._batches.get(key) or max(1, min(MAX_BATCH, int(left * BATCH_SHARE)))
+        self._batches[key] -= 1
