@@ -1,29 +1,23 @@
 """The pages of a baked project in a real browser. Every test fails if the browser reports an error or a warning."""
 
-from base64 import b32decode
-from collections.abc import Callable
-from collections.abc import Iterator
-from hashlib import sha1
-from hmac import digest
-from playwright.sync_api import Browser
-from tests.support.browsers import PATIENCE_MILLISECONDS
-from tests.support.browsers import Person
-from tests.support.browsers import open_chromium
-from tests.support.projects import Bake
-from tests.support.projects import BakedProject
-from tests.support.serving import RunningServer
-from tests.support.serving import serve
-from tests.support.serving import wait_until
-from typing import Any
-from typing import TypeAlias
-from uuid import uuid4
 import email
 import email.policy
-import pytest
 import re
 import signal
 import time
+from base64 import b32decode
+from collections.abc import Callable, Iterator
+from hashlib import sha1
+from hmac import digest
+from typing import Any, TypeAlias
+from uuid import uuid4
 
+import pytest
+from playwright.sync_api import Browser
+
+from tests.support.browsers import PATIENCE_MILLISECONDS, Person, open_chromium
+from tests.support.projects import Bake, BakedProject
+from tests.support.serving import RunningServer, serve, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
