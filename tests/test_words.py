@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.template import ROOT, SERVICE, list_files
+from tests.support.template import ROOT, list_files
 
 # Each pattern, searched without regard to case, with the words to use instead.
 IDIOMS = {
@@ -35,11 +35,6 @@ IDIOMS = {
     r"\b(takes?|taken) (it|them) for\b": "mistakes it for, treats it as",
     r"\bhands? (it|them) over\b": "passes",
 }
-# Folders of the service whose modules still have such phrases. Remove a folder once it is rewritten.
-TO_DO = [
-    *("app/accounts", "app/core/audit", "app/files", "app/outbox", "app/projects", "app/todos"),
-    *("tests/accounts", "tests/outbox", "tests/todos"),
-]
 HASH_COMMENT = re.compile(r"(?:^|\s)[#;]\s(.*)")
 WITH_HASH_COMMENTS = {
     *("", ".cfg", ".conf", ".ini", ".sh", ".template", ".toml", ".yaml", ".yml"),
@@ -107,17 +102,10 @@ def find_idioms(text: str) -> list[str]:
     ]
 
 
-def is_checked(path: Path) -> bool:
-    is_to_do = path.suffix == ".py" and any(path.is_relative_to(f"{SERVICE}/{folder}") for folder in TO_DO)
-    return path.suffix not in BINARY and path.name not in NOT_PROSE and not is_to_do
-
-
 def test_prose_uses_standard_terms() -> None:
+    paths = (path for path in list_files(".") if path.suffix not in BINARY and path.name not in NOT_PROSE)
     found = [
-        f"{path}:{line}: {idiom}"
-        for path in filter(is_checked, list_files("."))
-        for line, text in prose_of(path)
-        for idiom in find_idioms(text)
+        f"{path}:{line}: {idiom}" for path in paths for line, text in prose_of(path) for idiom in find_idioms(text)
     ]
 
     assert found == []

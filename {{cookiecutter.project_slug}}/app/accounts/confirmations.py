@@ -43,7 +43,7 @@ class Confirmation:
         """Use up the code. Raises ForbiddenError."""
         if not self.code or not await _use(self.session, self.claims, self.code):
             raise ForbiddenError(REFUSAL, code="confirmation-required")
-        # Release the lock of the confirmation code. The lock order is user, then code: holding it any longer could deadlock.
+        # Release the lock of the confirmation code: the lock order is user, then code, and holding it could deadlock.
         await commit_and_release(self.session)
 
 

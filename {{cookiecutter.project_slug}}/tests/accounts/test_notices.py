@@ -1,4 +1,4 @@
-"""What the owner of an account is told of by mail, and that nobody is flooded with it."""
+"""E-mails that notify the owner of an account, and their limits."""
 
 import io
 from collections.abc import Awaitable, Callable

@@ -478,7 +478,7 @@ async def test_guesses_at_the_second_factor_count_whatever_its_kind(
     assert answers == [400, 400, 429]
 
 
-# What is not base64url, not JSON, not CBOR, or not what it should be; none may be an error of ours.
+# Invalid base64url, JSON, CBOR or content; none may cause an internal error.
 GARBAGE: list[object] = [
     "",
     "A",

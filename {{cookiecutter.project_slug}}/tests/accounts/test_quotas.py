@@ -1,4 +1,4 @@
-"""What one account stores is bounded, whatever it sends at once."""
+"""Quotas of one account hold for concurrent requests."""
 
 import asyncio
 from uuid import UUID, uuid4

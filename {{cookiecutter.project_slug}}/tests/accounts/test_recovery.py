@@ -531,7 +531,7 @@ async def test_without_a_mail_server_production_says_so(migrated_url: str, datab
 
 
 def describe(answer: httpx2.Response) -> dict[str, str]:
-    """What it says, without the id of its request."""
+    """Return the problem document without the id of its request."""
     return {name: value for name, value in answer.json().items() if name != "request_id"}
 
 
@@ -634,7 +634,7 @@ async def test_the_time_of_an_answer_does_not_tell(client: httpx2.AsyncClient, u
 async def share_of_slower(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> float:
     """Return how often the first is the slower one of a pair.
 
-    What else the machine does meets both alike: without a difference, one in ten happens less than once in a million.
+    Other load affects both equally: without a difference, a share of one in ten has a probability below 1e-6.
     """
     slower = 0
     for number in range(ROUNDS):

@@ -18,7 +18,7 @@ from tests.support.sockets import hold_port
 pytestmark = pytest.mark.processes
 
 FORGOT = "/api/v1/auth/password/forgot"
-# What a process sends is left to it for minutes, which no pause of the machine outlasts.
+# Leases of minutes, longer than any pause of the machine.
 PATIENT = {"SMTP_TIMEOUT_SECONDS": "60", "OUTBOX_POLL_SECONDS": "0.1", "THROTTLING": "false"}
 
 

@@ -1,6 +1,6 @@
 """The queue of messages, with real transactions, a real mail server and several senders.
 
-What is waited for comes long before a sender looks again by itself, in a minute.
+Expected events happen long before the next poll of a sender, which is after a minute.
 """
 
 import asyncio

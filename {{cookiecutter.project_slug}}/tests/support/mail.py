@@ -149,11 +149,11 @@ class Mailbox:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.email_folder
-        # One at a time: most tests have one connection, whose transaction is rolled back in the end.
+        # One at a time: most tests have one connection, whose transaction is rolled back at the end.
         self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def read(self, address: str) -> list[EmailMessage]:
-        """Send what is queued, and return all messages to the address, in the order in which they were sent."""
+        """Send the queued messages, and return all messages to the address in the order of sending."""
         while await self._sender.send_due():
             pass
         files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)

@@ -48,7 +48,7 @@ async def test_an_account_that_is_deleted_meanwhile_gets_no_todo(
     app: FastAPI, client: httpx2.AsyncClient, user: Account
 ) -> None:
     await client.delete("/api/v1/users/me", headers=await confirmed(client, user))
-    # What the check of a request that came before the deletion has found.
+    # The user as authenticated before the deletion.
     app.dependency_overrides[get_current_user] = lambda: SimpleNamespace(id=UUID(user.id))
 
     response = await client.post(TODOS, json={"title": "Buy milk"}, headers=user.headers)

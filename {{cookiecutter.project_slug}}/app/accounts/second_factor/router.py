@@ -16,7 +16,7 @@ async def begin_second_factor(data: PasswordConfirmation, caller: CurrentCaller,
 
 @router.post("/confirm", responses=problem_responses(401, 403, 409, 422, 429))
 async def confirm_second_factor(data: SecondFactorCode, caller: CurrentCaller, ctx: ContextDep) -> RecoveryCodes:
-    """Activate the authenticator app. Returns recovery codes, unless the account already has some, from adding a passkey."""
+    """Activate the authenticator app. Returns recovery codes, unless adding a passkey has already returned some."""
     return await service.confirm(ctx, caller, data)
 
 

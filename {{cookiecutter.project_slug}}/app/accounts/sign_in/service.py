@@ -209,7 +209,7 @@ async def _take_attempt(
 ) -> Attempt:
     """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
 
-    On a network that any account has signed in from, all attempts are counted and hashed alike: otherwise the time of a
+    On a network that any account has signed in from, all attempts are counted and hashed: otherwise the time of a
     refusal would reveal to neighbours which accounts exist.
     """
     free = ctx.settings.throttle_account_attempts
