@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolResetState
 
 from app.core.config.settings import Settings
+from app.core.db.driver.errors import is_unusable_after
 from app.core.db.driver.pool import FairPool
-from app.core.db.driver.statement import is_unusable_after
 
 OWNER_LOCK_TIMEOUT_SECONDS = 60
 # Execution option of engines whose connections begin no transaction: each statement commits by itself.

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
 from sqlalchemy import ColumnElement, Delete, Dialect, Executable, TextClause, delete, select, tuple_
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.selectable import TypedReturnsRows
-
-from app.core.db.driver.statement import CompiledStatement
 
 RecordT = TypeVar("RecordT")
 ValueT = TypeVar("ValueT")
@@ -25,21 +24,18 @@ BATCH_SIZE = 5000
 
 
 class Statement:
-    """A statement and its compiled forms, of which there is one for each set of parameter names."""
-
     def __init__(self, statement: Executable) -> None:
         self.statement = statement
-        # One that is repeated on another connection has the same result.
-        self.is_repeatable = statement.is_select
-        self._compiled: dict[tuple[str, frozenset[str]], CompiledStatement] = {}
+        self._checked: set[frozenset[str]] = set()
 
-    def compile(self, dialect: Dialect, names: frozenset[str]) -> CompiledStatement:
-        """Raise ArgumentError for a parameter that the statement does not have."""
-        key = (dialect.name, names)
-        found = self._compiled.get(key)
-        if found is None:
-            found = self._compiled[key] = CompiledStatement(self.statement, names, dialect)
-        return found
+    def check_names(self, names: frozenset[str], dialect: Dialect) -> None:
+        """Raise ArgumentError for a parameter that the statement does not have: SQLAlchemy would ignore it."""
+        if names in self._checked:
+            return
+        compiled = cast(Any, self.statement).compile(dialect=dialect, column_keys=sorted(names))
+        if unknown := names - compiled.binds.keys():
+            raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
+        self._checked.add(names)
 
 
 class Query(Statement, Generic[RecordT]):

@@ -8,9 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import QueuePool
 
 from app.core.config.settings import Settings
-from app.core.db.driver.autocommit import run_in_autocommit
-from app.core.db.driver.pool import FairPool
-from app.core.db.driver.statement import CompiledStatement, StatementResult
+from app.core.db.driver.run import replace_pooled_connections, run_directly
 from app.core.db.engine import AUTOCOMMIT, create_pooled_engine
 from app.core.db.query import Command, Query, RecordT, Statement, ValueT
 from app.core.errors import AppError
@@ -42,16 +40,14 @@ class Session(AsyncSession):
             # For tests, which pass a connection with a transaction that they roll back.
             join_transaction_mode="create_savepoint",
         )
-        # The engine, if each statement commits by itself and needs no transaction of the session.
-        self._autocommit: AsyncEngine | None = None
-        if isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options():
-            self._autocommit = bind
+        # Whether each statement commits by itself and needs no transaction of the session.
+        self._is_autocommit = isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options()
         self._dialect = bind.dialect
         self._runs_directly = runs_directly
         self._is_closed = False
 
     async def fetch_all(self, query: Query[RecordT], /, **parameters: object) -> list[RecordT]:
-        return [query.make(row) for row in (await self._run(query, parameters)).rows]
+        return [query.make(row) for row in (await self._run(query, parameters))[0]]
 
     async def fetch_one(self, query: Query[RecordT], /, **parameters: object) -> RecordT:
         """Raise NoResultFound or MultipleResultsFound unless there is exactly one row."""
@@ -74,7 +70,7 @@ class Session(AsyncSession):
 
     async def run(self, command: Command, /, **parameters: object) -> int:
         """Return how many rows were changed."""
-        return (await self._run(command, parameters)).changed
+        return (await self._run(command, parameters))[1]
 
     async def close(self) -> None:
         self._is_closed = True
@@ -85,46 +81,37 @@ class Session(AsyncSession):
         self._is_closed = True
         self.sync_session.close()
 
-    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> StatementResult:
+    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> tuple[list[Any], int]:
+        """Return the rows, and how many rows a command has changed."""
         if self._is_closed:
             raise exc.InvalidRequestError(CLOSED)
-        compiled = statement.compile(self._dialect, frozenset(parameters))
-        if compiled.takes_lists or not self._runs_directly:
-            return await self._run_by_sqlalchemy(statement, parameters)
-        # Use the connection that the session holds, if any: a second one might never become free.
-        if self._autocommit is None or self.in_transaction():
-            return await self._run_on_own_connection(compiled, parameters)
-        return await run_in_autocommit(self._autocommit, compiled, parameters, repeat=statement.is_repeatable)
+        # As SQLAlchemy's own methods do: the statement sees the entities that were added or changed before.
+        if self.in_transaction() and (self.new or self.dirty or self.deleted):
+            await self.flush()
+        if self._runs_directly:
+            is_autocommit = self._is_autocommit
+            result = await run_directly(self, statement.statement, parameters, is_autocommit=is_autocommit)
+            if result is not None:
+                return result
+        return await self._run_by_sqlalchemy(statement, parameters)
 
-    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> StatementResult:
+    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> tuple[list[Any], int]:
+        statement.check_names(frozenset(parameters), self._dialect)
         # On the connection and not by `self.execute`, which would take an insert or update for one of entities.
         connection = await self.connection()
         result = await connection.execute(statement.statement, parameters)
         if isinstance(statement, Query):
-            return StatementResult(list(result), -1)
+            return list(result), -1
         if result.rowcount >= 0:
-            return StatementResult([], result.rowcount)
+            return [], result.rowcount
         # sqlite3 does not count the rows of a statement that begins with a CTE.
-        return StatementResult([], (await connection.execute(CHANGED_ROWS)).scalar_one())
+        return [], (await connection.execute(CHANGED_ROWS)).scalar_one()
 
-    async def _run_on_own_connection(
-        self, compiled: CompiledStatement, parameters: Mapping[str, object]
-    ) -> StatementResult:
-        connection = await self.connection()
-        assert connection.sync_connection is not None  # noqa: S101  # for the type checker
-        try:
-            return await compiled.run(connection.sync_connection.connection, self._dialect, parameters)
-        except exc.DBAPIError as error:
-            if error.connection_invalidated:
-                await self.discard_connection(error)
-            raise
-
-    async def discard_connection(self, error: BaseException | None = None) -> None:
+    async def discard_connection(self) -> None:
         """Close the session's connection, and use no connection of the pool that is as old again."""
         connection = await self.connection()
-        if isinstance(self.bind, AsyncEngine) and isinstance(self.bind.pool, FairPool):
-            self.bind.pool.replace_all()
-        await connection.invalidate(error)
+        replace_pooled_connections(connection)
+        await connection.invalidate()
 
 
 class Database:
@@ -195,9 +182,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 async def _watch(pools: Sequence[QueuePool]) -> None:
     """Set the metrics once a second: counting each use would cost more than taking a connection."""
     while True:
-        POOL_IN_USE.set(sum(pool.in_use if isinstance(pool, FairPool) else pool.checkedout() for pool in pools))
+        POOL_IN_USE.set(sum(pool.checkedout() for pool in pools))
         # SQLAlchemy's own pool does not know how many tasks wait.
-        POOL_WAITING.set(sum(pool.waiting for pool in pools if isinstance(pool, FairPool)))
+        POOL_WAITING.set(sum(getattr(pool, "waiting", 0) for pool in pools))
         await asyncio.sleep(WATCH_SECONDS)
 
 
