@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
 from sqlalchemy import ColumnElement, Delete, Dialect, Executable, TextClause, delete, select, tuple_
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
@@ -29,12 +29,17 @@ class Statement:
         self._checked: set[frozenset[str]] = set()
 
     def check_names(self, names: frozenset[str], dialect: Dialect) -> None:
-        """Raise ArgumentError for a parameter that the statement does not have: SQLAlchemy would ignore it."""
+        """Raise ArgumentError for a name that is no parameter, and InvalidRequestError for a parameter without a value.
+
+        SQLAlchemy would ignore the first in a `select`, and reports the second as a fault of the database.
+        """
         if names in self._checked:
             return
         compiled = cast(Any, self.statement).compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
             raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
+        if missing := {name for name, bind in compiled.binds.items() if bind.required} - names:
+            raise InvalidRequestError(f"A value is required for the parameter {', '.join(sorted(missing))}.")
         self._checked.add(names)
 
 

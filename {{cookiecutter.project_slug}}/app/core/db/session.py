@@ -85,8 +85,8 @@ class Session(AsyncSession):
         """Return the rows, and how many rows a command has changed."""
         if self._is_closed:
             raise exc.InvalidRequestError(CLOSED)
-        # As SQLAlchemy's own methods do: the statement sees the entities that were added or changed before.
-        if self.in_transaction() and (self.new or self.dirty or self.deleted):
+        # As before SQLAlchemy's own methods: the statement sees the entities that were added, changed or deleted.
+        if self.in_transaction() and self.autoflush and (self.new or self.dirty or self.deleted):
             await self.flush()
         if self._runs_directly:
             is_autocommit = self._is_autocommit
