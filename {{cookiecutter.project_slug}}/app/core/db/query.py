@@ -61,7 +61,7 @@ class Query(Statement, Generic[RecordT]):
 
 
 class Command(Statement):
-    """A statement that returns no rows, but how many it has changed."""
+    """A statement that returns no rows; running it returns the number of changed rows."""
 
     def __init__(self, statement: Executable) -> None:
         """Raise TypeError for a statement that returns rows."""
@@ -73,9 +73,9 @@ class Command(Statement):
 def columns(
     record: type[Any], model: type[Any], **others: ColumnElement[Any] | InstrumentedAttribute[Any]
 ) -> list[ColumnElement[Any]]:
-    """Return the model's columns for the fields of a record; `others` gives those that stand elsewhere.
+    """Return the model's columns for the fields of a record; `others` names columns of other tables.
 
-    Raises TypeError for a field that neither has.
+    Raise TypeError for a field that is in neither.
     """
     return [others[name].label(name) if name in others else _column(record, model, name) for name in record._fields]
 
@@ -88,9 +88,9 @@ def _column(record: type[Any], model: type[Any], name: str) -> ColumnElement[Any
 
 
 def delete_batch(model: type[Any], *conditions: ColumnElement[bool]) -> Command:
-    """Delete at most BATCH_SIZE rows, so that it ends in time, and skip rows that another transaction has locked."""
+    """Return a command that deletes at most BATCH_SIZE rows, and skips rows that another transaction has locked."""
     keys = model.__table__.primary_key.columns
-    # A CTE: PostgreSQL may evaluate a plain subquery several times, and lock other rows each time.
+    # A CTE, because PostgreSQL may evaluate a plain subquery several times and lock different rows each time.
     batch = select(*keys).where(*conditions).limit(BATCH_SIZE).with_for_update(skip_locked=True).cte("batch")
     statement: Delete = delete(model).where(tuple_(*keys).in_(select(*batch.c)))
     return Command(statement)

@@ -16,15 +16,17 @@ from app.core.observability.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 
 WATCH_SECONDS = 1
 CHANGED_ROWS = text("SELECT changes()")
+# Otherwise SQLAlchemy does not count the rows of an `insert`.
+COUNT_ROWS = {"preserve_rowcount": True}
 CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
 
 
 class Session(AsyncSession):
     """SQLAlchemy's session, with methods that run typed statements (app/core/db/query.py) directly on the driver.
 
-    Both share one transaction: what is added with `session.add` and flushed is seen by a typed statement, and the
-    reverse. A closed session cannot be used again: `DatabaseDep` opens sessions for work that outlives the request,
-    such as a streamed response or a background task.
+    Both share one transaction, and entities are flushed before a typed statement runs. A closed session cannot be used
+    again: `DatabaseDep` opens sessions for work that outlives the request, such as a streamed response or a background
+    task.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Session(AsyncSession):
         super().__init__(
             bind,
             expire_on_commit=False,
-            # Otherwise a use after the end would open another connection, which nothing would close.
+            # Otherwise a closed session would open another connection on its next use, which nothing would close.
             close_resets_only=False,
             info=info,
             # For tests, which pass a connection with a transaction that they roll back.
@@ -97,9 +99,9 @@ class Session(AsyncSession):
 
     async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> tuple[list[Any], int]:
         statement.check_names(frozenset(parameters), self._dialect)
-        # On the connection and not by `self.execute`, which would take an insert or update for one of entities.
+        # `self.execute` would treat an insert or update as a bulk operation on entities.
         connection = await self.connection()
-        result = await connection.execute(statement.statement, parameters)
+        result = await connection.execute(statement.statement, parameters, execution_options=COUNT_ROWS)
         if isinstance(statement, Query):
             return list(result), -1
         if result.rowcount >= 0:
@@ -164,8 +166,8 @@ def _autocommit(bind: AsyncEngine | AsyncConnection) -> AsyncEngine | AsyncConne
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     POOL_SIZE.set(settings.database_pool_size)
     is_sqlite = settings.url.get_backend_name() == "sqlite"
-    # SQLite has one writer at a time: the writers of this process queue for one connection, first come, first served.
-    # A race for the lock would starve some of them.
+    # SQLite has one writer at a time: the writers of this process wait in order for one connection. A race for the lock
+    # would starve some of them.
     writers = 1 if is_sqlite and settings.database_pool_size > 1 else 0
     engine = create_pooled_engine(settings, settings.database_pool_size - writers)
     writing = create_pooled_engine(settings, writers) if writers else engine
@@ -189,5 +191,5 @@ async def _watch(pools: Sequence[QueuePool]) -> None:
 
 
 async def release_connection(session: AsyncSession) -> None:
-    """Give the connection back before slow work outside the database, such as hashing; what was written is kept."""
+    """Commit and return the connection to the pool, before slow work outside the database such as hashing."""
     await session.commit()

@@ -48,6 +48,7 @@ USERS_BY_EMAILS = Query(select(*COLUMNS).where(User.email.in_(bindparam("emails"
 ALL_EMAILS = Query(select(User.email).order_by(User.email))
 RENAME_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), SomeUser)
 DEACTIVATE = Command(update(User).where(User.name == bindparam("old_name")).values(is_active=False))
+INSERT_USER = Command(insert(User))
 DELETE_USERS = Command(delete(User))
 ADD_SESSION = Command(insert(UserSession))
 NAME = "Ünïcode \N{PILE OF POO} % ' \" \\"
@@ -144,9 +145,10 @@ async def test_command_returns_how_many_rows_it_changed(live_database: Database,
         await add_user(live_database, name="Ada")
 
     async with way(live_database) as session:
+        assert await session.run(INSERT_USER, **make_user()) == 1
         assert await session.run(DEACTIVATE, old_name="nobody") == 0
         assert await session.run(DEACTIVATE, old_name="Ada") == 3
-        assert await session.run(DELETE_USERS) == 3
+        assert await session.run(DELETE_USERS) == 4
 
 
 async def test_batch_of_deleted_rows_is_counted(live_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
