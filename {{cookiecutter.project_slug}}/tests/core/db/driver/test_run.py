@@ -12,13 +12,10 @@ from app.accounts.models import User
 from app.core.db.driver.statement import CompiledStatement, StatementResult
 from app.core.db.query import Query
 from app.core.db.session import Database, Session, open_database
-from tests.support.databases import execute_async, make_settings, server_url
+from tests.support.databases import make_settings
 
 ONE = Query(select(literal(1)))
-NAMES = Query(select(User.name))
 ADD_USER = Query(insert(User).returning(User.id))
-# psycopg lets the server prepare a statement after five executions.
-MANY = 8
 
 
 @pytest.fixture
@@ -134,16 +131,3 @@ async def test_statement_is_compiled_once(live_database: Database, monkeypatch: 
             await session.fetch_value(query)
 
     assert compiled == [query.statement]
-
-
-@pytest.mark.skipif(server_url().startswith("sqlite"), reason="SQLite has no prepared statements on the server")
-async def test_reading_goes_on_when_a_migration_changes_the_columns(live_database: Database, live_url: str) -> None:
-    async def read() -> object:
-        async with live_database.read() as session:
-            return await session.fetch_all(NAMES)
-
-    for _ in range(MANY):
-        await read()
-    await execute_async(live_url, "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)")
-
-    assert await read() == []
