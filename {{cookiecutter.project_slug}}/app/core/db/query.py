@@ -96,7 +96,7 @@ def delete_batch(model: type[Any], *conditions: ColumnElement[bool]) -> Command:
     return Command(statement)
 
 
-def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
+def _check_fields(record: type[Any], statement: Executable) -> None:
     if (found := _keys(statement)) != record._fields:
         raise TypeError(
             f"{record.__name__} has the fields {', '.join(record._fields)}, "
@@ -104,5 +104,6 @@ def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  #
         )
 
 
-def _keys(statement: Any) -> tuple[str, ...]:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
-    return tuple(column.key for column in statement.exported_columns)
+def _keys(statement: Executable) -> tuple[str, ...]:
+    # `select` and `insert` share no class that has this attribute.
+    return tuple(column.key for column in cast(Any, statement).exported_columns)

@@ -192,6 +192,22 @@ async def test_unknown_parameter_is_refused(live_database: Database, way: Way) -
 
 
 @each_way
+async def test_sqlalchemy_runs_typed_statements_with_the_same_results(live_url: str, way: Way) -> None:
+    settings = make_settings(live_url, database_direct_statements=False)
+    async with open_database(settings) as database, way(database) as session:
+        created = await session.fetch_one(ADD_USER, **make_user(name="Ada"))
+
+        assert await session.fetch_one(USER_BY_ID, user_id=created.id) == created
+        assert await session.run(INSERT_USER, **make_user(name="Ada")) == 1
+        assert await session.run(DEACTIVATE, old_name="Ada") == 2
+        assert await session.run(delete_batch(User, User.name == "Ada")) == 2
+        with pytest.raises(ArgumentError, match="usr_id"):
+            await session.fetch_all(USER_BY_ID, user_id=created.id, usr_id=created.id)
+        with pytest.raises(InvalidRequestError, match="user_id"):
+            await session.fetch_all(USER_BY_ID)
+
+
+@each_way
 async def test_errors_are_those_of_sqlalchemy_without_the_values(live_database: Database, way: Way) -> None:
     async def add_session() -> None:
         async with way(live_database) as session:

@@ -7,9 +7,9 @@ driver.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import BindParameter, Dialect, TextClause
+from sqlalchemy import BindParameter, Dialect, Executable, TextClause
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -17,6 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from app.core.db.driver.errors import is_unusable_after
 
 Process = Callable[[Any], Any]
+T = TypeVar("T")
 
 
 class StatementResult(NamedTuple):
@@ -40,13 +41,15 @@ class Parameter:
 class CompiledStatement:
     """A statement, compiled for one kind of database and one set of parameter names."""
 
-    def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # select and insert share no class that has both `compile` and `exported_columns`
+    def __init__(self, statement: Executable, names: frozenset[str], dialect: Dialect) -> None:
         """Raise ArgumentError for a parameter that the statement does not have."""
-        compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
+        # `select` and `insert` share no class that has both `compile` and `exported_columns`.
+        executable: Any = statement
+        compiled: SQLCompiler = executable.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
             raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
         # Plain text declares its columns with `columns`, if at all.
-        columns = [] if isinstance(statement, TextClause) else list(statement.exported_columns)
+        columns = [] if isinstance(statement, TextClause) else list(executable.exported_columns)
         # The number of parameters of a list (`IN`) varies between calls: SQLAlchemy has to execute such a statement.
         self.takes_lists = any(bind.expanding for bind in compiled.binds.values())
         self._sql = str(compiled)
@@ -137,5 +140,5 @@ def _refuse(name: str) -> object:
     raise InvalidRequestError(f"A value is required for the parameter {name}.")
 
 
-def _identity(value: Any) -> Any:  # noqa: ANN401  # values of every type pass through unchanged
+def _identity(value: T) -> T:
     return value

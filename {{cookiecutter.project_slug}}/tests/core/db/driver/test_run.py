@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Dialect, insert, literal, select, text
+from sqlalchemy import Dialect, Executable, insert, literal, select, text
 from sqlalchemy.exc import OperationalError
 
 from app.accounts.models import User
@@ -117,10 +117,10 @@ async def test_write_that_may_have_committed_is_not_repeated(
 
 
 async def test_statement_is_compiled_once(live_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
+    compiled: list[Executable] = []
     compile_statement = CompiledStatement.__init__
 
-    def note(self: CompiledStatement, statement: object, *arguments: Any) -> None:  # noqa: ANN401  # passed on
+    def note(self: CompiledStatement, statement: Executable, *arguments: Any) -> None:  # noqa: ANN401  # passed on
         compiled.append(statement)
         compile_statement(self, statement, *arguments)
 
