@@ -42,6 +42,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "migrations/versions/0005_weather_reports.py": ("weather_example", "yes"),
     "scripts/embedded_postgres.py": ("database", "postgresql"),
     "secrets": ("deployment", "docker", "both"),
+    "tests/core/db/driver/test_postgresql.py": ("database", "postgresql"),
     "tests/core/db/test_backup_postgresql.py": ("database", "postgresql"),
     "tests/core/db/test_backup_sqlite.py": ("database", "sqlite"),
     "tests/core/db/test_database_roles.py": ("database", "postgresql"),

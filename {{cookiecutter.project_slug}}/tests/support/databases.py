@@ -19,6 +19,8 @@ from app.core.db import migrations
 from app.features import SETTINGS
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+# With TEST_DIRECT_STATEMENTS=false the tests show that the service works without app/core/db/driver.
+DIRECT_STATEMENTS = os.environ.get("TEST_DIRECT_STATEMENTS") != "false"
 # A value for each setting that a feature requires, such as {"payment_key": "x"}; processes get it in their environment.
 REQUIRED_SETTINGS: dict[str, str] = {}
 REQUIRED_ENVIRONMENT = {name.upper(): value for name, value in REQUIRED_SETTINGS.items()}
@@ -39,6 +41,7 @@ def make_settings(url: str, **changes: object) -> Settings:
         # A pause of the machine must not fail a test; tests of timeouts set their own.
         "database_pool_timeout_seconds": 60,
         "database_statement_timeout_seconds": 60,
+        "database_direct_statements": DIRECT_STATEMENTS,
         "readiness_timeout_seconds": 60,
         # All tests share one address; tests of the throttle enable it.
         "throttling": False,

@@ -1,4 +1,4 @@
-"""Generation of migrations by Alembic: self-contained, reversible, and applicable to tables with rows."""
+"""Makes Alembic write migrations that import nothing of the service, run on tables with rows, and can be downgraded."""
 
 import json
 import textwrap
@@ -25,9 +25,9 @@ from sqlalchemy import JSON, Column, DefaultClause, Dialect, Enum, MetaData, Typ
 
 DOCSTRING_WIDTH = 110
 SENTENCE_ENDS = (".", "!", "?")
-# Callables whose value never differs.
+# Callables that return the same value at each call.
 CONSTANT_FACTORIES = (dict, list)
-# Types whose text is a valid default; any other type, such as bytes, needs a server_default in the model.
+# Values that are written into SQL as their text; others, such as bytes, need a server_default in the model.
 TEXTUAL = (str, int, float, Decimal, date, time, UUID)
 
 
@@ -41,19 +41,19 @@ def render_item(kind: str, item: object, context: AutogenContext) -> str | Liter
 
 
 def docstring(message: str) -> str:
-    """Return any text as the inside of a docstring: a sentence, in lines that are not too long."""
+    """Return the message as the contents of a docstring: a sentence with a full stop, wrapped and escaped."""
     words = " ".join(message.split()).replace("\\", "\\\\").replace('"""', r"\"\"\"")
     sentence = words if words.endswith(SENTENCE_ENDS) else f"{words}."
     return textwrap.fill(sentence, DOCSTRING_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def next_revision(revisions: Iterable[str]) -> str:
-    """Return the next number, in four digits; revisions that are not numbers do not count."""
+    """Return the next number in four digits; revisions that are not numbers are ignored."""
     return f"{max((int(each) for each in revisions if each.isdecimal()), default=0) + 1:04}"
 
 
 def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect) -> None:
-    """Number a new migration, and make it run on tables with rows; raises CommandError where it could not."""
+    """Number a new migration and make it run on tables with rows; raise CommandError where that is impossible."""
     assert script.upgrade_ops is not None and script.downgrade_ops is not None  # noqa: S101, PT018  # autogenerate fills both: for the type checker
     script.rev_id = next_revision(revisions)
     _drop_tables_last(script.upgrade_ops)
@@ -61,7 +61,7 @@ def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect
     for addition in _find_additions(script.upgrade_ops):
         addition.column = _with_server_default(addition.column, dialect)
     for addition in _find_additions(script.downgrade_ops):
-        # The values are lost, and the model that had a default for them is gone.
+        # The values of the dropped column are lost, and the model no longer has a default for them.
         if _needs_value(addition.column):
             addition.column.nullable = True
 
@@ -75,13 +75,13 @@ def _find_additions(container: OpContainer) -> Iterator[AddColumnOp]:
 
 
 def _drop_tables_last(upgrade: UpgradeOps) -> None:
-    """Alembic drops tables in any order, and before the foreign keys of tables that stay."""
+    """Drop tables after everything that refers to them; Alembic drops them in any order, before the foreign keys."""
     tables = {each.table_name: each.to_table() for each in upgrade.ops if isinstance(each, DropTableOp)}
     references = {
         name: {key.target_fullname.rpartition(".")[0] for key in table.foreign_keys} & tables.keys() - {name}
         for name, table in tables.items()
     }
-    # A table comes after all that it refers to: the last one is dropped first.
+    # The topological order lists a table after the tables it refers to; drop in the reverse order.
     try:
         order = {name: -at for at, name in enumerate(TopologicalSorter(references).static_order())}
     except CycleError as error:
@@ -90,7 +90,7 @@ def _drop_tables_last(upgrade: UpgradeOps) -> None:
         ) from error
 
     def position(operation: MigrateOperation) -> tuple[bool, int]:
-        # The indexes of a table are dropped before it, by an operation that has its name as well.
+        # ModifyTableOps drops the indexes of the table, before the table.
         name = operation.table_name if isinstance(operation, DropTableOp | ModifyTableOps) else ""
         return name in order, order.get(name, 0)
 
@@ -102,7 +102,7 @@ def _needs_value(column: Column[Any]) -> bool:
 
 
 def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
-    """Add the model's default: existing rows need a value, and so do those that the previous release still inserts."""
+    """Add the model's default: existing rows need a value, and so do new rows of the previous release."""
     if not _needs_value(column):
         return column
     value = _constant_default(column, dialect)
@@ -111,17 +111,17 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
             f"{column.table.name}.{column.name} is required, and existing rows have no value for it. Give the column"
             " a constant default; or make it nullable, fill it in that migration, and require it in the next one."
         )
-    # A copy: the column itself belongs to the model.
+    # Copied, because the column itself belongs to the model.
     copied = column.table.to_metadata(MetaData()).columns[column.name]
-    # Alembic takes one quote from each end.
+    # Alembic strips one quote from each end.
     copied.server_default = DefaultClause(f"'{value}'")
     return copied
 
 
 def _constant_default(column: Column[Any], dialect: Dialect) -> str | None:
-    """Return the model's default as the text of an SQL literal, or None where it has none that is constant.
+    """Return the model's default as the text of an SQL literal, or None if it has no constant default.
 
-    A plain literal, because SQLite copies the table for an expression.
+    It is no expression, because SQLite would copy the table to add one.
     """
     default: Any = column.default
     if default is None:

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolResetState
 
 from app.core.config.settings import Settings
+from app.core.db.driver.errors import is_unusable_after
 from app.core.db.driver.pool import FairPool
-from app.core.db.driver.statement import is_unusable_after
 
 OWNER_LOCK_TIMEOUT_SECONDS = 60
 # Execution option of engines whose connections begin no transaction: each statement commits by itself.
@@ -56,13 +56,13 @@ def create_pooled_engine(settings: Settings, pool_size: int) -> AsyncEngine:
 
 
 def create_owner_engine(settings: Settings) -> AsyncEngine:
-    """Return an engine for migrations: as the owner, without pools and poolers, without timeouts of statements."""
+    """Return an engine for migrations: it connects as the owner, without pool, pooler and statement timeout."""
     arguments = _connect_arguments(settings, timeout_seconds=None)
     return prepare_engine(create_async_engine(settings.owner_url, connect_args=arguments, poolclass=NullPool))
 
 
 def prepare_engine(engine: AsyncEngine) -> AsyncEngine:
-    """Begin transactions here and not in the drivers, and set what SQLite needs to be safe under concurrency."""
+    """Let the engine begin transactions explicitly, and set the pragmas and settings of each new connection."""
     event.listen(engine.sync_engine, "begin", _on_begin)
     event.listen(engine.sync_engine, "reset", _on_reset)
     event.listen(engine.sync_engine, "handle_error", _on_error)
@@ -80,8 +80,8 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
     arguments: dict[str, Any] = {
         "autocommit": True,
         "connect_timeout": settings.database_connect_timeout_seconds,
-        # Detect a dead server in seconds; the kernel's defaults are 15 minutes (unacknowledged data) and 2 hours
-        # (keepalive).
+        # Detect a server that vanished: the kernel's defaults are 15 minutes for unacknowledged data and 2 hours for an
+        # idle connection.
         "tcp_user_timeout": timeout_ms + 5000 if timeout_ms else 0,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -89,35 +89,35 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
         # Overrides PGCLIENTENCODING and DATABASE_URL.
         "client_encoding": "UTF8",
     }
-    # Set even if empty: otherwise libpq sends PGOPTIONS, which a pooler refuses.
+    # Set even if empty: otherwise libpq sends PGOPTIONS, which poolers refuse.
     options = settings.url.query.get("options", "")
     if is_pooled:
-        # The next statement may find another connection of the server's, which knows nothing of what this one was told.
+        # The pooler may run the next statement on another connection of the server, without these settings.
         return {**arguments, "prepare_threshold": None, "options": options}
     own = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
-    # Those of DATABASE_URL come first: these are what the service relies on.
+    # After those of DATABASE_URL, because the last value counts and the service relies on these.
     return {**arguments, "options": f"{options} {own}".strip()}
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    # The driver must not begin transactions by itself: it would begin them late and without the lock.
+    # Otherwise the driver would begin transactions late and without the write lock.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode")
-    # It stays in the file; to set it again would need a moment without any other connection.
+    # The mode is stored in the file; setting it again would need exclusive access.
     if cursor.fetchone() != ("wal",):
         cursor.execute("PRAGMA journal_mode = WAL")
-    # In WAL mode safe against a crash of the process; a power cut may lose the last commits and corrupts nothing.
+    # In WAL mode, a crash of the process loses nothing; a power failure may lose the last commits but corrupts nothing.
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 
 
 def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _record: object) -> None:
-    """Raise the driver's OperationalError where the database is not in UTF-8; set how values are read and written.
+    """Raise the driver's OperationalError if the database is not in UTF-8; set the formats of values.
 
-    PGTZ and PGDATESTYLE win over the options of a connection, and a role or a database may have other settings.
-    The server has reported its values: reading them costs no round trip.
+    PGTZ and PGDATESTYLE override the options of a connection, and a role or a database may have other settings.
+    The server has reported its values at the start of the connection, so reading them costs no round trip.
     """
     told = connection.driver_connection.info.parameter_status
     encoding = told("server_encoding")
@@ -134,16 +134,16 @@ def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _re
 
 
 def _on_begin(connection: Connection) -> None:
-    # The drivers are in autocommit: they would begin late, SQLite's without the lock, and for reading it is not needed.
+    # The drivers are in autocommit mode: their own transactions would begin late, SQLite's without the write lock.
     if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
 
 
 def _on_checkout(connection: DBAPIConnection, _record: object, _proxy: object) -> None:
-    """Replace a connection that the server has closed, for instance in a restart.
+    """Replace a connection that the server has closed, for instance during a restart.
 
-    The server sends hardly anything unasked but its farewell: to look at the socket costs microseconds, a query a round
-    trip.
+    An idle connection is readable only if the server has closed it. Polling the socket costs microseconds, a query
+    would cost a round trip.
     """
     poll = select.poll()
     poll.register(connection.driver_connection.pgconn.socket, select.POLLIN)
@@ -157,12 +157,12 @@ def _on_error(context: ExceptionContext) -> None:
 
 
 def _on_reset(connection: DBAPIConnection, _record: object, state: PoolResetState) -> None:
-    """Roll back what somebody left open; to ask the driver costs less than to roll back nothing."""
+    """Roll back an open transaction; asking the driver is cheaper than an unneeded rollback."""
     if state.asyncio_safe and not state.transaction_was_reset and _is_in_transaction(connection.driver_connection):
         connection.rollback()
 
 
-def _is_in_transaction(driver: Any) -> bool:  # noqa: ANN401  # each driver has its own
+def _is_in_transaction(driver: Any) -> bool:  # noqa: ANN401  # psycopg and aiosqlite share no base class
     if hasattr(driver, "in_transaction"):
         return bool(driver.in_transaction)
     return bool(driver.info.transaction_status != IDLE)

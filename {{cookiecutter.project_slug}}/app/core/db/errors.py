@@ -3,12 +3,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.core.errors import first_line
 
-# Of a foreign key and of what is unique: PostgreSQL has codes (SQLSTATE), SQLite has words.
+# Violations of foreign keys and unique constraints: PostgreSQL reports SQLSTATEs, SQLite messages.
 CONFLICT_STATES = frozenset({"23503", "23505"})
 CONFLICT_WORDS = ("FOREIGN KEY constraint failed", "UNIQUE constraint failed")
 
 
 def is_conflict(error: BaseException) -> bool:
+    """Return whether a foreign key or a unique constraint was violated."""
     return isinstance(error, IntegrityError) and (
         getattr(error.orig, "sqlstate", None) in CONFLICT_STATES or first_line(error).startswith(CONFLICT_WORDS)
     )

@@ -1,4 +1,4 @@
-"""Alembic, one run at a time however many processes and hosts start together."""
+"""Runs Alembic under a lock, so that processes and hosts that start together migrate one after the other."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,14 +19,14 @@ from app.core.db.models import APPEND_ONLY, Base
 from app.core.db.revisions import MigrationsError, alembic_config, read_revisions
 from app.core.errors import first_line
 
-# Any number will do, as long as nothing else in the database takes the same lock.
+# An arbitrary number; nothing else in the database may take the same advisory lock.
 LOCK_KEY = 7_205_759_403
 LOCK = select(func.pg_advisory_lock(bindparam("key")))
 UNLOCK = select(func.pg_advisory_unlock(bindparam("key")))
 # SQLSTATE insufficient_privilege.
 INSUFFICIENT_PRIVILEGE = "42501"
-# Returns GRANT and REVOKE statements for the service's role on the owner's tables, sequences and SECURITY DEFINER
-# functions, independent of earlier grants.
+# Builds the statements that set what the service's role may do with the owner's tables, sequences and SECURITY DEFINER
+# functions. They begin with REVOKE, so earlier grants do not matter.
 GRANTS = text("""
     WITH objects AS (
         SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, pg_class.oid::regclass::text AS name,
@@ -59,7 +59,7 @@ def current_revision(connection: Connection) -> str | None:
 
 @asynccontextmanager
 async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    """Open a connection that may change the schema, and hold the migration lock; other processes wait for it."""
+    """Open a connection that may change the schema, holding the migration lock; wait for the lock first."""
     engine = create_owner_engine(settings)
     try:
         if engine.dialect.name == "sqlite":
@@ -68,7 +68,7 @@ async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection
                 yield connection
         else:
             async with engine.connect() as connection:
-                # For the session and not the transaction: a migration may need to commit in between.
+                # A session lock, because a migration may commit in between, which would release a transaction lock.
                 await connection.execute(LOCK, {"key": LOCK_KEY})
                 await connection.commit()
                 try:
@@ -81,7 +81,7 @@ async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    """Enforce no foreign keys: Alembic drops and renames tables to change them, and would delete what refers to them.
+    """Switch off foreign keys: Alembic drops and renames tables to change them, and rows that refer to them would go.
 
     migrations/env.py checks all rows after each migration instead.
     """
@@ -91,8 +91,8 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
 
 
 async def run_alembic(connection: AsyncConnection, alembic_command: Callable[..., object], *arguments: str) -> None:
-    """Run a command of `alembic.command` on this connection, and commit; raises MigrationsError."""
-    # Alembic itself would run one of two migrations with the same number.
+    """Run a function of `alembic.command` on this connection and commit; raise MigrationsError if it is not allowed."""
+    # Raises MigrationsError for two migrations with the same number, of which Alembic would run only one.
     read_revisions()
     try:
         await connection.run_sync(lambda sync: alembic_command(alembic_config(sync), *arguments))
@@ -105,7 +105,7 @@ async def run_alembic(connection: AsyncConnection, alembic_command: Callable[...
 
 
 async def grant_access(connection: AsyncConnection, settings: Settings) -> None:
-    """Give the service's role what it needs, and no more, where it does not own the tables; commit."""
+    """Grant the service's role the rights that it needs, and commit; does nothing if the role owns the tables."""
     role = settings.url.username
     if role == settings.owner_url.username:
         return
@@ -116,13 +116,13 @@ async def grant_access(connection: AsyncConnection, settings: Settings) -> None:
     append_only = [table.name for table in Base.metadata.tables.values() if APPEND_ONLY in table.info]
     names = {"role": role, "append_only": append_only}
     for statement in (await connection.scalars(GRANTS, names)).all():
-        # A driver takes `%` for the beginning of a parameter, and it may be part of a table's name.
+        # Escaped, because a table's name may contain `%`, which begins a parameter for the driver.
         await connection.exec_driver_sql(statement.replace("%", "%%"))
     await connection.commit()
 
 
 async def upgrade(settings: Settings, revision: str = "head") -> bool:
-    """Return False, and change nothing, where a newer release has migrated the database."""
+    """Migrate to the revision; return False and change nothing if a newer release has migrated the database."""
     async with locked_connection(settings) as connection:
         if await _is_ahead(connection):
             return False
@@ -139,14 +139,14 @@ async def downgrade(settings: Settings, revision: str) -> None:
 
 
 async def check(settings: Settings) -> None:
-    """Compare the models with the schema; raises alembic's CommandError where they differ."""
+    """Compare the models with the schema; raise Alembic's CommandError if they differ."""
     async with locked_connection(settings) as connection:
         await _require_known(connection)
         await run_alembic(connection, command.check)
 
 
 async def write_migration(settings: Settings, message: str) -> None:
-    """Bring the schema to head, and write the migration from there to the models."""
+    """Upgrade the schema to head, and write a migration for the difference between it and the models."""
     async with locked_connection(settings) as connection:
         await _require_known(connection)
         await run_alembic(connection, command.upgrade, "head")

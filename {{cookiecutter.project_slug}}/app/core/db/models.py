@@ -10,7 +10,7 @@ from sqlalchemy import DateTime, Dialect, MetaData, Numeric, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-# A key of `Table.info`, for a table whose rows the service's role only adds and reads (see app/core/db/migrations.py).
+# A key of `Table.info`: the service's role may only insert and select rows of the table (app/core/db/migrations.py).
 APPEND_ONLY = "append_only"
 
 
@@ -19,7 +19,7 @@ def utc_now() -> datetime:
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """Aware UTC times on every database; SQLite stores none of the zone."""
+    """Timezone-aware UTC times on every database; SQLite stores them without a time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -28,7 +28,7 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value is not None else None
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        # PostgreSQL's driver gives UTC itself: every connection asks for it.
+        # psycopg returns UTC, because every connection sets the time zone.
         return super().result_processor(dialect, coltype) if dialect.name == "sqlite" else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -37,14 +37,14 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
-# A floating point number holds this many decimal digits exactly.
+# SQLite stores decimals as floating point numbers, which hold this many decimal digits exactly.
 SQLITE_DIGITS = 15
 
 
 class FixedPoint(TypeDecorator[Decimal]):
     """Exact decimal numbers on every database, such as amounts of money.
 
-    Refuses a value with more digits instead of rounding it: how to round is a rule of the application.
+    Raises ValueError for a value with more digits: the application decides how to round.
     """
 
     impl = Numeric
@@ -70,12 +70,12 @@ def _enum_values(members: type[Enum]) -> list[str]:
     return [member.value for member in members]
 
 
-# A string of the member's value, so that a new member needs no migration. Any other string is a LookupError.
+# Stored as the text of the member's value, so that a new member needs no migration. Other texts raise LookupError.
 ENUM = sa.Enum(Enum, native_enum=False, length=50, values_callable=_enum_values, validate_strings=True)
 
 
 class Base(DeclarativeBase):
-    # Alembic can only drop what has a name.
+    # Alembic can drop only constraints and indexes that have a name.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",

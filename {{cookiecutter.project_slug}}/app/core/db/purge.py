@@ -1,4 +1,4 @@
-"""Delete what nobody needs any more, now and then: no timer of the platform has to be set up."""
+"""Deletion of expired rows, also periodically while the service runs: no cron job is needed."""
 
 import asyncio
 import random
@@ -13,17 +13,17 @@ from app.core.errors import first_line
 
 logger = structlog.get_logger(__name__)
 
-# Returns how many rows it has deleted; it is asked again until there are none.
+# Deletes a batch of expired rows and returns their number; it is called again until it returns 0.
 Purge = Callable[[Session, Settings], Awaitable[int]]
 
 
 async def purge(database: Database, settings: Settings, purges: Sequence[Purge]) -> int:
-    """Return how many rows were deleted; one kind that fails does not keep the others from it."""
+    """Return how many rows were deleted; run all purges before raising the error of one that failed."""
     deleted, failed = 0, None
-    for purge_some in purges:
+    for purge_batch in purges:
         try:
-            deleted += await _purge_all(database, settings, purge_some)
-        except Exception as error:  # whatever it is: it is told
+            deleted += await _purge_all(database, settings, purge_batch)
+        except Exception as error:  # the remaining purges run all the same
             logger.warning("purge failed", error=type(error).__name__, reason=first_line(error))
             failed = error
     if failed is not None:
@@ -31,20 +31,20 @@ async def purge(database: Database, settings: Settings, purges: Sequence[Purge])
     return deleted
 
 
-async def _purge_all(database: Database, settings: Settings, purge_some: Purge) -> int:
-    """Delete some at a time, in transactions of their own, which hold nobody up for long."""
+async def _purge_all(database: Database, settings: Settings, purge_batch: Purge) -> int:
+    """Delete in batches, each in a short transaction, so that other transactions do not wait long for its locks."""
     deleted = 0
     while True:
         async with database.write() as session:
-            some = await purge_some(session, settings)
-        deleted += some
-        if not some:
+            batch = await purge_batch(session, settings)
+        deleted += batch
+        if not batch:
             return deleted
 
 
 @asynccontextmanager
 async def purge_periodically(database: Database, settings: Settings, purges: Sequence[Purge]) -> AsyncIterator[None]:
-    """Purge now and then for as long as the service runs."""
+    """Purge every `purge_interval_seconds` in the background until the context ends; 0 switches it off."""
     if settings.purge_interval_seconds == 0:
         yield
         return
@@ -59,8 +59,8 @@ async def purge_periodically(database: Database, settings: Settings, purges: Seq
 
 async def _purge_forever(database: Database, settings: Settings, purges: Sequence[Purge]) -> None:
     while True:
-        # At a time of its own for each of the processes that start together.
+        # Random, so that processes that have started together do not purge at the same time.
         await asyncio.sleep(settings.purge_interval_seconds * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
-        # What fails was told, and is tried again.
+        # `purge` has logged the error, and the next round tries again.
         with suppress(Exception):
             logger.info("purged", rows=await purge(database, settings, purges))

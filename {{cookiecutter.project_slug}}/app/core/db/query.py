@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
 from sqlalchemy import ColumnElement, Delete, Dialect, Executable, TextClause, delete, select, tuple_
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.selectable import TypedReturnsRows
-
-from app.core.db.driver.statement import CompiledStatement
 
 RecordT = TypeVar("RecordT")
 ValueT = TypeVar("ValueT")
@@ -25,21 +24,23 @@ BATCH_SIZE = 5000
 
 
 class Statement:
-    """A statement and its compiled forms, of which there is one for each set of parameter names."""
-
     def __init__(self, statement: Executable) -> None:
         self.statement = statement
-        # One that is repeated on another connection has the same result.
-        self.is_repeatable = statement.is_select
-        self._compiled: dict[tuple[str, frozenset[str]], CompiledStatement] = {}
+        self._checked: set[frozenset[str]] = set()
 
-    def compile(self, dialect: Dialect, names: frozenset[str]) -> CompiledStatement:
-        """Raise ArgumentError for a parameter that the statement does not have."""
-        key = (dialect.name, names)
-        found = self._compiled.get(key)
-        if found is None:
-            found = self._compiled[key] = CompiledStatement(self.statement, names, dialect)
-        return found
+    def check_names(self, names: frozenset[str], dialect: Dialect) -> None:
+        """Raise ArgumentError for a name that is no parameter, and InvalidRequestError for a parameter without a value.
+
+        SQLAlchemy would ignore the first in a `select`, and reports the second as a fault of the database.
+        """
+        if names in self._checked:
+            return
+        compiled = cast(Any, self.statement).compile(dialect=dialect, column_keys=sorted(names))
+        if unknown := names - compiled.binds.keys():
+            raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
+        if missing := {name for name, bind in compiled.binds.items() if bind.required} - names:
+            raise InvalidRequestError(f"A value is required for the parameter {', '.join(sorted(missing))}.")
+        self._checked.add(names)
 
 
 class Query(Statement, Generic[RecordT]):
@@ -60,7 +61,7 @@ class Query(Statement, Generic[RecordT]):
 
 
 class Command(Statement):
-    """A statement that returns no rows, but how many it has changed."""
+    """A statement that returns no rows; running it returns the number of changed rows."""
 
     def __init__(self, statement: Executable) -> None:
         """Raise TypeError for a statement that returns rows."""
@@ -72,9 +73,9 @@ class Command(Statement):
 def columns(
     record: type[Any], model: type[Any], **others: ColumnElement[Any] | InstrumentedAttribute[Any]
 ) -> list[ColumnElement[Any]]:
-    """Return the model's columns for the fields of a record; `others` gives those that stand elsewhere.
+    """Return the model's columns for the fields of a record; `others` names columns of other tables.
 
-    Raises TypeError for a field that neither has.
+    Raise TypeError for a field that is in neither.
     """
     return [others[name].label(name) if name in others else _column(record, model, name) for name in record._fields]
 
@@ -87,15 +88,15 @@ def _column(record: type[Any], model: type[Any], name: str) -> ColumnElement[Any
 
 
 def delete_batch(model: type[Any], *conditions: ColumnElement[bool]) -> Command:
-    """Delete at most BATCH_SIZE rows, so that it ends in time, and skip rows that another transaction has locked."""
+    """Return a command that deletes at most BATCH_SIZE rows, and skips rows that another transaction has locked."""
     keys = model.__table__.primary_key.columns
-    # A CTE: PostgreSQL may evaluate a plain subquery several times, and lock other rows each time.
+    # A CTE, because PostgreSQL may evaluate a plain subquery several times and lock different rows each time.
     batch = select(*keys).where(*conditions).limit(BATCH_SIZE).with_for_update(skip_locked=True).cte("batch")
     statement: Delete = delete(model).where(tuple_(*keys).in_(select(*batch.c)))
     return Command(statement)
 
 
-def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
+def _check_fields(record: type[Any], statement: Executable) -> None:
     if (found := _keys(statement)) != record._fields:
         raise TypeError(
             f"{record.__name__} has the fields {', '.join(record._fields)}, "
@@ -103,5 +104,6 @@ def _check_fields(record: type[Any], statement: Any) -> None:  # noqa: ANN401  #
         )
 
 
-def _keys(statement: Any) -> tuple[str, ...]:  # noqa: ANN401  # select and insert share no class that has `exported_columns`
-    return tuple(column.key for column in statement.exported_columns)
+def _keys(statement: Executable) -> tuple[str, ...]:
+    # `select` and `insert` share no class that has this attribute.
+    return tuple(column.key for column in cast(Any, statement).exported_columns)

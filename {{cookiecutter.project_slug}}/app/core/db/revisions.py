@@ -1,4 +1,4 @@
-"""Which schema the code needs, and whether the database has it."""
+"""The revision of the schema that the code needs, and a check that the database has it."""
 
 import asyncio
 import sys
@@ -24,16 +24,16 @@ REPAIR = "Give each migration its own number, in file name and revision, and the
 def alembic_config(connection: Connection | None = None) -> "Config":
     from alembic.config import Config
 
-    # Its default is what was the output when Alembic was imported.
+    # Alembic's default is the value of sys.stdout at the time of its import.
     config = Config(ROOT / "alembic.ini", stdout=sys.stdout)
-    # A `%` in the path would begin the name of another option.
+    # Escaped, because `%` begins an interpolation in alembic.ini.
     config.file_config["DEFAULT"]["here"] = ROOT.as_posix().replace("%", "%%")
     config.attributes["connection"] = connection
     return config
 
 
 class MigrationsError(AppError):
-    """The migrations are no chain, or do not fit the database."""
+    """The migrations do not form one chain, or do not fit the database."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,20 @@ class Revisions:
         return revision != self.head and not self.is_ahead(revision)
 
     def is_ahead(self, revision: str | None) -> bool:
-        """Whether a newer release has migrated the database: this one does not know the revision."""
+        """Return whether the revision is unknown to this release: a newer one has migrated the database."""
         return revision is not None and revision not in self.known
 
 
 @cache
 def read_revisions() -> Revisions:
-    """Raises MigrationsError unless each migration follows exactly one other."""
-    # Imported lazily: a process that serves needs Alembic for this alone, and not at its start.
+    """Raise MigrationsError unless the migrations form one chain."""
+    # Imported lazily: a serving process needs Alembic only here, and not at its start.
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(alembic_config())
     try:
         with warnings.catch_warnings():
-            # Alembic warns of a number that is taken twice, and of one that is missing.
+            # Alembic warns of a revision that is used twice or missing.
             warnings.filterwarnings("error", "Revision ")
             heads = scripts.get_heads()
     except UserWarning as warning:
@@ -76,11 +76,11 @@ def head_revision() -> str | None:
 
 
 async def is_up_to_date(session: Session) -> bool:
-    """Whether the schema is at head or ahead of it.
+    """Return whether the schema is at head or ahead of it.
 
-    Raises a database error when there is no schema, and MigrationsError.
+    Raise a database error if there is no schema, and MigrationsError for faulty migrations.
     """
     revision = await session.fetch_value(REVISION)
-    # In a thread: the first time it imports Alembic and reads all migrations.
+    # In a thread, because the first call imports Alembic and reads all migrations.
     revisions = await asyncio.to_thread(read_revisions)
     return not revisions.is_behind(revision)

@@ -8,9 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import QueuePool
 
 from app.core.config.settings import Settings
-from app.core.db.driver.autocommit import run_in_autocommit
-from app.core.db.driver.pool import FairPool
-from app.core.db.driver.statement import CompiledStatement, StatementResult
+from app.core.db.driver.run import replace_pooled_connections, run_directly
 from app.core.db.engine import AUTOCOMMIT, create_pooled_engine
 from app.core.db.query import Command, Query, RecordT, Statement, ValueT
 from app.core.errors import AppError
@@ -18,15 +16,17 @@ from app.core.observability.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 
 WATCH_SECONDS = 1
 CHANGED_ROWS = text("SELECT changes()")
+# Otherwise SQLAlchemy does not count the rows of an `insert`.
+COUNT_ROWS = {"preserve_rowcount": True}
 CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
 
 
 class Session(AsyncSession):
     """SQLAlchemy's session, with methods that run typed statements (app/core/db/query.py) directly on the driver.
 
-    Both share one transaction: what is added with `session.add` and flushed is seen by a typed statement, and the
-    reverse. A closed session cannot be used again: `DatabaseDep` opens sessions for work that outlives the request,
-    such as a streamed response or a background task.
+    Both share one transaction, and entities are flushed before a typed statement runs. A closed session cannot be used
+    again: `DatabaseDep` opens sessions for work that outlives the request, such as a streamed response or a background
+    task.
     """
 
     def __init__(
@@ -36,22 +36,20 @@ class Session(AsyncSession):
         super().__init__(
             bind,
             expire_on_commit=False,
-            # Otherwise a use after the end would open another connection, which nothing would close.
+            # Otherwise a closed session would open another connection on its next use, which nothing would close.
             close_resets_only=False,
             info=info,
             # For tests, which pass a connection with a transaction that they roll back.
             join_transaction_mode="create_savepoint",
         )
-        # The engine, if each statement commits by itself and needs no transaction of the session.
-        self._autocommit: AsyncEngine | None = None
-        if isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options():
-            self._autocommit = bind
+        # Whether each statement commits by itself and needs no transaction of the session.
+        self._is_autocommit = isinstance(bind, AsyncEngine) and AUTOCOMMIT in bind.get_execution_options()
         self._dialect = bind.dialect
         self._runs_directly = runs_directly
         self._is_closed = False
 
     async def fetch_all(self, query: Query[RecordT], /, **parameters: object) -> list[RecordT]:
-        return [query.make(row) for row in (await self._run(query, parameters)).rows]
+        return [query.make(row) for row in (await self._run(query, parameters))[0]]
 
     async def fetch_one(self, query: Query[RecordT], /, **parameters: object) -> RecordT:
         """Raise NoResultFound or MultipleResultsFound unless there is exactly one row."""
@@ -74,7 +72,7 @@ class Session(AsyncSession):
 
     async def run(self, command: Command, /, **parameters: object) -> int:
         """Return how many rows were changed."""
-        return (await self._run(command, parameters)).changed
+        return (await self._run(command, parameters))[1]
 
     async def close(self) -> None:
         self._is_closed = True
@@ -85,46 +83,37 @@ class Session(AsyncSession):
         self._is_closed = True
         self.sync_session.close()
 
-    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> StatementResult:
+    async def _run(self, statement: Statement, parameters: Mapping[str, object]) -> tuple[list[Any], int]:
+        """Return the rows, and how many rows a command has changed."""
         if self._is_closed:
             raise exc.InvalidRequestError(CLOSED)
-        compiled = statement.compile(self._dialect, frozenset(parameters))
-        if compiled.takes_lists or not self._runs_directly:
-            return await self._run_by_sqlalchemy(statement, parameters)
-        # Use the connection that the session holds, if any: a second one might never become free.
-        if self._autocommit is None or self.in_transaction():
-            return await self._run_on_own_connection(compiled, parameters)
-        return await run_in_autocommit(self._autocommit, compiled, parameters, repeat=statement.is_repeatable)
+        # As before SQLAlchemy's own methods: the statement sees the entities that were added, changed or deleted.
+        if self.in_transaction() and self.autoflush and (self.new or self.dirty or self.deleted):
+            await self.flush()
+        if self._runs_directly:
+            is_autocommit = self._is_autocommit
+            result = await run_directly(self, statement.statement, parameters, is_autocommit=is_autocommit)
+            if result is not None:
+                return result
+        return await self._run_by_sqlalchemy(statement, parameters)
 
-    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> StatementResult:
-        # On the connection and not by `self.execute`, which would take an insert or update for one of entities.
+    async def _run_by_sqlalchemy(self, statement: Statement, parameters: Mapping[str, object]) -> tuple[list[Any], int]:
+        statement.check_names(frozenset(parameters), self._dialect)
+        # `self.execute` would treat an insert or update as a bulk operation on entities.
         connection = await self.connection()
-        result = await connection.execute(statement.statement, parameters)
+        result = await connection.execute(statement.statement, parameters, execution_options=COUNT_ROWS)
         if isinstance(statement, Query):
-            return StatementResult(list(result), -1)
+            return list(result), -1
         if result.rowcount >= 0:
-            return StatementResult([], result.rowcount)
+            return [], result.rowcount
         # sqlite3 does not count the rows of a statement that begins with a CTE.
-        return StatementResult([], (await connection.execute(CHANGED_ROWS)).scalar_one())
+        return [], (await connection.execute(CHANGED_ROWS)).scalar_one()
 
-    async def _run_on_own_connection(
-        self, compiled: CompiledStatement, parameters: Mapping[str, object]
-    ) -> StatementResult:
-        connection = await self.connection()
-        assert connection.sync_connection is not None  # noqa: S101  # for the type checker
-        try:
-            return await compiled.run(connection.sync_connection.connection, self._dialect, parameters)
-        except exc.DBAPIError as error:
-            if error.connection_invalidated:
-                await self.discard_connection(error)
-            raise
-
-    async def discard_connection(self, error: BaseException | None = None) -> None:
+    async def discard_connection(self) -> None:
         """Close the session's connection, and use no connection of the pool that is as old again."""
         connection = await self.connection()
-        if isinstance(self.bind, AsyncEngine) and isinstance(self.bind.pool, FairPool):
-            self.bind.pool.replace_all()
-        await connection.invalidate(error)
+        replace_pooled_connections(connection)
+        await connection.invalidate()
 
 
 class Database:
@@ -177,8 +166,8 @@ def _autocommit(bind: AsyncEngine | AsyncConnection) -> AsyncEngine | AsyncConne
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     POOL_SIZE.set(settings.database_pool_size)
     is_sqlite = settings.url.get_backend_name() == "sqlite"
-    # SQLite has one writer at a time: the writers of this process queue for one connection, first come, first served.
-    # A race for the lock would starve some of them.
+    # SQLite has one writer at a time: the writers of this process wait in order for one connection. A race for the lock
+    # would starve some of them.
     writers = 1 if is_sqlite and settings.database_pool_size > 1 else 0
     engine = create_pooled_engine(settings, settings.database_pool_size - writers)
     writing = create_pooled_engine(settings, writers) if writers else engine
@@ -195,9 +184,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 async def _watch(pools: Sequence[QueuePool]) -> None:
     """Set the metrics once a second: counting each use would cost more than taking a connection."""
     while True:
-        POOL_IN_USE.set(sum(pool.in_use if isinstance(pool, FairPool) else pool.checkedout() for pool in pools))
+        POOL_IN_USE.set(sum(pool.checkedout() for pool in pools))
         # SQLAlchemy's own pool does not know how many tasks wait.
-        POOL_WAITING.set(sum(pool.waiting for pool in pools if isinstance(pool, FairPool)))
+        POOL_WAITING.set(sum(getattr(pool, "waiting", 0) for pool in pools))
         await asyncio.sleep(WATCH_SECONDS)
 
 

@@ -6,22 +6,17 @@ from typing import Any
 
 import httpx2
 import pytest
-from prometheus_client import REGISTRY
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.util import greenlet_spawn
 
 from app.accounts.models import UserRecord
 from app.accounts.users import service as users_service
 from app.application import create_app
-from app.core.db.driver.pool import FairPool
-from app.core.db.session import Database, commit_and_release, open_database
+from app.core.db.session import commit_and_release, open_database
 from app.core.security.hashing import PasswordCheck, PasswordHasher
 from tests.support.accounts import PASSWORD, confirmed, create_account, request_token
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
-from tests.support.mail import wait_for
 
 ME = "/api/v1/users/me"
 WRITERS = 5
@@ -48,37 +43,6 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
     return begun
 
 
-def pool_of(session: AsyncSession) -> FairPool:
-    pool = session.get_bind().engine.pool
-    assert isinstance(pool, FairPool)
-    return pool
-
-
-async def test_a_newcomer_does_not_overtake_who_waits(empty_url: str) -> None:
-    served = []
-
-    async def use(database: Database, name: str) -> None:
-        async with database.read() as session:
-            await session.execute(text("SELECT 1"))
-            served.append(name)
-
-    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
-        async with database.read() as session:
-            await session.execute(text("SELECT 1"))
-            pool = pool_of(session)
-            waiter = asyncio.create_task(use(database, "waiter"))
-            await wait_for(lambda: pool.waiting)
-            # It asks in the moment in which the connection comes back, before the waiter wakes.
-            newcomers = []
-            event.listen(
-                pool, "checkin", lambda *_: newcomers.append(asyncio.create_task(use(database, "newcomer"))), once=True
-            )
-        await waiter
-        await newcomers[0]
-
-    assert served == ["waiter", "newcomer"]
-
-
 async def test_waiting_for_a_connection_is_bounded_and_harms_nobody(empty_url: str) -> None:
     settings = make_settings(empty_url, database_pool_size=1, database_pool_timeout_seconds=0.05)
     async with open_database(settings) as database:
@@ -88,51 +52,6 @@ async def test_waiting_for_a_connection_is_bounded_and_harms_nobody(empty_url: s
                 async with database.read() as another:
                     await another.execute(text("SELECT 1"))
         async with database.read() as session:
-            assert await session.scalar(text("SELECT 1")) == 1
-
-
-async def test_the_metrics_tell_how_many_connections_are_in_use_and_waited_for(
-    empty_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.core.db.session.WATCH_SECONDS", 0.01)
-
-    async def wait_until_told(in_use: int, waiting: int) -> None:
-        told = {"database_pool_in_use": in_use, "database_pool_waiting": waiting}
-        await wait_for(lambda: all(REGISTRY.get_sample_value(name) == value for name, value in told.items()))
-
-    async def use(database: Database) -> None:
-        async with database.write() as session:
-            await session.execute(text("SELECT 1"))
-
-    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
-        async with database.write() as session:
-            await session.execute(text("SELECT 1"))
-            waiter = asyncio.create_task(use(database))
-
-            await wait_until_told(in_use=1, waiting=1)
-        await waiter
-        await wait_until_told(in_use=0, waiting=0)
-
-
-async def test_a_cancelled_task_gives_its_place_back(empty_url: str) -> None:
-    held: asyncio.Queue[FairPool] = asyncio.Queue()
-
-    async def hold(database: Database) -> None:
-        async with database.write() as session:
-            await session.execute(text("SELECT 1"))
-            held.put_nowait(pool_of(session))
-            await asyncio.Future()
-
-    async with open_database(make_settings(empty_url, database_pool_size=1)) as database:
-        holder = asyncio.create_task(hold(database))
-        pool = await held.get()
-        waiter = asyncio.create_task(hold(database))
-        await wait_for(lambda: pool.waiting)
-        for task in (waiter, holder):
-            task.cancel()
-        await asyncio.gather(waiter, holder, return_exceptions=True)
-
-        async with database.write() as session:
             assert await session.scalar(text("SELECT 1")) == 1
 
 
@@ -298,45 +217,3 @@ async def test_foreign_keys_hold(live_client: httpx2.AsyncClient, live_url: str)
 
     for table in ("users", "sessions", "refresh_tokens"):
         assert await execute_async(live_url, f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608  # fixed names
-
-
-async def test_those_as_old_as_a_lost_connection_are_not_used_again(empty_url: str) -> None:
-    async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
-        engine, pool = await open_pool(database)
-        lent = [await pool.acquire_shared(engine) for _ in range(3)]
-        old = {each.connection.driver_connection for each in lent}
-        for each in lent[1:]:
-            pool.release_shared(each)
-        await greenlet_spawn(pool.discard, lent[0], ZeroDivisionError())
-
-        new = await pool.acquire_shared(engine)
-
-        assert new.connection.driver_connection not in old
-        pool.release_shared(new)
-        assert pool.in_use == 0
-
-
-async def test_a_connection_that_lay_at_hand_for_long_is_looked_at(
-    empty_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with open_database(make_settings(empty_url, database_pool_size=4)) as database:
-        engine, pool = await open_pool(database)
-        first = await pool.acquire_shared(engine)
-        pool.release_shared(first)
-        again = await pool.acquire_shared(engine)
-        pool.release_shared(again)
-        monkeypatch.setattr("app.core.db.driver.pool.SHARED_SECONDS", -1)
-
-        later = await pool.acquire_shared(engine)
-        later.connection.close()
-
-    assert again is first
-    assert later.since > first.since
-
-
-async def open_pool(database: Database) -> tuple[AsyncEngine, FairPool]:
-    async with database.read() as session:
-        engine = session.bind
-    assert isinstance(engine, AsyncEngine)
-    assert isinstance(engine.pool, FairPool)
-    return engine, engine.pool

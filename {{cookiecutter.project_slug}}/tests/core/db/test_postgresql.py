@@ -123,18 +123,6 @@ def test_a_database_in_another_encoding_is_refused_in_a_sentence(
     assert f"The database is in {encoding}" in logs.getvalue()
 
 
-async def test_reading_goes_on_when_a_migration_changes_the_columns(live_database: Database, live_url: str) -> None:
-    async def read() -> object:
-        async with live_database.read() as session:
-            return await session.fetch_all(NAMES)
-
-    for _ in range(MANY):
-        await read()
-    await execute_async(live_url, WIDEN)
-
-    assert await read() == []
-
-
 async def test_statement_of_sqlalchemy_fails_once_when_a_migration_changes_the_columns(
     live_database: Database, live_url: str
 ) -> None:

@@ -1,6 +1,5 @@
 """Typed statements give what SQLAlchemy would give, in a transaction and without one."""
 
-import asyncio
 import gc
 import pkgutil
 import types
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import JSON, Dialect, TypeDecorator, bindparam, delete, insert, literal, select, text, update
+from sqlalchemy import JSON, TypeDecorator, bindparam, delete, insert, literal, select, text, update
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -25,7 +24,6 @@ from sqlalchemy.exc import (
 
 import app
 from app.accounts.models import User, UserSession
-from app.core.db.driver.statement import CompiledStatement, StatementResult
 from app.core.db.models import utc_now
 from app.core.db.query import Command, Query, columns, delete_batch
 from app.core.db.session import Database, Session, open_database
@@ -50,6 +48,7 @@ USERS_BY_EMAILS = Query(select(*COLUMNS).where(User.email.in_(bindparam("emails"
 ALL_EMAILS = Query(select(User.email).order_by(User.email))
 RENAME_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), SomeUser)
 DEACTIVATE = Command(update(User).where(User.name == bindparam("old_name")).values(is_active=False))
+INSERT_USER = Command(insert(User))
 DELETE_USERS = Command(delete(User))
 ADD_SESSION = Command(insert(UserSession))
 NAME = "Ünïcode \N{PILE OF POO} % ' \" \\"
@@ -146,9 +145,10 @@ async def test_command_returns_how_many_rows_it_changed(live_database: Database,
         await add_user(live_database, name="Ada")
 
     async with way(live_database) as session:
+        assert await session.run(INSERT_USER, **make_user()) == 1
         assert await session.run(DEACTIVATE, old_name="nobody") == 0
         assert await session.run(DEACTIVATE, old_name="Ada") == 3
-        assert await session.run(DELETE_USERS) == 3
+        assert await session.run(DELETE_USERS) == 4
 
 
 async def test_batch_of_deleted_rows_is_counted(live_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +192,22 @@ async def test_unknown_parameter_is_refused(live_database: Database, way: Way) -
 
 
 @each_way
+async def test_sqlalchemy_runs_typed_statements_with_the_same_results(live_url: str, way: Way) -> None:
+    settings = make_settings(live_url, database_direct_statements=False)
+    async with open_database(settings) as database, way(database) as session:
+        created = await session.fetch_one(ADD_USER, **make_user(name="Ada"))
+
+        assert await session.fetch_one(USER_BY_ID, user_id=created.id) == created
+        assert await session.run(INSERT_USER, **make_user(name="Ada")) == 1
+        assert await session.run(DEACTIVATE, old_name="Ada") == 2
+        assert await session.run(delete_batch(User, User.name == "Ada")) == 2
+        with pytest.raises(ArgumentError, match="usr_id"):
+            await session.fetch_all(USER_BY_ID, user_id=created.id, usr_id=created.id)
+        with pytest.raises(InvalidRequestError, match="user_id"):
+            await session.fetch_all(USER_BY_ID)
+
+
+@each_way
 async def test_errors_are_those_of_sqlalchemy_without_the_values(live_database: Database, way: Way) -> None:
     async def add_session() -> None:
         async with way(live_database) as session:
@@ -222,17 +238,6 @@ async def test_entities_and_typed_statements_share_a_transaction(live_database: 
         assert await session.fetch_all(ALL_EMAILS) == []
 
 
-async def test_reader_holds_no_connection_between_two_statements(live_url: str) -> None:
-    settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=0.5)
-    async with open_database(settings) as database, database.read() as session, database.read() as another:
-        assert await session.fetch_value(ONE) == 1
-        assert await another.fetch_value(ONE) == 1
-        # SQLAlchemy's own verbs keep one until the session is closed.
-        assert await session.scalar(text("SELECT 1")) == 1
-        await session.close()
-        assert await another.fetch_value(ONE) == 1
-
-
 async def test_reader_never_waits_for_a_second_connection(live_url: str) -> None:
     settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=0.5)
     async with open_database(settings) as database, database.read() as session:
@@ -240,49 +245,6 @@ async def test_reader_never_waits_for_a_second_connection(live_url: str) -> None
         assert await session.fetch_value(ONE) == 1
         assert await session.fetch_all(USERS_BY_EMAILS, emails=["ada@example.com"]) == []
         assert await session.fetch_value(ONE) == 1
-
-
-async def test_discarded_connection_takes_those_along_that_are_as_old(live_url: str) -> None:
-    async def find_drivers(database: Database) -> set[object]:
-        async with database.read() as one, database.read() as other:
-            raw = [await (await each.connection()).get_raw_connection() for each in (one, other)]
-            return {each.driver_connection for each in raw}
-
-    # One of them is for writing, on SQLite.
-    async with open_database(make_settings(live_url, database_pool_size=3)) as database:
-        before = await find_drivers(database)
-        async with database.read() as session:
-            await session.discard_connection()
-        after = await find_drivers(database)
-
-    assert len(before) == len(after) == 2
-    assert before & after == set()
-
-
-async def test_cancelled_statement_gives_its_connection_back(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    execute, reached = CompiledStatement._execute, asyncio.Event()
-
-    async def never_answer(
-        self: CompiledStatement, driver: object, dialect: Dialect, values: dict[str, Any]
-    ) -> StatementResult:
-        await execute(self, driver, dialect, values)
-        reached.set()
-        return await asyncio.Future()
-
-    async def ask(database: Database) -> None:
-        async with database.read() as session:
-            await session.fetch_value(ONE)
-
-    async with open_database(make_settings(live_url, database_pool_size=1)) as database:
-        with monkeypatch.context() as patch:
-            patch.setattr(CompiledStatement, "_execute", never_answer)
-            task = asyncio.create_task(ask(database))
-            await reached.wait()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        async with database.read() as session:
-            assert await session.fetch_value(ONE) == 1
 
 
 @each_way
@@ -318,61 +280,6 @@ async def test_unreachable_database_is_an_error_of_sqlalchemy(way: Way) -> None:
     async with open_database(make_settings(unreachable_url())) as database:
         with pytest.raises(OperationalError):
             await ask(database)
-
-
-def lose_answers(monkeypatch: pytest.MonkeyPatch, session: Session, count: int) -> list[str]:
-    """Let the next statements run, and lose their answers; returns what has run."""
-    execute, ran = CompiledStatement._execute, list[str]()
-
-    async def lose(
-        self: CompiledStatement, driver: object, dialect: Dialect, values: dict[str, Any]
-    ) -> StatementResult:
-        answer = await execute(self, driver, dialect, values)
-        ran.append(self._sql)
-        if len(ran) <= count:
-            raise dialect.loaded_dbapi.OperationalError("gone")
-        return answer
-
-    monkeypatch.setattr(type(session.get_bind().dialect), "is_disconnect", lambda *_: True)
-    monkeypatch.setattr(CompiledStatement, "_execute", lose)
-    return ran
-
-
-async def test_read_is_repeated_until_a_connection_is_alive(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One of them is for writing, on SQLite.
-    async with open_database(make_settings(live_url, database_pool_size=3)) as database, database.read() as session:
-        ran = lose_answers(monkeypatch, session, 2)
-
-        assert await session.fetch_value(ONE) == 1
-    assert len(ran) == 3
-
-
-async def test_write_that_may_have_committed_is_not_repeated(
-    live_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with live_database.read() as session:
-        ran = lose_answers(monkeypatch, session, 1)
-        with pytest.raises(OperationalError):
-            await session.fetch_one(ADD_USER, **make_user())
-
-    assert len(ran) == 1
-
-
-async def test_statement_is_compiled_once(live_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    compile_statement = CompiledStatement.__init__
-
-    def note(self: CompiledStatement, statement: object, *arguments: Any) -> None:  # noqa: ANN401  # passed on
-        compiled.append(statement)
-        compile_statement(self, statement, *arguments)
-
-    monkeypatch.setattr(CompiledStatement, "__init__", note)
-    query = Query(select(literal(1)))
-    for _ in range(3):
-        async with live_database.read() as session:
-            await session.fetch_value(query)
-
-    assert compiled == [query.statement]
 
 
 @each_way

@@ -1,4 +1,4 @@
-"""Backups: one file each, whole or not there at all, and checked before it counts or anything is given up for it."""
+"""Backups of the database: each is one file, written atomically and verified before older backups are removed."""
 
 import os
 import tempfile
@@ -14,12 +14,12 @@ from app.core.db.revisions import read_revisions
 from app.core.filesystem import sync_path
 from app.core.project import read_project
 
-# A process that was killed leaves its unfinished file behind.
+# Unfinished files that are older than this belong to killed processes, and are removed.
 STALE_SECONDS = 24 * 3600
 
 
 class BackupError(Exception):
-    """The message tells why, for the person at the terminal."""
+    """The backup or restore failed; the message tells an operator the cause and the remedy."""
 
 
 class BackupBackend(Protocol):
@@ -40,7 +40,7 @@ class BackupBackend(Protocol):
 
 
 def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
-    """Write to a file, or to a new one in a folder, of which the newest `keep` stay."""
+    """Write a backup to a file, or to a new file in a folder, where only the newest `keep` backups stay."""
     kind = _format(url)
     _refuse_database(url, target)
     file = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%SZ}{kind.SUFFIX}" if target.is_dir() else target
@@ -61,7 +61,7 @@ def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
 
 
 def restore_backup(url: URL, file: Path) -> list[str]:
-    """Return the errors of grants that could not be restored."""
+    """Restore a verified backup; return the errors of grants that could not be restored."""
     kind = _format(url)
     _refuse_database(url, file)
     revision = kind.verify(file)
@@ -86,7 +86,7 @@ def _prefix() -> str:
 
 
 def _remove_old(folder: Path, suffix: str, keep: int) -> None:
-    # The time in the name sorts.
+    # The names sort by time.
     for file in sorted(folder.glob(f"{_prefix()}????????T??????Z{suffix}"))[:-keep]:
         file.unlink()
     for partial in folder.glob(f".{_prefix()}*.partial"):

