@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, person_environment
-from tests.programs import run_program
+from tests.support.programs import run_program
+from tests.support.projects import TIMEOUT_SECONDS, person_environment
+from tests.support.template import ROOT, SERVICE
 
 MISTAKES = """\
 from uuid import UUID

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SERVICE, TIMEOUT_SECONDS, person_environment
-from tests.programs import run_program
+from tests.support.programs import run_program
+from tests.support.projects import TIMEOUT_SECONDS, person_environment
+from tests.support.template import ROOT, SERVICE
 
 # The whole suite would take as long again as in place: these tests run most typed statements.
 TESTED = ("tests/core/db", "tests/todos", "tests/projects", "tests/accounts/test_auth.py")
