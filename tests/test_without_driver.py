@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import run_program
-from tests.support.projects import TIMEOUT_SECONDS, person_environment
+from tests.support.programs import person_environment, run_program
+from tests.support.projects import TIMEOUT_SECONDS
 from tests.support.template import ROOT, SERVICE
 
 # The whole suite would take as long again as in place: these tests run most typed statements.
