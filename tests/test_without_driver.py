@@ -18,7 +18,7 @@ TESTED = ("tests/core/db", "tests/todos", "tests/projects", "tests/accounts/test
 
 def read_steps() -> str:
     page = (ROOT / SERVICE / "docs/database.md").read_text(encoding="utf-8")
-    chapter = page.partition("## Without the driver's room\n")[2].partition("\n## ")[0]
+    chapter = page.partition("## Without `app/core/db/driver`\n")[2].partition("\n## ")[0]
     (steps,) = re.findall(r"```sh\n(.*?)```", chapter, re.DOTALL)
     return str(steps)
 

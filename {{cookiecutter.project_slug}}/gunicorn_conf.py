@@ -16,7 +16,8 @@ from app.core.process.lifecycle import exit_with_parent, record_start_time
 from app.core.process.sockets import bind_address, trusted_proxies
 from app.core.process.workers import tmpfs_directory, worker_count
 
-# Validate all settings: a mistake ends the start here instead of in each worker.
+# Validate the service's settings here: a mistake ends the start instead of each worker. Workers validate those of
+# features.
 _settings = load_settings_or_exit()
 
 wsgi_app = "app.main:app"

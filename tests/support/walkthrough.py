@@ -10,7 +10,7 @@ BLOCK = re.compile(r"(?ms)^((?:[^\n`][^\n]*\n|`(?!``)[^\n]*\n)*)\n?^```(\w+)\n(.
 EMPTY_FILE = re.compile(r"`([\w/.]+)` is an empty file\.")
 WHOLE_FILE = re.compile(r"`([\w/.]+)`(?: is now)?:$")
 AFTER_LINE = re.compile(r"In `([\w/.]+)`, after the line `([^`]*)`:$")
-AFTER_ROW = re.compile(r"In `([\w/.]+)`, after the row of (`\w+`):$")
+AFTER_ROW = re.compile(r"In `([\w/.]+)`, after the row of (`[\w-]+`):$")
 IN_PLACE = re.compile(r"In `([\w/.]+)`, in place of the line `([^`]*)`:$")
 COMMANDS, ILLUSTRATION = "sh", "py"
 

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.core.audit.log import handle_refusal
+from app.core.audit.log import record_refusals
 from app.core.config.load import load_settings_or_exit
 from app.core.config.settings import Settings
 from app.core.db.purge import purge_periodically
@@ -124,10 +124,12 @@ def _create_lifespan(
 
 
 def _exception_handlers(features: Iterable[Feature]) -> dict[Any, Any]:
-    handlers: dict[Any, Any] = {**EXCEPTION_HANDLERS, AppError: handle_refusal}
+    handlers: dict[Any, Any] = {**EXCEPTION_HANDLERS}
     for feature in features:
         handlers |= feature.exception_handlers
-    return handlers
+    return {
+        kind: record_refusals(handler) if issubclass(kind, AppError) else handler for kind, handler in handlers.items()
+    }
 
 
 async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], state: State) -> dict[str, object]:

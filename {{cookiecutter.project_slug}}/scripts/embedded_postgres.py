@@ -175,11 +175,11 @@ def run(command: list[str]) -> int:
     """Run a command with the server of this project, and return its exit code as a shell does."""
     with EmbeddedPostgres(DATA) as server:
         child: subprocess.Popen[bytes] | None = None
-        is_told = False
+        is_stopping = False
 
         def stop(_number: int, _frame: FrameType | None) -> None:
-            nonlocal is_told
-            is_told = True
+            nonlocal is_stopping
+            is_stopping = True
             if child is not None:
                 # Not SIGINT: a second SIGINT, after the terminal's, would abort requests.
                 child.terminate()
@@ -195,7 +195,7 @@ def run(command: list[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, stop)
         child = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": server.url})  # noqa: S603  # the user's own
-        if is_told:
+        if is_stopping:
             child.terminate()
         exit_with_parent()
         code = child.wait()

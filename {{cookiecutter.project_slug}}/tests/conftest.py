@@ -24,11 +24,10 @@ from app.core.observability.logging import configure_logging
 from app.core.project import ROOT
 from tests.support.accounts import Account, create_account
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import DIRECT_STATEMENTS, create_test_database, make_settings, migrate
 from tests.support.mail import Mailbox
 from tests.support.outgoing import Outgoing
-from tests.support.second_factor import NOW
-from tests.support.throttle_clock import ThrottleClock
 
 THREAD_PATIENCE_SECONDS = 30
 # Only app/core/db/driver shares connections, repeats reads and serves waiting tasks in their order.
@@ -60,18 +59,8 @@ def socket_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The time at which codes are checked, in seconds since the epoch."""
-    now = [NOW]
-
-    class Clock:
-        @staticmethod
-        def time() -> float:
-            return now[0]
-
-    monkeypatch.setattr("app.accounts.second_factor.codes.time", Clock)
-    ThrottleClock(monkeypatch)
-    return now
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 @pytest.fixture

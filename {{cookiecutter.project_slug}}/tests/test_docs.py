@@ -264,4 +264,4 @@ def test_no_body_of_a_partial_update_has_a_default(settings: Settings) -> None:
     defaults = {
         (body["title"], name) for body in bodies for name, field in body["properties"].items() if "default" in field
     }
-    assert defaults == set(), "derive these bodies from PartialInput"
+    assert defaults == set(), "derive these bodies from PatchModel"

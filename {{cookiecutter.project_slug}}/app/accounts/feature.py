@@ -1,8 +1,12 @@
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
 from app.accounts import emails, one_time_tokens
-from app.accounts.identity_cache import open_identity_cache
+from app.accounts.identity_cache import IdentityCache
 from app.accounts.passkeys.router import router as passkeys
 from app.accounts.passwords.router import confirmation
 from app.accounts.passwords.router import router as passwords
+from app.accounts.quotas import QUOTAS, Quotas
 from app.accounts.recovery.router import address
 from app.accounts.recovery.router import router as recovery
 from app.accounts.second_factor.router import router as second_factor
@@ -17,8 +21,9 @@ from app.accounts.users.router import router as users
 from app.accounts.users.schemas import UserCreate
 from app.core.config.settings import Settings
 from app.core.context import Context
-from app.core.db.session import Session
+from app.core.db.session import Database, Session
 from app.core.feature import Feature
+from app.core.upstream.http_client import LazyHttpClient
 
 DEMO_EMAIL = "demo@example.com"
 DEMO_PASSWORD = "demo-password"  # noqa: S105  # shown in README.md; only RESET_DB creates this account, and never in production
@@ -35,6 +40,14 @@ async def purge(session: Session, settings: Settings) -> int:
     return deleted + await sign_in_service.purge(session, settings)
 
 
+@asynccontextmanager
+async def open_accounts(
+    settings: Settings, database: Database, _http: LazyHttpClient
+) -> AsyncIterator[Mapping[str, object]]:
+    database.info[QUOTAS] = Quotas(settings.max_rows_per_user) if settings.max_rows_per_user else None
+    yield {"identity_cache": IdentityCache(settings.auth_cache_seconds)}
+
+
 feature = Feature(
     # The router with the most requests comes first.
     api=(
@@ -42,7 +55,7 @@ feature = Feature(
         *(passwords, confirmation, address, passkey_sign_in, passkeys),
     ),
     exception_handlers={OAuthError: handle_oauth_error},
-    lifespan=open_identity_cache,
+    lifespan=open_accounts,
     purge=purge,
     load_sample_data=load_sample_data,
     emails=emails.RENDERERS,

@@ -1,6 +1,4 @@
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -8,13 +6,10 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 
 from app.accounts.models import Caller, User, UserRecord, UserSession
-from app.accounts.quotas import QUOTAS, Quotas
-from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.query import Query, columns
 from app.core.db.session import Database, Session
 from app.core.errors import UnauthorizedError
-from app.core.upstream.http_client import LazyHttpClient
 
 MAX_REMEMBERED = 10_000
 
@@ -88,12 +83,3 @@ class IdentityCache:
         if len(self._found) >= MAX_REMEMBERED:
             self._found.clear()
         self._found[caller.user.id, caller.session_id] = (time.monotonic() + self._seconds, caller)
-
-
-@asynccontextmanager
-async def open_identity_cache(
-    settings: Settings, database: Database, _http: LazyHttpClient
-) -> AsyncIterator[Mapping[str, object]]:
-    if settings.max_rows_per_user:
-        database.info[QUOTAS] = Quotas(settings.max_rows_per_user)
-    yield {"identity_cache": IdentityCache(settings.auth_cache_seconds)}

@@ -15,7 +15,7 @@ from app.core.security.throttling import AttemptCounter
 QUOTAS = "accounts.quotas"
 # The longest batch of rows that a process admits after it has counted, and its share of the rows that are left.
 MAX_BATCH, BATCH_SHARE = 100, 1 / 16
-MAX_REMEMBERED = 10_000
+MAX_BATCHES = 10_000
 
 
 def count_rows(statement: Select[Any]) -> Query[tuple[int]]:
@@ -56,10 +56,11 @@ class Quotas:
             left = self._limit - stored
             if left <= 0:
                 raise ConflictError(
-                    f"The account stores the maximum of {self._limit:,} items of this kind. Delete some first.",
+                    f"The account stores the maximum of {self._limit:,} items of this kind. Delete some first;"
+                    " deleted files count for another day.",
                     code="quota-exceeded",
                 )
-            if len(self._batches) >= MAX_REMEMBERED:
+            if len(self._batches) >= MAX_BATCHES:
                 self._batches.clear()
             # Another request may have counted meanwhile.
             self._batches[key] = self._batches.get(key) or max(1, min(MAX_BATCH, int(left * BATCH_SHARE)))

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, bindparam, select
 
-from app.core.audit.log import AuditEvent
+from app.core.audit.models import AuditEvent
 from app.core.db.query import Query, columns
 from app.core.db.session import Session
 from app.core.http.pagination import PageRequest, PageResult, paginate

@@ -63,14 +63,14 @@ def load_settings(context: typer.Context) -> Settings:
 def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         with asyncio.Runner(loop_factory=LOOP_FACTORY) as runner:
-            return runner.run(_settle(work))
+            return runner.run(_run_and_let_driver_finish(work))
     except AppError as error:
         fail(error.detail)
     except (CommandError, SQLAlchemyError, OSError, TimeoutError) as error:
         fail(first_line(error))
 
 
-async def _settle(work: Coroutine[Any, Any, T]) -> T:
+async def _run_and_let_driver_finish(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except BaseException:

@@ -67,7 +67,7 @@ async def hold_reserved_hash(passwords: PasswordHasherDep) -> AsyncIterator[None
         yield
 
 
-# For routes that hash a password after counting the attempt: declare it before the dependency that counts.
+# For routes whose service counts an attempt and then hashes a password: a full queue is refused before the count.
 reserve_hash = Depends(hold_reserved_hash, scope="function")
 
 

@@ -34,7 +34,7 @@ class Sender:
         self._settings = settings
         self._database = database
         self._renderers = renderers
-        self._at_once = concurrency
+        self._concurrency = concurrency
         # An attempt calls the mail server between two transactions.
         database_seconds = settings.database_pool_timeout_seconds + settings.database_statement_timeout_seconds
         self._lease = timedelta(seconds=settings.smtp_timeout_seconds + 2 * database_seconds)
@@ -80,7 +80,7 @@ class Sender:
         if state.next_due_at is None or state.next_due_at > utc_now():
             return 0
         async with self._database.write() as session:
-            emails = await service.claim(session, self._lease, self._at_once)
+            emails = await service.claim(session, self._lease, self._concurrency)
         outcomes = await asyncio.gather(*(self._attempt(email) for email in emails), return_exceptions=True)
         for error in outcomes:
             if error is not None:

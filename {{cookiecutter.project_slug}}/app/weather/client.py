@@ -57,7 +57,9 @@ class WeatherClient:
         except UpstreamRefusedError as error:
             if error.upstream_status == 404:
                 raise NotFoundError("Place not found.", code="place-not-found") from error
-            raise InvalidPlaceError("Invalid place.") from error
+            if error.upstream_status in {400, 422}:
+                raise InvalidPlaceError("Invalid place.") from error
+            raise
 
     async def close(self) -> None:
         await self._cache.close()

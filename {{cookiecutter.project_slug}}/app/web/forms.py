@@ -25,7 +25,7 @@ Fields = dict[str, str]
 
 
 class FormError(AppError):
-    """Answers with the form and its errors; the transaction ends as the original error says."""
+    """Responds with the form and its errors; the transaction ends as the original error says."""
 
     def __init__(self, error: AppError, response: Response) -> None:
         super().__init__(error.detail, code=error.code, commit_anyway=error.commit_anyway)
@@ -99,7 +99,7 @@ def validate_form(model: type[ModelT], fields: Fields) -> ModelT:
 
 @contextmanager
 def redisplay_errors(page: PageContext, template: str, fields: Fields, **values: object) -> Iterator[None]:
-    """Answer an AppError with the form, its errors and what was entered, except passwords and codes."""
+    """Respond to an AppError with the form, its errors and what was entered, except passwords and codes."""
     try:
         yield
     except AppError as error:

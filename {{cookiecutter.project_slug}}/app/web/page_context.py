@@ -88,7 +88,7 @@ class PageContext:
         return self.cookies.apply_to(HTMLResponse(content, status, headers))
 
     def redirect(self, path: str, flash: str | None = None) -> Response:
-        """Answer a form with a redirect, so that reloading the page does not send the form again."""
+        """Respond to a form with a redirect, so that reloading the page does not send the form again."""
         if flash is not None:
             self.cookies.set(FLASH, flash, FLASH_SECONDS)
         return self.cookies.apply_to(RedirectResponse(path, 303, {"Cache-Control": "no-store"}))

@@ -42,7 +42,7 @@ async def show_forgotten(page: PageContextDep) -> Response:
 
 @router.post("/forgot-password", dependencies=[require_mail])
 async def send_reset_code(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    """Answer the same whether or not the account exists."""
+    """Respond the same whether or not the account exists."""
     with redisplay_errors(page, FORGOT, fields):
         data = validate_form(EmailRequest, fields)
         await recovery_service.request_password_reset(ctx, data.email)

@@ -9,6 +9,7 @@ from app.accounts.models import OneTimeToken
 from app.core.db.models import utc_now
 from app.core.db.session import Database
 from tests.support.accounts import CONFIRMATION_PATH, PASSWORD, Account, confirmed, create_account, sign_in
+from tests.support.clock import Clock
 from tests.support.second_factor import enable, show_code
 
 ME = "/api/v1/users/me"
@@ -90,13 +91,13 @@ async def test_a_confirmation_lasts_for_minutes(
     assert (await client.delete(ME, headers=headers)).status_code == 403
 
 
-async def test_a_second_factor_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: list[int]) -> None:
+async def test_a_second_factor_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
     secret, _ = await enable(client, user)
-    clock[0] += 30
+    clock.now += 30
     proofs = [{"current_password": PASSWORD}, {"current_password": PASSWORD, "otp": "000000"}]
 
     refused = [await client.post(CONFIRMATION_PATH, json=proof, headers=user.headers) for proof in proofs]
-    headers = await confirmed(client, user, show_code(secret, clock[0]))
+    headers = await confirmed(client, user, show_code(secret, clock.now))
 
     assert [answer.status_code for answer in refused] == [422, 422]
     assert (await client.delete(ME, headers=headers)).status_code == 204

@@ -16,6 +16,7 @@ from app.core.db.session import Database
 from app.outbox.models import OutgoingEmail
 from tests.support.accounts import Account, confirmed, create_account
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import execute_async, make_settings
 from tests.support.mail import Mailbox
 from tests.support.second_factor import PATH, PROOF, enable, show_code
@@ -68,11 +69,11 @@ async def test_the_owner_hears_what_is_undone(
 
 
 async def test_the_owner_hears_of_the_second_factor(
-    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: list[int]
+    client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: Clock
 ) -> None:
     secret, _ = await enable(client, user)
-    clock[0] += 30
-    await client.post(f"{PATH}/disable", json={**PROOF, "otp": show_code(secret, clock[0])}, headers=user.headers)
+    clock.now += 30
+    await client.post(f"{PATH}/disable", json={**PROOF, "otp": show_code(secret, clock.now)}, headers=user.headers)
 
     assert await read_subjects(mailbox, user.email) == [
         "your second factor was switched on",

@@ -16,7 +16,7 @@ from app.accounts.models import OneTimeToken, Passkey, RecoveryCode, User
 from app.accounts.passkeys.service import MAX_PASSKEYS
 from app.accounts.second_factor import service as second_factor_service
 from app.application import create_app
-from app.core.audit.log import AuditEvent
+from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.models import utc_now
@@ -26,6 +26,7 @@ from tests.accounts.test_locks import somebody_is_blocked
 from tests.support import second_factor
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import execute_async, make_settings
 from tests.support.passkeys import PATH, PRESENT, SIGN_IN, Authenticator, add, add_first, begin, encode, sign_in, use
 
@@ -127,15 +128,15 @@ async def test_passkey_of_somebody_else_is_no_second_factor(client: httpx2.Async
 
 
 async def test_each_kind_is_a_second_factor_and_they_share_the_recovery_codes(
-    client: httpx2.AsyncClient, user: Account, clock: list[int], connection: AsyncConnection
+    client: httpx2.AsyncClient, user: Account, clock: Clock, connection: AsyncConnection
 ) -> None:
     key = Authenticator()
     secret, codes = await second_factor.enable(client, user)
-    clock[0] += 30
+    clock.now += 30
 
-    added = await add(client, user, key, otp=second_factor.show_code(secret, clock[0]))
-    clock[0] += 30
-    by_code = await sign_in_with_password(client, user, otp=second_factor.show_code(secret, clock[0]))
+    added = await add(client, user, key, otp=second_factor.show_code(secret, clock.now))
+    clock.now += 30
+    by_code = await sign_in_with_password(client, user, otp=second_factor.show_code(secret, clock.now))
     by_passkey = await sign_in_with_password(client, user, passkey=json.dumps(await use(client, key)))
     disabled = await client.post(
         f"{second_factor.PATH}/disable",
@@ -154,7 +155,7 @@ async def test_each_kind_is_a_second_factor_and_they_share_the_recovery_codes(
 
 
 async def test_authenticator_beside_a_passkey_brings_no_new_recovery_codes(
-    client: httpx2.AsyncClient, user: Account, clock: list[int]
+    client: httpx2.AsyncClient, user: Account, clock: Clock
 ) -> None:
     codes = await add_first(client, user, Authenticator())
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import KnownNetwork, RefreshToken, UserSession
 from app.application import create_app
-from app.core.audit.log import AuditEvent
+from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.db.models import Base, utc_now
 from app.core.db.purge import purge

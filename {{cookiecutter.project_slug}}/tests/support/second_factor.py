@@ -14,12 +14,12 @@ NOW = 1_800_000_000
 PROOF = {"current_password": PASSWORD}
 
 
-def show_code(secret: str, at: int = NOW) -> str:
+def show_code(secret: str, at: float = NOW) -> str:
     """Return the code that an authenticator app displays."""
-    return TOTP(base64.b32decode(secret), 6, SHA1(), 30).generate(at).decode()  # noqa: S303  # RFC 6238
+    return TOTP(base64.b32decode(secret), 6, SHA1(), 30).generate(int(at)).decode()  # noqa: S303  # RFC 6238
 
 
-async def enable(client: httpx2.AsyncClient, user: Account, at: int = NOW) -> tuple[str, list[str]]:
+async def enable(client: httpx2.AsyncClient, user: Account, at: float = NOW) -> tuple[str, list[str]]:
     begun = await client.post(PATH, json=PROOF, headers=user.headers)
     assert begun.status_code == 200, begun.text
     secret: str = begun.json()["secret"]

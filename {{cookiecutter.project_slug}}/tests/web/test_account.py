@@ -14,13 +14,14 @@ from app.accounts import one_time_tokens
 from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.accounts.models import User
 from app.application import create_app, email_renderers
-from app.core.audit.log import AuditEvent
+from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.email.message import QueuedEmail
 from app.outbox.models import OutgoingEmail
 from tests.support.accounts import PASSWORD, Account, request_token
 from tests.support.browsing import ORIGIN, Browser, open_browser
+from tests.support.clock import Clock
 from tests.support.databases import make_settings
 from tests.support.second_factor import show_code
 
@@ -160,7 +161,7 @@ async def test_refused_form_is_audited_with_its_user(browser: Browser, connectio
 
 async def test_second_factor_is_turned_on_and_off(
     browser: Browser,
-    clock: list[int],
+    clock: Clock,
 ) -> None:
     await browser.open("/account/second-factor")
     await browser.send("/account/second-factor/begin", current_password="wrong")
@@ -174,7 +175,7 @@ async def test_second_factor_is_turned_on_and_off(
     await browser.send("/account/second-factor/confirm", code="12345")
     assert "must be the 6-digit code from the authenticator app" in browser.text
     assert "maxlength" not in browser.text
-    code = show_code(secret, clock[0])
+    code = show_code(secret, clock.now)
     await browser.send("/account/second-factor/confirm", code=f"{code[:3]} {code[3:]} ")
     recovery_codes = re.findall(r"<code>([A-Z2-7-]{19})</code>", browser.text)
     assert len(recovery_codes) == 10

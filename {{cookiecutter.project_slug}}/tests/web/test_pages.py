@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts.models import UserSession
 from app.accounts.scopes import Scope, format_scope, list_allowed
 from app.application import create_app
-from app.core.audit.log import AuditEvent
+from app.core.audit.models import AuditEvent
 from app.core.config.base import Environment
 from app.core.config.settings import Settings
 from app.core.db.session import Database
@@ -36,6 +36,7 @@ from app.web.signing import Signer
 from tests.support.accounts import PASSWORD, Account, request_token
 from tests.support.browsing import ORIGIN, Browser, open_browser
 from tests.support.clients import HangUpMiddleware, open_client
+from tests.support.clock import Clock
 from tests.support.databases import SECRET_KEY, make_settings
 from tests.support.second_factor import NOW, enable, show_code
 
@@ -363,7 +364,9 @@ async def test_wrong_password_shows_an_error_and_keeps_the_address(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_sign_in_is_throttled_together_with_the_api(migrated_url: str, database: Database) -> None:
+async def test_sign_in_is_throttled_together_with_the_api(
+    migrated_url: str, database: Database, connection: AsyncConnection
+) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=2)
 
     async with open_browser(create_app(settings, database)) as browser:
@@ -374,6 +377,7 @@ async def test_sign_in_is_throttled_together_with_the_api(migrated_url: str, dat
         assert browser.page.status_code == 429
         assert int(browser.page.headers["retry-after"]) >= 1
         assert "Too many attempts" in browser.text
+        assert "request.throttled" in await list_events(connection)
         api = await request_token(browser.client, username=EMAIL, password=PASSWORD)
         assert api.status_code == 429
 
@@ -394,10 +398,10 @@ async def test_second_factor_is_asked_for(
     client: httpx2.AsyncClient,
     user: Account,
     app: FastAPI,
-    clock: list[int],
+    clock: Clock,
 ) -> None:
     secret, _ = await enable(client, user)
-    clock[0] += 60
+    clock.now += 60
 
     async with open_browser(app) as browser:
         await browser.open("/sign-in")

@@ -18,7 +18,8 @@ from app.accounts.second_factor.passkeys import INVALID_SIGNATURE, REFUSALS
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.core.context import Context
 from app.core.db.query import Query
-from app.core.errors import UnprocessableError
+from app.core.db.session import commit_and_release
+from app.core.errors import TooManyRequestsError, UnprocessableError
 from app.core.security.throttling import AttemptCounter
 
 PASSWORD_HASH = Query(select(User.password_hash).where(User.id == bindparam("user_id")))
@@ -40,6 +41,13 @@ async def confirm_identity(ctx: Context, caller: Caller, confirmation: PasswordC
     if password_hash is None or not check.is_correct:
         await ctx.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise await _record_failure(ctx, counter, "Incorrect current password.", "incorrect-password")
+    try:
+        # After the password, since the holder of a copied token must not use up the owner's confirmations; before the
+        # second factor, since a refusal must not use up a recovery code.
+        await commit_and_limit_changes(ctx, "confirmation", user.id)
+    except TooManyRequestsError:
+        await ctx.throttle.refund(ctx.session, counter)
+        raise
     factors = await find_factors(ctx.session, user.id)
     if factors is not None:
         proof = Proof(confirmation.otp, confirmation.passkey, ("", str(caller.session_id)))
@@ -51,9 +59,8 @@ async def confirm_identity(ctx: Context, caller: Caller, confirmation: PasswordC
         if found is not FactorCheck.CORRECT:
             raise await _record_failure(ctx, counter, FACTOR_REQUIRED, "second-factor-required")
     await ctx.throttle.reset(ctx.session, counter)
-    # Also commits the reset: a correct password is no failed attempt, even if the request fails later. Counted after
-    # the check, since the holder of a copied token must not use up the owner's confirmations.
-    await commit_and_limit_changes(ctx, "confirmation", user.id)
+    # A correct password is no failed attempt, even if the request fails later.
+    await commit_and_release(ctx.session)
     return password_hash
 
 

@@ -85,7 +85,7 @@ def read_text(value: object) -> object:
     return from_json(value) if isinstance(value, str) else value
 
 
-PasskeyAnswer = Annotated[PasskeyAssertion, BeforeValidator(read_text)]
+SentAssertion = Annotated[PasskeyAssertion, BeforeValidator(read_text)]
 
 
 class _ClientData(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from app.accounts.second_factor.passkeys import PasskeyAnswer
+from app.accounts.second_factor.passkeys import SentAssertion
 from app.core.http.schemas import MAX_CODE_LENGTH, RequestModel, normalize_code
 
 # Many authenticator apps support only this number.
@@ -26,7 +26,7 @@ class PasswordConfirmation(RequestModel):
 
     current_password: SecretStr
     otp: Annotated[str, Field(max_length=MAX_CODE_LENGTH), AfterValidator(normalize_code)] | None = None
-    passkey: PasskeyAnswer | None = None
+    passkey: SentAssertion | None = None
 
 
 class SecondFactorSecret(BaseModel):

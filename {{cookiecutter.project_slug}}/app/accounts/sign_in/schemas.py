@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel
 
 from app.accounts.scopes import Scope
-from app.accounts.second_factor.passkeys import PasskeyAnswer
+from app.accounts.second_factor.passkeys import SentAssertion
 from app.accounts.sign_in.exceptions import ErrorCode
 from app.core.http.schemas import RequestModel, normalize_code
 
@@ -19,13 +19,13 @@ class TokenForm(BaseModel):
     # Extension: a code of the second factor, or a recovery code.
     otp: Annotated[str, AfterValidator(normalize_code)] | None = None
     # Extension: the response of a passkey as JSON, instead of `otp`.
-    passkey: PasskeyAnswer | None = None
+    passkey: SentAssertion | None = None
 
 
 class PasskeySignIn(RequestModel):
     """Without `scope`, the session gets all scopes of the account."""
 
-    credential: PasskeyAnswer
+    credential: SentAssertion
     scope: frozenset[Scope] | None = None
 
 

@@ -214,16 +214,16 @@ async def _take_attempt(
     """
     free = ctx.settings.throttle_account_attempts
     # The network first: an attempt that it refuses must not count against the account.
-    origin = client_counters("sign-in from address", ctx.client.ip_address, ctx.settings, reports_outcome=True)
+    by_address = client_counters("sign-in from address", ctx.client.ip_address, ctx.settings, reports_outcome=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, reports_outcome=True)
     if not is_known_to_any:
-        await ctx.throttle.commit_and_take(ctx.session, *origin, elsewhere)
-        return Attempt(elsewhere, [*origin, elsewhere])
+        await ctx.throttle.commit_and_take(ctx.session, *by_address, elsewhere)
+        return Attempt(elsewhere, [*by_address, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{email} {network}", free, reports_outcome=True)
     # On a known network, this refuses incorrect passwords only.
-    refusal = await ctx.throttle.commit_and_take(ctx.session, known, deferred=[*origin, elsewhere])
+    refusal = await ctx.throttle.commit_and_take(ctx.session, known, deferred=[*by_address, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
-    return Attempt(account, [known] if refusal else [known, *origin, elsewhere], refusal)
+    return Attempt(account, [known] if refusal else [known, *by_address, elsewhere], refusal)
 
 
 async def _reset_counters(ctx: Context, attempt: Attempt) -> None:

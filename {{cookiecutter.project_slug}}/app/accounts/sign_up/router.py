@@ -23,7 +23,7 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     dependencies=[Depends(require_open_registration), reserve_hash],
 )
 async def create_user(data: UserCreate, ctx: ContextDep, request: Request, response: Response) -> UserRecord | Response:
-    """Sign up. If addresses must be verified, the answer is 202 whether or not the address has an account."""
+    """Sign up. If addresses must be verified, the response is 202 whether or not the address has an account."""
     user = await service.sign_up(ctx, data)
     if user is None:
         return Response(status_code=202)

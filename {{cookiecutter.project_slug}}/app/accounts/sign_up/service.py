@@ -9,7 +9,7 @@ from app.outbox import service as outbox_service
 
 
 async def sign_up(ctx: Context, data: UserCreate) -> UserRecord | None:
-    """Return the new user, or None if addresses must be verified: the answer must not reveal who has an account.
+    """Return the new user, or None if addresses must be verified: the response must not reveal who has an account.
 
     With verified addresses, the sign-up that is confirmed with its password gets the account, and not the first one: a
     stranger who signs up with somebody's address can neither keep it from them nor have it verified by them.

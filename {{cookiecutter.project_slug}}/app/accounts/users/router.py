@@ -18,7 +18,7 @@ async def read_me(user: CurrentUser) -> UserRecord:
     return user
 
 
-@router.patch("/me", response_model=UserRead, responses=problem_responses(401, 403))
+@router.patch("/me", response_model=UserRead, responses=problem_responses(401, 403, 429))
 async def update_me(data: UserUpdate, user: CurrentUser, ctx: ContextDep) -> UserRecord:
     return await service.update_user(ctx, user, data, actor_id=user.id)
 
@@ -41,7 +41,7 @@ async def read_user(user: VisibleUserDep) -> UserRecord:
     return user
 
 
-@router.patch("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404, 409))
+@router.patch("/{user_id}", response_model=UserRead, responses=problem_responses(401, 403, 404, 409, 429))
 async def update_user(
     data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, confirmation: ConfirmationDep, ctx: ContextDep
 ) -> UserRecord:

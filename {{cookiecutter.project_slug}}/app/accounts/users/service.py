@@ -76,7 +76,8 @@ async def update_user(
 ) -> UserRecord:
     """Change a user. Deactivation ends all sessions and codes.
 
-    Without `actor_id` the change is by an operator, who may remove the last administrator. Raises ConflictError.
+    Without `actor_id` the change is by an operator, who may remove the last administrator. A change of one's own
+    account commits, and is limited. Raises ConflictError and TooManyRequestsError.
     """
     changes = changed_fields(data)
     if not changes:

@@ -1,5 +1,6 @@
 """The audit log: changes of accounts, and refused requests, with actor, time and client."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -9,22 +10,23 @@ import structlog
 from asgi_correlation_id import correlation_id
 from fastapi import Request
 from fastapi.responses import Response
-from sqlalchemy import JSON, Index, Integer, String, bindparam, func, insert, select
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import Integer, bindparam, func, insert, select
 from starlette.background import BackgroundTask
 
+from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
-from app.core.db.models import APPEND_ONLY, Base, IdMixin, utc_now
+from app.core.db.models import utc_now
 from app.core.db.query import BATCH_SIZE, Command, Query, delete_batch
 from app.core.db.session import Session
 from app.core.errors import first_line
-from app.core.http.problems import handle_app_error
 from app.core.http.request import AppRequest, ClientInfo, read_client_info
 from app.core.security.throttling import AttemptCounter, GuessThrottle, network_of
 
 logger = structlog.get_logger(__name__)
 
 MAX_PATH_LENGTH = 200
+
+ExceptionHandler = Callable[[Request[Any], Any], Awaitable[Response]]
 
 
 class RefusalEvent(StrEnum):
@@ -35,27 +37,6 @@ class RefusalEvent(StrEnum):
 
 
 REFUSALS = {403: RefusalEvent.FORBIDDEN, 429: RefusalEvent.THROTTLED}
-
-
-class AuditEvent(IdMixin, Base):
-    """Append-only: triggers refuse updates, and deletes of recent events. Outlives the account."""
-
-    __tablename__ = "audit_events"
-    __table_args__ = (
-        Index(None, "created_at", "id"),
-        Index(None, "user_id", "created_at", "id"),
-        {"info": {APPEND_ONLY: True}},
-    )
-
-    event: Mapped[str] = mapped_column(String(50))
-    # The affected account.
-    user_id: Mapped[UUID | None]
-    # The acting account; unknown for a failed sign-in.
-    actor_id: Mapped[UUID | None]
-    address: Mapped[str | None] = mapped_column(String(45))
-    device: Mapped[str] = mapped_column(String(200))
-    request_id: Mapped[str | None] = mapped_column(String(128))
-    details: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 CREATE_EVENT = Command(insert(AuditEvent))
@@ -95,14 +76,18 @@ async def purge_events(session: Session, settings: Settings) -> int:
     return deleted
 
 
-async def handle_refusal(request: Request[Any], error: Exception) -> Response:
-    """Respond as `handle_app_error` does, and record refusals with status 403 or 429 afterwards."""
-    response = await handle_app_error(request, error)
-    event = REFUSALS.get(response.status_code)
-    if event is not None:
-        # In the background: it must neither delay the response nor make it fail.
-        response.background = BackgroundTask(_record_refusal, AppRequest(request.scope), event, str(error))
-    return response
+def record_refusals(handle: ExceptionHandler) -> ExceptionHandler:
+    """Return a handler that responds as `handle` does, and afterwards records refusals with status 403 or 429."""
+
+    async def handle_and_record(request: Request[Any], error: Exception) -> Response:
+        response = await handle(request, error)
+        event = REFUSALS.get(response.status_code)
+        if event is not None:
+            # In the background: it must neither delay the response nor make it fail.
+            response.background = BackgroundTask(_record_refusal, AppRequest(request.scope), event, str(error))
+        return response
+
+    return handle_and_record
 
 
 async def _record_refusal(request: AppRequest, event: RefusalEvent, reason: str) -> None:

@@ -58,7 +58,8 @@ class AccountSettings(GeneralSettings, title="Accounts"):
         default=10_000,
         ge=0,
         le=MAX_COUNT,
-        description="Items of each kind that one user may store; a further one gets a 409. 0: no limit.",
+        description="Items of each kind that one user may store; a further one gets a 409. Deleted files"
+        " count for another day. 0: no limit.",
     )
     admin_second_factor_required: bool = Field(
         default=False,

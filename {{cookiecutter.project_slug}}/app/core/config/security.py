@@ -3,6 +3,7 @@ import re
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.core.addresses import WebUrl
+from app.core.cgroups import usable_memory
 from app.core.config.base import Count, GeneralSettings, SecretList, is_deployed
 
 PLACEHOLDER_SECRET = re.compile("change|secret|example|password|placeholder|your|replace-me", re.IGNORECASE)
@@ -79,9 +80,6 @@ class SecuritySettings(GeneralSettings):
     @field_validator("password_hash_concurrency")
     @classmethod
     def check_memory(cls, value: int, info: ValidationInfo) -> int:
-        # Imported here because that module imports this package.
-        from app.core.cgroups import usable_memory
-
         memory, usable = info.data.get("password_hash_memory_cost"), usable_memory()
         if memory is not None and usable is not None and memory * 1024 * value > usable:
             raise ValueError("times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them")

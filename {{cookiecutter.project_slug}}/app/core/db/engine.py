@@ -119,15 +119,15 @@ def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _re
     PGTZ and PGDATESTYLE override the options of a connection, and a role or a database may have other settings.
     The server has reported its values at the start of the connection, so reading them costs no round trip.
     """
-    told = connection.driver_connection.info.parameter_status
-    encoding = told("server_encoding")
+    reported = connection.driver_connection.info.parameter_status
+    encoding = reported("server_encoding")
     # Some poolers do not report server_encoding.
     if encoding not in {None, "UTF8"}:
         connection.close()
         raise driver.OperationalError(WRONG_ENCODING.format(encoding=encoding))
     for name, value in SESSION_SETTINGS.items():
         # The second part of DateStyle only affects input that is not ISO, which the service never sends.
-        if (told(name) or "").partition(",")[0] != value:
+        if (reported(name) or "").partition(",")[0] != value:
             cursor = connection.cursor()
             cursor.execute(f"SET {name} = '{value}'")
             cursor.close()

@@ -3,11 +3,11 @@
 import re
 from binascii import a2b_qp
 from email.message import Message as MimeMessage
+from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 
 BARE_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-BAD_REQUEST, UNAUTHORIZED, URI_TOO_LONG, HEADERS_TOO_LARGE = 400, 401, 414, 431
 # In a form or a query.
 MAX_FIELDS = 200
 
@@ -17,7 +17,7 @@ def require_utf8(query: bytes) -> None:
     try:
         percent_decode(query).decode()
     except UnicodeDecodeError as error:
-        raise HTTPException(BAD_REQUEST, "The query is not valid UTF-8: encode it as UTF-8.") from error
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "The query is not valid UTF-8: encode it as UTF-8.") from error
 
 
 def percent_decode(text: bytes) -> bytes:

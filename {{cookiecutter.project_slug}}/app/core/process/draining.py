@@ -29,10 +29,10 @@ class DrainingServer(uvicorn.Server):
     async def _wait_for_clients(self) -> float:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        patience = min(self.config.timeout_keep_alive, self.config.timeout_graceful_shutdown or math.inf)
+        max_wait = min(self.config.timeout_keep_alive, self.config.timeout_graceful_shutdown or math.inf)
         waited = 0.0
         # Loop at least once: a connection that was just accepted is not in server_state.connections yet.
-        while waited == 0 or (self.server_state.connections and waited < patience and not self.force_exit):
+        while waited == 0 or (self.server_state.connections and waited < max_wait and not self.force_exit):
             if self.config.callback_notify is not None:
                 await self.config.callback_notify()
             await asyncio.sleep(TURN_SECONDS)

@@ -10,7 +10,7 @@ STARTED_AT = "SERVICE_STARTED_AT"
 
 
 class ShutdownFlag:
-    """Whether the process is shutting down: readiness fails while the last requests are answered."""
+    """Whether the process is shutting down: readiness fails while the last requests complete."""
 
     def __init__(self) -> None:
         self.is_set = False

@@ -32,7 +32,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 logger = structlog.get_logger(__name__)
 
 
-def _refuse(sentence: str) -> None:
+def _exit_with(sentence: str) -> None:
     print(sentence, file=sys.stderr)  # noqa: T201  # as load_settings_or_exit does
     sys.exit(EXIT_CANNOT_START)
 
@@ -142,7 +142,7 @@ class WorkerMonitor:
 
 def _inherit() -> socket.socket:
     if len(systemd_socket_families()) != 1 or os.environ["LISTEN_FDS"] != "1":
-        _refuse("The service accepts one socket from systemd and received several: keep one ListenStream.")
+        _exit_with("The service accepts one socket from systemd and received several: keep one ListenStream.")
     return socket.socket(fileno=FIRST_INHERITED_FD)
 
 
@@ -159,7 +159,7 @@ def _listen(settings: Settings) -> socket.socket:
         os.umask(before)
         listening.listen(BACKLOG)
     except OSError as error:
-        _refuse(f"The service cannot listen: {error}. Check HOST, PORT and UNIX_SOCKET.")
+        _exit_with(f"The service cannot listen: {error}. Check HOST, PORT and UNIX_SOCKET.")
     return listening
 
 
@@ -179,7 +179,7 @@ def run_monitor() -> Iterator[WorkerMonitor]:
     """
     settings = load_settings_or_exit()
     if settings.worker_class not in PROTOCOLS:
-        _refuse(f"WORKER_CLASS: must be one of {', '.join(PROTOCOLS)}.")
+        _exit_with(f"WORKER_CLASS: must be one of {', '.join(PROTOCOLS)}.")
     configure_logging(settings)
     record_start_time()
     workers = worker_count(settings)

@@ -21,6 +21,7 @@ from app.core.db.session import open_database
 from app.features import FEATURES
 from tests.support.accounts import confirmed, create_account, request_token
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import create_test_database, execute, execute_async, make_settings, server_url
 from tests.support.second_factor import PATH, enable, show_code
 from tests.test_cli import Outcome, manage
@@ -100,7 +101,7 @@ def roles(empty: Roles) -> Roles:
     return empty
 
 
-async def test_the_service_works_as_a_role_that_does_not_own_its_tables(roles: Roles, clock: list[int]) -> None:
+async def test_the_service_works_as_a_role_that_does_not_own_its_tables(roles: Roles, clock: Clock) -> None:
     settings = make_settings(roles.url_of(roles.service))
     async with open_database(settings) as database, open_client(create_app(settings, database)) as client:
         ready = await client.get("/health/ready")
@@ -108,8 +109,8 @@ async def test_the_service_works_as_a_role_that_does_not_own_its_tables(roles: R
         user = await create_account(client)
         refreshed = await request_token(client, "refresh_token", refresh_token=user.refresh_token)
         secret, codes = await enable(client, user)
-        clock[0] += 30
-        sign_in = {"username": user.email, "password": user.password, "otp": show_code(secret, clock[0])}
+        clock.now += 30
+        sign_in = {"username": user.email, "password": user.password, "otp": show_code(secret, clock.now)}
         signed_in = await request_token(client, **sign_in)
         renamed = await client.patch("/api/v1/users/me", json={"name": "Ada"}, headers=user.headers)
         forgotten = await client.post("/api/v1/auth/password/forgot", json={"email": user.email})

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.application import create_app
-from app.core.audit.log import AuditEvent
+from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.db.session import Database, open_database
 from app.core.errors import TooManyRequestsError
@@ -21,9 +21,11 @@ from app.core.security.hashing import PasswordCheck, PasswordHasher
 from app.core.security.throttling import WAITING, AttemptCounter, GuessThrottle, RateLimit, network_of, purge_counts
 from tests.support.accounts import CONFIRMATION_PATH, PASSWORD, Account, create_account, request_token, sign_in
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import make_settings
 from tests.support.mail import Mailbox, wait_for
-from tests.support.throttle_clock import ThrottleClock
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 FREE = 3
 FREE_OF_ADDRESS = 8
@@ -43,11 +45,6 @@ def settings(migrated_url: str) -> Settings:
         throttle_account_changes=CHANGES,
         throttle_max_delay_seconds=60,
     )
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> ThrottleClock:
-    return ThrottleClock(monkeypatch)
 
 
 @pytest.fixture
@@ -87,9 +84,7 @@ async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient,
     assert refused.headers["retry-after"] == "1"
 
 
-async def test_the_wait_doubles_up_to_the_longest(
-    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock
-) -> None:
+async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
     await guess(home, user.email, FREE)
     waits = []
     for _ in range(9):
@@ -102,7 +97,7 @@ async def test_the_wait_doubles_up_to_the_longest(
 
 
 async def test_who_was_quiet_starts_afresh(
-    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
+    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock, settings: Settings
 ) -> None:
     await guess(elsewhere, user.email, FREE + 1)
 
@@ -269,7 +264,7 @@ async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: S
 
 
 async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_second(
-    elsewhere: httpx2.AsyncClient, user: Account, clock: ThrottleClock
+    elsewhere: httpx2.AsyncClient, user: Account, clock: Clock
 ) -> None:
     await guess(elsewhere, user.email)
 
@@ -280,7 +275,7 @@ async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_s
 
 @pytest.mark.parametrize("at_once", [FREE, 4 * FREE])
 async def test_many_who_sign_in_to_one_account_at_once_keep_nobody_out(
-    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock, at_once: int
+    live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock, at_once: int
 ) -> None:
     """Two processes, first from a network that is new to the account, and then from one that it knows."""
     clock.run()
@@ -372,7 +367,7 @@ async def test_counting_an_attempt_needs_no_second_connection(live_url: str, set
 
 
 async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
-    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 0.3)
     throttle = GuessThrottle(database, settings)
@@ -417,7 +412,7 @@ def test_a_rate_limit_allows_each_account_its_rate(monkeypatch: pytest.MonkeyPat
 
 
 async def test_hosts_whose_clocks_differ_count_alike(
-    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: ThrottleClock
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     clock.run()
     waiting = settings.model_copy(update={"throttle_max_delay_seconds": 600, "throttle_memory_seconds": 3600})
@@ -482,7 +477,7 @@ async def test_an_account_cannot_fill_the_audit_log_with_changes_of_itself(
 
 
 async def test_confirmations_with_the_right_password_are_limited(
-    home: httpx2.AsyncClient, user: Account, clock: ThrottleClock, settings: Settings
+    home: httpx2.AsyncClient, user: Account, clock: Clock, settings: Settings
 ) -> None:
     async def confirm() -> int:
         answer = await home.post(CONFIRMATION_PATH, json={"current_password": PASSWORD}, headers=user.headers)

@@ -29,8 +29,10 @@ from app.core.upstream.errors import (
     UpstreamUnreachableError,
 )
 from app.core.upstream.http_client import LazyHttpClient, open_http_client
+from tests.support.clock import Clock
 from tests.support.outgoing import Outgoing
 from tests.support.proxies import set_proxy
+from tests.support.second_factor import NOW
 from tests.support.sockets import hold_port
 from tests.support.upstream_server import (
     Behaviour,
@@ -374,19 +376,6 @@ async def test_attempt_with_little_time_does_not_count_against_the_upstream(
     assert (await fetch(client)).base == "EUR"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def make_breaker(failures: int, seconds: float, clock: Clock) -> Breaker:
     return Breaker("rate service", failures=failures, seconds=seconds, clock=clock)
 
@@ -411,13 +400,13 @@ def test_outcome_of_the_trial_opens_or_closes_the_breaker(clock: Clock) -> None:
     breaker = make_breaker(failures=1, seconds=60, clock=clock)
 
     fail(breaker)
-    clock.now = 59
+    clock.now = NOW + 59
     assert skip(breaker).retry_after_seconds == 1
-    clock.now = 60
+    clock.now = NOW + 60
     fail(breaker)
-    clock.now = 119
+    clock.now = NOW + 119
     skip(breaker)
-    clock.now = 120
+    clock.now = NOW + 120
     succeed(breaker)
     succeed(breaker)
     assert not breaker.is_open
@@ -468,11 +457,11 @@ async def test_value_is_fresh_then_stale_then_gone(clock: Clock) -> None:
     cache = StaleCache[str, str](fresh_seconds=60, stale_seconds=40, size=10, clock=clock)
 
     assert await cache.get("a", fetch_value) == CachedValue("new")
-    clock.now = 59
+    clock.now = NOW + 59
     assert await cache.get("a", fetch_in_vain) == CachedValue("new")
-    for clock.now in (60, 99):
+    for clock.now in (NOW + 60, NOW + 99):
         assert await cache.get("a", fetch_in_vain) == CachedValue("new", is_stale=True)
-    clock.now = 100
+    clock.now = NOW + 100
     with pytest.raises(TransientUpstreamError):
         await cache.get("a", fetch_in_vain)
 
@@ -484,10 +473,10 @@ async def test_expired_value_is_fetched_again(clock: Clock) -> None:
         return clock.now
 
     values = []
-    for clock.now in (0, 59, 60, 119):
+    for clock.now in (NOW, NOW + 59, NOW + 60, NOW + 119):
         values.append((await cache.get("a", read_clock)).value)
 
-    assert values == [0, 0, 60, 60]
+    assert values == [NOW, NOW, NOW + 60, NOW + 60]
 
 
 async def test_stale_value_does_not_hide_other_errors(clock: Clock) -> None:

@@ -41,7 +41,7 @@ class BackupBackend(Protocol):
 
 def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
     """Write a backup to a file, or to a new file in a folder, where only the newest `keep` backups stay."""
-    kind = _format(url)
+    kind = _backend(url)
     _refuse_database(url, target)
     file = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%SZ}{kind.SUFFIX}" if target.is_dir() else target
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
@@ -62,7 +62,7 @@ def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
 
 def restore_backup(url: URL, file: Path) -> list[str]:
     """Restore a verified backup; return the errors of grants that could not be restored."""
-    kind = _format(url)
+    kind = _backend(url)
     _refuse_database(url, file)
     revision = kind.verify(file)
     if read_revisions().is_ahead(revision):
@@ -77,7 +77,7 @@ def _refuse_database(url: URL, file: Path) -> None:
         raise BackupError(f"{file} is the database itself: name another file.")
 
 
-def _format(url: URL) -> BackupBackend:
+def _backend(url: URL) -> BackupBackend:
     return cast(BackupBackend, import_module(f"app.core.db.backup.{url.get_backend_name()}"))
 
 

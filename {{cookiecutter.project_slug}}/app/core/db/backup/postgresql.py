@@ -28,7 +28,7 @@ from app.core.db.models import Base
 
 SUFFIX = ".dump"
 # Give up if another transaction holds a lock for longer than this.
-SET_PATIENCE = "SET LOCAL lock_timeout = '60s'"
+SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '60s'"
 # The last of the settings at the beginning of the output of pg_restore.
 LAST_SETTING = b"SET client_encoding"
 # pg_restore 17 and newer emits this setting, which older servers do not know.
@@ -160,7 +160,7 @@ def load(url: URL, file: Path) -> list[str]:
         place = _find_place(connection)
         _require_rights(connection, place, contents)
         existing = [name for name, owner in connection.execute(RELATIONS, place.names) if owner == place.owner]
-        start = ["BEGIN", SET_PATIENCE, f"SET LOCAL ROLE {_quote(place.owner)}", *_plan_drops(connection, place)]
+        start = ["BEGIN", SET_LOCK_TIMEOUT, f"SET LOCAL ROLE {_quote(place.owner)}", *_plan_drops(connection, place)]
         revoke = REVOKE_NEW_GRANTS.format(schema=place.schema, names=existing).as_string(connection)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -244,7 +244,7 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
     planned: list[str] = []
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute(SET_PATIENCE)
+            connection.execute(SET_LOCK_TIMEOUT)
             connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(place.owner)))
             # In rounds: without CASCADE, PostgreSQL refuses to drop an object that another one needs.
             while drops:

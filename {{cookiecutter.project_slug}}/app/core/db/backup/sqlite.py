@@ -9,7 +9,7 @@ from sqlalchemy import URL
 from app.core.db.backup import BackupError
 
 SUFFIX = ".sqlite3"
-PATIENCE_SECONDS = 60
+LOCK_TIMEOUT_SECONDS = 60
 
 
 def dump(url: URL, file: Path) -> None:
@@ -56,7 +56,7 @@ def load(url: URL, file: Path) -> list[str]:
 
 
 def _open(path: Path, options: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, timeout=PATIENCE_SECONDS)
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, timeout=LOCK_TIMEOUT_SECONDS)
 
 
 def _path(url: URL) -> Path:

@@ -90,11 +90,11 @@ async def _run_on_shared_connection(
     except engine.dialect.loaded_dbapi.Error as error:
         raise wrap_error(error, engine.dialect) from error
     try:
-        answer = await compiled.run(shared.connection, engine.dialect, parameters)
+        result = await compiled.run(shared.connection, engine.dialect, parameters)
     except BaseException as error:
         if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
             await greenlet_spawn(pool.discard, shared, error)
         await greenlet_spawn(shared.connection.close)
         raise
     pool.release_shared(shared)
-    return answer
+    return result

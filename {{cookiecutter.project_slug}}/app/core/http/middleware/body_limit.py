@@ -1,7 +1,9 @@
+from http import HTTPStatus
+
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware, RequestBodyLimitResponder
 from starlette.types import Message, Receive, Scope, Send
 
-from app.core.http.parsing import UNAUTHORIZED, read_media_type
+from app.core.http.parsing import read_media_type
 from app.core.http.request import FORM
 
 # The longest form of a page has a text of 10,000 characters, of up to 12 bytes each percent-encoded, and short fields.
@@ -26,7 +28,7 @@ class BodyLimitMiddleware(RequestBodyLimitMiddleware):
 
 class _BodyLimitResponder(RequestBodyLimitResponder):
     async def send_with_limit(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == UNAUTHORIZED:
+        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.UNAUTHORIZED:
             self.response_started = True
             await self.send(message)
         else:

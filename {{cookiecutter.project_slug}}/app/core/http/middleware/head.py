@@ -13,22 +13,22 @@ class HeadMiddleware:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
-        has_body, is_answered = True, asyncio.Event()
+        has_body, has_started = True, asyncio.Event()
 
-        async def receive_until_answered() -> Message:
+        async def receive_until_started() -> Message:
             nonlocal has_body
             if has_body:
                 message = await receive()
                 has_body = bool(message.get("more_body"))
                 return message
-            await is_answered.wait()
+            await has_started.wait()
             return {"type": "http.disconnect"}
 
         async def send_head(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await send(message)
                 await send({"type": "http.response.body"})
-                is_answered.set()
+                has_started.set()
             # Yield to the event loop, so that the stream can be cancelled.
             await asyncio.sleep(0)
 
@@ -37,7 +37,7 @@ class HeadMiddleware:
         # A copy: servers read the method when they send the response.
         get_scope = {**scope, "method": "GET", "asgi": asgi}
         try:
-            await self.app(get_scope, receive_until_answered, send_head)
+            await self.app(get_scope, receive_until_started, send_head)
         finally:
             # MetricsMiddleware, which is outside of this one, counts by endpoint.
             if "endpoint" in get_scope:

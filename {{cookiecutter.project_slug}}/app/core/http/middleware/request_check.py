@@ -1,12 +1,13 @@
 import re
 from collections.abc import Iterable
+from http import HTTPStatus
 from urllib.parse import quote_from_bytes
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from app.core.http.parsing import BAD_REQUEST, BARE_PERCENT, HEADERS_TOO_LARGE, MAX_FIELDS, URI_TOO_LONG
+from app.core.http.parsing import BARE_PERCENT, MAX_FIELDS
 
 ASCII = bytes(range(128))
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
@@ -44,13 +45,17 @@ class RequestCheckMiddleware:
 def _check_request(path: str, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> PlainTextResponse | None:
     """Return the error response, or None for a valid request."""
     if len(path) + len(query) > MAX_TARGET_BYTES:
-        return PlainTextResponse(f"The path and the query must have at most {MAX_TARGET_BYTES} bytes.", URI_TOO_LONG)
+        return PlainTextResponse(
+            f"The path and the query must have at most {MAX_TARGET_BYTES} bytes.", HTTPStatus.REQUEST_URI_TOO_LONG
+        )
     if query.count(b"&") >= MAX_FIELDS:
-        return PlainTextResponse(f"The query must have at most {MAX_FIELDS} fields.", BAD_REQUEST)
+        return PlainTextResponse(f"The query must have at most {MAX_FIELDS} fields.", HTTPStatus.BAD_REQUEST)
     if CONTROL_CHARACTER.search(path):
-        return PlainTextResponse("The path must not contain control characters.", BAD_REQUEST)
+        return PlainTextResponse("The path must not contain control characters.", HTTPStatus.BAD_REQUEST)
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
-        return PlainTextResponse(f"The headers must have at most {MAX_HEADER_BYTES} bytes.", HEADERS_TOO_LARGE)
+        return PlainTextResponse(
+            f"The headers must have at most {MAX_HEADER_BYTES} bytes.", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        )
     return None
 
 
