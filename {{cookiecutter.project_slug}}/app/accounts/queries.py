@@ -1,4 +1,4 @@
-"""Queries and changes that several subjects of accounts share."""
+"""Queries and changes that several packages of `app.accounts` share."""
 
 from uuid import UUID
 

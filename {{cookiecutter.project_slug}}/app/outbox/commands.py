@@ -22,7 +22,7 @@ async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
 
 @commands.command("retry")
 def retry_failed_emails(context: typer.Context) -> None:
-    """Send failed e-mails again; the running service does it."""
+    """Queue failed e-mails again; the running service then sends them."""
     typer.echo(f"E-mails to send again: {run(retry_emails(load_settings(context)))}")
 
 

@@ -10,7 +10,7 @@ from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 from app.core.security.webauthn import JsonObject
 
-router = FeatureRouter(prefix="/auth/passkeys", tags=["auth"])
+router = FeatureRouter(prefix="/passkeys", tags=["auth"])
 
 
 @router.get("", response_model=list[PasskeyRead], responses=problem_responses(401, 403))

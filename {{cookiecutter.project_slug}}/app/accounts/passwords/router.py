@@ -7,14 +7,14 @@ from app.accounts.passwords.schemas import ConfirmationRead, PasswordChange
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.second_factor.schemas import PasswordConfirmation
 from app.accounts.sign_in.exceptions import NO_STORE
+from app.accounts.sign_in.refresh_tokens import issue
 from app.accounts.sign_in.schemas import TokenRead
-from app.accounts.sign_in.service import issue
 from app.core.context import ContextDep
 from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(prefix="/users", tags=["users"])
-confirmation = FeatureRouter(prefix="/auth/confirmation", tags=["auth"])
+confirmation = FeatureRouter(prefix="/confirmation", tags=["auth"])
 
 
 @router.post("/me/password", responses=problem_responses(401, 403, 409, 429))

@@ -8,7 +8,8 @@ from app.accounts.queries import END_SESSIONS, PASSWORD_CHANGED, UPDATE_USER, fi
 from app.accounts.scopes import format_scope
 from app.accounts.second_factor.confirmation import confirm_identity
 from app.accounts.sessions import service as sessions
-from app.accounts.sign_in.service import OpenedSession, narrow_scope
+from app.accounts.sign_in.granted_scopes import narrow_scope
+from app.accounts.sign_in.service import OpenedSession
 from app.core.context import Context
 from app.core.db.query import Query
 from app.core.errors import ConflictError

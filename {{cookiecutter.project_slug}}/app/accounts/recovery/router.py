@@ -14,7 +14,7 @@ from app.core.dependencies import MailDep, require_mail, reserve_hash
 from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 
-router = FeatureRouter(prefix="/auth", tags=["auth"])
+router = FeatureRouter(tags=["auth"])
 address = FeatureRouter(prefix="/users", tags=["users"])
 
 

@@ -175,7 +175,7 @@ def _counters(ctx: Context) -> list[AttemptCounter]:
 
 
 async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
-    """Return the passkey of a valid response to a challenge of `bound_to`. Raises PasskeyRefusedError."""
+    """Return the passkey of a valid response to a challenge for one of `bound_to`. Raises PasskeyRefusedError."""
     response = sent.response
     challenge = await use_challenge(ctx.session, Purpose.USE, response.client_data, *(bound_to or ("",)))
     passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))

@@ -5,7 +5,7 @@ from app.core.context import ContextDep
 from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 
-router = FeatureRouter(prefix="/auth/second-factor", tags=["auth"])
+router = FeatureRouter(prefix="/second-factor", tags=["auth"])
 
 
 @router.post("", responses=problem_responses(401, 403, 409, 422, 429))

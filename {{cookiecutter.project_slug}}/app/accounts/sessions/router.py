@@ -9,7 +9,7 @@ from app.core.dependencies import SessionDep
 from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 
-router = FeatureRouter(prefix="/auth/sessions", tags=["auth"])
+router = FeatureRouter(prefix="/sessions", tags=["auth"])
 
 
 @router.get("", response_model=list[SessionRead], responses=problem_responses(401, 403))

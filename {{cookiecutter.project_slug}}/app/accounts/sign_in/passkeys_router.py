@@ -11,7 +11,7 @@ from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 from app.core.security.webauthn import JsonObject
 
-router = FeatureRouter(prefix="/auth/passkeys/sign-in", tags=["auth"])
+router = FeatureRouter(prefix="/passkeys/sign-in", tags=["auth"])
 
 
 @router.post("/options", responses=problem_responses(429))

@@ -4,38 +4,36 @@ from typing import NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy import bindparam, delete, exists, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import bindparam, exists, select, update
 
 from app.accounts.events import AccountEvent
-from app.accounts.models import KnownNetwork, RefreshToken, User
+from app.accounts.models import KnownNetwork, User
 from app.accounts.queries import remember_network
-from app.accounts.scopes import SCOPES, Scope, format_scope, list_allowed, parse_scope
+from app.accounts.scopes import SCOPES, format_scope, list_allowed, parse_scope
 from app.accounts.second_factor import codes, passkeys
 from app.accounts.second_factor.codes import FactorCheck, Factors, Owner, Proof
 from app.accounts.second_factor.confirmation import PASSWORD_HASH
 from app.accounts.second_factor.passkeys import INACTIVE_ACCOUNT, INVALID_CHALLENGE, PasskeyRefusedError
 from app.accounts.sessions import service as sessions
 from app.accounts.sign_in.exceptions import OAuthError
+from app.accounts.sign_in.granted_scopes import SCOPE_NOT_ALLOWED, grant_scope, list_allowed_scopes
+from app.accounts.sign_in.refresh_tokens import issue, refresh
 from app.accounts.sign_in.schemas import PasskeySignIn, TokenForm, TokenRead
 from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.models import utc_now
-from app.core.db.query import Command, Query, columns, delete_batch
+from app.core.db.query import Query, columns, delete_batch
 from app.core.db.session import Session, commit_and_release
-from app.core.errors import AppError, ForbiddenError, TooManyRequestsError, UnauthorizedError
+from app.core.errors import AppError, ForbiddenError, TooManyRequestsError
 from app.core.http.schemas import normalize_email
 from app.core.observability.metrics import SIGN_INS
 from app.core.security.throttling import AttemptCounter, client_counters, network_of, purge_counts
-from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
 logger = structlog.get_logger(__name__)
 
 INCORRECT_CREDENTIALS = "Incorrect e-mail address or password."
 # One sentence for both cases: trying the password of a sign-up must not reveal whether the address was taken.
 INCORRECT_OR_UNVERIFIED = "Incorrect e-mail address or password, or the address is not verified."
-INVALID_REFRESH_TOKEN = "Invalid refresh token."  # noqa: S105  # a message
-SCOPE_NOT_ALLOWED = "This scope is not available to the account."
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
 
@@ -52,11 +50,6 @@ class LockedUserRecord(NamedTuple):
     id: UUID
     is_admin: bool
     email_verified_at: datetime | None
-
-
-class RefreshTokenRecord(NamedTuple):
-    session_id: UUID
-    used_at: datetime | None
 
 
 IS_KNOWN_TO_ANY = Query(select(exists().where(KnownNetwork.network == bindparam("from_network"))))
@@ -87,24 +80,6 @@ REHASH = Query(
     .returning(User.id)
 )
 PURGE_NETWORKS = delete_batch(KnownNetwork, KnownNetwork.last_used_at <= bindparam("used_before"))
-CREATE_REFRESH_TOKEN = Command(insert(RefreshToken))
-# Atomic: of two concurrent requests with the same token, one gets the row.
-USE_REFRESH_TOKEN = Query(
-    update(RefreshToken)
-    .where(RefreshToken.token_hash == bindparam("presented_hash"), RefreshToken.used_at.is_(None))
-    .values(used_at=bindparam("now"))
-    .returning(RefreshToken.session_id)
-)
-REFRESH_TOKEN = Query(
-    select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
-    RefreshTokenRecord,
-)
-# A used token is kept to detect reuse for as long as the session could have been extended with it.
-PURGE_REFRESH_TOKENS = Command(
-    delete(RefreshToken).where(
-        RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -253,7 +228,7 @@ async def _choose_scope(
 ) -> str:
     """Choose the scope. If it is refused, the correct password does not count as an attempt. Raises OAuthError."""
     try:
-        return _grant_scope(requested, _list_allowed(ctx.settings, factors, is_admin=user.is_admin))
+        return grant_scope(requested, list_allowed_scopes(ctx.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
         # This reveals a correct password, as `mfa_required` does, so `check_factor` counts both.
         found = FactorCheck.MISSING
@@ -264,10 +239,6 @@ async def _choose_scope(
             detail = "Administrators need a second factor for this scope. Set one up and sign in again."
             raise OAuthError("invalid_scope", detail, code="admin-needs-second-factor", commit_anyway=True) from error
         raise OAuthError(error.error, error.detail, code=error.code, commit_anyway=True) from error
-
-
-def _list_allowed(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:
-    return list_allowed(is_admin=is_admin and (factors is not None or not settings.admin_second_factor_required))
 
 
 async def _check_second_factor(
@@ -305,18 +276,10 @@ def _log_failure(ctx: Context) -> None:
 
 
 def _incorrect_credentials(ctx: Context) -> tuple[str, str]:
-    """Return the same sentence and code whatever the reason, which must not reveal who has an account."""
+    """Return one sentence and code for all reasons: the answer must not reveal who has an account."""
     if ctx.settings.email_verification_required:
         return INCORRECT_OR_UNVERIFIED, "incorrect-credentials-or-unverified"
     return INCORRECT_CREDENTIALS, "incorrect-credentials"
-
-
-def _grant_scope(requested: str, allowed: frozenset[str]) -> str:
-    """Return the requested scopes, or all allowed ones if none is requested. Raises OAuthError."""
-    scopes = parse_scope(requested) or allowed
-    if not scopes <= allowed:
-        raise OAuthError("invalid_scope", SCOPE_NOT_ALLOWED, code="scope-not-allowed")
-    return format_scope(scopes)
 
 
 async def sign_in_with_passkey(ctx: Context, data: PasskeySignIn) -> TokenRead:
@@ -349,78 +312,6 @@ async def open_session_with_passkey(ctx: Context, data: PasskeySignIn, *bound_to
         raise ForbiddenError(SCOPE_NOT_ALLOWED, code="scope-not-allowed", commit_anyway=True)
     await remember_network(ctx, user.id)
     return await _begin_session(ctx, user.id, format_scope(scopes))
-
-
-async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
-    """Exchange a refresh token for new tokens. A reused one may be stolen, and ends its session."""
-    if not form.refresh_token:
-        raise OAuthError("invalid_request", "refresh_token is required.")
-    now = utc_now()
-    presented_hash = hash_opaque_token(form.refresh_token)
-    token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
-    if token is None or token.used_at is not None:
-        raise await _refuse_refresh_token(ctx, token, now)
-    # Lock order: session, then tokens, as in end_session. The reverse order deadlocks.
-    extended = await sessions.extend_session(ctx.session, ctx.settings, token.session_id, ctx.client)
-    if extended is None:
-        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
-    if await ctx.session.fetch_value(USE_REFRESH_TOKEN, presented_hash=presented_hash, now=now) is None:
-        token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
-        raise await _refuse_refresh_token(ctx, token, now)
-    used_before = now - timedelta(seconds=ctx.settings.refresh_token_lifetime_seconds)
-    await ctx.session.run(PURGE_REFRESH_TOKENS, of_session_id=token.session_id, used_before=used_before)
-    scope = _grant_scope(form.scope, await narrow_scope(ctx, extended.user_id, extended.scope))
-    return await issue(ctx, extended.user_id, token.session_id, scope)
-
-
-async def narrow_scope(ctx: Context, user_id: UUID, scope: str) -> frozenset[str]:
-    """Remove `admin` from the scope if a second factor is required for it and the account has none."""
-    allowed = parse_scope(scope)
-    if ctx.settings.admin_second_factor_required and Scope.ADMIN in allowed:
-        factors = await codes.find_factors(ctx.session, user_id)
-        allowed &= _list_allowed(ctx.settings, factors, is_admin=True)
-    return allowed
-
-
-async def _refuse_refresh_token(ctx: Context, token: RefreshTokenRecord | None, now: datetime) -> OAuthError:
-    if token is None or token.used_at is None:
-        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
-    if now - token.used_at <= timedelta(seconds=ctx.settings.refresh_reuse_grace_seconds):
-        # The client lost the response, or sent two concurrent requests.
-        return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
-    await sessions.end_session(ctx.session, ctx.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
-    return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token", commit_anyway=True)
-
-
-async def issue(ctx: Context, user_id: UUID, session_id: UUID, scope: str) -> TokenRead:
-    refresh_token = create_opaque_token()
-    token_hash = hash_opaque_token(refresh_token)
-    try:
-        await ctx.session.run(CREATE_REFRESH_TOKEN, session_id=session_id, token_hash=token_hash)
-    except IntegrityError as error:
-        # The session was ended meanwhile.
-        raise OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token") from error
-    return TokenRead(
-        access_token=ctx.tokens.sign(user_id, session_id, scope),
-        expires_in=ctx.settings.access_token_lifetime_seconds,
-        refresh_token=refresh_token,
-        scope=scope,
-    )
-
-
-async def revoke(ctx: Context, token: str) -> None:
-    """End the session of an access or refresh token; an unknown one is no error (RFC 7009 §2.2)."""
-    if not token:
-        raise OAuthError("invalid_request", "token is required.")
-    found = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
-    if found is not None:
-        session_id = found.session_id
-    else:
-        try:
-            session_id = ctx.tokens.verify(token).sid
-        except UnauthorizedError:
-            return
-    await sessions.end_session(ctx.session, ctx.audit, session_id)
 
 
 async def purge(session: Session, settings: Settings) -> int:

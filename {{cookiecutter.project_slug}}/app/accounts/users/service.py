@@ -77,7 +77,7 @@ async def update_user(
     """Change a user. Deactivation ends all sessions and codes.
 
     Without `actor_id` the change is by an operator, who may remove the last administrator. A change of one's own
-    account commits, and is limited. Raises ConflictError and TooManyRequestsError.
+    account is limited; to count it, the transaction so far is committed. Raises ConflictError and TooManyRequestsError.
     """
     changes = changed_fields(data)
     if not changes:

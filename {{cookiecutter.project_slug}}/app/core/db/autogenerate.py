@@ -121,7 +121,7 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
 def _constant_default(column: Column[Any], dialect: Dialect) -> str | None:
     """Return the model's default as the text of an SQL literal, or None if it has no constant default.
 
-    It is no expression, because SQLite would copy the table to add one.
+    Not an expression: to add a column with such a default, SQLite would have to copy the table.
     """
     default: Any = column.default
     if default is None:

@@ -31,8 +31,9 @@ FIRST_DELAY_SECONDS = 1.0
 IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
 # Factor between the free attempts of a /48, which many customers may share, and of a /64.
 SITE_ALLOWANCE = 10
-# How long further attempts wait for an undecided one, polling with pauses from the first to the longest.
+# How long an attempt waits, at most, for earlier ones whose outcome is not known yet.
 UNDECIDED_SECONDS = 10
+# The wait polls: the pauses double, from the first to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 # Maximum number of attempts that wait in one process: each occupies one of MAX_CONCURRENT_REQUESTS.
 MAX_WAITING = 20

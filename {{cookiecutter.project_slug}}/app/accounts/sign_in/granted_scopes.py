@@ -1,0 +1,33 @@
+"""The scopes that a session gets: those requested, as far as the account may have them."""
+
+from uuid import UUID
+
+from app.accounts.scopes import Scope, format_scope, list_allowed, parse_scope
+from app.accounts.second_factor import codes
+from app.accounts.second_factor.codes import Factors
+from app.accounts.sign_in.exceptions import OAuthError
+from app.core.config.settings import Settings
+from app.core.context import Context
+
+SCOPE_NOT_ALLOWED = "This scope is not available to the account."
+
+
+def list_allowed_scopes(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:
+    return list_allowed(is_admin=is_admin and (factors is not None or not settings.admin_second_factor_required))
+
+
+def grant_scope(requested: str, allowed: frozenset[str]) -> str:
+    """Return the requested scopes, or all allowed ones if none is requested. Raises OAuthError."""
+    scopes = parse_scope(requested) or allowed
+    if not scopes <= allowed:
+        raise OAuthError("invalid_scope", SCOPE_NOT_ALLOWED, code="scope-not-allowed")
+    return format_scope(scopes)
+
+
+async def narrow_scope(ctx: Context, user_id: UUID, scope: str) -> frozenset[str]:
+    """Remove `admin` from the scope if a second factor is required for it and the account has none."""
+    allowed = parse_scope(scope)
+    if ctx.settings.admin_second_factor_required and Scope.ADMIN in allowed:
+        factors = await codes.find_factors(ctx.session, user_id)
+        allowed &= list_allowed_scopes(ctx.settings, factors, is_admin=True)
+    return allowed
