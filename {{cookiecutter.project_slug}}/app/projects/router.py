@@ -33,7 +33,7 @@ async def create_project(
     data: ProjectCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
 ) -> ProjectRecord:
     project = await service.create_project(session, user.id, data)
-    response.headers["Location"] = request.app.url_path_for("read_project", project_id=project.id)
+    response.headers["Location"] = f"{request.scope['path']}/{project.id}"
     return project
 
 
@@ -82,8 +82,7 @@ async def create_expense(
     response: Response,
 ) -> ExpenseRecord:
     expense = await service.create_expense(session, user.id, project, data)
-    path = request.app.url_path_for("read_expense", project_id=project.id, expense_id=expense.id)
-    response.headers["Location"] = path
+    response.headers["Location"] = f"{request.scope['path']}/{expense.id}"
     return expense
 
 

@@ -18,7 +18,7 @@ async def create_todo(
     data: TodoCreate, user: CurrentUser, session: SessionDep, request: Request, response: Response
 ) -> TodoRecord:
     todo = await service.create_todo(session, user.id, data)
-    response.headers["Location"] = request.app.url_path_for("read_todo", todo_id=todo.id)
+    response.headers["Location"] = f"{request.scope['path']}/{todo.id}"
     return todo
 
 

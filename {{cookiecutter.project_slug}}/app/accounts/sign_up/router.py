@@ -27,5 +27,5 @@ async def create_user(data: UserCreate, ctx: ContextDep, request: Request, respo
     user = await service.sign_up(ctx, data)
     if user is None:
         return Response(status_code=202)
-    response.headers["Location"] = request.app.url_path_for("read_user", user_id=user.id)
+    response.headers["Location"] = f"{request.scope['path']}/{user.id}"
     return user
