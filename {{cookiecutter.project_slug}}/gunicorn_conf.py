@@ -16,18 +16,18 @@ from app.core.process.lifecycle import exit_with_parent, record_start_time
 from app.core.process.sockets import bind_address, trusted_proxies
 from app.core.process.workers import tmpfs_directory, worker_count
 
-# Validate the service's settings here: a mistake ends the start instead of each worker. Workers validate those of
-# features.
+# Validate the service's settings here, so that a mistake ends gunicorn instead of each worker. The workers validate the
+# settings of features.
 _settings = load_settings_or_exit()
 
 wsgi_app = "app.main:app"
 bind = bind_address(_settings)
-# The permissions of a unix socket: for the service's user and group, which the proxy belongs to.
+# Only the service's user and group may use a unix socket. The proxy belongs to this group.
 umask = 0o007
 workers = worker_count(_settings)
 worker_class = _settings.worker_class
-# Patched, because uvicorn's workers have no setting for the server's class or the longest shutdown.
-# The application's own shutdown gets the second that is left before the arbiter kills the worker.
+# Patch uvicorn's workers, which have no setting for the server's class or the longest shutdown. The last second before
+# the arbiter kills a worker is reserved for the shutdown of the application.
 uvicorn_worker._workers.Server = DrainingServer
 for _class in (uvicorn_worker.UvicornWorker, uvicorn_worker.UvicornH11Worker):
     _class.CONFIG_KWARGS = {
@@ -42,7 +42,7 @@ keepalive = _settings.keepalive_seconds
 max_requests = _settings.max_requests
 max_requests_jitter = _settings.max_requests // 10
 forwarded_allow_ips = trusted_proxies(_settings)
-# Its default location is the home directory, which a hardened unit or a read-only container does not have.
+# The control socket's default location is the home directory, which a hardened unit or a read-only container lacks.
 control_socket_disable = True
 # The application logs the requests.
 accesslog = None
@@ -64,5 +64,5 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 
 
 def post_fork(_server: Arbiter, _worker: Worker) -> None:
-    # uvicorn's worker does not check whether its master is alive: it would keep the port without it.
+    # uvicorn's worker does not check whether its master is alive, and would keep the port after the end of the master.
     exit_with_parent()

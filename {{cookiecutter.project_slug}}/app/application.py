@@ -168,17 +168,17 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
         Middleware(
             CorrelationIdMiddleware,
             validator=is_request_id,
-            # No id: `mark_request_id` generates one, or marks the client's.
+            # Without a valid id from the client, `str` returns an empty one, and `mark_request_id` generates an id.
             generator=str,
             transformer=mark_request_id,
-            # The service does not read the header.
+            # Leave the request's header unchanged: the service does not read it.
             update_request_header=False,
         ),
         Middleware(MetricsMiddleware),
     ]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
-    # Outside of the features, whose middleware may need the body of an error.
+    # HeadMiddleware must be outside of the features' middleware, which may need the body of an error response.
     middleware.append(Middleware(HeadMiddleware))
     middleware += [each for feature in features for each in feature.middleware]
     middleware.append(Middleware(ProblemDetailsMiddleware))
@@ -216,7 +216,7 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
 
 
 def _include_features(app: FastAPI, settings: Settings, features: Sequence[Feature]) -> None:
-    # No common router: every level of nesting repeats the search for the route.
+    # Include each router in the app itself: every level of nested routers repeats the search for the route.
     for feature in features:
         for router in feature.api_routers:
             app.include_router(

@@ -52,7 +52,7 @@ def serve(
     record_start_time()
     if reload:
         exit_with_parent()
-    # uvicorn raises the signal again after its shutdown: exit with 0.
+    # Exit with 0 after SIGTERM: uvicorn raises the signal again after its shutdown.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     with metrics_directory() if workers > 1 else nullcontext():
         start = uvicorn.run if reload or workers > 1 or settings.unix_socket else _serve_alone
@@ -64,7 +64,7 @@ def serve(
             uds=str(settings.unix_socket) if settings.unix_socket else None,
             reload=reload,
             reload_dirs=[str(ROOT / "app")] if reload else None,
-            # Explicitly, because uvicorn would read WEB_CONCURRENCY.
+            # Set explicitly, because uvicorn would otherwise read WEB_CONCURRENCY.
             workers=workers,
             timeout_worker_healthcheck=settings.worker_timeout_seconds,
             log_config=logging_config(settings),
@@ -76,7 +76,7 @@ def serve(
 
 
 def _serve_alone(app: str, **options: Any) -> None:  # noqa: ANN401  # passed on to uvicorn.Config, which declares them
-    """Do the same as `uvicorn.run`, but bind the socket as for workers, so that an IPv6 one is dual-stack."""
+    """Do the same as `uvicorn.run`, but bind the socket as uvicorn does for workers: an IPv6 socket is dual-stack."""
     config = uvicorn.Config(app, **options)
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
@@ -125,7 +125,7 @@ def upgrade(revision: Annotated[str, typer.Argument(help="An Alembic revision.")
         typer.echo("A newer release has migrated this database: the schema is unchanged.")
 
 
-# Otherwise -1 would be an option.
+# Without this setting, the command line would read the revision -1 as an option.
 @db.command(context_settings={"ignore_unknown_options": True})
 def downgrade(revision: Annotated[str, typer.Argument(help="An Alembic revision, such as -1 or base.")]) -> None:
     """Downgrade the schema to REVISION."""

@@ -41,7 +41,7 @@ def _already_prepared() -> bool:
 
 
 def _remember_prepared() -> bool:
-    """Create the marker; return whether this process is the first of its start."""
+    """Create the marker file; return False if another worker of this start has already created it."""
     marker = _marker_path()
     try:
         if marker is not None:
@@ -54,7 +54,8 @@ def _remember_prepared() -> bool:
 def _marker_path() -> Path | None:
     """Return the marker in the folder that all workers of this start share; None for a single process."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    # The name includes the start, as the operator's folder may outlive it, and head, as a reload may add migrations.
+    # The name contains the start time, because an operator's folder may outlive the start, and the head revision,
+    # because a reload may add migrations.
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
 
 

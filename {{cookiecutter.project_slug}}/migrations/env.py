@@ -18,7 +18,7 @@ assert FEATURES  # noqa: S101
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """Leave out the table that only development databases have: see app/startup.py."""
+    """Return False for the table that only development databases have: see app/startup.py."""
     return not (kind == "table" and name == LAST_RESET.name)
 
 

@@ -49,7 +49,7 @@ def list_settings() -> dict[str, list[Setting]]:
 
 
 def render_documents() -> dict[str, str]:
-    """Return what each document should contain. Only rows and sections of settings differ from what it contains."""
+    """Return the text of each document with current rows and sections of settings; the other text is kept."""
     groups = list_settings()
     reference = {
         title: f"## {title}\n\n{REFERENCE_HEAD}"
@@ -85,7 +85,7 @@ def _show(value: object) -> str:
 
 
 def _describe_values(schema: dict[str, Any], document: dict[str, Any]) -> str:
-    """Return the type and the bounds of a JSON schema; None, the value of what is unset, is left out."""
+    """Return the type and the bounds in a JSON schema. Null, which stands for an unset value, is left out."""
     if "$ref" in schema:
         return _describe_values(document["$defs"][schema["$ref"].rpartition("/")[2]], document)
     if "anyOf" in schema:
@@ -102,13 +102,13 @@ def _describe_values(schema: dict[str, Any], document: dict[str, Any]) -> str:
 
 
 def _replace_rows(text: str, groups: dict[str, list[Setting]]) -> str:
-    """Rewrite the rows of the table with a selection of the settings; remove those of settings that do not exist."""
+    """Rewrite the rows of the table, which lists only some settings; remove rows of settings that do not exist."""
     rows = {setting.name: f"{setting.cells} {setting.meaning} |\n" for group in groups.values() for setting in group}
     return README_TABLE.sub(lambda table: README_ROW.sub(lambda row: rows.get(row["name"], ""), table[0]), text)
 
 
 def _replace_sections(text: str, pattern: re.Pattern[str], sections: dict[str, str]) -> str:
-    """Rewrite each section in its place, remove those of other titles, and append those that are missing."""
+    """Rewrite each section in its place, remove sections with unknown titles, and append missing sections."""
     missing = dict(sections)
     text = pattern.sub(lambda match: missing.pop(match["title"], ""), text)
     text = "\n".join([text, *missing.values()])

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".postgres"
 START_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 60
-# How long to wait after Ctrl-C, which the terminal also sends to the command, before the launcher's own signal.
+# How long the command may take to exit after Ctrl-C, which it receives from the terminal, before it is sent SIGTERM.
 CTRL_C_SECONDS = 1
 # "trust" is safe: the server listens only on a socket in a directory that only this user can open.
 INITDB = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions")
@@ -127,7 +127,10 @@ def binaries() -> Path:
 
 
 def unprivileged() -> list[str]:
-    """Return a command prefix for root, which PostgreSQL refuses to run as: a user namespace with another user."""
+    """Return a command prefix that lets root start PostgreSQL, which refuses to run as root; else an empty prefix.
+
+    The prefix creates a user namespace, in which root is another user.
+    """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return []
     prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
@@ -150,7 +153,7 @@ def keep(data: str, socket: str, *options: str) -> None:
 
 
 def _stop_at_end_of_input(server: subprocess.Popen[bytes]) -> None:
-    # Not through sys.stdin: if the server ended first, this thread would still hold its lock.
+    # Read without sys.stdin: if the server ended first, this thread would still hold the lock of sys.stdin.
     os.read(0, 1)
     # SIGINT is a fast shutdown: it closes the clients' connections and leaves the data consistent.
     server.send_signal(signal.SIGINT)
@@ -185,7 +188,7 @@ def run(command: list[str]) -> int:
                 child.terminate()
 
         def stop_soon(number: int, frame: FrameType | None) -> None:
-            # Two signals in quick succession can make uvicorn's reloader deadlock on a lock that it already holds.
+            # Delay SIGTERM: two signals in quick succession can make uvicorn's reloader deadlock on its own lock.
             if child is None:
                 stop(number, frame)
             else:

@@ -1,4 +1,4 @@
 """Accounts: users, sign-in, sessions, second factors, and recovery.
 
-Each folder is a subject with its routes, schemas and service; shared modules are in this folder.
+Each subfolder holds the routes, schemas and service of one subject; modules that several subjects share are here.
 """

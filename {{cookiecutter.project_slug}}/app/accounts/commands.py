@@ -18,7 +18,7 @@ from app.core.security.schemas import NewPassword
 
 users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
 sessions = typer.Typer(name="sessions", help="Manage the sessions of accounts.", no_args_is_help=True)
-# Without a name, so that its groups appear beside those of other features.
+# No name, so that the groups `users` and `sessions` appear at the top level, beside those of other features.
 commands = typer.Typer()
 commands.add_typer(users)
 commands.add_typer(sessions)

@@ -40,7 +40,7 @@ class Confirmation:
     ] = ""
 
     async def require(self) -> None:
-        """Use up the code. Raises ForbiddenError."""
+        """Use up the code. Raises ForbiddenError if it is missing, invalid, or from another session."""
         if not self.code or not await _use(self.session, self.claims, self.code):
             raise ForbiddenError(REFUSAL, code="confirmation-required")
         # Release the lock of the confirmation code: the lock order is user, then code, and holding it could deadlock.

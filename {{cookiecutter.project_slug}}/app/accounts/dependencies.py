@@ -11,7 +11,7 @@ from app.core.errors import ForbiddenError, InsufficientScopeError, Unauthorized
 from app.core.http.request import SAFE_METHODS, State
 from app.core.security.tokens import AccessClaims
 
-# After a request body that took longer, the caller is looked up again.
+# If the body of an unsafe request takes longer to arrive, the caller is looked up again.
 MAX_BODY_SECONDS = 1
 
 
@@ -62,7 +62,7 @@ async def get_caller(request: AccountsRequest, required: SecurityScopes, claims:
 
     With AUTH_CACHE_SECONDS, safe requests may use the result of an earlier check.
     """
-    # In most routes, oauth2_scheme.authenticate has set it before the body was read.
+    # In most routes, oauth2_scheme.authenticate has stored the caller before the body was read.
     caller = request.state["caller"] if "caller" in request.state else None  # noqa: SIM401  # Starlette's State has no `get`
     if caller is None or (request.method not in SAFE_METHODS and _is_old(request)):
         caller = await _find_caller(request, claims)
@@ -71,7 +71,7 @@ async def get_caller(request: AccountsRequest, required: SecurityScopes, claims:
 
 
 def _is_old(request: AccountsRequest) -> bool:
-    """Whether the session may have ended since then, while a slow body arrived."""
+    """Return whether the body arrived so slowly that the session may have ended since the caller was found."""
     return time.monotonic() - request.state["caller_found_at"] > MAX_BODY_SECONDS
 
 
@@ -87,12 +87,12 @@ async def _find_caller(request: AccountsRequest, claims: AccessClaims) -> Caller
 
 
 async def get_current_user(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
-    # Called and not depended on: that would cost every request one dependency more.
+    # Call get_caller directly: declared as a dependency, it would add one more to resolve to every request.
     return (await get_caller(request, required, claims)).user
 
 
 CurrentUser = Annotated[UserRecord, Security(get_current_user, scopes=[Scope.ACCOUNT])]
-# For the routes that need the session as well.
+# For routes that also need the ID of the caller's session.
 CurrentCaller = Annotated[Caller, Security(get_caller, scopes=[Scope.ACCOUNT])]
 
 

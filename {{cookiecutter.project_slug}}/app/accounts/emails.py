@@ -1,6 +1,7 @@
 """Messages about accounts.
 
-The account is looked up when a message is rendered, after the response: its time reveals nothing about accounts.
+The account is looked up when a message is rendered, after the response, so that the response time does not reveal
+which accounts exist.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ class AddresseeRecord(NamedTuple):
     email_verified_at: datetime | None
 
 
-# Locks the user against a change of the address, which revokes the codes for the old address.
+# Locks the user, so that the address does not change before a code for it is stored: a change of the address revokes
+# the codes for the old one.
 ADDRESSEE = Query(
     select(*columns(AddresseeRecord, User))
     .where(User.email == bindparam("user_email"))
@@ -38,7 +40,7 @@ ADDRESSEE = Query(
     AddresseeRecord,
 )
 
-# Builds the link to a page with a token. None: there is no page, and the token must be typed.
+# Builds the link to a page, with the token in it. Returns None if there is no page; then the user types the token.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]
 
 ADDRESS = Query(select(User.email).where(User.id == bindparam("user_id")))
@@ -160,7 +162,8 @@ async def commit_and_limit_messages(
     """Commit, and refuse a requested message beyond the limit of its address, account or network.
 
     Kinds are counted separately, since requests of some kinds lead to no message and must not use up the limit of
-    others. With an account, all its messages of the kind count, whatever their address. Raises TooManyRequestsError.
+    others. If `account_id` is given, a second limit counts the account's messages of this kind to all addresses.
+    Raises TooManyRequestsError.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [
@@ -208,7 +211,7 @@ async def render_verification(
     if user is None or not user.is_active:
         return None
     if user.email_verified_at is not None:
-        # With a payload it was a sign-up; otherwise only a request to send the message again.
+        # An e-mail with a payload comes from a sign-up; without one, it was only requested again and is not sent.
         return await render_already_registered(session, settings, email) if email.payload else None
     token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)
@@ -229,7 +232,7 @@ async def render_password_reset(
 async def render_email_change(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> EmailMessage | None:
-    """Ask the new address for confirmation, or tell it that it already has an account."""
+    """Render the request to confirm the new address, or a notice that this address already has an account."""
     if await _exists(session, email.address):
         return await render_already_registered(session, settings, email)
     user_id = await session.fetch_value(ACTIVE_USER, user_id=email.account_id)

@@ -49,7 +49,7 @@ async def open_accounts(
     yield {"identity_cache": IdentityCache(settings.auth_cache_seconds)}
 
 
-# A router around several: a request to another path skips all of them in one step.
+# One router around all routers of `/auth`: a request to another path skips all of them in one step.
 auth = FeatureRouter(prefix="/auth")
 for each in (sign_in, sessions, recovery, second_factor, confirmation, passkey_sign_in, passkeys):
     auth.include_router(each)

@@ -11,7 +11,7 @@ from app.core.db.models import Base, IdMixin, TimestampMixin
 
 class User(TimestampMixin, Base):
     __tablename__ = "users"
-    # For pages of all accounts.
+    # For the paginated list of all accounts.
     __table_args__ = (Index(None, "created_at", "id"),)
 
     # Lower-case; at most 254 characters (RFC 5321).
@@ -38,7 +38,7 @@ class UserSession(IdMixin, Base):
 
 
 class OneTimeToken(Base):
-    """A code that proves access to an e-mail address or knowledge of the password; deleted when it is used."""
+    """A code from an e-mail, a confirmation code, or a passkey challenge; deleted when it is used."""
 
     __tablename__ = "one_time_tokens"
 
@@ -63,12 +63,12 @@ class RefreshToken(IdMixin, Base):
 class KnownNetwork(Base):
     """A network that an account has signed in from, or reset its password from.
 
-    Failed attempts from other networks never lock the account out here. A cookie for known devices instead would allow
-    further guesses, unless it expired and were revoked with the password.
+    Failed attempts from other networks never lock the account out on this network. Cookies for known devices are not
+    used instead: a cookie would allow its holder further guesses, unless it expired and was revoked with the password.
     """
 
     __tablename__ = "known_networks"
-    # For the question whether any account knows the network.
+    # For the query whether any account has signed in from the network.
     __table_args__ = (Index(None, "network"),)
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
@@ -117,7 +117,7 @@ class Passkey(IdMixin, Base):
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     name: Mapped[str] = mapped_column(String(200))
-    # Both are base64url; ids have at most 1023 bytes.
+    # `credential_id` and `public_key` are base64url; credential IDs have at most 1023 bytes.
     credential_id: Mapped[str] = mapped_column(String(1364), unique=True)
     public_key: Mapped[str] = mapped_column(String(1400))
     # Unsigned 32 bits; 0 if the authenticator does not count.

@@ -1,7 +1,7 @@
-"""One-time tokens: codes that are sent by e-mail, or returned to a user who has entered the password.
+"""One-time tokens: codes from e-mails, confirmation codes, and passkey challenges.
 
-A token is stored as a hash, expires, and works once, for one purpose: a text of at most 50 characters, which other
-features begin with their name.
+A token is stored as a hash, expires, and works once, for one purpose. A purpose has at most 50 characters; other
+features begin theirs with the name of the feature.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
 class TokenRecord(NamedTuple):
     purpose: str
-    # None for a person without an account.
+    # None if the user is not known, as in the challenge of a sign-in with a passkey.
     user_id: UUID | None
     address: str
     payload: dict[str, JsonValue]
@@ -54,7 +54,7 @@ async def create_token(
     lifetime: timedelta,
     payload: Mapping[str, JsonValue] | None = None,
 ) -> str:
-    """Return a new token. Earlier ones stay valid, since the message with this one may be a repetition.
+    """Return a new token. Earlier tokens stay valid: if an e-mail is sent twice, the codes of both copies work.
 
     The payload is stored unencrypted, also in backups: it must not contain secrets.
     """
@@ -72,7 +72,7 @@ async def create_token(
 
 
 async def find_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Find a token as typed by a person. Raises UnprocessableError."""
+    """Return the valid token for a code as typed by a person. Raises UnprocessableError if there is none."""
     return await _fetch(session, FIND_TOKEN, token, purposes)
 
 

@@ -84,7 +84,7 @@ async def cancel_email_change(session: Session, user_id: UUID) -> None:
 
 
 async def remember_network(ctx: Context, user_id: UUID) -> None:
-    """Record the client's network: failed attempts from other networks do not lock the account out there."""
+    """Record the client's network, so that failed attempts from other networks do not lock the account out on it."""
     network = network_of(ctx.client.ip_address)
     await ctx.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
 
@@ -96,16 +96,16 @@ async def cancel_codes(session: Session, user: UserRecord) -> None:
 
 
 async def revoke_access(session: Session, user_id: UUID) -> None:
-    """Delete all credentials but the password, when an account passes to the owner of its e-mail address."""
+    """End sessions and delete all credentials but the password; for accounts that pass to the owner of the address."""
     for command in REVOKE_ACCESS:
         await session.run(command, owner_id=user_id)
 
 
 async def finish_password_change(ctx: Context, user: UserRecord) -> None:
-    """Revoke what was begun with the old password, and notify the owner."""
+    """Cancel a pending e-mail change, revoke all one-time tokens, and notify the owner."""
     # Cancel first: it waits for a sender that is inserting a token, which the next line then revokes.
     await outbox_service.cancel(ctx.session, EmailKind.EMAIL_CHANGE, user.id)
     await one_time_tokens.revoke_tokens(ctx.session, user.id)
-    # The failures were made with the old password.
+    # Reset the count of second-factor failures, which followed sign-ins with the old password.
     await ctx.session.run(RESET_FAILURES, owner_id=user.id)
     await notify_owner(ctx, user.id, AccountChange.PASSWORD)

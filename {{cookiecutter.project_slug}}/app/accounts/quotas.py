@@ -1,4 +1,4 @@
-"""Limits on what one account writes: MAX_ROWS_PER_USER rows of each kind, and THROTTLE_ACCOUNT_CHANGES of itself."""
+"""Limits per account: MAX_ROWS_PER_USER rows of each kind, and THROTTLE_ACCOUNT_CHANGES changes of the account."""
 
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,8 @@ from app.core.security.throttling import AttemptCounter
 
 # Key of `Database.info`. Commands of operators have no quotas.
 QUOTAS = "accounts.quotas"
-# The longest batch of rows that a process admits after it has counted, and its share of the rows that are left.
+# The rows that a process admits before it counts again: at most MAX_BATCH, and at most BATCH_SHARE of the remaining
+# quota.
 MAX_BATCH, BATCH_SHARE = 100, 1 / 16
 MAX_BATCHES = 10_000
 
@@ -31,7 +32,7 @@ async def require_quota(session: Session, rows: Query[tuple[int]], owner_id: UUI
 
 
 async def commit_and_limit_changes(ctx: Context, kind: str, user_id: UUID) -> None:
-    """Call for each change that users make of their own account: it writes audit events, which nobody deletes soon.
+    """Call for each change that users make to their own account: each writes audit events, which are kept for long.
 
     Raises TooManyRequestsError.
     """

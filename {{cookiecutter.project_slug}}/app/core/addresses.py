@@ -24,7 +24,7 @@ MailAddress = Annotated[EmailStr, AfterValidator(refuse_encoded_words)]
 def to_ascii_address(address: str) -> str:
     """Encode the domain of an address in Punycode; raises ValueError for an invalid address.
 
-    A local part with other characters is unchanged and needs a mail server with SMTPUTF8.
+    A local part with non-ASCII characters is unchanged and needs a mail server with SMTPUTF8.
     """
     parts = validate_email(address, check_deliverability=False, test_environment=True)
     return f"{parts.local_part}@{parts.ascii_domain}"

@@ -74,7 +74,7 @@ async def _run_and_let_driver_finish(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except BaseException:
-        # A thread of the driver that reports to a closed event loop would print a traceback.
+        # Wait for the driver's threads: a thread that reports to a closed event loop would print a traceback.
         await asyncio.sleep(DRIVER_GRACE_SECONDS)
         raise
 

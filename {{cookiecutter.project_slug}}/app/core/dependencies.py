@@ -67,7 +67,8 @@ async def hold_reserved_hash(passwords: PasswordHasherDep) -> AsyncIterator[None
         yield
 
 
-# For routes whose service counts an attempt and then hashes a password: a full queue is refused before the count.
+# For routes whose service counts an attempt and then hashes a password: if the queue is full, the request is refused
+# before the attempt is counted.
 reserve_hash = Depends(hold_reserved_hash, scope="function")
 
 
@@ -128,5 +129,5 @@ async def _require_mail(settings: SettingsDep) -> None:
 
 # For routes that depend on e-mail.
 require_mail = Depends(_require_mail)
-# The same check as a parameter, which runs after the authentication of the caller.
+# The same check as a parameter of the route, which FastAPI resolves after the parameters before it, such as the caller.
 MailDep = Annotated[None, require_mail]

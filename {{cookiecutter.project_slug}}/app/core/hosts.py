@@ -1,4 +1,4 @@
-"""Validation of the hosts, origins, proxies and URLs of the configuration; normalizes them as clients send them."""
+"""Validation of the hosts, origins, proxies and URLs of the configuration, and normalization to what clients send."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def normalize_host(text: str) -> str:
     except idna.IDNAError:
         raise ValueError("is not a valid international domain name: check the spelling, or write Punycode") from None
     name = name.lower()
-    # A dot at the end keeps resolvers from trying the name below other domains.
+    # A name may end with a dot, which keeps resolvers from trying the name below other domains.
     relative = name.removesuffix(".")
     # Clients read a name that ends with a number as an IPv4 address.
     if not HOST_NAME.fullmatch(relative) or relative.rpartition(".")[2].isdecimal():

@@ -16,7 +16,7 @@ class Project:
 
 @cache
 def read_project() -> Project:
-    """Return the name and version from `pyproject.toml`, which is deployed with the code."""
+    """Return the project's metadata from `pyproject.toml`, which is deployed with the code."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return Project(
         name=document["project"]["name"],

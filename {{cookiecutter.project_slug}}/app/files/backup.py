@@ -29,7 +29,7 @@ def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=f".{backup.name}.", suffix=PARTIAL_SUFFIX, dir=target))
     try:
         for path in _list_objects(source):
-            # The purge may delete it meanwhile.
+            # The purge may delete the file during the backup.
             with suppress(FileNotFoundError):
                 _link_or_copy(source / path, partial / path, previous and previous / path)
         for folder in (*partial.iterdir(), partial):
@@ -102,7 +102,7 @@ def _list_backups(target: Path) -> list[Path]:
 
 def _remove_old(target: Path, keep: int) -> None:
     for backup in _list_backups(target)[:-keep]:
-        # Renamed first, so that no incomplete backup is left under its name.
+        # Rename the backup first, so that an interrupted deletion leaves no incomplete backup under its name.
         shutil.rmtree(backup.rename(target / f".{backup.name}{PARTIAL_SUFFIX}"))
     for partial in target.glob(f".{_prefix()}*{PARTIAL_SUFFIX}"):
         if partial.stat().st_mtime < time.time() - STALE_SECONDS:

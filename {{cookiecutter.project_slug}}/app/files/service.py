@@ -1,4 +1,4 @@
-"""Files of users. A row is committed before its object is written, and deleted after it, so every object has a row."""
+"""Files of users. Every object has a row, committed before the object is written and deleted after the object."""
 
 import asyncio
 import hashlib
@@ -20,11 +20,12 @@ from app.core.storage.objects import ObjectStore
 from app.core.storage.store import create_store, require_store
 from app.files.models import FileRecord, StoredFile
 
-# The earliest deletion of an object: a backup of the files that follows one of the database has all its objects.
+# How long the object of a deleted file is kept: a backup of the database may still refer to it, and the backup of the
+# files that is made afterwards must contain it.
 PURGE_DELAY = timedelta(days=1)
 # Far less than PURGE_DELAY, so that no upload writes an object after its row is purged.
 UPLOAD_TIMEOUT = PURGE_DELAY / 2
-# When to try again to delete an object.
+# How long to wait before retrying the failed deletion of an object.
 PURGE_RETRY_DELAY = timedelta(hours=1)
 PURGE_BATCH_SIZE = 100
 
@@ -157,7 +158,7 @@ async def delete_files(session: Session, deletion: Command, **parameters: object
 async def purge_files(session: Session, settings: Settings, at_most: int = PURGE_BATCH_SIZE) -> int:
     """Delete expired objects and then their rows; return the number of attempts.
 
-    Files expire when they or their owner are deleted, and when they were never kept.
+    A file expires if it or its owner was deleted, or if `keep` was not called after its upload.
     """
     now = utc_now()
     await session.run(EXPIRE_WITHOUT_OWNER, new_expires_at=now + PURGE_DELAY)

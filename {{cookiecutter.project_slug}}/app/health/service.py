@@ -10,10 +10,10 @@ from app.core.errors import UnavailableError, first_line
 
 logger = structlog.get_logger(__name__)
 
-# Also "on" in a standby server.
+# This setting is "on" if transactions are read-only; on a standby server they always are.
 READ_ONLY = select(func.current_setting("transaction_read_only", type_=String))
 
-# The event loop holds only weak references to tasks.
+# References to the running checks, because the event loop holds only weak references to tasks.
 _checks: set[asyncio.Task[bool]] = set()
 
 
@@ -23,7 +23,7 @@ async def require_ready(database: Database, timeout_seconds: float) -> None:
     _checks.add(check)
     check.add_done_callback(_discard_task)
     try:
-        # Not asyncio.timeout, which would wait for the cancelled driver.
+        # asyncio.wait returns at the timeout; asyncio.timeout would wait until the driver has handled the cancellation.
         done, _ = await asyncio.wait({check}, timeout=timeout_seconds)
         if not done:
             raise TimeoutError
@@ -60,7 +60,10 @@ async def _is_up_to_date(database: Database) -> bool:
 
 
 async def _is_read_only(database: Database) -> bool:
-    """Check twice: a connection from before a failover still leads to the old primary, so it is discarded."""
+    """Return whether the database is read-only, which a second connection must confirm.
+
+    After a failover, a pooled connection may still lead to the old primary: discard it, and check with a new one.
+    """
     for _ in range(2):
         async with database.read() as session:
             connection = await session.connection()

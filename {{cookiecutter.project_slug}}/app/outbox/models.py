@@ -19,6 +19,6 @@ class OutgoingEmail(IdMixin, Base):
     account_id: Mapped[UUID | None]
     payload: Mapped[dict[str, JsonValue]] = mapped_column(JSON, default=dict)
     attempts: Mapped[int] = mapped_column(default=0)
-    # Next attempt; during an attempt, the end of its lease; NULL once it has failed for good.
+    # The time of the next attempt; during an attempt, the end of the lease; NULL if the e-mail has failed for good.
     due_at: Mapped[datetime | None] = mapped_column(index=True)
     error: Mapped[str] = mapped_column(Text, default="")

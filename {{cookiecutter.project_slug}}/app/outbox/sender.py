@@ -35,7 +35,7 @@ class Sender:
         self._database = database
         self._renderers = renderers
         self._concurrency = concurrency
-        # An attempt calls the mail server between two transactions.
+        # The lease covers a whole attempt: a transaction, the call of the mail server, and another transaction.
         database_seconds = settings.database_pool_timeout_seconds + settings.database_statement_timeout_seconds
         self._lease = timedelta(seconds=settings.smtp_timeout_seconds + 2 * database_seconds)
         self._wake = asyncio.Event()
@@ -44,7 +44,7 @@ class Sender:
         self._is_unreachable = False
 
     async def run(self) -> None:
-        """Send until `stop` is called; an e-mail that is enqueued in this process wakes it at once."""
+        """Send until `stop` is called. An e-mail that is enqueued in this process wakes the sender at once."""
         while not self._stops:
             self._wake.clear()
             pause = await self._send_all_due()
@@ -64,7 +64,7 @@ class Sender:
                 pass
             pause = await self._update_metrics()
         except Exception as error:
-            # Log it once, not at each poll. After any error, sending must go on.
+            # Log an outage once, not at each poll. Catch every error, so that sending continues.
             if not self._is_unreachable:
                 logger.warning("outbox unreachable", error=type(error).__name__, reason=first_line(error))
             self._is_unreachable = True

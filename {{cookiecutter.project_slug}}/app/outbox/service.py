@@ -125,8 +125,8 @@ async def enqueue(
 ) -> None:
     """Send an e-mail after this transaction commits.
 
-    There is no limit: for e-mails that users cause, take an attempt first, as `commit_and_limit_messages` does, or call
-    `notify`. The payload is stored unencrypted, also in backups: it must not contain secrets.
+    The number of e-mails is not limited here: for those that users cause, call `notify`, or check a limit first, as
+    `commit_and_limit_messages` does. The payload is stored unencrypted, also in backups: it must not contain secrets.
     """
     await session.run(
         ENQUEUE, kind=kind, address=address, account_id=account_id, payload={**(payload or {})}, due_at=utc_now()
@@ -166,12 +166,15 @@ def record_dropped(kind: str, topic: str = "") -> None:
 
 
 async def cancel(session: Session, kind: str, account_id: UUID) -> None:
-    """Cancel waiting e-mails. Waits for those that are being rendered, so that their tokens are visible afterwards."""
+    """Cancel the waiting e-mails of one kind that belong to the account.
+
+    Waits while such an e-mail is being rendered, so that the caller can then see the token in it.
+    """
     await session.run(CANCEL, email_kind=kind, of_account_id=account_id)
 
 
 async def cancel_all(session: Session, kinds: Sequence[str], account_id: UUID, address: str) -> None:
-    """Cancel waiting e-mails of an account or to its address."""
+    """Cancel the waiting e-mails of these kinds that belong to the account or go to the address."""
     await session.run(CANCEL_ALL, kinds=kinds, of_account_id=account_id, to_address=address)
 
 
@@ -195,7 +198,7 @@ async def delete_email(session: Session, email: EmailRecord) -> None:
 
 
 async def reschedule(session: Session, email: EmailRecord, due_at: datetime | None, error: str) -> None:
-    """Record the error of an attempt and the time of the next one; None if the e-mail has failed for good."""
+    """Record an attempt's error and the time of the next attempt, `due_at`; None if the e-mail has failed for good."""
     reason = error[:MAX_ERROR_LENGTH]
     await session.run(RESCHEDULE, email_id=email.id, own_attempt=email.attempts, new_due_at=due_at, reason=reason)
 
@@ -210,5 +213,5 @@ async def retry_failed(session: Session) -> int:
 
 
 async def purge_failed(session: Session, _settings: Settings) -> int:
-    """Delete e-mails that failed more than FAILED_LIFETIME ago, and return their number."""
+    """Delete failed e-mails that were created more than FAILED_LIFETIME ago, and return their number."""
     return await session.run(PURGE_FAILED, created_before=utc_now() - FAILED_LIFETIME)

@@ -30,7 +30,10 @@ ExpenseDep = Annotated[ExpenseRecord, Depends(get_own_expense)]
 async def get_expense_for_upload(
     project_id: UUID, expense_id: UUID, user: CurrentUser, database: DatabaseDep
 ) -> ExpenseRecord:
-    """Load the expense in a session of its own, since the request's would hold a lock during the upload."""
+    """Load the expense in a separate session.
+
+    The session of a PUT request is a write transaction, which would stay open during the upload.
+    """
     async with database.read() as session:
         project = await service.get_project(session, user.id, project_id)
         return await service.get_expense(session, project, expense_id)

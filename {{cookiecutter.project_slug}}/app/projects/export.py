@@ -17,7 +17,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def export_expenses(database: Database, project_id: UUID) -> AsyncIterator[str]:
-    """Read page by page, and hold no connection while the client receives a page."""
+    """Yield the CSV page by page. No database connection is held while the client receives a page."""
     yield _write([HEAD])
     cursor = None
     while True:

@@ -26,7 +26,7 @@ class ExpenseCategory(StrEnum):
 
 class Project(TimestampMixin, Base):
     __tablename__ = "projects"
-    # For pages of the owner's projects.
+    # For paginated lists of an owner's projects.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
 
     owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
@@ -42,7 +42,7 @@ class Project(TimestampMixin, Base):
 
 class Expense(TimestampMixin, Base):
     __tablename__ = "expenses"
-    # For pages of a project's expenses.
+    # For paginated lists of a project's expenses.
     __table_args__ = (Index(None, "project_id", "created_at", "id"),)
 
     project_id: Mapped[UUID] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))

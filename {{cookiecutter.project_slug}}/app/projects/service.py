@@ -32,7 +32,7 @@ UPDATE_PROJECT = Query(
     update(Project).where(Project.id == bindparam("project")).returning(*PROJECT_COLUMNS), ProjectRecord
 )
 DELETE_PROJECT = Command(delete(Project).where(Project.id == bindparam("project")))
-# An entity with its relationship, which a second query loads.
+# Selects a Project entity; selectinload reads its expenses with a second query.
 PROJECT_WITH_EXPENSES = (
     select(Project).where(Project.id == bindparam("project")).options(selectinload(Project.expenses))
 )
@@ -48,7 +48,8 @@ UPDATE_EXPENSE = Query(
     update(Expense).where(Expense.id == bindparam("expense")).returning(*EXPENSE_COLUMNS), ExpenseRecord
 )
 DELETE_EXPENSE = Command(delete(Expense).where(Expense.id == bindparam("expense")))
-# Lock order before a receipt is replaced or deleted: concurrent changes must not leave an unreferenced file.
+# Locks for replacing or deleting receipts: concurrent changes must not leave a file that no expense refers to. Lock
+# order: the project, then its expenses.
 LOCK_PROJECT = Query(select(Project.id).where(Project.id == bindparam("project")).with_for_update())
 LOCK_EXPENSES = Query(select(Expense.id).where(Expense.project_id == bindparam("project")).with_for_update())
 DELETE_RECEIPTS = files_service.build_deletion(
@@ -89,7 +90,7 @@ async def update_project(session: Session, project: ProjectRecord, data: Project
         return project
     changed = await session.fetch_one_or_none(UPDATE_PROJECT, project=project.id, **changes)
     if changed is None:
-        # Another request has deleted it.
+        # Another request has deleted the project.
         raise NotFoundError("Project not found.", code="project-not-found")
     return changed
 
@@ -106,7 +107,7 @@ async def report(session: Session, project_id: UUID) -> ProjectReport:
     """Add up the expenses. Uses entities and their relationship: convenient, but several times slower than records."""
     project = (await session.scalars(PROJECT_WITH_EXPENSES, {"project": project_id})).one_or_none()
     if project is None:
-        # Another request has deleted it.
+        # Another request has deleted the project.
         raise NotFoundError("Project not found.", code="project-not-found")
     by_category: dict[ExpenseCategory, Decimal] = defaultdict(Decimal)
     for expense in project.expenses:
@@ -149,7 +150,7 @@ async def update_expense(session: Session, expense: ExpenseRecord, data: Expense
 async def _change_expense(session: Session, expense: ExpenseRecord, **changes: object) -> ExpenseRecord:
     changed = await session.fetch_one_or_none(UPDATE_EXPENSE, expense=expense.id, **changes)
     if changed is None:
-        # Another request has deleted it.
+        # Another request has deleted the expense.
         raise NotFoundError("Expense not found.", code="expense-not-found")
     return changed
 
@@ -162,7 +163,7 @@ async def delete_expense(session: Session, expense: ExpenseRecord) -> None:
 async def _delete_receipt(session: Session, expense: ExpenseRecord) -> None:
     locked = await session.fetch_one_or_none(LOCK_EXPENSE, expense=expense.id)
     if locked is None:
-        # Another request has deleted it.
+        # Another request has deleted the expense.
         raise NotFoundError("Expense not found.", code="expense-not-found")
     if locked.receipt_id is not None:
         await files_service.delete_file(session, locked.receipt_id)

@@ -11,7 +11,7 @@ from app.core.db.models import Base, TimestampMixin
 
 class Todo(TimestampMixin, Base):
     __tablename__ = "todos"
-    # For pages of the owner's todos, in either order.
+    # For paginated lists of an owner's todos, in either order.
     __table_args__ = (Index(None, "owner_id", "created_at", "id"),)
 
     owner_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))

@@ -65,7 +65,7 @@ async def update_todo(session: Session, todo: TodoRecord, data: TodoUpdate) -> T
 async def _change(session: Session, todo: TodoRecord, changes: dict[str, Any]) -> TodoRecord:
     changed = await session.fetch_one_or_none(UPDATE_TODO, todo_id=todo.id, **changes)
     if changed is None:
-        # Another request has deleted it.
+        # Another request has deleted the todo.
         raise NotFoundError("Todo not found.", code="todo-not-found")
     return changed
 

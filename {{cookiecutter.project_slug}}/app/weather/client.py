@@ -24,12 +24,15 @@ class InvalidPlaceError(AppError):
 
 
 class WeatherClient:
-    """Reads the weather from OpenWeatherMap or a compatible service; one per process, for the cache and the breaker."""
+    """Reads the weather from OpenWeatherMap or a compatible service.
+
+    Each process has one client, so that all requests share its cache and its circuit breaker.
+    """
 
     def __init__(self, settings: WeatherSettings, http: LazyHttpClient) -> None:
         self._api_key = settings.weather_api_key
         self._upstream = UpstreamClient("weather service", settings.weather_base_url, http, settings.upstream_options)
-        # One account must not use up what the weather service allows all of them together.
+        # A limit for each account: one account must not use up the quota that all accounts share.
         self._rate_limit = RateLimit(settings.weather_requests_per_minute)
         self._cache = StaleCache[PlaceKey, UpstreamWeather](
             fresh_seconds=settings.weather_cache_seconds,
@@ -38,7 +41,10 @@ class WeatherClient:
         )
 
     async def read(self, place: Place, account_id: UUID) -> CachedValue[UpstreamWeather]:
-        """Raise NotFoundError, InvalidPlaceError, UpstreamError or TooManyRequestsError."""
+        """Return the weather of a place, from the cache if possible.
+
+        Raises NotFoundError, InvalidPlaceError, UpstreamError or TooManyRequestsError.
+        """
         if not self._cache.is_fresh(place.key):
             self._rate_limit.take(account_id)
         return await self._cache.get(place.key, lambda: self._fetch(place))

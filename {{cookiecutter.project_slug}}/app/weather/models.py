@@ -12,7 +12,7 @@ class WeatherReport(TimestampMixin, Base):
     """A user's observation. Every signed-in user may read it; its author is not shown."""
 
     __tablename__ = "weather_reports"
-    # For pages of all reports, and of one city's.
+    # For paginated lists of all reports, and of the reports from one city.
     __table_args__ = (Index(None, "created_at", "id"), Index(None, "city", "created_at", "id"))
 
     owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)

@@ -27,7 +27,7 @@ class Place(BaseModel):
 
     @property
     def query(self) -> str:
-        """The place as it was typed, because case folding changes letters such as İ and ß."""
+        """The place for the weather service, as it was typed: lower case would change letters such as İ."""
         return ",".join(part for part in (self.city, self.state, self.country) if part)
 
     @property

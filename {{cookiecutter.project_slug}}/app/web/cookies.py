@@ -13,15 +13,15 @@ class Cookies:
     """Reads the signed cookies of a request, and collects those to set on its response."""
 
     def __init__(self, request: Request[Any], settings: Settings, signer: Signer) -> None:
-        # Development may be without TLS.
+        # Browsers send Secure cookies only over TLS, which development may lack.
         self._is_secure = settings.environment.is_deployed or request.url.scheme == "https"
         self._received = request.cookies
         self._signer = signer
-        # The signed value and its max-age.
+        # The signed value and the max-age, by the name of the cookie.
         self._changes: dict[str, tuple[str, int]] = {}
 
     def read(self, name: str) -> SignedValue | None:
-        """Return None for a cookie that is missing or was not signed by this service under this name."""
+        """Return a cookie's value, or None if it is missing or was not signed by this service under this name."""
         return self._signer.verify(_purpose(name), self._received.get(self._full_name(name), ""))
 
     def set(self, name: str, value: str, max_age: int) -> None:
@@ -38,7 +38,10 @@ class Cookies:
         return response
 
     def _full_name(self, name: str) -> str:
-        """Browsers accept the prefix only from this host over TLS, so no neighbouring domain can set these cookies."""
+        """Return the name with the prefix __Host-, if cookies are Secure.
+
+        Browsers accept this prefix only from this host over TLS, so no neighbouring domain can set these cookies.
+        """
         return f"__Host-{name}" if self._is_secure else name
 
 

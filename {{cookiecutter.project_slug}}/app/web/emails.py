@@ -14,7 +14,10 @@ from app.core.email.message import Renderer
 
 
 def link_to_pages(settings: Settings, page: str, token: str) -> str:
-    """Put the token in the query: without JavaScript, a fragment never reaches the server. Our logs omit queries."""
+    """Return the link to a page, with the token in the query if it is a page of this service.
+
+    These pages work without JavaScript, and only JavaScript could read a token in the fragment. Our logs omit queries.
+    """
     return link_to_application(settings, page, token) or f"{settings.service_url}/{page}?token={token}"
 
 

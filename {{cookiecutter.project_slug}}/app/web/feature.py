@@ -21,7 +21,7 @@ PAGE_GROUPS: tuple[PageGroup, ...] = (
     account.page_group,
 )
 
-# Checks the CSRF token of every form, also for routes that do not read one.
+# `get_fields` checks the CSRF token of every form, even if the route does not read the form.
 pages = APIRouter(include_in_schema=False, dependencies=[Depends(get_fields)])
 for group in PAGE_GROUPS:
     pages.include_router(group.router)

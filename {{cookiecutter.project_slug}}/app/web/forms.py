@@ -25,7 +25,7 @@ Fields = dict[str, str]
 
 
 class FormError(AppError):
-    """Responds with the form and its errors; the transaction ends as the original error says."""
+    """Responds with the form and its errors; the transaction is committed or rolled back as for the original error."""
 
     def __init__(self, error: AppError, response: Response) -> None:
         super().__init__(error.detail, code=error.code, commit_anyway=error.commit_anyway)
@@ -38,7 +38,7 @@ async def redisplay_form(_request: Request, error: FormError) -> Response:
 
 @dataclass(frozen=True)
 class FieldError:
-    # The type of Pydantic's error, which translations are looked up by, and the values for their placeholders.
+    # `code` is the type of Pydantic's error, which selects the translation; `values` fill its placeholders.
     code: str
     detail: str
     values: Mapping[str, Any]
@@ -75,7 +75,8 @@ async def get_unverified_fields(request: Request) -> Fields:
 UnverifiedFieldsDep = Annotated[Fields, Depends(get_unverified_fields)]
 
 
-# The body is read before the page's context takes a database connection: a slow client must not hold one.
+# Order of the parameters: the body must be read before the page's context takes a database connection. Otherwise a slow
+# client would hold the connection.
 async def get_fields(request: Request, unverified: UnverifiedFieldsDep, page: PageContextDep) -> Fields:
     """Return the form's fields. Raises ForbiddenError without a valid CSRF token."""
     if request.method in SAFE_METHODS:
@@ -90,7 +91,7 @@ FieldsDep = Annotated[Fields, Depends(get_fields)]
 
 
 def validate_form(model: type[ModelT], fields: Fields) -> ModelT:
-    """Raises InvalidFormError."""
+    """Return the fields as a model. Raises InvalidFormError."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -114,6 +115,6 @@ def render_form(
     page: PageContext,
     template: str,
     fields: Fields | None = None,
-    **values: Any,  # noqa: ANN401  # to Jinja
+    **values: Any,  # noqa: ANN401  # passed to Jinja
 ) -> Response:
     return page.render(template, fields=fields or {}, problems={}, error=None, **values)

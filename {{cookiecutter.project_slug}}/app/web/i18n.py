@@ -81,7 +81,7 @@ def _list_texts(document: Mapping[str, object]) -> dict[str, object]:
 
 
 def _placeholders(text: str) -> set[Placeholder] | None:
-    """Return None for unbalanced braces."""
+    """Return the placeholders of a text, or None if its braces are unbalanced."""
     try:
         parts = [*string.Formatter().parse(text)]
     except ValueError:

@@ -51,7 +51,7 @@ class PageContext:
     web: Web
     settings: Settings
     cookies: Cookies
-    # Binds forms to a browser that is not signed in.
+    # While nobody is signed in, CSRF tokens and passkey challenges are bound to this id of the browser.
     anonymous_id: str
     session_cookie: SessionCookie | None = None
     caller: Caller | None = None
@@ -76,7 +76,7 @@ class PageContext:
         self.session_cookie = self.caller = None
         self.cookies.delete(SESSION)
 
-    def render(self, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401  # to Jinja
+    def render(self, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401  # passed to Jinja
         """Render a template of app/web, with the flash message of the redirect that led here."""
         flash = self.cookies.read(FLASH)
         if flash is not None:
@@ -111,7 +111,10 @@ async def redirect_to_sign_in(request: Request, error: SignInRequiredError) -> R
 
 
 async def get_page_context(request: WebRequest, session: SessionDep, client: ClientInfoDep) -> PageContext:
-    """Look the session up in the database at each request, so that an ended session is out at once."""
+    """Return the context of the requested page.
+
+    The session is read from the database at each request, so that an ended session is refused at once.
+    """
     web, settings = request.state["web"], request.state["settings"]
     cookies = Cookies(request, settings, web.signer)
     anonymous_id = cookies.read(ANONYMOUS_ID)

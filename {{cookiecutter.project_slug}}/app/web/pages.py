@@ -40,14 +40,14 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Web:
-    """Resources shared by all pages; `request.state.web`."""
+    """Resources shared by all pages, as `request.state["web"]`."""
 
     signer: Signer
     assets: Assets
     translations: Translations
     environment: Environment
 
-    def render(self, template: str, **values: Any) -> str:  # noqa: ANN401  # to Jinja
+    def render(self, template: str, **values: Any) -> str:  # noqa: ANN401  # passed to Jinja
         return self.environment.get_template(template).render(values)
 
 
@@ -81,7 +81,7 @@ def page_headers(*added: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return a page's headers; `added` are more sources for its Content-Security-Policy, by directive."""
     policy = dict(CONTENT_SECURITY_POLICY)
     for directive, sources in (item for each in added for item in each.items()):
-        # Browsers ignore 'none' beside another source and log a warning.
+        # Remove 'none' if there are other sources: browsers would ignore it, and log a warning.
         policy[directive] = [source for source in policy.get(directive, []) if source != NONE] + [*sources]
     text = "; ".join(f"{directive} {' '.join(sources)}" for directive, sources in policy.items())
     return {**HEADERS, "Content-Security-Policy": text}

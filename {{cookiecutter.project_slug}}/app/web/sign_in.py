@@ -70,7 +70,7 @@ async def sign_in(page: PageContextDep, fields: FieldsDep, ctx: ContextDep) -> R
 async def begin_passkey(page: PageContextDep, ctx: ContextDep) -> Response:
     """Return the WebAuthn options with which passkeys.js asks the browser for a passkey.
 
-    Only the current session can use their challenge or, if nobody is signed in, only this browser.
+    The challenge in the options is valid only for the current session or, if nobody is signed in, for this browser.
     """
     session_id = page.caller and page.caller.session_id
     options = await passkeys.make_options(ctx, bound_to=str(session_id or page.anonymous_id))
@@ -101,7 +101,7 @@ def own_path(path: str) -> str:
 
 
 def _read_credentials(fields: Fields) -> TokenForm:
-    """Request only the scope `account`: no page needs an administrator's."""
+    """Return the credentials of the form, with the scope `account`: no page needs that of administrators."""
     return TokenForm(
         username=fields.get("email"),
         password=fields.get("password"),

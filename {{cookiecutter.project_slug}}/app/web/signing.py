@@ -32,11 +32,11 @@ class Signer:
         return _signer(self._keys, purpose).sign(value.encode()).decode()
 
     def verify(self, purpose: str, signed: str) -> SignedValue | None:
-        """Return None unless one of the keys signed it for this purpose."""
+        """Return the value, or None if none of the keys has signed it for this purpose."""
         # Text of a client may hold surrogates, which UTF-8 cannot encode.
         data = signed.encode("utf-8", "surrogatepass")
         try:
-            # Without max_age: itsdangerous refuses values from the future, and the clocks of two hosts differ.
+            # Pass no max_age: with it, itsdangerous refuses values from the future, and the clocks of two hosts differ.
             value, signed_at = _signer(self._keys, purpose).unsign(data, return_timestamp=True)
         except BadSignature:
             return None
@@ -45,5 +45,5 @@ class Signer:
 
 
 def _signer(keys: list[str], purpose: str) -> TimestampSigner:
-    # The default digest is SHA-1; "hmac" derives the key of the purpose, so that it differs from the tokens' key.
+    # The default digest is SHA-1. "hmac" derives a key for each purpose, which also differs from that of access tokens.
     return TimestampSigner(keys, salt=purpose, key_derivation="hmac", digest_method=hashlib.sha256)

@@ -26,7 +26,7 @@ class InheritedSocket(socket.socket):
         monitor.at_stop.append(self.close)
 
     def bind_and_listen(self) -> None:
-        """The monitor's socket is already bound and listening."""
+        """Do nothing: the monitor's socket is already bound and listening."""
 
 
 class SerialArbiter(Arbiter):  # type: ignore[misc]  # the library has no annotation

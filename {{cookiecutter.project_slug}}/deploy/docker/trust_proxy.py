@@ -1,6 +1,7 @@
 """Run a command with FORWARDED_ALLOW_IPS set to the network of the proxy.
 
-The address of the proxy may change, but it shares a network with the application alone: the one with a default gateway.
+The address of the proxy may change, but its network is known: it contains only the proxy and the application, and has
+the only default gateway.
 Every address of this network is trusted except the gateway, because requests from programs on the host come from it.
 """
 

@@ -28,7 +28,7 @@ class Logger:
         logger.error(message % values if values else message)
 
     def warn(self, message: str, **values: object) -> None:
-        # Supervisor logs each signal that it receives as a warning.
+        # Supervisor logs a warning when it receives a signal, which is a normal event.
         level = logging.INFO if message.startswith("received ") else logging.WARNING
         logger.log(level, message % values if values else message)
 
@@ -38,7 +38,7 @@ class Logger:
     def debug(self, message: str, **values: object) -> None:
         logger.debug(message % values if values else message)
 
-    # Supervisor traces each iteration of its loop.
+    # Discard traces, because supervisor writes some in each iteration of its loop.
     def trace(self, message: str, **values: object) -> None:
         pass
 
@@ -58,7 +58,8 @@ class InheritedSocket(SocketConfig):  # type: ignore[misc]  # the library has no
 
     def create_and_bind(self) -> socket.socket:
         if self.monitor.listening.fileno() < 0:
-            # A stop began while supervisor was starting a worker, which will end because it cannot listen.
+            # A stop began while supervisor was starting this worker. With an unbound socket the worker ends, because it
+            # cannot listen.
             return socket.socket(socket.AF_UNIX)
         copy = self.monitor.listening.dup()
         self.monitor.at_stop.append(copy.close)
@@ -80,8 +81,8 @@ class Options(ServerOptions):  # type: ignore[misc]  # the library has no annota
 
     def setsignals(self) -> None:
         super().setsignals()
-        # Supervisor handles signals at the end of an iteration. Until then it would replace a worker that has ended, by
-        # one that gets the socket that the monitor has closed.
+        # Supervisor handles a signal only at the end of an iteration. Until then it would replace each worker that has
+        # ended, and the new worker would get a socket that the monitor has already closed.
         self.monitor.at_stop.insert(0, self._start_no_workers)
         self.monitor.install_signal_handlers()
 

@@ -1,4 +1,4 @@
-"""Accounts: users, their sessions and tokens, their second factors, and what guards them."""
+"""Accounts: users, sessions, tokens, second factors, throttle counters, audit events and outgoing e-mails."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# Events stay for an hour less than the shortest AUDIT_LOG_LIFETIME_SECONDS, for clocks that differ.
+# Events cannot be deleted for 23 hours: an hour less than the shortest AUDIT_LOG_LIFETIME_SECONDS, since clocks differ.
 SQLITE_GUARDS = (
     """
     CREATE TRIGGER audit_events_never_change BEFORE UPDATE ON audit_events
@@ -39,8 +39,8 @@ POSTGRESQL_GUARDS = (
     EXECUTE FUNCTION refuse_change_of_audit_events('stay for a day')
     """,
 )
-# For a role that may add events, and neither change nor delete any. It runs with the rights of the tables' owner: with
-# a fixed search_path, in which pg_temp comes last, no object of the caller's takes the place of one that is meant.
+# Deletes events for a role that may only add them. The function runs with the rights of the tables' owner. Its
+# search_path is fixed, with pg_temp last, so that the caller cannot replace an object that the function uses.
 PURGE_FUNCTION = """
     CREATE OR REPLACE FUNCTION purge_audit_events(created_before timestamptz, batch_size integer) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, {schema}, pg_temp AS $$

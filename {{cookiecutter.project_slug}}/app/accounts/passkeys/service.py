@@ -32,7 +32,7 @@ from app.core.errors import ConflictError, NotFoundError, UnprocessableError
 from app.core.security import webauthn
 from app.core.security.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
 
-# Enough for the devices of a person; browsers get the ids of all of them.
+# Enough for all devices of a person. There is a limit because browsers are sent the IDs of all passkeys.
 MAX_PASSKEYS = 20
 
 
@@ -57,7 +57,7 @@ async def list_passkeys(session: Session, user_id: UUID) -> list[PasskeyRecord]:
 
 
 async def get_passkey(session: Session, user_id: UUID, passkey_id: UUID) -> PasskeyRecord:
-    """Return the user's passkey; someone else's is not found."""
+    """Return a passkey of the user. Raises NotFoundError, also for passkeys of others."""
     passkey = await session.fetch_one_or_none(PASSKEY_BY_ID, owner_id=user_id, passkey_id=passkey_id)
     if passkey is None:
         raise NotFoundError("Passkey not found.", code="passkey-not-found")

@@ -15,7 +15,7 @@ from app.core.db.query import Query
 from app.core.errors import ConflictError
 from app.core.security.password_strength import refuse_weak_password
 
-# Only if the password is still the verified one: of two concurrent changes, one wins.
+# Changes no row unless the password is still the verified one, so that only one of two concurrent changes succeeds.
 REPLACE_PASSWORD = Query(
     update(User)
     .where(User.id == bindparam("user_id"), User.password_hash == bindparam("verified_hash"))
@@ -30,11 +30,11 @@ async def change_password(ctx: Context, caller: Caller, data: PasswordChange) ->
     scope = (await sessions.get_session(ctx.session, caller, caller.session_id)).scope
     scope = format_scope(await narrow_scope(ctx, user.id, scope))
     new_password = data.new_password.get_secret_value()
-    # First, so that a refused password does not use up a recovery code.
+    # Check the new password first, so that a weak one does not use up a recovery code.
     await refuse_weak_password(new_password, user.email, user.name)
     with ctx.passwords.reserve():
         password_hash = await confirm_identity(ctx, caller, data)
-        # Afterwards: it may call another service, which the holder of a copied token must not cause.
+        # Check for breaches after the confirmation: holders of copied tokens must not cause calls to another service.
         await refuse_unfit_password(ctx, new_password, user.email, user.name)
         new_hash = await ctx.passwords.hash(new_password)
     replaced = await ctx.session.fetch_value(

@@ -78,7 +78,8 @@ class Proof:
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # The session or browser for which the passkey's challenge was created must be one of these. Empty: for none.
+    # The session or browser to which the passkey's challenge is bound must be one of these. If this is empty, the
+    # challenge must not be bound.
     bound_to: tuple[str, ...] = ()
 
     @property
@@ -200,7 +201,7 @@ def make_totp(secret: str) -> TOTP:
 
 
 async def make_recovery_codes(session: Session, user_id: UUID) -> list[str]:
-    """Create recovery codes. Call for an account's first second factor; further ones share the codes."""
+    """Create recovery codes. Call only for an account's first second factor, since further factors share the codes."""
     codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
     for code in codes:
         await session.run(CREATE_CODE, user_id=user_id, code_hash=hash_opaque_token(code))

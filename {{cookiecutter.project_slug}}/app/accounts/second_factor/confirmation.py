@@ -42,8 +42,8 @@ async def confirm_identity(ctx: Context, caller: Caller, confirmation: PasswordC
         await ctx.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise await _record_failure(ctx, counter, "Incorrect current password.", "incorrect-password")
     try:
-        # After the password, since the holder of a copied token must not use up the owner's confirmations; before the
-        # second factor, since a refusal must not use up a recovery code.
+        # Count the confirmation after the password check, since the holder of a copied token must not use up the
+        # owner's confirmations, and before the second factor, since a refusal must not use up a recovery code.
         await commit_and_limit_changes(ctx, "confirmation", user.id)
     except TooManyRequestsError:
         await ctx.throttle.refund(ctx.session, counter)
@@ -59,7 +59,7 @@ async def confirm_identity(ctx: Context, caller: Caller, confirmation: PasswordC
         if found is not FactorCheck.CORRECT:
             raise await _record_failure(ctx, counter, FACTOR_REQUIRED, "second-factor-required")
     await ctx.throttle.reset(ctx.session, counter)
-    # A correct password is no failed attempt, even if the request fails later.
+    # Commit the reset: a successful confirmation is no failed attempt, even if the request fails later.
     await commit_and_release(ctx.session)
     return password_hash
 

@@ -175,7 +175,10 @@ def _counters(ctx: Context) -> list[AttemptCounter]:
 
 
 async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> PasskeyRecord:
-    """Return the passkey of a valid response to a challenge for one of `bound_to`. Raises PasskeyRefusedError."""
+    """Return the passkey of a valid response. Raises PasskeyRefusedError.
+
+    The challenge must be bound to one of `bound_to`; without `bound_to`, the challenge must not be bound.
+    """
     response = sent.response
     challenge = await use_challenge(ctx.session, Purpose.USE, response.client_data, *(bound_to or ("",)))
     passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
@@ -194,7 +197,7 @@ async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> P
 
 
 async def _refuse_copy(ctx: Context, sent: PasskeyAssertion) -> PasskeyRefusedError:
-    """Record and notify the owner, unless the passkey was removed meanwhile."""
+    """Record the copied passkey and notify its owner, unless the passkey was removed meanwhile."""
     passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
     if passkey is None:
         return PasskeyRefusedError(UNKNOWN_PASSKEY)

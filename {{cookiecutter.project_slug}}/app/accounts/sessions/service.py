@@ -65,7 +65,7 @@ PURGE_OWN_SESSIONS = Command(
     delete(UserSession).where(UserSession.user_id == bindparam("owner_id"), UserSession.expires_at <= bindparam("now"))
 )
 PURGE_SESSIONS = delete_batch(UserSession, UserSession.expires_at <= bindparam("now"))
-# All but the most recently used sessions.
+# Ends all sessions of an account but the `kept` most recently used ones.
 END_SURPLUS_SESSIONS = Command(
     delete(UserSession).where(
         UserSession.id.in_(
@@ -126,7 +126,7 @@ async def extend_session(
 ) -> ExtendedRecord | None:
     """Extend a session, and return its user and scope, or None if it has ended or its user is deactivated.
 
-    A session that is older than SESSION_MAX_LIFETIME_SECONDS ends here.
+    This also ends a session that is older than SESSION_MAX_LIFETIME_SECONDS.
     """
     now = created_at = utc_now()
     if settings.session_max_lifetime_seconds is not None:

@@ -13,14 +13,14 @@ ErrorCode = Literal["invalid_request", "invalid_grant", "invalid_scope", "unsupp
 
 
 class OAuthError(AppError):
-    """RFC 6749 §5.2."""
+    """An error response in the OAuth format (RFC 6749 §5.2)."""
 
     status: ClassVar[int] = 400
 
     def __init__(
         self, error: ErrorCode, description: str, *, code: str | None = None, commit_anyway: bool = False
     ) -> None:
-        """`code` is for the pages: OAuth's format has `error` alone."""
+        """`code` identifies the error for the web pages; the OAuth response contains only `error`."""
         super().__init__(description, code=code or error.replace("_", "-"), commit_anyway=commit_anyway)
         self.error = error
 

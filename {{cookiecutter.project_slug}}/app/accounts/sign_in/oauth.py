@@ -11,10 +11,10 @@ from app.core.http.routing import FeatureRoute, Handler
 
 
 class OAuthRoute(FeatureRoute):
-    """Errors in the format of OAuth, and no caching."""
+    """A route whose errors have the OAuth format, and whose responses must not be cached."""
 
     def check_form(self, form: FormData) -> None:
-        """RFC 6749 §3.2."""
+        """Refuse repeated parameters (RFC 6749 §3.2)."""
         names = [name for name, _ in form.multi_items()]
         if len(names) != len(set(names)):
             raise OAuthError("invalid_request", "A parameter is repeated. Send each once.")

@@ -9,7 +9,7 @@ from app.core.http.schemas import RequestModel, normalize_code
 
 
 class TokenForm(BaseModel):
-    """RFC 6749 §4.3.2 and §6; unknown parameters are ignored (§3.2)."""
+    """A request for tokens (RFC 6749 §4.3.2 and §6); unknown parameters are ignored (§3.2)."""
 
     grant_type: str = ""
     username: str | None = None
@@ -30,13 +30,13 @@ class PasskeySignIn(RequestModel):
 
 
 class RevocationForm(BaseModel):
-    """RFC 7009 §2.1; `token_type_hint` is not needed and ignored."""
+    """A request to revoke a token (RFC 7009 §2.1); `token_type_hint` is not needed and ignored."""
 
     token: str = ""
 
 
 class TokenRead(BaseModel):
-    """RFC 6749 §5.1."""
+    """New tokens of a session (RFC 6749 §5.1)."""
 
     access_token: str
     token_type: Literal["bearer"] = "bearer"  # noqa: S105  # RFC 6750
@@ -46,7 +46,7 @@ class TokenRead(BaseModel):
 
 
 class OAuthProblem(BaseModel):
-    """RFC 6749 §5.2."""
+    """An error in the OAuth format (RFC 6749 §5.2)."""
 
     error: ErrorCode
     error_description: str

@@ -87,7 +87,7 @@ class Attempt:
     """A counted attempt to sign in."""
 
     account: AttemptCounter
-    # In the order in which they were locked; updating them in another order would deadlock with other sign-ins.
+    # The counters in which this attempt was counted, in lock order: another order could deadlock with other sign-ins.
     taken: list[AttemptCounter]
     # The 429 to raise if authentication fails.
     refusal: TooManyRequestsError | None = None
@@ -101,7 +101,7 @@ class OpenedSession:
 
 
 async def create_token(ctx: Context, form: TokenForm) -> TokenRead:
-    """Serve the two grants. Raises OAuthError, TooManyRequestsError and UnavailableError."""
+    """Serve the grants `password` and `refresh_token`. Raises OAuthError, TooManyRequestsError, UnavailableError."""
     if not parse_scope(form.scope) <= set(SCOPES):
         raise OAuthError("invalid_scope", f"Unknown scope. The scopes are {' and '.join(sorted(SCOPES))}.")
     match form.grant_type:
@@ -145,7 +145,7 @@ async def _authenticate(ctx: Context, form: TokenForm, username: str, password: 
     """Return the user and the scope. Time and error do not differ between unknown users and incorrect passwords."""
     email = normalize_email(username)
     network = network_of(ctx.client.ip_address)
-    # Query it before the user, since a concurrent sign-in may make the network known between the two queries.
+    # Query the network before the user, since a concurrent sign-in may make it known between the two queries.
     is_known_to_any = await ctx.session.fetch_value(IS_KNOWN_TO_ANY, from_network=network)
     user = await ctx.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     attempt = await _take_attempt(ctx, email, user, network, is_known_to_any=bool(is_known_to_any))
@@ -154,7 +154,7 @@ async def _authenticate(ctx: Context, form: TokenForm, username: str, password: 
     if user is None or not check.is_correct or not await _recheck_under_lock(ctx, user, password, check.new_hash):
         raise await _record_failure(ctx, user, attempt, "password")
     owner, factors = Owner(user.id, email), await codes.find_factors(ctx.session, user.id)
-    # Choose the scope first, since checking a code uses it up.
+    # Choose the scope first: checking the second factor uses up its code, which a refused scope must not do.
     scope = await _choose_scope(ctx, user, owner, factors, attempt, form.scope)
     if factors is not None:
         await _check_second_factor(ctx, user, owner, factors, attempt, Proof(form.otp, form.passkey))
@@ -182,20 +182,21 @@ async def _recheck_under_lock(ctx: Context, user: CredentialsRecord, password: s
 async def _take_attempt(
     ctx: Context, email: str, user: CredentialsRecord | None, network: str, *, is_known_to_any: bool
 ) -> Attempt:
-    """On a network that the account has signed in from, only its own failures count; elsewhere everybody's do.
+    """Count an attempt before the password is checked. Raises TooManyRequestsError.
 
-    On a network that any account has signed in from, all attempts are counted and hashed: otherwise the time of a
-    refusal would reveal to neighbours which accounts exist.
+    On a network that the account has signed in from, only the failures of this account there delay a correct password;
+    elsewhere everybody's do. On a network that any account has signed in from, the other counters refuse an attempt
+    only after hashing: otherwise the time of a refusal would reveal to other users of the network which accounts exist.
     """
     free = ctx.settings.throttle_account_attempts
-    # The network first: an attempt that it refuses must not count against the account.
+    # Take the network's counters first: an attempt that they refuse must not count against the account.
     by_address = client_counters("sign-in from address", ctx.client.ip_address, ctx.settings, reports_outcome=True)
     elsewhere = AttemptCounter("sign-in from elsewhere", email, free, reports_outcome=True)
     if not is_known_to_any:
         await ctx.throttle.commit_and_take(ctx.session, *by_address, elsewhere)
         return Attempt(elsewhere, [*by_address, elsewhere])
     known = AttemptCounter("sign-in from known network", f"{email} {network}", free, reports_outcome=True)
-    # On a known network, this refuses incorrect passwords only.
+    # If the account has signed in from this network, the refusal applies only to incorrect passwords.
     refusal = await ctx.throttle.commit_and_take(ctx.session, known, deferred=[*by_address, elsewhere])
     account = known if user is not None and user.is_known_network else elsewhere
     return Attempt(account, [known] if refusal else [known, *by_address, elsewhere], refusal)
@@ -212,7 +213,7 @@ async def _reset_counters(ctx: Context, attempt: Attempt) -> None:
 
 
 async def _settle_missing_factor(ctx: Context, attempt: Attempt, found: FactorCheck) -> None:
-    """Refund a first step without a second factor; after several in a row it stays counted."""
+    """Refund a sign-in with a correct password but no second factor; after several in a row, it stays counted."""
     settle = ctx.throttle.refund if found is FactorCheck.MISSING else ctx.throttle.mark_failed
     for counter in attempt.taken:
         await settle(ctx.session, counter)
@@ -226,11 +227,11 @@ async def _choose_scope(
     attempt: Attempt,
     requested: str,
 ) -> str:
-    """Choose the scope. If it is refused, the correct password does not count as an attempt. Raises OAuthError."""
+    """Return the scope of the session. A refused scope is counted like a missing second factor. Raises OAuthError."""
     try:
         return grant_scope(requested, list_allowed_scopes(ctx.settings, factors, is_admin=user.is_admin))
     except OAuthError as error:
-        # This reveals a correct password, as `mfa_required` does, so `check_factor` counts both.
+        # The refusal reveals that the password is correct, as `mfa_required` does, so `check_factor` counts both.
         found = FactorCheck.MISSING
         if factors is not None:
             found = await codes.check_factor(ctx, owner, factors, Proof(None, None))
@@ -290,7 +291,7 @@ async def sign_in_with_passkey(ctx: Context, data: PasskeySignIn) -> TokenRead:
 async def open_session_with_passkey(ctx: Context, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
     """Begin a session with a passkey, which verifies its user. Raises PasskeyRefusedError."""
     try:
-        # Lock order: user first.
+        # Lock order: user, then the challenge and the passkey, which use_passkey changes.
         presented_id = passkeys.encode(data.credential.id)
         passkey = await ctx.session.fetch_one_or_none(passkeys.PASSKEY, presented_id=presented_id)
         user: LockedUserRecord | None = None

@@ -11,8 +11,9 @@ from app.outbox import service as outbox_service
 async def sign_up(ctx: Context, data: UserCreate) -> UserRecord | None:
     """Return the new user, or None if addresses must be verified: the response must not reveal who has an account.
 
-    With verified addresses, the sign-up that is confirmed with its password gets the account, and not the first one: a
-    stranger who signs up with somebody's address can neither keep it from them nor have it verified by them.
+    If addresses must be verified, the account goes to the sign-up that is confirmed with its own password, even if
+    another one came first. A stranger who signs up with another person's address can therefore neither block the
+    address nor get it verified by its owner.
     Raises TooManyRequestsError.
     """
     counters = client_counters("sign-up from address", ctx.client.ip_address, ctx.settings)

@@ -15,7 +15,10 @@ async def get_any_user(user_id: UUID, _admin: AdminUser, session: SessionDep) ->
 
 
 async def get_visible_user(user_id: UUID, claims: ClaimsDep, caller: CurrentUser, session: SessionDep) -> UserRecord:
-    """Return any user to administrators, and only themselves to others, whether or not the user exists."""
+    """Return the user if the caller is this user or an administrator.
+
+    Others get the same refusal whether or not the user exists.
+    """
     if caller.id == user_id:
         return caller
     require_admin(caller)

@@ -24,7 +24,7 @@ from app.core.http.schemas import changed_fields
 NEWEST = "-created_at"
 
 
-# SQLite has the same syntax. It returns no row if the address is taken, and the transaction can go on.
+# Works in SQLite as well. If the address is taken, the statement returns no row, and the transaction stays usable.
 CREATE_USER = Query(insert(User).on_conflict_do_nothing(index_elements=[User.email]).returning(*COLUMNS), UserRecord)
 ACTIVE_ADMINS = Query(
     select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
@@ -43,7 +43,10 @@ def _list_query(*, after_cursor: bool) -> Query[UserRecord]:
 
 
 async def create_user(ctx: Context, data: UserCreate, *, is_admin: bool = False) -> UserRecord:
-    """Create a user. An operator who creates an administrator vouches for the address. Raises ConflictError."""
+    """Create a user. The address of an administrator counts as verified, since an operator has given it.
+
+    Raises ConflictError if the address is taken.
+    """
     user = await add_user(ctx, data, await hash_password(ctx, data), is_admin=is_admin)
     if user is None:
         raise ConflictError(ADDRESS_TAKEN, code="address-taken")
@@ -126,7 +129,10 @@ def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
 
 
 async def _require_another_admin(session: Session, user: UserRecord) -> None:
-    """Raise ConflictError for the last administrator. The lock serializes two who remove each other."""
+    """Raise ConflictError if the user is the last active administrator.
+
+    The query locks all active administrators, so that two of them cannot remove each other at the same time.
+    """
     if await session.fetch_all(ACTIVE_ADMINS) == [(user.id,)]:
         raise ConflictError("This is the last administrator. Appoint another one first.", code="last-administrator")
 

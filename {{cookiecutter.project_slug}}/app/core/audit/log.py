@@ -83,7 +83,7 @@ def record_refusals(handle: ExceptionHandler) -> ExceptionHandler:
         response = await handle(request, error)
         event = REFUSALS.get(response.status_code)
         if event is not None:
-            # In the background: it must neither delay the response nor make it fail.
+            # Record it in a background task, so that this neither delays the response nor makes it fail.
             response.background = BackgroundTask(_record_refusal, AppRequest(request.scope), event, str(error))
         return response
 
@@ -91,7 +91,7 @@ def record_refusals(handle: ExceptionHandler) -> ExceptionHandler:
 
 
 async def _record_refusal(request: AppRequest, event: RefusalEvent, reason: str) -> None:
-    """Write in a separate transaction, since the request's is rolled back. The throttle limits the events."""
+    """Record a refusal in a new transaction, since that of the request has ended. A throttle limits these events."""
     state = request.state
     settings = state["settings"]
     actor_id = state["actor_id"] if "actor_id" in state else None  # noqa: SIM401  # Starlette's State has no `get`

@@ -45,7 +45,7 @@ class Environment(StrEnum):
 
 
 def _split_list(value: object) -> object:
-    """Read `a, b` or, where a value has a comma, a JSON array."""
+    """Return the values of `a, b`, or of a JSON array, whose values may contain commas."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -89,13 +89,14 @@ def read_env_file(file: Path) -> dict[str, str | None]:
 
 
 class _DotEnvSource(DotEnvSettingsSource):
-    # pydantic-settings has no option for it, and python-dotenv would interpolate even in single quotes.
+    # Overridden, because pydantic-settings has no option to turn interpolation off, and python-dotenv would interpolate
+    # even in single quotes.
     def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
         return {name.lower(): value for name, value in read_env_file(file_path).items() if value}
 
 
 class Configuration(BaseSettings):
-    """Reads the environment, then `.env`, then the files in /run/secrets."""
+    """Reads the environment, `.env` and the files in /run/secrets; the first source that has a value counts."""
 
     model_config = SettingsConfigDict(
         env_file=ROOT / ".env",
@@ -129,8 +130,8 @@ class FeatureSettings(Configuration):
         return []
 
 
-# The parts of `Settings` have field validators and no model validators: all of them run, so that one start reports
-# every problem. A validator sees the fields that are validated before its own.
+# The parts of `Settings` have field validators and no model validators: pydantic runs all field validators even if one
+# fails, so that one start reports every problem. A validator sees the fields that are validated before its own.
 class GeneralSettings(Configuration):
     environment: Environment = Field(
         default=Environment.LOCAL,

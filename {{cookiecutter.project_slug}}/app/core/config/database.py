@@ -91,7 +91,7 @@ class DatabaseSettings(GeneralSettings):
     @field_validator("database_host", "database_owner_host", "database_pooler_host")
     @classmethod
     def check_database_host(cls, value: str | None) -> str | None:
-        # The folder of a unix socket, or several servers, as libpq takes them.
+        # As in libpq, the host may be the folder of a Unix socket, or several servers separated by commas.
         return value if value is None or value.startswith("/") else ",".join(map(normalize_host, value.split(",")))
 
     @field_validator("database_url")

@@ -63,5 +63,5 @@ class EmailSettings(GeneralSettings, title="E-mail"):
 
     @property
     def sends_mail(self) -> bool:
-        """Whether messages can be sent: deployed, only with a mail server; elsewhere they may become files."""
+        """Whether messages can be sent: to a mail server or, except in staging and production, to files."""
         return self.smtp_host is not None or not self.environment.is_deployed

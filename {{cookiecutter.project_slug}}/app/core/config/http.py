@@ -7,7 +7,7 @@ from app.core.config.base import Count, Environment, GeneralSettings, StrList, W
 from app.core.hosts import normalize_host_header, normalize_origin
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-# Clients remove the path segments . and .. from a URL.
+# Excludes the path segments . and .., which clients remove from a URL.
 PATH_PREFIX = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._~-]+)+")
 
 
@@ -94,6 +94,6 @@ class HttpSettings(GeneralSettings, title="HTTP"):
 
     @property
     def service_url(self) -> str:
-        """Where people reach the service; https and the first allowed host unless PUBLIC_URL says otherwise."""
+        """The URL under which people reach the service: PUBLIC_URL or, if unset, https and the first allowed host."""
         host = self.allowed_hosts[0].removeprefix("*.") if self.allowed_hosts else "localhost"
         return (self.public_url or to_ascii_url(f"https://{'localhost' if host == '*' else host}")).rstrip("/")

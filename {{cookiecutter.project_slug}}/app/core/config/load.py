@@ -55,7 +55,7 @@ def _read(kind: type[ConfigurationT], problems: list[str]) -> ConfigurationT | N
         problems += [f"  {_env_name(problem['loc'])}: {_explain(problem)}" for problem in errors]
     except (SettingsError, UnicodeDecodeError, OSError) as error:
         problem = f"  {_explain_source(error)}"
-        # Each kind reads the same .env.
+        # Report a problem of a source once: every class of settings reads the same sources.
         if problem not in problems:
             problems.append(problem)
     return None
@@ -75,6 +75,6 @@ def _explain(problem: ErrorDetails) -> str:
 def _explain_source(error: Exception) -> str:
     source, cause = (str(error), error.__cause__) if isinstance(error, SettingsError) else (".env", error)
     if isinstance(cause, UnicodeDecodeError):
-        # Its own message quotes what may be a secret.
+        # The message of a UnicodeDecodeError quotes a byte of the file, which may be part of a secret.
         return f"{source}: must be UTF-8"
     return f"{source}: {cause.strerror}" if isinstance(cause, OSError) else source

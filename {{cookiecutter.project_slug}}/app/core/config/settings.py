@@ -36,7 +36,7 @@ class Settings(
 
     @property
     def mail_host(self) -> str:
-        """The host name in message IDs and in the greeting of the mail server."""
+        """The host name in message IDs and in the greeting (EHLO) that is sent to the mail server."""
         host = (urlsplit(self.service_url).hostname or "localhost").rstrip(".")
         try:
             ip = ip_address(host)

@@ -82,7 +82,7 @@ class StorageSettings(GeneralSettings, title="Files"):
 
     @property
     def files_folder(self) -> Path | None:
-        """Where files are stored, unless it is in a bucket; deployed, there is no default."""
+        """The folder of stored files, unless a bucket holds them; None if deployed without STORAGE_FOLDER."""
         if self.storage_folder is not None:
             return ROOT / self.storage_folder
         return None if self.environment.is_deployed else LOCAL_STORAGE_FOLDER

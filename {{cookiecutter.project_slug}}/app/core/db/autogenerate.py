@@ -27,12 +27,12 @@ DOCSTRING_WIDTH = 110
 SENTENCE_ENDS = (".", "!", "?")
 # Callables that return the same value at each call.
 CONSTANT_FACTORIES = (dict, list)
-# Values that are written into SQL as their text; others, such as bytes, need a server_default in the model.
+# Types whose values are written into SQL as text; others, such as bytes, need a server_default in the model.
 TEXTUAL = (str, int, float, Decimal, date, time, UUID)
 
 
 def render_item(kind: str, item: object, context: AutogenContext) -> str | Literal[False]:
-    """Render types of the code as those of SQLAlchemy: a migration must run as written when the code has changed."""
+    """Render the service's own types as SQLAlchemy's: a migration must still run after the code has changed."""
     if kind == "type" and isinstance(item, TypeDecorator):
         return _repr_type(item.impl_instance, context)
     if kind == "type" and isinstance(item, Enum) and not item.native_enum:
@@ -61,7 +61,7 @@ def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect
     for addition in _find_additions(script.upgrade_ops):
         addition.column = _with_server_default(addition.column, dialect)
     for addition in _find_additions(script.downgrade_ops):
-        # The values of the dropped column are lost, and the model no longer has a default for them.
+        # Make the restored column nullable: its values are lost, and the model no longer has a default for them.
         if _needs_value(addition.column):
             addition.column.nullable = True
 
@@ -90,7 +90,7 @@ def _drop_tables_last(upgrade: UpgradeOps) -> None:
         ) from error
 
     def position(operation: MigrateOperation) -> tuple[bool, int]:
-        # ModifyTableOps drops the indexes of the table, before the table.
+        # ModifyTableOps drops the table's indexes: give it the position of the table, which it precedes.
         name = operation.table_name if isinstance(operation, DropTableOp | ModifyTableOps) else ""
         return name in order, order.get(name, 0)
 
@@ -102,7 +102,10 @@ def _needs_value(column: Column[Any]) -> bool:
 
 
 def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
-    """Add the model's default: existing rows need a value, and so do new rows of the previous release."""
+    """Return a required column with the model's default as its server default; raise CommandError if it has none.
+
+    Existing rows need a value, and so do rows that the previous release inserts after the migration.
+    """
     if not _needs_value(column):
         return column
     value = _constant_default(column, dialect)
@@ -113,7 +116,7 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
         )
     # Copied, because the column itself belongs to the model.
     copied = column.table.to_metadata(MetaData()).columns[column.name]
-    # Alembic strips one quote from each end.
+    # Quoted, because Alembic strips one quote from each end.
     copied.server_default = DefaultClause(f"'{value}'")
     return copied
 
@@ -121,7 +124,7 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
 def _constant_default(column: Column[Any], dialect: Dialect) -> str | None:
     """Return the model's default as the text of an SQL literal, or None if it has no constant default.
 
-    Not an expression: to add a column with such a default, SQLite would have to copy the table.
+    An expression is not a constant: SQLite would have to copy the table to add a column with such a default.
     """
     default: Any = column.default
     if default is None:

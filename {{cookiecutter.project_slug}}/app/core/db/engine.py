@@ -95,12 +95,12 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
         # The pooler may run the next statement on another connection of the server, without these settings.
         return {**arguments, "prepare_threshold": None, "options": options}
     own = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
-    # After those of DATABASE_URL, because the last value counts and the service relies on these.
+    # The service's options follow those of DATABASE_URL: the service relies on its options, and the last value counts.
     return {**arguments, "options": f"{options} {own}".strip()}
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    # Otherwise the driver would begin transactions late and without the write lock.
+    # Autocommit mode: otherwise the driver would begin transactions late and without the write lock.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode")
@@ -134,7 +134,7 @@ def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _re
 
 
 def _on_begin(connection: Connection) -> None:
-    # The drivers are in autocommit mode: their own transactions would begin late, SQLite's without the write lock.
+    # The drivers are in autocommit mode, so BEGIN is sent here: they would send it late, and sqlite3 without the lock.
     if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
 

@@ -18,7 +18,7 @@ def is_conflict(error: BaseException) -> bool:
 def is_database_unavailable(error: BaseException) -> bool:
     if isinstance(error, PoolTimeoutError | OSError | TimeoutError):
         return True
-    # OperationalError: refused, lost, shut down, statement timeout, SQLite's "database is locked".
+    # OperationalError: a refused or lost connection, a shutdown, a statement timeout, SQLite's "database is locked".
     return isinstance(error, DBAPIError) and (
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
     )

@@ -81,7 +81,7 @@ async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    """Switch off foreign keys: Alembic drops and renames tables to change them, and rows that refer to them would go.
+    """Switch off foreign keys: Alembic drops a table to change it, which could delete the rows that refer to it.
 
     migrations/env.py checks all rows after each migration instead.
     """

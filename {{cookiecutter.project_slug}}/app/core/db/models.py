@@ -28,7 +28,7 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value is not None else None
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        # psycopg returns UTC, because every connection sets the time zone.
+        # PostgreSQL needs no conversion: psycopg returns UTC, because every connection sets the time zone.
         return super().result_processor(dialect, coltype) if dialect.name == "sqlite" else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:

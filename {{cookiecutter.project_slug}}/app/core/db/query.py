@@ -1,4 +1,4 @@
-"""Typed statements: built once at module level, with `bindparam`, and run by the verbs of `Session`.
+"""Typed statements: built once at module level, with `bindparam`, and run by the methods of `Session`.
 
 class UserEmail(NamedTuple):
     id: UUID
@@ -44,7 +44,7 @@ class Statement:
 
 
 class Query(Statement, Generic[RecordT]):
-    """A statement that returns rows: records with its columns, or plain tuples with one value without a record."""
+    """A statement that returns rows: as instances of `record` or, without a `record`, as tuples of one value."""
 
     @overload
     def __init__(self: "Query[tuple[ValueT]]", statement: TypedReturnsRows[ValueT]) -> None: ...

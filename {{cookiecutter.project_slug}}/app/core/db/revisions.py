@@ -24,7 +24,7 @@ REPAIR = "Give each migration its own number, in file name and revision, and the
 def alembic_config(connection: Connection | None = None) -> "Config":
     from alembic.config import Config
 
-    # Alembic's default is the value of sys.stdout at the time of its import.
+    # Pass the current sys.stdout: Alembic's default is the value of sys.stdout when Alembic was imported.
     config = Config(ROOT / "alembic.ini", stdout=sys.stdout)
     # Escaped, because `%` begins an interpolation in alembic.ini.
     config.file_config["DEFAULT"]["here"] = ROOT.as_posix().replace("%", "%%")
@@ -53,14 +53,14 @@ class Revisions:
 
 @cache
 def read_revisions() -> Revisions:
-    """Raise MigrationsError unless the migrations form one chain."""
+    """Return the revisions of this release; raise MigrationsError unless the migrations form one chain."""
     # Imported lazily: a serving process needs Alembic only here, and not at its start.
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(alembic_config())
     try:
         with warnings.catch_warnings():
-            # Alembic warns of a revision that is used twice or missing.
+            # Turn Alembic's warnings of duplicate and missing revisions into errors.
             warnings.filterwarnings("error", "Revision ")
             heads = scripts.get_heads()
     except UserWarning as warning:

@@ -24,9 +24,9 @@ CLOSED = "This session is closed: take DatabaseDep, and open a session for what 
 class Session(AsyncSession):
     """SQLAlchemy's session, with methods that run typed statements (app/core/db/query.py) directly on the driver.
 
-    Both share one transaction, and entities are flushed before a typed statement runs. A closed session cannot be used
-    again: `DatabaseDep` opens sessions for work that outlives the request, such as a streamed response or a background
-    task.
+    Typed statements share the transaction of SQLAlchemy's own methods, and entities are flushed before a typed
+    statement runs. A closed session cannot be used again: `DatabaseDep` opens sessions for work that outlives the
+    request, such as a streamed response or a background task.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Session(AsyncSession):
         return [query.make(row) for row in (await self._run(query, parameters))[0]]
 
     async def fetch_one(self, query: Query[RecordT], /, **parameters: object) -> RecordT:
-        """Raise NoResultFound or MultipleResultsFound unless there is exactly one row."""
+        """Return the only row; raise NoResultFound or MultipleResultsFound unless there is exactly one."""
         row = await self.fetch_one_or_none(query, **parameters)
         if row is None:
             raise exc.NoResultFound("No row was found when one was required.")
         return row
 
     async def fetch_one_or_none(self, query: Query[RecordT], /, **parameters: object) -> RecordT | None:
-        """Raise MultipleResultsFound for more than one row."""
+        """Return the only row, or None if there is none; raise MultipleResultsFound for more than one."""
         rows = await self.fetch_all(query, **parameters)
         if len(rows) > 1:
             raise exc.MultipleResultsFound("Several rows were found when one or none was required.")
@@ -79,7 +79,7 @@ class Session(AsyncSession):
         await super().close()
 
     def end(self) -> None:
-        """Close a session that holds no connection, which needs no await."""
+        """Close a session that holds no connection; `await` is only needed to release a connection."""
         self._is_closed = True
         self.sync_session.close()
 
@@ -87,7 +87,7 @@ class Session(AsyncSession):
         """Return the rows, and how many rows a command has changed."""
         if self._is_closed:
             raise exc.InvalidRequestError(CLOSED)
-        # As before SQLAlchemy's own methods: the statement sees the entities that were added, changed or deleted.
+        # Flush as SQLAlchemy's own methods do: the statement then sees entities that were added, changed or deleted.
         if self.in_transaction() and self.autoflush and (self.new or self.dirty or self.deleted):
             await self.flush()
         if self._runs_directly:
@@ -110,7 +110,7 @@ class Session(AsyncSession):
         return [], (await connection.execute(CHANGED_ROWS)).scalar_one()
 
     async def discard_connection(self) -> None:
-        """Close the session's connection, and use no connection of the pool that is as old again."""
+        """Close the session's connection, and replace the other connections of its pool before they are used again."""
         connection = await self.connection()
         replace_pooled_connections(connection)
         await connection.invalidate()

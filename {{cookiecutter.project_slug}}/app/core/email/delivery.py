@@ -64,7 +64,7 @@ async def _send(settings: Settings, host: str, message: ComposedEmail) -> None:
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Cached: loading the system's certificates takes longer than sending a message."""
+    """Return the TLS context, cached: loading the system's certificates takes longer than sending a message."""
     return ssl.create_default_context()
 
 

@@ -67,7 +67,7 @@ class RefusedEmailError(Exception):
     """The message cannot be sent: it cannot be encoded, or the mail server rejects it permanently."""
 
 
-def render_email(template: str, to: str, subject: str, settings: Settings, **values: Any) -> EmailMessage:  # noqa: ANN401  # to Jinja
+def render_email(template: str, to: str, subject: str, settings: Settings, **values: Any) -> EmailMessage:  # noqa: ANN401  # passed on to Jinja
     """Render `app/<feature>/mails/<name>.txt` and `.html`; `template` is `<feature>/mails/<name>`."""
     values |= {"subject": subject, "service": read_project().title, "service_url": settings.service_url}
     text, html = (_templates().get_template(f"{template}.{kind}").render(values) for kind in ("txt", "html"))
@@ -103,7 +103,7 @@ def compose(settings: Settings, message_id: UUID, email: EmailMessage) -> Compos
             # RFC 3834: suppresses automatic replies.
             "Auto-Submitted": "auto-generated",
         }
-        # Not by MimeMessage: it decodes `=?utf-8?q?a=0ABcc:_b?=` in a value and writes the newline.
+        # MimeMessage must not write the headers: it decodes `=?utf-8?q?a=0ABcc:_b?=` in a value and writes the newline.
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         body = MimeMessage(policy=POLICY)
         body.set_content(email.text)

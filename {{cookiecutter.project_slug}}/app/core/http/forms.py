@@ -12,13 +12,16 @@ from starlette.requests import ClientDisconnect, Request
 from app.core.http.parsing import MAX_FIELDS, percent_decode
 
 CONTENT_TOO_LARGE = 413
-# Larger than any form of the API: an e-mail address, a password, a token.
+# Enough for every form of the API: its fields are e-mail addresses, passwords and tokens.
 MAX_API_FORM_BYTES = 16 * 1024
 
 
 async def read_form(request: Request, max_bytes: int = MAX_API_FORM_BYTES) -> FormData:
-    """Return the fields of a URL-encoded form, and cache them for FastAPI; raises HTTPException."""
-    # Starlette has no public way to replace its parser, which FastAPI calls unless this attribute is set.
+    """Return the fields of a URL-encoded form, and cache them for FastAPI.
+
+    Raises HTTPException if the form is too large, incomplete or invalid.
+    """
+    # FastAPI calls Starlette's parser unless this attribute is set; there is no public way to replace the parser.
     if request._form is None:
         request._form = FormData(parse_form(await _read_body(request, max_bytes)))
     return request._form

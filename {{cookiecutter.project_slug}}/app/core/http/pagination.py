@@ -58,7 +58,10 @@ class PageRequest:
     ] = None
 
     def parameters(self, sort: str) -> dict[str, object]:
-        """Return the values for `paginate`; raises UnprocessableError for an invalid cursor or one of another sort."""
+        """Return the parameters of the query that `paginate` returns.
+
+        Raises UnprocessableError if the cursor is invalid or belongs to another sort.
+        """
         # One extra row shows whether there is a next page.
         parameters: dict[str, object] = {"page_limit": self.limit + 1}
         if self.cursor is not None:
@@ -84,7 +87,7 @@ def paginate(
     descending: bool,
     after_cursor: bool,
 ) -> TypedQuery[PagedT]:
-    """Sort by creation; with `after_cursor`, start after the position of `PageRequest.parameters`."""
+    """Return a query for one page, sorted by creation time; with `after_cursor`, it starts after the cursor."""
     key = tuple_(model.created_at, model.id)
     if after_cursor:
         position = tuple_(

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 
 BARE_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-# In a form or a query.
+# Maximum number of fields in a form or a query.
 MAX_FIELDS = 200
 
 
@@ -26,13 +26,13 @@ def percent_decode(text: bytes) -> bytes:
     `unquote_to_bytes` takes up to five times as long and, on Python 3.11, twice the memory.
     """
     escaped = BARE_PERCENT.sub(b"%25", text.replace(b"=", b"%3D"))
-    # Quoted-printable is percent-encoding with another character, and its decoder is written in C.
+    # Quoted-printable is percent-encoding with `=` instead of `%`, and its decoder is written in C.
     return a2b_qp(escaped.replace(b"%", b"="))
 
 
 def read_media_type(content_type: str) -> str:
     """Return the media type in lower case and without parameters; `text/plain` if the header is empty or invalid."""
-    # Most requests have no body.
+    # A shortcut: most requests have no body and no Content-Type.
     if not content_type:
         return "text/plain"
     message = MimeMessage()

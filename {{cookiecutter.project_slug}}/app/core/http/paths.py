@@ -6,13 +6,13 @@ from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Host, Match, Mount, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Static files and other mounted applications have no list of methods.
+# Assumed for static files and other mounted applications, which do not list their methods.
 METHODS_OF_FILES = frozenset({"GET"})
 
 
 def allowed_methods(scope: Scope, routes: Sequence[BaseRoute]) -> list[str]:
     """Return the methods of all routes at this path, for the header Allow."""
-    # Within a mount, root_path is the path of the mount.
+    # Match from the outermost application: within a mount, root_path includes the path of the mount.
     root_path = scope.get("app_root_path", scope.get("root_path", ""))
     methods = set(_methods_at({**scope, "root_path": root_path}, routes))
     return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
@@ -38,7 +38,7 @@ def redirect_slashes(router: Router) -> ASGIApp:
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        # Browsers interpret //x as a host.
+        # Do not redirect to a path such as //x, which browsers interpret as a host.
         is_local = other != "" and not other.startswith("//")
         if scope["type"] != "http" or not is_local or not _is_routed({**scope, "path": other}, router.routes):
             await router.not_found(scope, receive, send)

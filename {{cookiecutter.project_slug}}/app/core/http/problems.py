@@ -19,9 +19,9 @@ from app.core.http.paths import allowed_methods
 from app.core.project import read_project
 
 logger = structlog.get_logger(__name__)
-# A body of the maximum size may have 100,000 invalid fields.
+# Maximum number of field errors in a response: a body of the maximum size may have 100,000 invalid fields.
 MAX_FIELD_PROBLEMS = 100
-# The phrases of 413, 414 and 422 depend on the Python version.
+# Codes that are not derived from the status phrase; the phrases of 413, 414 and 422 depend on the Python version.
 STATUS_CODES = {
     413: "content-too-large",
     414: "uri-too-long",
@@ -50,7 +50,7 @@ class Problem(BaseModel):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` that document these errors of a route."""
+    """Return the `responses` argument of a FastAPI route, which documents these error statuses."""
     return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 # RFC 9110 §9.2.1
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Requested by monitoring every few seconds.
+# Paths that monitoring requests every few seconds.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
 CLIENT_PREFIX = "client-"
-# With CLIENT_PREFIX it fits into the 128 characters of an audit event.
+# With CLIENT_PREFIX, an id has at most 128 characters, the maximum of an audit event.
 REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,121}")
 MAX_USER_AGENT_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"
@@ -73,11 +73,14 @@ def read_client_info(request: Request[Any]) -> ClientInfo:
 
 
 def comes_from_other_site(request: Request[Any], allowed_origins: Collection[str] = ()) -> bool:
-    """Return whether a page of another site made a browser send this; other clients send neither header."""
+    """Return whether a page of another site made a browser send this request, according to Origin and Sec-Fetch-Site.
+
+    Clients other than browsers send neither header.
+    """
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if origin in allowed_origins or "*" in allowed_origins:
         return False
-    # Browsers also send `null` for the service's own pages if a Referrer-Policy forbids the origin.
+    # Browsers send the origin `null` even from the service's own pages if a Referrer-Policy forbids the origin.
     if site is not None and (site not in OWN_SITES or origin == "null"):
         return site not in OWN_SITES
     return origin is not None and not _is_own_host(request, origin)

@@ -34,8 +34,9 @@ class FeatureRoute(APIRoute):
 
     - An unauthenticated caller gets a 401 before anything else is validated.
     - A form that a page of another site posts is never parsed as JSON.
-    - A route without authentication rejects unsafe methods from pages of other sites, except for CORS_ORIGINS. Browsers
-      send such forms without a preflight, and rate limits would count the attempts of the visitors of the page.
+    - A route without authentication rejects unsafe methods from pages of other sites, except those in CORS_ORIGINS.
+      Otherwise such a page could lock out its visitors: their browsers send forms without a preflight, and rate limits
+      would count these attempts against the visitors.
     - Responses of a route with authentication get `Cache-Control: no-store`, unless the route sets the header itself.
     - A route with an upload gets the body limit of the upload, and documents its body.
     """
@@ -53,11 +54,11 @@ class FeatureRoute(APIRoute):
         await super().handle(scope, receive, _forbid_storing(send) if self._is_for_callers else send)
 
     def check_form(self, form: FormData) -> None:
-        """Raise an AppError to refuse a form before its fields are validated."""
+        """Accept every form; a subclass may raise an AppError to refuse a form before its fields are validated."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
-        # FastAPI reads the body before it runs any dependency.
+        # Call the security scheme here, because FastAPI reads the body before it runs any dependency.
         scheme = _find_scheme(self.dependant)
         is_for_guests = scheme is None and not SAFE_METHODS.issuperset(self.methods or ())
         takes_body = self.body_field is not None
@@ -124,7 +125,7 @@ class FeatureRouter(APIRouter):
 
     def __init__(self, *, route_class: type[FeatureRoute] = FeatureRoute, **options: Any) -> None:  # noqa: ANN401  # passed on to APIRoute, which declares and checks them
         super().__init__(route_class=route_class, **options)
-        # Paths contain values in place of the parameters.
+        # The prefix up to its first parameter: paths contain a value in place of each parameter.
         self._head = self.prefix.partition("{")[0]
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

@@ -25,11 +25,11 @@ MAX_CODE_LENGTH = 100
 MINUS = "\N{MINUS SIGN}"
 # Control characters, and format characters such as a zero-width space.
 CONTROLS = frozenset({"Cc", "Cf"})
-# Spaces, and combining marks, which are invisible without a letter before them.
+# Also spaces, and combining marks, which are invisible without a letter before them.
 INVISIBLE = CONTROLS | {"Mn", "Mc", "Me", "Zs", "Zl", "Zp"}
 # Letters and symbols without a glyph, such as Hangul fillers, the blank Braille pattern and a musical null notehead.
 BLANK = frozenset("\u115f\u1160\u2065\u2800\u3164\uffa0\ufffc\U0001d159")
-# Reserved for invisible characters (Default_Ignorable_Code_Point); other unassigned ones may be newer emoji.
+# Code points reserved for invisible characters (Default_Ignorable_Code_Point); other unassigned ones may be new emoji.
 IGNORABLE = (range(0xFFF0, 0xFFF9), range(0xE0000, 0xE1000))
 
 
@@ -98,7 +98,7 @@ def _is_visible(character: str) -> bool:
 
 
 def _empty_blank(value: str) -> str:
-    # Text with visible characters keeps the others: emoji need joiners, and mixed scripts need direction marks.
+    # Text with visible characters keeps its invisible ones: emoji need joiners, and mixed scripts need direction marks.
     return "" if is_blank(value) else value
 
 
@@ -109,7 +109,7 @@ def _refuse_empty(value: str) -> str:
 
 
 def _refuse_display_name(value: object) -> object:
-    # The validator would extract the address from `Ada <ada@example.com>`.
+    # The e-mail validator would accept `Ada <ada@example.com>` and extract the address from it.
     if isinstance(value, str) and "<" in value:
         raise PydanticCustomError("display_name", "must be an address without a name")
     return value
@@ -133,7 +133,8 @@ def _normalize_code_character(character: str) -> str:
 
 def _lowercase(value: str) -> str:
     """Convert the whole address to lower case: providers ignore the case, and people type it inconsistently."""
-    # By letter: `İ` would become two characters, and the lower case of `Σ` depends on its position.
+    # Convert each letter separately, because the lower case of `Σ` depends on its position in the text. Keep `İ`,
+    # because its lower case has two characters.
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
 
 
@@ -143,7 +144,7 @@ SingleLine = Annotated[
     AfterValidator(_refuse_control),
     AfterValidator(_empty_blank),
 ]
-# The second constraint is for the OpenAPI document.
+# `_refuse_empty` checks the length; `min_length` documents the check in the OpenAPI document.
 NonEmptyLine = Annotated[SingleLine, AfterValidator(_refuse_empty), StringConstraints(min_length=1)]
 MultiLine = Annotated[
     str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul), AfterValidator(_empty_blank)

@@ -34,7 +34,7 @@ SHARED_PROCESSORS: list[Any] = [
 
 
 def shows_colors() -> bool:
-    """Return whether to log in colors: on a terminal, unless NO_COLOR or FORCE_COLOR is set."""
+    """Return whether to log in colors: by default on a terminal; NO_COLOR means never, FORCE_COLOR always."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
@@ -72,11 +72,11 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
             # Disabled: these lines contain URLs and headers of outgoing requests, which may hold secrets.
             "httpx2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "httpcore2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
-            # As quiet as SQLAlchemy's own pools.
+            # WARNING is also SQLAlchemy's default for its own pools.
             "app.core.db.driver.pool.FairPool": {"level": "WARNING"},
-            # Warns of each invalid X-Request-ID.
+            # Suppress the warning about each invalid X-Request-ID.
             "asgi_correlation_id": {"level": "ERROR"},
-            # Warns of each malformed upload, which the access log shows as a 422.
+            # Suppress the warning about each malformed upload, which the access log shows as a 422.
             "python_multipart": {"level": "ERROR"},
             "alembic": {"level": "WARNING" if settings.log_level == "INFO" else "NOTSET"},
         },

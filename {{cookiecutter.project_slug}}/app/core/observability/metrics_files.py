@@ -1,6 +1,7 @@
 """Metrics files: one per process and type of metric, and the totals of ended processes.
 
-prometheus_client never removes files: with replaced workers they would fill the file system.
+The files of ended processes are merged and deleted: prometheus_client never removes any, and with each replaced worker
+they would take more space.
 """
 
 import logging
@@ -46,7 +47,7 @@ def open_files() -> None:
     folder = Path(os.environ[FOLDER])
     try:
         with locked(folder):
-            # Includes the files of an earlier process with the same pid.
+            # Also merge the files of an earlier process with the same pid.
             _add_up(folder, os.getpid())
             _reserve_all({folder / f"{kind}_{os.getpid()}.db": size for kind, size in RESERVED_BYTES.items()})
     except OSError as error:

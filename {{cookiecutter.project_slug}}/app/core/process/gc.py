@@ -16,9 +16,9 @@ def load_app(factory: str) -> FastAPI:
     Otherwise the collector would traverse all of them every second under load, and each time block the event loop for
     0.1 s.
     """
-    # Imports leave hardly any cycles to collect.
+    # Disabled during the imports, which leave hardly any cycles to collect.
     gc.disable()
-    # Before all other imports: creating a metric opens its file.
+    # Allocate the metrics files before all other imports: these create metrics, and creating a metric opens a file.
     from app.core.observability.metrics_files import open_files
 
     open_files()

@@ -87,7 +87,7 @@ class WorkerMonitor:
             self.settings.unix_socket.unlink(missing_ok=True)
 
     def _stop_workers(self) -> None:
-        """Stop the workers at once: supervisor waits a second first, in which they would still report ready."""
+        """Stop the workers at once: supervisor waits a second first, and until then they would still report ready."""
         for pid in self._pids("heartbeat"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -129,7 +129,7 @@ class WorkerMonitor:
         """Stop the next worker of a reload once all workers are ready, so that the service stays available."""
         if self._to_replace and len(self._pids("ready")) >= self.workers:
             pid = self._to_replace.pop(0)
-            # Not ready from now on, so that the next turn waits for its replacement.
+            # Remove the readiness file first, so that the next call waits until the replacement is ready.
             readiness_file(self.folder, pid).unlink(missing_ok=True)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

@@ -29,7 +29,7 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 def trusted_proxies(settings: ServerSettings, families: Collection[int] | None = None) -> str:
-    """Return the proxies whose X-Forwarded headers are trusted, for sockets of these families if they are known.
+    """Return the proxies whose X-Forwarded headers are trusted; `families` defaults to those of systemd's sockets.
 
     A client of a unix socket has no address and is trusted, as only the proxy may open it. Over TCP, only
     FORWARDED_ALLOW_IPS are trusted.
@@ -41,7 +41,7 @@ def trusted_proxies(settings: ServerSettings, families: Collection[int] | None =
     return ",".join(map_proxies(settings.forwarded_allow_ips))
 
 
-# Cached: gunicorn removes the variables when it starts, and loads its configuration again at SIGHUP.
+# Cached: gunicorn removes the LISTEN_ variables when it starts, and loads its configuration again at SIGHUP.
 @cache
 def systemd_socket_families() -> frozenset[int]:
     """Return the address families of the sockets that systemd passed (sd_listen_fds), if any."""

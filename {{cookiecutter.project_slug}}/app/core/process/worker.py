@@ -17,9 +17,11 @@ from app.core.process.draining import DrainingServer
 from app.core.process.lifecycle import exit_with_parent
 from app.core.process.sockets import trusted_proxies
 
-# The folder of heartbeat and readiness files. The monitor creates a new one at each start: pids in it are not stale.
+# Environment variable with the folder of heartbeat and readiness files. The monitor creates a new folder at each start,
+# so that it contains no pids of earlier workers.
 FOLDER = "SERVICE_FOLDER"
-# File descriptor of the manager's output. Workers write to it directly, so that lines are never mixed.
+# Environment variable with the file descriptor of the manager's output. Workers write to it directly, so that lines are
+# never mixed.
 OUTPUT_FD = "SERVICE_OUTPUT_FD"
 CANNOT_START = "cannot-start"
 HEARTBEAT_SECONDS = 1.0
@@ -49,7 +51,7 @@ class Worker(DrainingServer):
     def beat(self) -> None:
         file = heartbeat_file(self.folder, os.getpid())
         file.touch(mode=0o600)
-        # The monotonic clock does not jump, and stops while the machine is suspended.
+        # Set the time of the monotonic clock, which does not jump, and stops while the machine is suspended.
         os.utime(file, (time.monotonic(), time.monotonic()))
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,7 +97,7 @@ def take_socket(fd: int) -> socket.socket:
 
 def run(fd: int) -> None:
     exit_with_parent()
-    # uvicorn raises the signal again after its shutdown: exit with 0.
+    # Exit with 0 when uvicorn raises the signal again after its shutdown.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     settings = load_settings_or_exit()
     listening = take_socket(fd)

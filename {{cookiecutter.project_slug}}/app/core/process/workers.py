@@ -10,14 +10,14 @@ from pathlib import Path
 from app.core.cgroups import CGROUPS, OWN_CGROUPS, cpu_quota, memory_limit, usable_cpus
 from app.core.config.server import ServerSettings
 
-# The maximum measured in minutes of reads, writes and sign-ins; an idle worker takes 120 MiB.
+# Memory of one worker: the maximum measured during minutes of reads, writes and sign-ins. An idle worker takes 120 MiB.
 WORKER_MEMORY_BYTES = 160 * 1024 * 1024
 # A second worker serves while one hangs or restarts.
 MIN_WORKERS = 2
 
 
 def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
-    """One worker per available core (at least two), limited by memory. WEB_CONCURRENCY overrides it."""
+    """Return one worker per available core (at least two), limited by memory. WEB_CONCURRENCY overrides the result."""
     if settings.web_concurrency is not None:
         return settings.web_concurrency
     count = max(MIN_WORKERS, math.ceil(min(usable_cpus(), cpu_quota(root, own) or math.inf)))

@@ -1,6 +1,7 @@
 """Lookup of breached passwords at BREACHED_PASSWORDS_URL (Have I Been Pwned's range API).
 
-That service receives the first five of the 40 digits of a SHA-1 hash, which thousands of passwords share.
+The API receives only the first five of the 40 hexadecimal digits of the password's SHA-1 hash. Thousands of passwords
+share these five digits.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
-"""Limits on how often somebody may do something.
+"""Rate limits: GuessThrottle for guesses and other suspicious repetitions, RateLimit for expensive requests.
 
-GuessThrottle is for guesses and other suspicious repetitions, and counts in the database, so that its limits hold
-across workers and hosts. RateLimit is for ordinary use of something expensive, and counts in the process.
+GuessThrottle counts in the database, so that its limits hold across workers and hosts. RateLimit counts in the process.
 """
 
 import asyncio
@@ -27,19 +26,19 @@ from app.core.errors import TooManyRequestsError
 
 logger = structlog.get_logger(__name__)
 FIRST_DELAY_SECONDS = 1.0
-# Every customer of a provider has a /64 at least, and may get a /48, which has 65,536 of them (RFC 6177).
+# A customer of a provider has at least a /64, and may get a /48, which contains 65,536 networks of /64 (RFC 6177).
 IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
-# Factor between the free attempts of a /48, which many customers may share, and of a /64.
+# Factor by which a /48 has more free attempts than a /64, because many customers may share a /48.
 SITE_ALLOWANCE = 10
 # How long an attempt waits, at most, for earlier ones whose outcome is not known yet.
 UNDECIDED_SECONDS = 10
-# The wait polls: the pauses double, from the first to the longest.
+# A waiting attempt polls: each pause is twice as long as the one before, up to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 # Maximum number of attempts that wait in one process: each occupies one of MAX_CONCURRENT_REQUESTS.
 MAX_WAITING = 20
 # Key of `Database.info`, under which the throttles of a process count the attempts that wait.
 WAITING = "throttling.waiting"
-# Accounts whose requests a RateLimit remembers; the least recent ones are forgotten.
+# Maximum number of accounts in a RateLimit, which evicts the account with the least recent request.
 MAX_BUCKETS = 10_000
 
 
@@ -71,8 +70,9 @@ class ClockedStatements:
     """Statements that read the database's clock, since the clocks of several hosts may differ."""
 
     def __init__(self, now: str) -> None:
-        # Atomic: it returns a row if the attempt may go on. `excluded.last_at` is now. Without a delay, times are not
-        # compared, because concurrent attempts may commit in another order than they read the clock.
+        # Counts an attempt atomically, and returns a row only if the attempt is allowed. `excluded.last_at` is the
+        # current time. The last condition compares times only if there is a delay, because concurrent attempts may
+        # commit in another order than they read the clock.
         self.take = Query(
             text(f"""
             INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
@@ -130,7 +130,10 @@ RESET = Command(delete(ThrottleCount).where(ThrottleCount.key == bindparam("coun
 
 @dataclass(frozen=True)
 class AttemptCounter:
-    """Counts attempts together: the first `free_attempts` are not delayed, and each further one doubles the delay."""
+    """A counter for the attempts of one kind from one source.
+
+    The first `free_attempts` are not delayed, and each further one doubles the delay.
+    """
 
     kind: str
     source: str
@@ -144,7 +147,7 @@ class AttemptCounter:
 
 
 class UndecidedError(Exception):
-    """Undecided attempts use up the free ones, but may still be refunded."""
+    """The free attempts are used up, but some of them may still be refunded, because their outcome is not known yet."""
 
 
 class GuessThrottle:
@@ -258,7 +261,7 @@ class RateLimit:
         self._buckets: OrderedDict[UUID, tuple[float, float]] = OrderedDict()
 
     def take(self, account_id: UUID) -> None:
-        """Raises TooManyRequestsError."""
+        """Count a request of the account; raises TooManyRequestsError if the limit is exceeded."""
         now = self._clock()
         tokens, last_at = self._buckets.pop(account_id, (float(self._per_minute), now))
         tokens = min(self._per_minute, tokens + (now - last_at) * self._per_minute / 60)
@@ -295,7 +298,7 @@ def client_counters(
 
 
 def network_of(address: str | None, ipv6_bits: int = IPV6_NETWORK_BITS) -> str:
-    """Return an IPv4 address, or the network of an IPv6 address: one client has a whole /64 of them."""
+    """Return an IPv4 address itself, the network of an IPv6 address, since a client has a whole /64, or `unknown`."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:

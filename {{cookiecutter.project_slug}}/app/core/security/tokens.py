@@ -22,7 +22,7 @@ MAX_TOKEN_LENGTH = 4096
 # The header is parsed before the signature is checked: within this length it cannot nest too deeply for the parser.
 MAX_HEADER_LENGTH = 512
 LEEWAY_SECONDS = 10
-# At most about 10 MB per worker.
+# Size of the cache of verified tokens, which takes at most about 10 MB per worker.
 REMEMBERED_TOKENS = 4096
 REQUIRED_CLAIMS = {f"require_{claim}": True for claim in ("aud", "exp", "iat", "iss", "jti", "sub")}
 
@@ -44,10 +44,10 @@ class TokenSigner:
     def __init__(self, settings: Settings) -> None:
         self._issuer = read_project().name
         self._lifetime = settings.access_token_lifetime_seconds
-        # Constructed keys: python-jose would parse a string that happens to be JSON as a key document.
+        # Construct the keys: python-jose would parse a secret that happens to be valid JSON as a key document.
         secret_keys = (settings.secret_key, *settings.secret_key_fallbacks)
         self._keys = [jwk.construct(key.get_secret_value(), ALGORITHM) for key in secret_keys]
-        # The result does not depend on the time: `verify` checks the expiry at each use.
+        # Safe to cache: invalid tokens raise an error, which is not cached, and `verify` checks the expiry at each use.
         self._cached_decode = lru_cache(maxsize=REMEMBERED_TOKENS)(self._decode)
 
     def sign(self, user_id: UUID, session_id: UUID, scope: str) -> str:

@@ -14,7 +14,7 @@ from app.core.project import read_project
 JsonObject: TypeAlias = dict[str, Any]
 # How long browsers wait for the user, in milliseconds.
 TIMEOUT = 5 * 60 * 1000
-# An RSA key of 4096 bits has 540 bytes.
+# Enough for an RSA key of 4096 bits, which has 540 bytes.
 MAX_PUBLIC_KEY_BYTES = 1024
 # The maximum of Web Authentication Level 3.
 MAX_CREDENTIAL_ID_BYTES = 1023
@@ -119,9 +119,9 @@ def _make_request_options(site: Site, challenge: bytes) -> JsonObject:
 
 
 async def verify_registration(settings: Settings, challenge: bytes, registration: Registration) -> NewPasskey:
-    """Verify the response for a new passkey, and return it; raises InvalidPasskeyError.
+    """Verify the response of a registration, and return the new passkey; raises InvalidPasskeyError.
 
-    Attestation is not requested: the model of the authenticator is not restricted.
+    Attestation is not requested, because authenticators of every model are accepted.
     """
     return await asyncio.to_thread(_verify_registration, Site.of(settings), challenge, registration)
 
@@ -147,7 +147,7 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
         )
         # Reject a key that cannot be decoded, because it would fail at each sign-in.
         decoded_public_key_to_cryptography(decode_credential_public_key(verified.credential_public_key))
-    # Errors of the library and of its parsers.
+    # The library and its parsers raise errors of many types.
     except Exception as error:
         raise InvalidPasskeyError(str(error)) from error
     if (
@@ -160,7 +160,10 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
 
 
 async def verify_assertion(settings: Settings, challenge: bytes, assertion: Assertion, public_key: bytes) -> int:
-    """Return the signature counter, which the caller must compare; raises InvalidPasskeyError."""
+    """Verify the response of a sign-in, and return its signature counter; raises InvalidPasskeyError.
+
+    The caller must compare the counter with the stored one.
+    """
     return await asyncio.to_thread(_verify_assertion, Site.of(settings), challenge, assertion, public_key)
 
 
@@ -180,12 +183,12 @@ def _verify_assertion(site: Site, challenge: bytes, sent: Assertion, public_key:
             expected_rp_id=site.host,
             expected_origin=site.origin,
             credential_public_key=public_key,
-            # 0 disables the library's check of the counter: it precedes that of the signature, so anybody could make a
-            # passkey look copied.
+            # 0 disables the library's check of the counter, which precedes the check of the signature: with an invalid
+            # signature, anybody could make a passkey look copied.
             credential_current_sign_count=0,
             require_user_verification=True,
         )
-    # Errors of the library and of its parsers.
+    # The library and its parsers raise errors of many types.
     except Exception as error:
         raise InvalidPasskeyError(str(error)) from error
     return verified.new_sign_count

@@ -28,7 +28,7 @@ class FolderStore:
                 await run_blocking(os.fsync, file.fileno())
             await run_blocking(self._publish, partial, path)
         finally:
-            # It does not exist after the rename, or if it could not be created.
+            # Remove an unfinished file; there is none after the rename, or if the file could not be created.
             with suppress(OSError):
                 partial.unlink()
 

@@ -33,7 +33,10 @@ class ObjectStore(Protocol):
 
 
 def object_path(key: UUID) -> str:
-    """Return the path of an object, in one of 256 folders by the end of the key, as UUIDv7 keys begin with the time."""
+    """Return the path of an object, in one of 256 folders.
+
+    The end of the key selects the folder, because the beginning of a UUIDv7 is the time and hardly varies.
+    """
     return f"{key.hex[-2:]}/{key}"
 
 

@@ -39,7 +39,10 @@ class Breaker:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Raise UpstreamSkippedError while the breaker is open; count the UpstreamErrors that the block raises."""
+        """Raise UpstreamSkippedError while the breaker is open; count each UpstreamError of the `with` block.
+
+        UpstreamTimeoutTooShortError is not counted.
+        """
         is_trial = self._enter()
         try:
             yield
@@ -56,7 +59,7 @@ class Breaker:
                 self._has_trial = False
 
     def _enter(self) -> bool:
-        """Return whether this call is the trial."""
+        """Return whether this call is the trial; raises UpstreamSkippedError if no call is allowed."""
         if not self.is_open:
             return False
         wait = self._open_until - self._clock()
@@ -73,7 +76,7 @@ class Breaker:
         )
         seconds = self._seconds
         if isinstance(error, UpstreamRateLimitedError):
-            # The upstream has named the time to wait.
+            # Open the breaker at once, for the time in Retry-After.
             self._failures = max(self._failures, self._limit)
             seconds = error.retry_after_seconds
         if self.is_open:

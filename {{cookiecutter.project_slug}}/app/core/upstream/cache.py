@@ -44,7 +44,7 @@ class StaleCache(Generic[Key, Value]):
         self._fetches: dict[Key, asyncio.Task[Value]] = {}
 
     def is_fresh(self, key: Key) -> bool:
-        """Whether `get` returns without a fetch."""
+        """Return whether `get` would return a value without a fetch."""
         entry = self._entries.get(key)
         return entry is not None and self._clock() - entry.stored_at < self._fresh_seconds
 

@@ -23,7 +23,7 @@ from app.core.upstream.http_client import LazyHttpClient, ResponseTooLargeError,
 
 DEFAULT_RETRY_AFTER_SECONDS = 30
 MAX_RETRY_AFTER_SECONDS = 3600
-# The request is at fault, and not the upstream.
+# Statuses for which the request is at fault, not the upstream: they are not counted as failures.
 REFUSALS = frozenset({400, 404, 409, 410, 422})
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -157,7 +157,7 @@ class UpstreamClient:
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """Read Retry-After in seconds; as a date it is rare, and the default is used."""
+    """Return the seconds in Retry-After, up to the maximum; the default if it is missing or a date, which is rare."""
     value = response.headers.get("Retry-After", "")
     is_seconds = value.isdecimal() and len(value) < 10
     return min(int(value), MAX_RETRY_AFTER_SECONDS) if is_seconds else DEFAULT_RETRY_AFTER_SECONDS

@@ -36,7 +36,7 @@ class LazyHttpClient:
     async def get(self) -> "AsyncClient":
         async with self._lock:
             if self._client is None:
-                # In a thread, because it would block the event loop.
+                # In a thread: importing httpx2 and loading the CA certificates would block the event loop.
                 self._client = await asyncio.to_thread(_create_client, self._max_connections, self._transport)
             return self._client
 
@@ -64,7 +64,7 @@ def _create_client(max_connections: int, transport: "AsyncBaseTransport | None")
         transport=transport,
         timeout=Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
         limits=Limits(max_connections=max_connections),
-        # A small compressed response could expand to a huge one.
+        # Request no compression, because a small compressed response could expand to a huge one.
         headers={"Accept-Encoding": "identity"},
         # Cookies are refused: they would carry one user's state into the requests of another.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
@@ -110,7 +110,7 @@ def describe_failure(error: BaseException) -> str:
 
 def _cause_of(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
-        # One exception for each address of the host.
+        # The group has one exception for each address of the host.
         return error.exceptions[-1]
     # The context as well, because httpcore2 raises `from None`.
     return error.__cause__ or error.__context__

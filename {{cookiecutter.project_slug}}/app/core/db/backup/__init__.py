@@ -33,9 +33,9 @@ class BackupBackend(Protocol):
         """Return the schema's revision; raise BackupError unless the file is complete and a backup of this service."""
 
     def load(self, url: URL, file: Path) -> list[str]:
-        """Restore the file, or change nothing and raise BackupError. PostgreSQL: only the service's own objects.
+        """Restore the file, or change nothing and raise BackupError.
 
-        Returns the errors of grants that could not be restored.
+        PostgreSQL replaces only the service's own objects. Returns the errors of grants that could not be restored.
         """
 
 
@@ -71,7 +71,7 @@ def restore_backup(url: URL, file: Path) -> list[str]:
 
 
 def _refuse_database(url: URL, file: Path) -> None:
-    """Raise BackupError if the file is the SQLite database itself, which the backup would overwrite."""
+    """Raise BackupError if the backup file is the SQLite database itself."""
     database = Path(url.database or "")
     if url.get_backend_name() == "sqlite" and file.exists() and database.exists() and file.samefile(database):
         raise BackupError(f"{file} is the database itself: name another file.")

@@ -29,7 +29,7 @@ from app.core.db.models import Base
 SUFFIX = ".dump"
 # Give up if another transaction holds a lock for longer than this.
 SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '60s'"
-# The last of the settings at the beginning of the output of pg_restore.
+# pg_restore emits this setting after UNKNOWN_SETTING, so the lines after this one need no filter.
 LAST_SETTING = b"SET client_encoding"
 # pg_restore 17 and newer emits this setting, which older servers do not know.
 UNKNOWN_SETTING = b"SET transaction_timeout = 0;\n"
@@ -46,9 +46,9 @@ RELATIONS = """
     SELECT relname, pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = %(schema)s AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 """
-# OIDs below 16384 are extensions that ship with PostgreSQL.
+# Extensions with an OID below 16384, such as plpgsql, exist in every new database.
 EXTENSIONS = "SELECT extname FROM pg_extension WHERE pg_get_userbyid(extowner) = %(owner)s AND oid >= 16384"
-# Without dependent objects (members of an extension, the sequence of a column): dropping their parent drops them.
+# Omits dependent objects (members of an extension, the sequence of a column): dropping their parent drops them.
 OWN = """
     WITH objects AS (
         SELECT 'pg_class'::regclass AS class, oid, relnamespace AS schema, relowner AS owner,
@@ -89,19 +89,19 @@ RIGHTS = """
     SELECT current_setting('server_encoding'), current_setting('transaction_read_only') = 'on',
         pg_has_role(%(owner)s, 'MEMBER'), has_schema_privilege(%(owner)s, %(schema)s, 'CREATE')
 """
-# Default privileges may have granted more than a table had before.
+# Revokes all grants on the replaced relations: default privileges may have granted more than was granted before.
 REVOKE_NEW_GRANTS = sql.SQL("""
     SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
         pg_class.oid::regclass, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace, aclexplode(relacl)
     WHERE nspname = {schema} AND relname = ANY({names}) AND grantee <> relowner \\gexec
 """)
-# Tables may refer to each other, and views read each other: one statement drops them.
+# One statement drops all objects of such a kind, because tables may refer to each other, and views read each other.
 TOGETHER = {"TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW"}
 # Continue after errors: a grant may name a role that this server does not have. `verbose` adds the SQLSTATE, because
 # messages are in the language of the server.
 TOLERATE_ERRORS = "\\set ON_ERROR_STOP off\n\\set ON_ERROR_ROLLBACK on\n\\set VERBOSITY verbose\n"
-# Without notices and warnings, whose codes begin with 00 and 01.
+# Matches errors, but not notices and warnings, whose SQLSTATEs begin with 00 and 01.
 TOLERATED_ERROR = re.compile(r": +(?!0[01])[0-9A-Z]{5}: (.*)")
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
@@ -192,7 +192,7 @@ def _find_place(connection: Connection) -> Place:
 
 
 def _list_foreign(connection: Connection, place: Place) -> list[str]:
-    """Return the relations of others in the schema; raise BackupError if one has the name of a service's table."""
+    """Return the relations of other roles in the schema; raise BackupError if one has the name of a service's table."""
     foreign = {name: owner for name, owner in connection.execute(RELATIONS, place.names) if owner != place.owner}
     for name in sorted(foreign.keys() & Base.metadata.tables.keys()):
         raise BackupError(
@@ -203,7 +203,7 @@ def _list_foreign(connection: Connection, place: Place) -> list[str]:
 
 
 def _require_rights(connection: Connection, place: Place, contents: Contents) -> None:
-    """Raise BackupError for what would stop a restore."""
+    """Raise BackupError if the schema, the encoding or missing rights would make a restore fail."""
     if contents.schema != place.schema:
         raise BackupError(
             f"The backup is of the schema {contents.schema}, and this database's is {place.schema}:"
@@ -246,7 +246,7 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
         with connection.transaction(force_rollback=True):
             connection.execute(SET_LOCK_TIMEOUT)
             connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(place.owner)))
-            # In rounds: without CASCADE, PostgreSQL refuses to drop an object that another one needs.
+            # Try the drops in rounds: without CASCADE, PostgreSQL refuses to drop an object that another one needs.
             while drops:
                 planned += (done := [drop for drop in drops if _try(connection, drop)])
                 drops = [drop for drop in drops if drop not in done]
@@ -308,7 +308,7 @@ def _run_psql(url: URL, file: Path, listed: Path, start: str, end: str) -> list[
     """Run the script in one transaction; return the errors that were tolerated."""
     command = [_program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", _database(url)]
     with tempfile.TemporaryFile() as log:
-        with subprocess.Popen(  # noqa: S603  # fixed
+        with subprocess.Popen(  # noqa: S603  # a fixed program
             command, env=_environment(url), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log
         ) as psql:
             assert psql.stdin is not None  # noqa: S101  # stdin=PIPE is set
@@ -323,7 +323,7 @@ def _run_psql(url: URL, file: Path, listed: Path, start: str, end: str) -> list[
 def _feed(stdin: IO[bytes], arguments: Sequence[str], start: str, end: str, log: IO[bytes]) -> bool:
     command = [_program("pg_restore"), "--no-owner", "--no-privileges", "--file=-", *arguments]
     try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as restore:  # noqa: S603  # fixed
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as restore:  # noqa: S603  # a fixed program
             assert restore.stdout is not None  # noqa: S101  # stdout=PIPE is set
             stdin.write(start.encode())
             for line in restore.stdout:
@@ -341,7 +341,7 @@ def _feed(stdin: IO[bytes], arguments: Sequence[str], start: str, end: str, log:
 
 
 def _run(command: Sequence[str], url: URL | None = None) -> str:
-    done = subprocess.run(  # noqa: S603  # fixed
+    done = subprocess.run(  # noqa: S603  # a fixed program
         [_program(command[0]), *command[1:]],
         env=_environment(url),
         capture_output=True,

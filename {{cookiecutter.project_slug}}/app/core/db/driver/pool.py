@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-# A shared connection goes back to the pool after this time, where `pool_recycle` looks at its age.
+# After this time, a shared connection returns to the pool, where `pool_recycle` limits its age.
 SHARED_SECONDS = 60
 
 
@@ -22,7 +22,7 @@ class SharedConnection(NamedTuple):
 
 
 class Waiter(NamedTuple):
-    # Its result is a shared connection, or None: a free slot of the pool.
+    # The result is a shared connection, or None for a free slot of the pool.
     turn: "asyncio.Future[SharedConnection | None]"
     reads: bool
 
@@ -34,13 +34,13 @@ class FairPool(AsyncAdaptedQueuePool):
     checkout also costs as much as a query, so autocommitted statements share connections (`acquire_shared`).
     """
 
-    # Connections that are in use, and idle shared ones.
+    # Number of connections in use, plus the idle shared ones.
     _taken = 0
-    # When a connection was last found to be lost: no shared connection of before is used again.
+    # Time of the last disconnect or `replace_all`: shared connections from before this time are not used again.
     _lost_at = 0.0
 
     def checkedout(self) -> int:
-        """Return the number of connections in use: idle shared ones are not."""
+        """Return the number of connections in use, without the idle shared ones."""
         return self._taken - len(self._idle_readers)
 
     @property
@@ -66,7 +66,7 @@ class FairPool(AsyncAdaptedQueuePool):
             turn = await self._wait(reads=True)
             if turn is not None:
                 return turn
-            # _do_get takes the slot again at once.
+            # Free the slot: `raw_connection` calls `_do_get`, which takes the slot again at once.
             self._taken -= 1
         return SharedConnection(time.monotonic(), await engine.raw_connection())
 
@@ -81,17 +81,17 @@ class FairPool(AsyncAdaptedQueuePool):
             waiter.turn.set_result(shared)
 
     def discard(self, shared: SharedConnection, error: BaseException) -> None:
-        """Close a lost connection, and use no shared connection that is as old again."""
+        """Close a lost connection, and stop using the shared connections that are open now."""
         self._invalidate(shared.connection, error)
 
     def replace_all(self) -> None:
-        """Replace each connection that is open now when it is handed out next."""
+        """Replace each connection that is open now before it is used again."""
         self._lost_at = time.monotonic()
-        # SQLAlchemy compares this time with the age of the connections in the pool.
+        # SQLAlchemy replaces a connection in the pool that was opened before this time.
         self._invalidate_time = time.time()
 
     def _invalidate(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # SQLAlchemy's parameters
-        """Called by SQLAlchemy when a session has lost its connection."""
+        """Record the time of a disconnect; SQLAlchemy calls this method when a session has lost its connection."""
         self._lost_at = time.monotonic()
         super()._invalidate(*arguments, **options)
 
@@ -132,7 +132,7 @@ class FairPool(AsyncAdaptedQueuePool):
         try:
             return await waiter.turn
         except asyncio.CancelledError:
-            # The turn may have come at the same moment: pass it on.
+            # The future may have been resolved before the cancellation arrived: pass its result on to the next waiter.
             if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
                 self._pass_on(waiter.turn.result())
             raise

@@ -33,7 +33,7 @@ async def run_directly(
 
 
 def replace_pooled_connections(connection: AsyncConnection) -> None:
-    """Let no connection of this connection's pool that is open now be used again."""
+    """Replace all connections that are open now in the pool of this connection, before they are used again."""
     if isinstance(connection.engine.pool, FairPool):
         connection.engine.pool.replace_all()
 

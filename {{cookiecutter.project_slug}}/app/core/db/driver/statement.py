@@ -1,6 +1,6 @@
 """Runs statements directly on the driver's connection; SQLAlchemy compiles them, converts values and wraps errors.
 
-SQLAlchemy's session takes several times the CPU time of the driver for a statement; this takes little more than the
+SQLAlchemy's session takes several times the driver's CPU time for a statement; this module takes little more than the
 driver.
 """
 
@@ -48,7 +48,7 @@ class CompiledStatement:
         compiled: SQLCompiler = executable.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
             raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
-        # Plain text declares its columns with `columns`, if at all.
+        # A plain `text` has no columns; `text(...).columns(...)` is an object of another class.
         columns = [] if isinstance(statement, TextClause) else list(executable.exported_columns)
         # The number of parameters of a list (`IN`) varies between calls: SQLAlchemy has to execute such a statement.
         self.takes_lists = any(bind.expanding for bind in compiled.binds.values())
@@ -56,12 +56,13 @@ class CompiledStatement:
         self._order = compiled.positiontup
         self._parameters = [_describe(compiled, bind, name) for name, bind in compiled.binds.items()]
         self._types = [column.type.dialect_impl(dialect) for column in columns]
-        # Determined by the first result, since they depend on the types that the database reports.
+        # Converters of result columns, by index. They are determined at the first result, because they depend on the
+        # types that the database reports.
         self._processors: list[tuple[int, Process]] = []
         self._has_processors = False
 
     async def run(self, connection: DBAPIConnection, dialect: Dialect, given: Mapping[str, Any]) -> StatementResult:
-        """Raise the error that SQLAlchemy would raise."""
+        """Run the statement with the given values; raise the errors that SQLAlchemy would raise."""
         values = {parameter.name: parameter.value(given) for parameter in self._parameters}
         try:
             result = await self._execute(connection.driver_connection, dialect, values)
@@ -86,7 +87,7 @@ class CompiledStatement:
         async with driver.execute(self._sql, ordered) as cursor:
             changed = cursor.rowcount
         if self._sql.startswith("WITH"):
-            # sqlite3 does not count for a statement that begins with a CTE.
+            # sqlite3 does not count the rows of a statement that begins with a CTE.
             ((changed,),) = await driver.execute_fetchall("SELECT changes()")
         return StatementResult([], changed)
 
@@ -106,7 +107,7 @@ class CompiledStatement:
 def wrap_error(
     error: DBAPIModule.Error, dialect: Dialect, statement: str = "", connection: DBAPIConnection | None = None
 ) -> BaseException:
-    """Turn an error of the driver into SQLAlchemy's; without a `connection`, none could be opened."""
+    """Return the driver's error as SQLAlchemy's; `connection` is None if no connection could be opened."""
     return DBAPIError.instance(
         statement,
         None,

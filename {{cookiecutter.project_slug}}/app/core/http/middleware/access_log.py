@@ -16,7 +16,7 @@ class AccessLogMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Probes would outnumber all other lines.
+        # Skip probes: their lines would outnumber all others.
         if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
             await self.app(scope, receive, send)
             return

@@ -6,7 +6,8 @@ from starlette.types import Message, Receive, Scope, Send
 from app.core.http.parsing import read_media_type
 from app.core.http.request import FORM
 
-# The longest form of a page has a text of 10,000 characters, of up to 12 bytes each percent-encoded, and short fields.
+# Enough for the longest form of a web page: short fields, and a text of 10,000 characters, each of which takes up to 12
+# bytes when it is percent-encoded.
 MAX_FORM_BYTES = 128 * 1024
 
 
@@ -16,7 +17,10 @@ def _is_form(scope: Scope) -> bool:
 
 
 class BodyLimitMiddleware(RequestBodyLimitMiddleware):
-    """Rejects larger bodies with 413, unless the route responds with 401; forms have a lower limit."""
+    """Rejects a body larger than `max_body_size` with 413, and a form if it is larger than MAX_FORM_BYTES.
+
+    If the route responds with 401, the client gets the 401 instead.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

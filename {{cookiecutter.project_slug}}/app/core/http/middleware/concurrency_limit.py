@@ -21,7 +21,7 @@ class ConcurrencyLimitMiddleware:
         self._slots = asyncio.Semaphore(limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A refused probe would make a busy process look dead.
+        # Probes bypass the limit: a refused probe would make a busy process look dead.
         if scope["type"] != "http" or PROBE_PATHS.match(scope["path"]):
             await self.app(scope, receive, send)
         elif await self._enter():

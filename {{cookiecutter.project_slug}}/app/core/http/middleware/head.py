@@ -34,11 +34,11 @@ class HeadMiddleware:
 
         # Starlette checks for disconnects during a stream only with an ASGI version below 2.4.
         asgi = {**scope.get("asgi", {}), "spec_version": "2.3"}
-        # A copy: servers read the method when they send the response.
+        # A copy, because the server reads the method from the original scope when it sends the response.
         get_scope = {**scope, "method": "GET", "asgi": asgi}
         try:
             await self.app(get_scope, receive_until_started, send_head)
         finally:
-            # MetricsMiddleware, which is outside of this one, counts by endpoint.
+            # Copy the endpoint back: MetricsMiddleware, which wraps this middleware, counts requests by endpoint.
             if "endpoint" in get_scope:
                 scope["endpoint"] = get_scope["endpoint"]

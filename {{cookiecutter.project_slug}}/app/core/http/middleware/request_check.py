@@ -19,10 +19,12 @@ MAX_HEADER_BYTES = 32 * 1024
 
 
 class RequestCheckMiddleware:
-    """Rejects long targets and headers, and control characters in paths; percent-encodes raw UTF-8 in queries.
+    """Rejects long targets and headers, queries with many fields, and control characters in paths.
 
     httptools has no limits, and Python's parsers of queries and cookies are slow with many fields. Route patterns also
-    match a path with a trailing newline. Starlette decodes raw bytes in queries as Latin-1.
+    match a path with a trailing newline.
+
+    In queries, raw UTF-8 and bare percent signs are percent-encoded: Starlette would decode raw bytes as Latin-1.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -61,5 +63,5 @@ def _check_request(path: str, query: bytes, headers: Iterable[tuple[bytes, bytes
 
 def _percent_encode(query: bytes) -> bytes:
     encoded = query if query.isascii() else quote_from_bytes(query, ASCII).encode()
-    # Python's decoder is slow because it raises an exception for each bare percent sign.
+    # Encode bare percent signs, because Python's decoder is slow: it raises and catches an exception for each of them.
     return BARE_PERCENT.sub(b"%25", encoded) if b"%" in encoded else encoded

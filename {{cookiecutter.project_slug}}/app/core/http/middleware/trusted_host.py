@@ -5,7 +5,7 @@ from app.core.http.request import PROBE_PATHS
 
 
 class ProbeFriendlyHostMiddleware(TrustedHostMiddleware):
-    """Checks the Host header, except for probes: these use any address of the host, and get no links."""
+    """Checks the Host header, except of probes, which may use any address: their responses contain no links."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and PROBE_PATHS.match(scope["path"]):
