@@ -47,7 +47,7 @@ def serve(
     reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes (development).")] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Number of worker processes.")] = 1,
 ) -> None:
-    """Run the service in one process; start.sh runs one worker per core."""
+    """Run the service, in one process unless --workers is given; start.sh runs one worker per core."""
     settings = load_settings_or_exit(SETTINGS)
     record_start_time()
     if reload:

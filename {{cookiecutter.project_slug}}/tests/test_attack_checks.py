@@ -167,12 +167,12 @@ async def check(target: Target, method: str, path: str) -> None:
     await check_owner(target, method, path, make_account("owner"), [make_account("eve"), make_account("mallory")])
 
 
-def test_every_operation_below_an_item_is_attacked() -> None:
+def test_every_operation_on_owned_items_is_attacked() -> None:
     assert sorted(list_owned(make_app().openapi())) == sorted(OWNED)
 
 
 @pytest.mark.parametrize(("method", "path"), OWNED)
-async def test_what_is_closed_is_found_closed(method: str, path: str) -> None:
+async def test_owner_check_passes_for_protected_route(method: str, path: str) -> None:
     async with attack(make_app()) as target:
         await check(target, method, path)
 
@@ -192,7 +192,7 @@ async def test_a_route_that_does_not_compare_the_parent_is_noticed(method: str, 
 
 
 @pytest.mark.parametrize(("method", "path"), OWNED)
-async def test_a_guarded_route_is_found_guarded(method: str, path: str) -> None:
+async def test_guard_check_passes_for_guarded_route(method: str, path: str) -> None:
     async with attack(make_app()) as target:
         await check_guard(target, method, path, {"Authorization": "Basic eve"})
 
@@ -240,7 +240,7 @@ def make_notes(**behaviour: bool) -> FastAPI:
     return app
 
 
-async def test_what_the_document_does_not_say_is_asked_for_by_name() -> None:
+async def test_body_refused_by_undocumented_rule_is_reported_with_its_field() -> None:
     async with attack(make_notes(is_picky=True)) as target:
         with pytest.raises(AssertionError, match=r"^POST /notes answers its owner 422 .*currency.* BODIES of tests"):
             await check(target, "get", "/notes/{note_id}")
@@ -248,7 +248,7 @@ async def test_what_the_document_does_not_say_is_asked_for_by_name() -> None:
         await check(target, "get", "/notes/{note_id}")
 
 
-async def test_a_body_that_cannot_be_made_is_asked_for_by_name() -> None:
+async def test_body_that_cannot_be_generated_is_reported_with_its_field() -> None:
     app = make_notes()
     app.openapi()["components"]["schemas"]["Note"]["properties"]["currency"]["pattern"] = "^(?=E)[A-Z]{3}$"
 
@@ -257,7 +257,7 @@ async def test_a_body_that_cannot_be_made_is_asked_for_by_name() -> None:
             await check(target, "get", "/notes/{note_id}")
 
 
-async def test_an_id_that_comes_from_nowhere_is_asked_for_by_name() -> None:
+async def test_id_without_source_is_reported_by_name() -> None:
     app = make_notes()
     app.openapi()["paths"].pop("/notes")
 
@@ -266,13 +266,13 @@ async def test_an_id_that_comes_from_nowhere_is_asked_for_by_name() -> None:
             await check(target, "get", "/notes/{note_id}")
 
 
-async def test_a_route_that_its_owner_cannot_use_either_shows_nothing() -> None:
+async def test_route_that_fails_for_its_owner_is_reported() -> None:
     async with attack(make_notes(is_broken=True)) as target:
         with pytest.raises(AssertionError, match=r"^GET /notes/\{note_id\} answers its owner 404"):
             await check(target, "get", "/notes/{note_id}")
 
 
-async def test_a_refusal_that_came_too_late_is_noticed() -> None:
+async def test_refusal_after_change_of_item_is_noticed() -> None:
     async with attack(make_notes(is_hasty=True)) as target:
         with pytest.raises(AssertionError, match=r"^GET /notes/\{note_id\} answers its owner 404|changed the item"):
             await check(target, "delete", "/notes/{note_id}")

@@ -70,7 +70,7 @@ def test_every_route_is_public_on_purpose_or_guarded() -> None:
 
 
 @for_each(GUARDED)
-async def test_every_guarded_route_asks_for_a_token_of_a_scope_that_may(
+async def test_every_guarded_route_requires_token_with_sufficient_scope(
     target: Target, user: Account, settings: Settings, method: str, path: str
 ) -> None:
     tokens = TokenSigner(settings)
@@ -81,7 +81,7 @@ async def test_every_guarded_route_asks_for_a_token_of_a_scope_that_may(
 
 
 @for_each(OWNED)
-async def test_what_belongs_to_someone_else_is_not_found_and_stays_as_it_is(
+async def test_items_of_other_users_are_not_found_and_stay_unchanged(
     target: Target, user: Account, admin: Account, method: str, path: str
 ) -> None:
     owner = await create_account(target.client)
@@ -89,7 +89,7 @@ async def test_what_belongs_to_someone_else_is_not_found_and_stays_as_it_is(
     await check_owner(target, method, path, owner, [user, admin])
 
 
-def test_exceptions_are_of_routes_that_exist() -> None:
+def test_exceptions_name_existing_routes() -> None:
     assert {*BODIES, *CHECKED_ELSEWHERE} - {*OPERATIONS} == set()
 
 
@@ -97,7 +97,7 @@ def test_exceptions_are_of_routes_that_exist() -> None:
     "field", ["id", "is_admin", "is_active", "password_hash", "created_at", "owner_id", "__class__"]
 )
 @for_each([("post", USERS), ("patch", ME), ("post", f"{ME}/password")])
-async def test_nobody_sets_what_is_not_theirs_to_set(
+async def test_user_cannot_set_protected_fields(
     client: httpx2.AsyncClient, user: Account, method: str, path: str, field: str
 ) -> None:
     before = (await client.get(ME, headers=user.headers)).json()
@@ -110,7 +110,9 @@ async def test_nobody_sets_what_is_not_theirs_to_set(
     assert (await client.get(ME, headers=user.headers)).json() == before
 
 
-async def test_a_sign_in_is_always_a_session_of_its_own(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_sign_in_ignores_planted_tokens_and_creates_new_session(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     """Fixation: whoever planted a token in somebody's browser does not share what the person gets."""
     victim = await create_account(client)
     form = {"grant_type": "password", "username": victim.email, "password": PASSWORD}
@@ -144,14 +146,16 @@ async def test_a_sign_in_is_always_a_session_of_its_own(client: httpx2.AsyncClie
     ],
     ids=lambda password: ascii(password)[:30],
 )
-async def test_no_password_breaks_a_sign_in(client: httpx2.AsyncClient, user: Account, password: str) -> None:
+async def test_unusual_password_is_refused_at_sign_in_without_server_error(
+    client: httpx2.AsyncClient, user: Account, password: str
+) -> None:
     answer = await request_token(client, username=user.email, password=password)
 
     assert answer.status_code == 400
     assert answer.json()["error"] == ("invalid_grant" if password else "invalid_request")
 
 
-async def test_a_form_of_megabytes_is_refused_unread(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_form_of_several_megabytes_is_refused(client: httpx2.AsyncClient, user: Account) -> None:
     answer = await request_token(client, username=user.email, password="x" * 5_000_000)
 
     assert answer.status_code == 413
@@ -168,7 +172,7 @@ async def test_a_form_of_megabytes_is_refused_unread(client: httpx2.AsyncClient,
         "ada@example\u3002com",
     ],
 )
-async def test_one_address_in_another_form_is_no_second_account(client: httpx2.AsyncClient, email: str) -> None:
+async def test_address_in_another_form_cannot_create_second_account(client: httpx2.AsyncClient, email: str) -> None:
     await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
 
     answer = await client.post(USERS, json={"email": email, "password": PASSWORD})
@@ -186,7 +190,7 @@ async def test_one_address_in_another_form_is_no_second_account(client: httpx2.A
         "ade\u0301@example.com",
     ],
 )
-async def test_who_signs_up_signs_in_with_what_was_typed(client: httpx2.AsyncClient, email: str) -> None:
+async def test_user_can_sign_in_with_address_typed_at_sign_up(client: httpx2.AsyncClient, email: str) -> None:
     created = await client.post(USERS, json={"email": email, "password": PASSWORD})
 
     answer = await request_token(client, username=email, password=PASSWORD)
@@ -209,13 +213,13 @@ async def test_who_signs_up_signs_in_with_what_was_typed(client: httpx2.AsyncCli
         "ada@" + "x" * 64 + ".com",
     ],
 )
-async def test_what_is_no_plain_address_is_refused(client: httpx2.AsyncClient, email: str) -> None:
+async def test_invalid_address_is_refused_at_sign_up(client: httpx2.AsyncClient, email: str) -> None:
     answer = await client.post(USERS, json={"email": email, "password": PASSWORD})
 
     assert answer.status_code == 422
 
 
-async def test_an_address_that_only_looks_the_same_is_another(client: httpx2.AsyncClient) -> None:
+async def test_lookalike_address_is_separate_account(client: httpx2.AsyncClient) -> None:
     await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
 
     # A Cyrillic a: a person is warned by the mail program, and the account is not Ada's.
@@ -231,7 +235,7 @@ AT_ONCE = 50
 LINES = "evil\r\nX-Injected: yes"
 
 
-async def test_nothing_that_is_sent_becomes_a_header_or_a_line_of_the_log(
+async def test_request_cannot_add_response_headers_or_log_lines(
     client: httpx2.AsyncClient, user: Account, logs: io.StringIO
 ) -> None:
     answers = [
@@ -251,7 +255,9 @@ async def test_nothing_that_is_sent_becomes_a_header_or_a_line_of_the_log(
     assert "\x1b" not in logs.getvalue()
 
 
-async def test_time_does_not_tell_whether_an_address_has_an_account(settings: Settings, database: Database) -> None:
+async def test_response_time_does_not_reveal_whether_address_has_account(
+    settings: Settings, database: Database
+) -> None:
     """Against a hash that costs something, as it does in production."""
     costly = settings.model_copy(update={"password_hash_memory_cost": 19 * 1024, "password_hash_time_cost": 2})
     async with open_client(create_app(costly, database)) as client:
@@ -269,7 +275,7 @@ async def test_time_does_not_tell_whether_an_address_has_an_account(settings: Se
     assert 0.5 < statistics.median(ratios) < 2
 
 
-async def test_many_sign_ins_at_once_leave_the_event_loop_to_everybody_else(settings: Settings, live_url: str) -> None:
+async def test_concurrent_sign_ins_do_not_block_event_loop(settings: Settings, live_url: str) -> None:
     """By processor time, which a busy machine does not change."""
     live = make_settings(live_url, password_hash_memory_cost=19 * 1024, password_hash_time_cost=2)
     # The first one also loads the library.

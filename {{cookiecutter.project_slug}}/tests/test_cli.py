@@ -39,7 +39,7 @@ def manage(url: str, *arguments: str, stdin: str = "", **environment: str) -> Ou
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-def test_the_module_is_the_command(empty_url: str) -> None:
+def test_command_runs_as_python_module(empty_url: str) -> None:
     environment = {**os.environ, **ENVIRONMENT, "DATABASE_URL": empty_url}
     command = [sys.executable, "-m", "app", "db", "upgrade", "nonsense"]
 
@@ -54,7 +54,7 @@ def test_the_module_is_the_command(empty_url: str) -> None:
     "arguments",
     [(), ("db",), ("users",), ("sessions",), ("--help",), ("db", "--help"), ("users", "create-admin", "--help")],
 )
-def test_help_says_what_there_is(arguments: tuple[str, ...]) -> None:
+def test_help_shows_usage(arguments: tuple[str, ...]) -> None:
     result = manage(unreachable_url(), *arguments)
 
     assert "Usage: " in result.stdout + result.stderr
@@ -78,7 +78,7 @@ def test_check_explains_every_problem_and_shows_no_secret() -> None:
     assert "hunter2" not in result.stderr
 
 
-def test_check_tells_what_is_ignored_and_hides_the_password(empty_url: str) -> None:
+def test_check_reports_ignored_settings_and_hides_password(empty_url: str) -> None:
     result = manage(empty_url, "check", DATABASE_HOST="elsewhere", DATABASE_PASSWORD="hunter2")
 
     assert result.returncode == 0
@@ -105,7 +105,7 @@ def test_no_command_shows_a_password_in_the_query_of_the_database_url(arguments:
     assert "hunter2" not in result.stdout + result.stderr
 
 
-def test_the_schema_goes_up_is_checked_and_goes_down(empty_url: str) -> None:
+def test_schema_is_upgraded_checked_and_downgraded(empty_url: str) -> None:
     assert manage(empty_url, "db", "check").returncode == 1
     assert manage(empty_url, "db", "upgrade").returncode == 0
     assert manage(empty_url, "db", "check").returncode == 0
@@ -114,7 +114,7 @@ def test_the_schema_goes_up_is_checked_and_goes_down(empty_url: str) -> None:
     assert execute(empty_url, "SELECT * FROM alembic_version") == []
 
 
-def test_the_schema_goes_down_by_one(empty_url: str) -> None:
+def test_schema_is_downgraded_by_one_revision(empty_url: str) -> None:
     migrate(empty_url)
 
     result = manage(empty_url, "db", "downgrade", "-1")
@@ -171,7 +171,7 @@ def test_a_migration_is_not_written_in_production_or_without_ruff(
     assert set(migrations_folder.rglob("*.py")) == before
 
 
-def test_an_unknown_revision_is_one_sentence(empty_url: str) -> None:
+def test_unknown_revision_is_reported_without_traceback(empty_url: str) -> None:
     result = manage(empty_url, "db", "upgrade", "nonsense")
 
     assert result.returncode == 1
@@ -210,7 +210,7 @@ def test_wait_ends_when_the_database_answers(empty_url: str) -> None:
     assert manage(empty_url, "db", "wait", "--timeout", "5").returncode == 0
 
 
-def test_wait_gives_up_with_the_databases_own_words() -> None:
+def test_wait_times_out_with_error_of_database() -> None:
     result = manage(unreachable_url(), "db", "wait", "--timeout", "3")
 
     assert result.returncode == 1
@@ -219,7 +219,7 @@ def test_wait_gives_up_with_the_databases_own_words() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_an_account_is_made_changed_and_locked(empty_url: str) -> None:
+def test_account_is_created_changed_and_deactivated(empty_url: str) -> None:
     migrate(empty_url)
 
     created = manage(empty_url, "users", "create-admin", "Ada@Example.com", "--password-stdin", stdin=PASSWORD)
@@ -242,7 +242,7 @@ def test_an_account_is_made_changed_and_locked(empty_url: str) -> None:
         ("users", "deactivate", "nobody@example.com"),
     ],
 )
-def test_a_wrong_account_or_password_is_one_sentence(empty_url: str, arguments: tuple[str, ...]) -> None:
+def test_invalid_account_or_password_is_reported_without_traceback(empty_url: str, arguments: tuple[str, ...]) -> None:
     migrate(empty_url)
 
     result = manage(empty_url, *arguments, stdin="short\n")
@@ -266,7 +266,7 @@ def test_a_wrong_account_or_password_is_one_sentence(empty_url: str, arguments: 
         (("outbox", "retry"), "E-mails to send again: 0\n"),
     ],
 )
-def test_what_an_operator_asks_for_is_done_and_told(live_url: str, arguments: tuple[str, ...], said: str) -> None:
+def test_commands_of_operator_print_their_result(live_url: str, arguments: tuple[str, ...], said: str) -> None:
     manage(live_url, "users", "create-admin", "ada@example.com", "--password-stdin", stdin=f"{PASSWORD}\n")
 
     result = manage(live_url, *arguments)
@@ -280,7 +280,7 @@ def test_openapi_is_printed_as_json(empty_url: str) -> None:
     assert json.loads(result.stdout)["openapi"].startswith("3.")
 
 
-def test_all_sessions_end_after_a_question_alone(empty_url: str) -> None:
+def test_all_sessions_end_only_after_confirmation(empty_url: str) -> None:
     migrate(empty_url)
 
     refused = manage(empty_url, "sessions", "end-all", stdin="n\n")

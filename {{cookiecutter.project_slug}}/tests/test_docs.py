@@ -23,7 +23,7 @@ from tests.support.databases import make_settings, unreachable_url
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_the_docs_load_nothing_from_elsewhere(client: httpx2.AsyncClient, path: str) -> None:
+async def test_docs_load_no_files_from_other_sites(client: httpx2.AsyncClient, path: str) -> None:
     page = (await client.get(path)).text
 
     links = re.findall(r'(?:src|href)="([^"]+)"', page)
@@ -66,7 +66,7 @@ async def test_every_operation_has_an_id_and_a_documented_answer(settings: Setti
             assert "HTTPValidationError" not in str(response)
 
 
-def test_the_document_is_valid_defaults_included(settings: Settings) -> None:
+def test_openapi_document_and_its_defaults_are_valid(settings: Settings) -> None:
     assert list(OpenAPIV31SpecValidator(create_app(settings).openapi()).iter_errors()) == []
 
 
@@ -96,7 +96,7 @@ def test_a_body_or_a_query_that_cannot_be_parsed_is_documented(settings: Setting
                 assert "400" in operation["responses"], f"{method} {path}"
 
 
-async def test_authorize_knows_where_tokens_come_from(migrated_url: str) -> None:
+async def test_token_url_in_openapi_document_follows_api_prefix(migrated_url: str) -> None:
     schema = create_app(make_settings(migrated_url, api_prefix="/v2")).openapi()
 
     scheme = schema["components"]["securitySchemes"]["OAuth2PasswordBearer"]
@@ -125,7 +125,7 @@ def test_other_security_schemes_stay_as_they_are() -> None:
         assert customized[other.scheme_name] == generated[other.scheme_name]
 
 
-async def test_a_title_cannot_break_the_page(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_title_of_project_is_escaped_in_docs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     nasty = Project(name="x", version="1", title="</title><script>alert(1)</script>", description="")
     monkeypatch.setattr("app.application.read_project", lambda: nasty)
 
@@ -135,7 +135,7 @@ async def test_a_title_cannot_break_the_page(settings: Settings, monkeypatch: py
     assert "<script>alert" not in page
 
 
-def test_the_project_has_a_name() -> None:
+def test_project_has_title() -> None:
     assert read_project().title
 
 
@@ -225,7 +225,7 @@ raise OAuthError("invalid_grant", "Detail.", code="x")
 MENTION = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#([^)]+))?\)|(?<![\w/])(docs/[a-z-]+\.md)")
 
 
-def test_links_between_the_documents_lead_somewhere() -> None:
+def test_links_between_documents_have_existing_targets() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     broken = []
     for page in pages:

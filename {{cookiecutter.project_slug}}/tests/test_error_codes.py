@@ -39,7 +39,7 @@ def test_refusals_are_found() -> None:
 
 
 @pytest.mark.parametrize(("place", "code"), [(place, code) for place, _, code in REFUSALS])
-def test_a_refusal_has_a_code_of_its_own(place: str, code: str | None) -> None:
+def test_every_refusal_has_a_code(place: str, code: str | None) -> None:
     assert code is not None, place
 
 

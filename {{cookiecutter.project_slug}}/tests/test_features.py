@@ -291,7 +291,7 @@ async def test_routes_read_the_settings_of_the_feature(client: httpx2.AsyncClien
     assert (await client.get(f"{PATH}/lifetime")).json() == 7200
 
 
-async def test_pages_elsewhere_may_send_and_read_the_headers_of_the_feature(client: httpx2.AsyncClient) -> None:
+async def test_pages_of_other_sites_may_send_and_read_headers_of_feature(client: httpx2.AsyncClient) -> None:
     asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-campaign, if-match"}
     preflight = await client.options(f"{PATH}/lifetime", headers={**SITE, **asked})
     answer = await client.get(f"{PATH}/lifetime", headers=SITE)
@@ -343,7 +343,7 @@ same_command.command("list")(list_members)
 
 
 @pytest.mark.parametrize(("name", "repeated"), [("same_group", "users"), ("same_command", "list")])
-def test_repeated_name_of_a_command_is_refused_with_a_sentence(name: str, repeated: str) -> None:
+def test_repeated_name_of_command_is_refused_with_readable_message(name: str, repeated: str) -> None:
     with pytest.raises(SystemExit, match=f"have the same name: {repeated}\\. Rename one"):
         make_cli(*FEATURES, Feature(commands=f"tests.test_features:{name}"))
 

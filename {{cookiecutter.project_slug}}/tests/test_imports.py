@@ -68,5 +68,5 @@ def test_the_client_for_other_services_is_loaded_with_the_first_call(empty_url: 
     ]
 
 
-def test_the_collector_leaves_alone_what_stays(empty_url: str) -> None:
+def test_garbage_collector_ignores_objects_loaded_at_start(empty_url: str) -> None:
     assert run_python(SHOW_COLLECTOR, empty_url) == ["True", "True", "10000"]

@@ -54,14 +54,14 @@ def list_emails(url: str) -> list[object]:
     return [email for (email,) in execute(url, "SELECT email FROM users ORDER BY created_at")]
 
 
-def test_many_that_start_on_an_empty_database_make_one_schema(empty_url: str) -> None:
+def test_concurrent_starts_on_empty_database_create_one_schema(empty_url: str) -> None:
     start_together(empty_url, UPDATE_DB="1")
 
     assert execute(empty_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]
     assert list_emails(empty_url) == []
 
 
-def test_many_that_start_with_a_reset_load_one_set_of_sample_data(empty_url: str) -> None:
+def test_concurrent_starts_with_reset_load_sample_data_once(empty_url: str) -> None:
     said = start_together(empty_url, RESET_DB="1")
 
     assert said.count("the database was reset, and the sample data is loaded") == 1
@@ -70,7 +70,7 @@ def test_many_that_start_with_a_reset_load_one_set_of_sample_data(empty_url: str
 
 
 @pytest.mark.parametrize("command", MANAGERS.values(), ids=MANAGERS)
-def test_a_new_start_resets_and_a_new_worker_does_not(empty_url: str, command: Sequence[str]) -> None:
+def test_database_is_reset_by_new_start_and_not_by_new_worker(empty_url: str, command: Sequence[str]) -> None:
     with run_server(empty_url, command, workers=2, RESET_DB="1") as server:
         email = add_user(server)
         for worker in server.workers:
@@ -142,7 +142,7 @@ def test_a_reset_is_refused_in_production(empty_url: str) -> None:
     assert list_emails(empty_url) == [email]
 
 
-def test_without_a_schema_it_serves_is_not_ready_and_says_what_helps(empty_url: str) -> None:
+def test_service_without_schema_runs_but_is_not_ready_and_logs_remedy(empty_url: str) -> None:
     with run_server(empty_url) as server:
         before = server.get("/health/ready")
         server.wait_for_event("python -m app db upgrade")
@@ -156,7 +156,7 @@ def test_without_a_schema_it_serves_is_not_ready_and_says_what_helps(empty_url: 
 
 
 @pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*MANAGERS, "serve"])
-def test_a_database_that_cannot_be_prepared_ends_the_start_with_a_sentence(
+def test_start_ends_with_readable_error_when_database_cannot_be_prepared(
     empty_url: str, command: Sequence[str]
 ) -> None:
     execute(empty_url, "CREATE TABLE users (id INTEGER)")
@@ -168,7 +168,7 @@ def test_a_database_that_cannot_be_prepared_ends_the_start_with_a_sentence(
 
 
 @pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE], ids=[*MANAGERS, "serve"])
-def test_a_schema_of_a_newer_release_is_left_alone_which_is_said_once(empty_url: str, command: Sequence[str]) -> None:
+def test_schema_of_newer_release_stays_unchanged_and_is_logged_once(empty_url: str, command: Sequence[str]) -> None:
     migrate(empty_url)
     execute(empty_url, "UPDATE alembic_version SET version_num = '9999'")
 
@@ -180,7 +180,7 @@ def test_a_schema_of_a_newer_release_is_left_alone_which_is_said_once(empty_url:
 
 
 @pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-def test_a_database_out_of_reach_ends_the_start_with_a_sentence(
+def test_start_ends_with_readable_error_when_database_is_unreachable(
     empty_url: str, tmp_path: Path, command: Sequence[str], worker_class: str
 ) -> None:
     is_sqlite = make_url(empty_url).get_backend_name() == "sqlite"

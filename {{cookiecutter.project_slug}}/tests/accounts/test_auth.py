@@ -38,7 +38,7 @@ async def age_refresh_tokens(connection: AsyncConnection, by: timedelta) -> None
     await connection.execute(update(RefreshToken).values(used_at=utc_now() - by))
 
 
-async def test_a_token_answer_is_what_rfc_6749_asks_for(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_token_response_follows_rfc_6749(client: httpx2.AsyncClient, user: Account) -> None:
     response = await request_token(client, username=user.email, password=PASSWORD)
 
     assert response.status_code == 200
@@ -48,14 +48,16 @@ async def test_a_token_answer_is_what_rfc_6749_asks_for(client: httpx2.AsyncClie
     assert response.json()["expires_in"] == 15 * 60
 
 
-async def test_the_address_is_found_whatever_its_case(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_sign_in_ignores_case_and_surrounding_spaces_of_address(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     response = await request_token(client, username=f" {user.email.upper()} ", password=PASSWORD)
 
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("username", ["nobody@example.com", " ", "NUL \0", "x" * 10_000, "Ω", "%00"])
-async def test_an_unknown_user_gets_the_answer_of_a_wrong_password(
+async def test_unknown_user_and_wrong_password_get_the_same_response(
     client: httpx2.AsyncClient, user: Account, username: str
 ) -> None:
     wrong = await request_token(client, username=user.email, password="wrong password 123")
@@ -85,7 +87,9 @@ async def test_a_failed_sign_in_is_logged_with_the_clients_address_and_nothing_e
 
 
 @pytest.mark.parametrize("password", ["\0" * 12, "x" * 5000, "p\u0301" * 2000, "🎉" * 1000])
-async def test_an_odd_password_is_only_wrong(client: httpx2.AsyncClient, user: Account, password: str) -> None:
+async def test_wrong_password_with_unusual_characters_or_length_is_refused(
+    client: httpx2.AsyncClient, user: Account, password: str
+) -> None:
     response = await request_token(client, username=user.email, password=password)
 
     assert response.status_code == 400
@@ -118,7 +122,7 @@ async def test_an_odd_password_is_only_wrong(client: httpx2.AsyncClient, user: A
         ("&".join(f"a{number}=1" for number in range(2000)), "application/x-www-form-urlencoded", "invalid_request"),
     ],
 )
-async def test_what_the_client_did_wrong_has_an_oauth_error(
+async def test_invalid_token_request_gets_an_oauth_error(
     client: httpx2.AsyncClient, content: str, content_type: str, error: str
 ) -> None:
     response = await client.post(TOKEN_PATH, content=content, headers={"Content-Type": content_type})
@@ -130,7 +134,7 @@ async def test_what_the_client_did_wrong_has_an_oauth_error(
 
 
 @pytest.mark.parametrize("path", [TOKEN_PATH, REVOKE])
-async def test_a_client_that_hangs_up_is_no_error_of_ours(app: FastAPI, logs: io.StringIO, path: str) -> None:
+async def test_client_disconnect_is_not_logged_as_an_error(app: FastAPI, logs: io.StringIO, path: str) -> None:
     app.add_middleware(HangUpMiddleware)
     async with open_client(app) as client:
         response = await client.post(path, data={"token": "x"})
@@ -148,7 +152,7 @@ async def test_unknown_parameters_are_ignored(client: httpx2.AsyncClient, user: 
     assert response.status_code == 200
 
 
-async def test_a_refresh_token_gives_new_tokens_once(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_refresh_token_works_only_once(client: httpx2.AsyncClient, user: Account) -> None:
     first = await refresh(client, user.refresh_token)
     second = await refresh(client, user.refresh_token)
 
@@ -159,7 +163,7 @@ async def test_a_refresh_token_gives_new_tokens_once(client: httpx2.AsyncClient,
     assert second.json()["error"] == "invalid_grant"
 
 
-async def test_a_token_that_comes_twice_at_once_leaves_the_session_alive(
+async def test_refresh_token_reused_within_grace_period_keeps_the_session(
     settings: Settings, database: Database
 ) -> None:
     patient = settings.model_copy(update={"refresh_reuse_grace_seconds": 60})
@@ -172,7 +176,7 @@ async def test_a_token_that_comes_twice_at_once_leaves_the_session_alive(
         assert (await refresh(client, first.json()["refresh_token"])).status_code == 200
 
 
-async def test_a_used_token_that_comes_back_later_ends_the_session(
+async def test_refresh_token_reused_after_grace_period_ends_the_session(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
     first = await refresh(client, user.refresh_token)
@@ -187,7 +191,7 @@ async def test_a_used_token_that_comes_back_later_ends_the_session(
 
 
 @pytest.mark.parametrize("is_extended", [False, True])
-async def test_a_session_that_is_ended_during_a_refresh_ends(
+async def test_session_revoked_during_refresh_stays_ended(
     live_url: str, monkeypatch: pytest.MonkeyPatch, is_extended: bool
 ) -> None:
     extend_session = sessions.extend_session
@@ -219,7 +223,7 @@ async def test_a_session_that_is_ended_during_a_refresh_ends(
     assert not is_alive
 
 
-async def test_of_two_that_bring_one_refresh_token_at_once_one_wins(
+async def test_concurrent_refreshes_with_same_token_succeed_only_once(
     live_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extend_session = sessions.extend_session
@@ -241,7 +245,7 @@ async def test_of_two_that_bring_one_refresh_token_at_once_one_wins(
     assert is_alive
 
 
-async def test_a_replay_ends_no_other_session(
+async def test_reused_refresh_token_ends_only_its_own_session(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
     other = await sign_in(client, user.id, user.email)
@@ -307,7 +311,9 @@ async def test_tokens_are_hashed_at_rest(
 
 
 @pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
-async def test_revoking_either_token_ends_the_session(client: httpx2.AsyncClient, user: Account, kind: str) -> None:
+async def test_revoking_access_or_refresh_token_ends_the_session(
+    client: httpx2.AsyncClient, user: Account, kind: str
+) -> None:
     other = await sign_in(client, user.id, user.email)
 
     response = await client.post(REVOKE, data={"token": getattr(user, kind), "token_type_hint": kind})
@@ -325,7 +331,7 @@ async def test_revoking_an_unknown_token_succeeds(client: httpx2.AsyncClient, to
     assert response.status_code == 200
 
 
-async def test_revoking_nothing_is_an_invalid_request(client: httpx2.AsyncClient) -> None:
+async def test_revocation_without_token_is_refused(client: httpx2.AsyncClient) -> None:
     response = await client.post(REVOKE, data={"token_type_hint": "access_token"})
 
     assert response.status_code == 400
@@ -342,7 +348,7 @@ async def test_a_deactivated_user_can_neither_sign_in_nor_refresh(
     assert (await refresh(client, user.refresh_token)).json()["error"] == "invalid_grant"
 
 
-async def test_signing_in_brings_the_hash_to_todays_parameters(
+async def test_sign_in_rehashes_password_with_current_parameters(
     user: Account, migrated_url: str, database: Database, connection: AsyncConnection
 ) -> None:
     settings = make_settings(migrated_url, password_hash_time_cost=2)
@@ -353,7 +359,7 @@ async def test_signing_in_brings_the_hash_to_todays_parameters(
         assert (await request_token(client, username=user.email, password=PASSWORD)).status_code == 200
 
 
-async def test_tokens_of_the_key_before_still_work(
+async def test_access_tokens_signed_with_previous_key_still_work(
     user: Account, settings: Settings, migrated_url: str, database: Database
 ) -> None:
     rotated = make_settings(

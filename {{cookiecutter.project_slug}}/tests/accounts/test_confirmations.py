@@ -29,7 +29,7 @@ SESSIONS = "/api/v1/auth/sessions"
         ("DELETE", SESSIONS + "/{session}", None),
     ],
 )
-async def test_a_copied_token_alone_changes_nothing_that_matters(
+async def test_sensitive_change_without_confirmation_is_refused(
     client: httpx2.AsyncClient,
     database: Database,
     user: Account,
@@ -56,7 +56,7 @@ async def test_a_copied_token_alone_changes_nothing_that_matters(
     assert confirmed_answer.is_success, confirmed_answer.text
 
 
-async def test_what_lets_nobody_in_needs_no_confirmation(
+async def test_renaming_user_and_ending_own_session_need_no_confirmation(
     client: httpx2.AsyncClient, user: Account, admin: Account
 ) -> None:
     unchanged = {"name": "Ada", "email": user.email, "is_admin": False, "is_active": True}
@@ -82,7 +82,7 @@ async def test_a_confirmation_works_once_and_only_in_its_own_session(
     assert [answer.status_code for answer in (elsewhere, first, second)] == [403, 204, 403]
 
 
-async def test_a_confirmation_lasts_for_minutes(
+async def test_expired_confirmation_is_refused(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
     headers = await confirmed(client, user)
@@ -91,7 +91,7 @@ async def test_a_confirmation_lasts_for_minutes(
     assert (await client.delete(ME, headers=headers)).status_code == 403
 
 
-async def test_a_second_factor_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_confirmation_requires_the_second_factor(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
     secret, _ = await enable(client, user)
     clock.now += 30
     proofs = [{"current_password": PASSWORD}, {"current_password": PASSWORD, "otp": "000000"}]
@@ -103,7 +103,7 @@ async def test_a_second_factor_is_asked_for(client: httpx2.AsyncClient, user: Ac
     assert (await client.delete(ME, headers=headers)).status_code == 204
 
 
-async def test_a_confirmation_is_documented(client: httpx2.AsyncClient) -> None:
+async def test_openapi_documents_the_confirmation_header(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
 
     for path, method in ((ME, "delete"), (USERS + "/{user_id}", "patch"), (SESSIONS + "/{session_id}", "delete")):

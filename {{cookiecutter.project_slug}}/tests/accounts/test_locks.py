@@ -40,7 +40,7 @@ async def somebody_is_blocked(url: str) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_sign_ins_change_their_counts_in_the_order_in_which_they_take_them(
+async def test_concurrent_sign_ins_lock_attempt_counts_in_the_same_order(
     live_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(live_url, throttling=True)
@@ -71,7 +71,7 @@ async def test_sign_ins_change_their_counts_in_the_order_in_which_they_take_them
 
 
 @pytest.mark.parametrize("purpose", REQUESTS)
-async def test_a_code_is_used_by_who_has_locked_the_user(live_url: str, purpose: Purpose) -> None:
+async def test_code_revoked_by_concurrent_password_change_is_refused(live_url: str, purpose: Purpose) -> None:
     settings = make_settings(live_url)
     path, values = REQUESTS[purpose]
     async with open_client(create_app(settings)) as client, open_database(settings) as other:
@@ -99,7 +99,7 @@ async def use_while_the_user_is_changed(
     return await using
 
 
-async def test_an_address_is_confirmed_while_the_password_changes(live_url: str) -> None:
+async def test_address_confirmation_during_password_change_is_refused(live_url: str) -> None:
     settings = make_settings(live_url)
     async with open_client(create_app(settings)) as client, open_database(settings) as other:
         user = await create_account(client)
@@ -120,7 +120,7 @@ async def test_an_address_is_confirmed_while_the_password_changes(live_url: str)
     assert answer.status_code == 422, answer.text
 
 
-async def test_a_second_factor_is_begun_while_the_account_is_deleted(live_url: str) -> None:
+async def test_second_factor_setup_during_account_deletion_is_refused(live_url: str) -> None:
     settings = make_settings(live_url)
     path, body = "/api/v1/auth/second-factor", {"current_password": PASSWORD}
     async with open_client(create_app(settings)) as client, open_database(settings) as other:

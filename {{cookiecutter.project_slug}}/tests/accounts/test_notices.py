@@ -38,7 +38,7 @@ async def read_subjects(mailbox: Mailbox, address: str) -> list[str]:
         (None, "your account was deleted"),
     ],
 )
-async def test_the_owner_hears_at_the_old_address_what_an_administrator_changes(
+async def test_owner_is_notified_at_old_address_of_changes_by_administrator(
     client: httpx2.AsyncClient,
     user: Account,
     admin: Account,
@@ -54,7 +54,7 @@ async def test_the_owner_hears_at_the_old_address_what_an_administrator_changes(
     assert await read_subjects(mailbox, user.email) == [subject]
 
 
-async def test_the_owner_hears_what_is_undone(
+async def test_owner_is_notified_when_change_by_administrator_is_reverted(
     client: httpx2.AsyncClient, user: Account, admin: Account, mailbox: Mailbox
 ) -> None:
     for change in ({"is_admin": True, "is_active": False}, {"is_admin": False, "is_active": True}, {"name": "Ada"}):
@@ -68,7 +68,7 @@ async def test_the_owner_hears_what_is_undone(
     ]
 
 
-async def test_the_owner_hears_of_the_second_factor(
+async def test_owner_is_notified_when_second_factor_is_switched_on_or_off(
     client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: Clock
 ) -> None:
     secret, _ = await enable(client, user)
@@ -83,7 +83,7 @@ async def test_the_owner_hears_of_the_second_factor(
 
 @pytest.mark.parametrize("command", [deactivate_user, remove_second_factor])
 @pytest.mark.usefixtures("clock")
-async def test_the_owner_hears_what_an_operator_does(
+async def test_owner_is_notified_of_changes_by_operator(
     live_url: str, command: Callable[[Settings, str], Awaitable[None]]
 ) -> None:
     settings = make_settings(live_url)
@@ -99,7 +99,7 @@ async def test_the_owner_hears_what_an_operator_does(
     assert queued == [(user.email, "account changed")]
 
 
-async def test_without_mail_nothing_is_queued(
+async def test_without_mail_server_no_message_is_queued(
     migrated_url: str, database: Database, connection: AsyncConnection
 ) -> None:
     settings = make_settings(
@@ -117,7 +117,7 @@ async def test_without_mail_nothing_is_queued(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_nobody_is_flooded_with_notices_and_none_is_hidden_by_a_flood_of_another(
+async def test_notices_are_limited_separately_for_each_kind_of_change(
     migrated_url: str, database: Database, mailbox: Mailbox, logs: io.StringIO
 ) -> None:
     def count_dropped() -> float:
@@ -142,7 +142,7 @@ async def test_nobody_is_flooded_with_notices_and_none_is_hidden_by_a_flood_of_a
 
 
 @pytest.mark.usefixtures("clock")
-async def test_no_account_has_messages_sent_to_ever_other_addresses(migrated_url: str, database: Database) -> None:
+async def test_messages_to_new_addresses_are_limited_for_each_account(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=3)
     async with open_client(create_app(settings, database)) as client:
         user = await create_account(client)

@@ -81,9 +81,7 @@ async def test_passkey_signs_in_without_a_password(
     assert passkey["last_used_at"] is not None
 
 
-async def test_options_name_no_account_and_ask_for_its_verified_owner(
-    client: httpx2.AsyncClient, user: Account
-) -> None:
+async def test_options_name_no_account_and_require_user_verification(client: httpx2.AsyncClient, user: Account) -> None:
     codes = await add_first(client, user, Authenticator())
 
     to_use = (await client.post(f"{SIGN_IN}/options")).json()
@@ -96,7 +94,7 @@ async def test_options_name_no_account_and_ask_for_its_verified_owner(
     assert len(to_create["excludeCredentials"]) == 1
 
 
-async def test_password_alone_opens_nothing_where_there_is_a_passkey(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_password_alone_does_not_sign_in_user_with_passkey(client: httpx2.AsyncClient, user: Account) -> None:
     key = Authenticator()
     codes = await add_first(client, user, key)
 
@@ -114,7 +112,7 @@ async def test_password_alone_opens_nothing_where_there_is_a_passkey(client: htt
     assert answers == ["", "", "invalid_grant", "invalid_grant", "invalid_request"]
 
 
-async def test_passkey_of_somebody_else_is_no_second_factor(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_passkey_of_another_user_is_refused_as_second_factor(client: httpx2.AsyncClient, user: Account) -> None:
     key, strange = Authenticator(), Authenticator()
     await add_first(client, user, key)
     await add_first(client, await create_account(client), strange)
@@ -127,7 +125,7 @@ async def test_passkey_of_somebody_else_is_no_second_factor(client: httpx2.Async
     assert refused.status_code == 422
 
 
-async def test_each_kind_is_a_second_factor_and_they_share_the_recovery_codes(
+async def test_authenticator_app_and_passkey_share_the_recovery_codes(
     client: httpx2.AsyncClient, user: Account, clock: Clock, connection: AsyncConnection
 ) -> None:
     key = Authenticator()
@@ -154,7 +152,7 @@ async def test_each_kind_is_a_second_factor_and_they_share_the_recovery_codes(
     assert (await connection.scalars(select(RecoveryCode).where(RecoveryCode.user_id == UUID(user.id)))).all() == []
 
 
-async def test_authenticator_beside_a_passkey_brings_no_new_recovery_codes(
+async def test_authenticator_app_added_beside_passkey_creates_no_new_recovery_codes(
     client: httpx2.AsyncClient, user: Account, clock: Clock
 ) -> None:
     codes = await add_first(client, user, Authenticator())
@@ -167,7 +165,7 @@ async def test_authenticator_beside_a_passkey_brings_no_new_recovery_codes(
     assert await sign_in_with_password(client, user, otp=codes[1]) == ""
 
 
-async def test_second_key_is_added_with_the_first_and_stands_in_for_it_once_lost(
+async def test_second_passkey_is_added_with_the_first_and_can_replace_it(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
     first, second = Authenticator(), Authenticator()
@@ -185,7 +183,7 @@ async def test_second_key_is_added_with_the_first_and_stands_in_for_it_once_lost
     assert await list_names(client, user) == ["Spare key"]
 
 
-async def test_lost_passkey_is_replaced_by_a_recovery_code(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_recovery_code_signs_in_and_removes_lost_passkey(client: httpx2.AsyncClient, user: Account) -> None:
     codes = await add_first(client, user, Authenticator())
 
     recovered = await request_token(client, username=user.email, password=PASSWORD, otp=codes[0])
@@ -196,7 +194,7 @@ async def test_lost_passkey_is_replaced_by_a_recovery_code(client: httpx2.AsyncC
     assert await sign_in_with_password(client, user) == ""
 
 
-async def test_operator_removes_what_was_lost(
+async def test_operator_can_remove_lost_passkey(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, database: Database, settings: Settings
 ) -> None:
     key = Authenticator()
@@ -213,7 +211,7 @@ async def test_operator_removes_what_was_lost(
 
 
 @pytest.mark.parametrize("count", [5, 4, 0])
-async def test_copied_passkey_is_refused_and_its_owner_told(
+async def test_copied_passkey_is_refused_and_owner_is_notified(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, count: int
 ) -> None:
     key = Authenticator(count=5)
@@ -229,7 +227,7 @@ async def test_copied_passkey_is_refused_and_its_owner_told(
     assert (await sign_in(client, key)).status_code == 200
 
 
-async def test_forged_counter_accuses_nobody(
+async def test_forged_signature_is_not_reported_as_copied_passkey(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
     key = Authenticator(count=5)
@@ -241,7 +239,7 @@ async def test_forged_counter_accuses_nobody(
     assert "passkey.copied" not in await list_events(connection, user)
 
 
-async def test_passkey_that_does_not_count_works_each_time(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_passkey_without_signature_counter_works_repeatedly(client: httpx2.AsyncClient, user: Account) -> None:
     key = Authenticator(count=0)
     await add_first(client, user, key)
 
@@ -263,7 +261,7 @@ WRONG: list[Callable[[Authenticator], Authenticator]] = [
 
 
 @pytest.mark.parametrize("forge", WRONG)
-async def test_what_another_site_or_another_key_has_signed_is_refused(
+async def test_signature_from_another_site_or_key_is_refused(
     client: httpx2.AsyncClient, user: Account, forge: Callable[[Authenticator], Authenticator]
 ) -> None:
     key = Authenticator()
@@ -281,7 +279,7 @@ async def test_what_another_site_or_another_key_has_signed_is_refused(
         assert added.status_code == 422
 
 
-async def test_answer_is_good_once(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_passkey_response_works_only_once(client: httpx2.AsyncClient, user: Account) -> None:
     key = Authenticator(count=0)
     await add_first(client, user, key)
     answer = {"credential": await use(client, key)}
@@ -291,7 +289,7 @@ async def test_answer_is_good_once(client: httpx2.AsyncClient, user: Account) ->
     assert answers == [200, 422]
 
 
-async def test_challenge_of_a_refused_answer_is_used_up(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_challenge_cannot_be_reused_after_refused_response(client: httpx2.AsyncClient, user: Account) -> None:
     key = Authenticator(count=0)
     await add_first(client, user, key)
     options = (await client.post(f"{SIGN_IN}/options")).json()
@@ -303,7 +301,7 @@ async def test_challenge_of_a_refused_answer_is_used_up(client: httpx2.AsyncClie
     assert "challenge" in answers[1].json()["detail"]
 
 
-async def test_challenge_is_good_for_minutes(
+async def test_expired_challenge_is_refused(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection
 ) -> None:
     key = Authenticator()
@@ -316,7 +314,7 @@ async def test_challenge_is_good_for_minutes(
     assert late.status_code == 422
 
 
-async def test_challenge_of_ones_own_is_for_its_purpose_and_session(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_challenge_works_only_for_its_purpose_and_session(client: httpx2.AsyncClient, user: Account) -> None:
     key = Authenticator()
     codes = await add_first(client, user, key)
     elsewhere = Account(user.id, user.email, (await sign_in(client, key)).json()["access_token"], "")
@@ -341,7 +339,9 @@ def _named(credential: dict[str, Any]) -> dict[str, Any]:
     return {"name": "Key", "credential": credential}
 
 
-async def test_passkey_is_added_and_removed_with_the_password(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_wrong_password_or_code_neither_adds_nor_removes_passkey(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     wrong = {"current_password": "not the password"}
     refused = await client.post(f"{PATH}/options", json=wrong, headers=user.headers)
     codes = await add_first(client, user, Authenticator())
@@ -370,7 +370,7 @@ async def test_passkey_of_somebody_else_is_not_found(client: httpx2.AsyncClient,
     assert await list_names(client, user) == ["Key"]
 
 
-async def test_authenticator_belongs_to_one_account(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_passkey_cannot_be_added_to_second_account(client: httpx2.AsyncClient, user: Account) -> None:
     key = Authenticator()
     await add_first(client, user, key)
 
@@ -401,7 +401,7 @@ async def test_account_has_no_more_passkeys_than_its_limit(
 
 
 @pytest.mark.parametrize("is_active", [True, False])
-async def test_passkey_opens_no_account_that_is_closed(
+async def test_passkey_does_not_sign_in_deactivated_or_unverified_account(
     migrated_url: str, client: httpx2.AsyncClient, user: Account, database: Database, is_active: bool
 ) -> None:
     """Deactivated, or with an address that nobody has verified where that is asked for."""
@@ -449,7 +449,7 @@ async def test_refused_passkey_is_recorded_as_a_failed_sign_in(
     assert 'sign_ins_total{outcome="failure"}' in metrics
 
 
-async def test_challenges_are_bounded_for_each_network_and_success_gives_them_back(
+async def test_challenges_are_limited_per_network_and_successful_sign_ins_do_not_count(
     migrated_url: str, client: httpx2.AsyncClient, user: Account, database: Database
 ) -> None:
     key = Authenticator()
@@ -464,7 +464,7 @@ async def test_challenges_are_bounded_for_each_network_and_success_gives_them_ba
     assert asked == [200, 200, 200, 429]
 
 
-async def test_guesses_at_the_second_factor_count_whatever_its_kind(
+async def test_repeated_wrong_passkeys_as_second_factor_are_throttled(
     migrated_url: str, client: httpx2.AsyncClient, user: Account, database: Database
 ) -> None:
     key = Authenticator()
@@ -496,7 +496,9 @@ GARBAGE: list[object] = [
 
 
 @pytest.mark.parametrize("part", ["id", "clientDataJSON", "authenticatorData", "signature"])
-async def test_garbage_signs_nobody_in(client: httpx2.AsyncClient, user: Account, part: str) -> None:
+async def test_malformed_passkey_response_does_not_sign_in(
+    client: httpx2.AsyncClient, user: Account, part: str
+) -> None:
     key = Authenticator()
     await add_first(client, user, key)
 
@@ -510,7 +512,7 @@ async def test_garbage_signs_nobody_in(client: httpx2.AsyncClient, user: Account
 
 
 @pytest.mark.parametrize("part", ["id", "clientDataJSON", "attestationObject"])
-async def test_garbage_is_no_passkey(client: httpx2.AsyncClient, user: Account, part: str) -> None:
+async def test_malformed_passkey_cannot_be_added(client: httpx2.AsyncClient, user: Account, part: str) -> None:
     answers = []
     for garbage in GARBAGE:
         credential = Authenticator().create(await begin(client, user))
@@ -521,7 +523,9 @@ async def test_garbage_is_no_passkey(client: httpx2.AsyncClient, user: Account, 
 
 
 @pytest.mark.parametrize("key_bytes", [b"\x04", b"\x00", b"\xa0", b"\x04" * 65, b"\xa1\x01\x02", b""])
-async def test_key_that_cannot_be_read_is_refused(client: httpx2.AsyncClient, user: Account, key_bytes: bytes) -> None:
+async def test_passkey_with_unreadable_public_key_is_refused(
+    client: httpx2.AsyncClient, user: Account, key_bytes: bytes
+) -> None:
     class Broken(Authenticator):
         def _public_key(self) -> bytes:
             return key_bytes
@@ -541,7 +545,7 @@ async def test_sign_in_with_a_passkey_is_a_new_session(client: httpx2.AsyncClien
     assert len(sessions) == 2
 
 
-async def test_what_answers_no_challenge_writes_no_event(
+async def test_response_without_challenge_is_not_recorded(
     client: httpx2.AsyncClient, connection: AsyncConnection
 ) -> None:
     response = {"clientDataJSON": "AA", "authenticatorData": "AA", "signature": "AA"}
@@ -553,7 +557,7 @@ async def test_what_answers_no_challenge_writes_no_event(
 
 
 @pytest.mark.parametrize(("size", "status"), [(1023, 201), (1024, 422)])
-async def test_an_id_is_no_longer_than_the_standard_allows(
+async def test_passkey_id_longer_than_standard_allows_is_refused(
     client: httpx2.AsyncClient, user: Account, size: int, status: int
 ) -> None:
     key = Authenticator(id=secrets.token_bytes(size))
@@ -580,7 +584,7 @@ async def test_no_passkey_is_added_once_the_session_has_ended(live_url: str) -> 
     assert await execute_async(live_url, "SELECT count(*) FROM passkeys") == [(0,)]
 
 
-async def test_a_passkey_signs_in_while_it_is_removed(live_url: str) -> None:
+async def test_passkey_being_removed_cannot_sign_in(live_url: str) -> None:
     settings = make_settings(live_url)
     async with open_client(create_app(settings)) as client, open_database(settings) as other:
         user, key = await create_account(client), Authenticator()

@@ -58,7 +58,7 @@ async def count(connection: AsyncConnection) -> list[object]:
 
 
 @pytest.mark.parametrize("password", [None, "", OWN])
-async def test_a_victim_who_follows_a_strangers_message_verifies_nothing(
+async def test_victim_following_strangers_link_does_not_verify_the_account(
     service: httpx2.AsyncClient, mailbox: Mailbox, password: str | None
 ) -> None:
     await sign_up(service, STRANGERS)
@@ -70,7 +70,7 @@ async def test_a_victim_who_follows_a_strangers_message_verifies_nothing(
     assert not await can_sign_in(service, STRANGERS)
 
 
-async def test_a_message_that_is_asked_for_again_verifies_no_strangers_account_either(
+async def test_repeated_verification_message_does_not_verify_strangers_account(
     service: httpx2.AsyncClient, mailbox: Mailbox
 ) -> None:
     await sign_up(service, STRANGERS)
@@ -84,7 +84,7 @@ async def test_a_message_that_is_asked_for_again_verifies_no_strangers_account_e
 
 
 @pytest.mark.parametrize("first", [STRANGERS, OWN])
-async def test_the_sign_up_that_is_confirmed_counts_whoever_came_first(
+async def test_confirmed_sign_up_gets_the_account_regardless_of_order(
     service: httpx2.AsyncClient, mailbox: Mailbox, first: str
 ) -> None:
     names = {STRANGERS: "Eve", OWN: "Ada"}
@@ -112,7 +112,7 @@ async def make_strangers_account(client: httpx2.AsyncClient) -> Account:
     return account
 
 
-async def test_nothing_of_the_stranger_is_left_when_another_sign_up_is_confirmed(
+async def test_confirmed_sign_up_removes_strangers_sessions_and_second_factor(
     client: httpx2.AsyncClient, service: httpx2.AsyncClient, mailbox: Mailbox, connection: AsyncConnection
 ) -> None:
     stranger = await make_strangers_account(client)
@@ -129,7 +129,7 @@ async def test_nothing_of_the_stranger_is_left_when_another_sign_up_is_confirmed
 
 
 @pytest.mark.parametrize("is_verified", [False, True])
-async def test_a_reset_removes_a_second_factor_that_nobody_who_reads_the_mail_has_set(
+async def test_password_reset_removes_second_factor_only_if_address_was_unverified(
     client: httpx2.AsyncClient, mailbox: Mailbox, connection: AsyncConnection, is_verified: bool
 ) -> None:
     await make_strangers_account(client)
@@ -147,7 +147,9 @@ async def test_a_reset_removes_a_second_factor_that_nobody_who_reads_the_mail_ha
     assert await can_sign_in(client, OWN) is not is_verified
 
 
-async def test_a_stranger_keeps_nobody_from_signing_up(migrated_url: str, database: Database, mailbox: Mailbox) -> None:
+async def test_strangers_sign_ups_do_not_prevent_victim_from_signing_up(
+    migrated_url: str, database: Database, mailbox: Mailbox
+) -> None:
     settings = make_settings(migrated_url, email_verification_required=True, throttling=True)
     app = create_app(settings, database)
     async with open_client(app, address="192.0.2.66") as stranger:
@@ -163,7 +165,7 @@ async def test_a_stranger_keeps_nobody_from_signing_up(migrated_url: str, databa
     assert confirmed == 204
 
 
-async def test_a_victim_who_follows_the_message_of_a_strangers_change_confirms_nothing(
+async def test_victim_following_strangers_link_does_not_confirm_change_of_address(
     client: httpx2.AsyncClient, mailbox: Mailbox
 ) -> None:
     stranger = await create_account(client)
@@ -178,7 +180,7 @@ async def test_a_victim_who_follows_the_message_of_a_strangers_change_confirms_n
     assert await confirm(client, token, PASSWORD) == 204
 
 
-async def test_failures_of_the_former_owner_are_gone_with_the_account(
+async def test_confirmed_sign_up_removes_strangers_second_factor_failures(
     service: httpx2.AsyncClient, client: httpx2.AsyncClient, mailbox: Mailbox, connection: AsyncConnection
 ) -> None:
     stranger = await make_strangers_account(client)

@@ -62,7 +62,7 @@ async def test_each_further_process_exceeds_the_limit_by_a_batch_at_most(databas
     assert limit <= stored <= limit + (processes - 1) * MAX_BATCH
 
 
-async def test_requests_at_once_exceed_the_limit_by_their_number_at_most(live_url: str) -> None:
+async def test_concurrent_requests_exceed_the_limit_by_at_most_their_number(live_url: str) -> None:
     limit, at_once = 10, 5
     settings = make_settings(live_url, database_pool_size=at_once)
     async with open_client(create_app(settings)) as client:

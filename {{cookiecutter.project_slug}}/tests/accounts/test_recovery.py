@@ -76,7 +76,7 @@ async def can_sign_in(client: httpx2.AsyncClient, email: str, password: str) -> 
     return (await request_token(client, username=email, password=password)).status_code == 200
 
 
-async def test_a_forgotten_password_is_set_anew(client: httpx2.AsyncClient, user: Account, postman: Postman) -> None:
+async def test_forgotten_password_can_be_reset(client: httpx2.AsyncClient, user: Account, postman: Postman) -> None:
     asked = await post(client, "/auth/password/forgot", email=user.email.upper())
     token = await postman.read_token(user.email)
     reset = await post(client, "/auth/password/reset", token=token, new_password=NEW_PASSWORD)
@@ -111,7 +111,7 @@ async def test_a_code_works_once(client: httpx2.AsyncClient, user: Account, post
         lambda code: "".join(chr(ord(character) + 0xFEE0) for character in code),
     ],
 )
-async def test_a_code_is_read_as_people_copy_it(
+async def test_code_copied_with_spaces_or_unusual_characters_is_accepted(
     client: httpx2.AsyncClient, user: Account, database: Database, typed: Callable[[str], str]
 ) -> None:
     async with database.write() as session:
@@ -136,9 +136,7 @@ async def test_a_code_expires(client: httpx2.AsyncClient, user: Account, postman
     assert await can_sign_in(client, user.email, PASSWORD)
 
 
-async def test_a_code_is_good_for_its_purpose_alone(
-    client: httpx2.AsyncClient, user: Account, postman: Postman
-) -> None:
+async def test_code_works_only_for_its_purpose(client: httpx2.AsyncClient, user: Account, postman: Postman) -> None:
     await post(client, "/auth/password/forgot", email=user.email)
     reset_token = await postman.read_token(user.email)
     await post(client, "/auth/email/verification", email=user.email)
@@ -174,7 +172,7 @@ async def test_a_changed_password_makes_older_codes_worthless(
     assert "was changed" in (await postman.read(user.email))[-1]["Subject"]
 
 
-async def test_no_secret_is_stored(
+async def test_code_is_stored_only_as_hash(
     client: httpx2.AsyncClient, user: Account, postman: Postman, database: Database
 ) -> None:
     await post(client, "/auth/password/forgot", email=user.email)
@@ -193,7 +191,9 @@ async def test_no_secret_is_stored(
     assert token not in str(rows)
 
 
-async def test_an_address_is_verified_once(client: httpx2.AsyncClient, user: Account, postman: Postman) -> None:
+async def test_verified_address_gets_no_further_verification_message(
+    client: httpx2.AsyncClient, user: Account, postman: Postman
+) -> None:
     before = (await client.get(f"{API}/users/me", headers=user.headers)).json()["email_verified_at"]
     await post(client, "/auth/email/verification", email=user.email)
 
@@ -209,7 +209,7 @@ async def test_an_address_is_verified_once(client: httpx2.AsyncClient, user: Acc
 
 
 @pytest.mark.parametrize("path", ["/auth/password/forgot", "/auth/email/verification"])
-async def test_nobody_learns_whether_there_is_an_account(
+async def test_response_does_not_reveal_whether_account_exists(
     client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer, path: str
 ) -> None:
     known = await post(client, path, email=user.email)
@@ -233,7 +233,7 @@ async def test_a_deactivated_account_gets_no_mail(
     assert mail.attempts == []
 
 
-async def test_no_code_survives_a_deactivation(
+async def test_deactivation_revokes_all_codes(
     client: httpx2.AsyncClient, user: Account, admin: Account, postman: Postman, mail: MailServer
 ) -> None:
     await post(client, "/auth/password/forgot", email=user.email)
@@ -260,7 +260,7 @@ async def test_no_code_survives_a_deactivation(
     ]
 
 
-async def test_no_waiting_message_survives_the_account(
+async def test_deleting_account_removes_waiting_messages(
     client: httpx2.AsyncClient, user: Account, postman: Postman, database: Database
 ) -> None:
     await post(client, "/auth/password/forgot", email=user.email)
@@ -293,7 +293,7 @@ async def test_a_new_address_is_confirmed_there_and_announced_at_the_old_one(
 
 
 @pytest.mark.parametrize("is_sent", [True, False])
-async def test_a_changed_password_withdraws_the_new_address(
+async def test_password_change_cancels_pending_change_of_address(
     client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer, is_sent: bool
 ) -> None:
     new_email = new_address()
@@ -328,7 +328,7 @@ async def change_password(client: httpx2.AsyncClient, user: Account) -> None:
     assert changed.status_code == 200, changed.text
 
 
-async def test_a_new_address_that_is_withdrawn_while_it_waits_for_its_turn_is_not_asked_about(
+async def test_change_of_address_cancelled_before_sending_sends_no_message(
     client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send = Sender._send
@@ -347,7 +347,7 @@ async def test_a_new_address_that_is_withdrawn_while_it_waits_for_its_turn_is_no
     assert len(mail.to(user.email)) == 2
 
 
-async def test_a_code_that_is_being_made_is_withdrawn_too(
+async def test_password_change_revokes_code_that_is_being_created(
     empty_url: str, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncio.to_thread(migrate, empty_url)
@@ -406,7 +406,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
     assert await execute_async(empty_url, "SELECT 1 FROM one_time_tokens") == []
 
 
-async def test_a_new_address_is_not_asked_for_with_a_password_that_was_changed_meanwhile(
+async def test_change_of_address_is_refused_if_password_changes_meanwhile(
     client: httpx2.AsyncClient, user: Account, mail: MailServer, postman: Postman, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def limit_late(_tools: Context, _kind: EmailKind, _address: str, _account_id: UUID) -> None:
@@ -422,7 +422,7 @@ async def test_a_new_address_is_not_asked_for_with_a_password_that_was_changed_m
     assert mail.attempts == [user.email]
 
 
-async def test_another_address_by_an_administrator_withdraws_the_new_one(
+async def test_address_change_by_administrator_cancels_pending_change_of_address(
     client: httpx2.AsyncClient, user: Account, admin: Account, postman: Postman, mail: MailServer
 ) -> None:
     new_email = await ask_for_change(client, user)
@@ -435,7 +435,7 @@ async def test_another_address_by_an_administrator_withdraws_the_new_one(
     assert mail.to(new_email) == []
 
 
-async def test_a_verified_address_withdraws_a_new_one(
+async def test_verifying_current_address_cancels_pending_change_of_address(
     client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer
 ) -> None:
     await post(client, "/auth/email/verification", email=user.email)
@@ -449,7 +449,7 @@ async def test_a_verified_address_withdraws_a_new_one(
     assert mail.to(new_email) == []
 
 
-async def test_a_new_address_of_an_account_that_is_gone_is_not_asked_about(
+async def test_deleted_account_sends_no_message_to_new_address(
     client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer
 ) -> None:
     new_email = new_address()
@@ -462,7 +462,7 @@ async def test_a_new_address_of_an_account_that_is_gone_is_not_asked_about(
     assert {*mail.attempts} == {user.email}
 
 
-async def test_a_new_address_needs_the_password(
+async def test_change_of_address_requires_the_password(
     client: httpx2.AsyncClient, user: Account, postman: Postman, mail: MailServer
 ) -> None:
     body = {"new_email": new_address(), "current_password": "wrong" * 4}
@@ -474,7 +474,7 @@ async def test_a_new_address_needs_the_password(
     assert mail.attempts == []
 
 
-async def test_a_new_address_that_is_taken_changes_nothing_and_tells_its_owner(
+async def test_change_to_taken_address_only_notifies_its_owner(
     client: httpx2.AsyncClient, user: Account, postman: Postman
 ) -> None:
     other = await create_account(client)
@@ -486,7 +486,7 @@ async def test_a_new_address_that_is_taken_changes_nothing_and_tells_its_owner(
     assert "already have an account" in (await postman.read(other.email))[-1]["Subject"]
 
 
-async def test_an_address_taken_meanwhile_is_not_given_away(
+async def test_change_to_address_taken_meanwhile_is_refused(
     client: httpx2.AsyncClient, user: Account, postman: Postman
 ) -> None:
     new_email = new_address()
@@ -516,7 +516,9 @@ async def test_a_link_leads_to_the_pages_of_the_application(
 
 
 @pytest.mark.parametrize("path", ["/auth/password/forgot", "/auth/email/verification"])
-async def test_without_a_mail_server_production_says_so(migrated_url: str, database: Database, path: str) -> None:
+async def test_production_without_mail_server_refuses_to_send_codes(
+    migrated_url: str, database: Database, path: str
+) -> None:
     settings = make_settings(
         migrated_url,
         environment="production",
@@ -540,7 +542,7 @@ class TestVerificationRequired:
     def settings(self, migrated_url: str, mail: MailServer) -> Settings:
         return make_settings(migrated_url, **mail.settings, email_verification_required=True)
 
-    async def test_nobody_signs_in_before_the_address_is_verified(
+    async def test_user_cannot_sign_in_before_address_is_verified(
         self, client: httpx2.AsyncClient, postman: Postman
     ) -> None:
         email = new_address()
@@ -558,7 +560,7 @@ class TestVerificationRequired:
         assert verified.status_code == 204
         assert await can_sign_in(client, email, PASSWORD)
 
-    async def test_sign_up_does_not_tell_whether_there_is_an_account(
+    async def test_sign_up_does_not_reveal_whether_account_exists(
         self, client: httpx2.AsyncClient, postman: Postman
     ) -> None:
         email = new_address()
@@ -580,7 +582,7 @@ class TestVerificationRequired:
 
     @pytest.mark.parametrize("is_verified", [True, False])
     @pytest.mark.usefixtures("clock")
-    async def test_signing_in_after_a_sign_up_does_not_tell_either(
+    async def test_sign_in_after_sign_up_does_not_reveal_whether_account_exists(
         self, settings: Settings, database: Database, postman: Postman, is_verified: bool
     ) -> None:
         throttled = settings.model_copy(update={"throttling": True, "throttle_account_attempts": 2})
@@ -603,7 +605,7 @@ class TestVerificationRequired:
         assert answers[taken] == answers[free]
         assert [status for status, *_ in answers[free]] == [400, 400, 429, 429]
 
-    async def test_a_reset_verifies_the_address_too(self, client: httpx2.AsyncClient, postman: Postman) -> None:
+    async def test_password_reset_also_verifies_the_address(self, client: httpx2.AsyncClient, postman: Postman) -> None:
         email = new_address()
         await post(client, "/users", email=email, password=PASSWORD)
         await post(client, "/auth/password/forgot", email=email)
@@ -613,7 +615,9 @@ class TestVerificationRequired:
 
         assert await can_sign_in(client, email, NEW_PASSWORD)
 
-    async def test_the_time_of_a_sign_up_does_not_tell(self, client: httpx2.AsyncClient) -> None:
+    async def test_response_time_of_sign_up_does_not_reveal_whether_account_exists(
+        self, client: httpx2.AsyncClient
+    ) -> None:
         taken = new_address()
         await post(client, "/users", email=taken, password=PASSWORD)
 
@@ -624,7 +628,7 @@ class TestVerificationRequired:
         assert 0.1 < share < 0.9
 
 
-async def test_the_time_of_an_answer_does_not_tell(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_response_time_does_not_reveal_whether_account_exists(client: httpx2.AsyncClient, user: Account) -> None:
     async def ask(email: str) -> None:
         await post(client, "/auth/password/forgot", email=email)
 
@@ -647,7 +651,7 @@ async def share_of_slower(one: Callable[[], Awaitable[None]], other: Callable[[]
     return slower / ROUNDS
 
 
-async def test_of_two_that_bring_one_code_at_once_one_wins(empty_url: str, mail: MailServer) -> None:
+async def test_concurrent_resets_with_same_code_succeed_only_once(empty_url: str, mail: MailServer) -> None:
     await asyncio.to_thread(migrate, empty_url)
     settings = make_settings(empty_url, **mail.settings, database_pool_size=5, password_hash_concurrency=4)
     async with open_client(create_app(settings)) as client:

@@ -21,7 +21,7 @@ def bearer(response: httpx2.Response) -> dict[str, str]:
     return {"Authorization": f"Bearer {response.json()['access_token']}"}
 
 
-async def test_without_a_wish_all_that_is_allowed_is_granted(
+async def test_request_without_scope_grants_all_allowed_scopes(
     client: httpx2.AsyncClient, user: Account, admin: Account
 ) -> None:
     ordinary = await request_scope(client, user, "")
@@ -34,7 +34,7 @@ async def test_without_a_wish_all_that_is_allowed_is_granted(
 @pytest.mark.parametrize(
     ("scope", "own", "all_users"), [("account", 200, 403), ("admin", 403, 200), ("admin  account", 200, 200)]
 )
-async def test_a_token_is_good_for_its_scopes_alone(
+async def test_token_works_only_for_its_scopes(
     client: httpx2.AsyncClient, admin: Account, scope: str, own: int, all_users: int
 ) -> None:
     response = await request_scope(client, admin, scope)
@@ -44,7 +44,7 @@ async def test_a_token_is_good_for_its_scopes_alone(
     assert (await client.get(USERS, headers=bearer(response))).status_code == all_users
 
 
-async def test_a_refusal_names_the_scope(client: httpx2.AsyncClient, admin: Account) -> None:
+async def test_refusal_names_the_missing_scope(client: httpx2.AsyncClient, admin: Account) -> None:
     response = await request_scope(client, admin, "account")
 
     refused = await client.get(USERS, headers=bearer(response))
@@ -54,14 +54,14 @@ async def test_a_refusal_names_the_scope(client: httpx2.AsyncClient, admin: Acco
 
 
 @pytest.mark.parametrize("scope", ["admin", "account admin", "everything", "ACCOUNT", "account\0"])
-async def test_a_scope_that_one_may_not_have_is_refused(client: httpx2.AsyncClient, user: Account, scope: str) -> None:
+async def test_unknown_or_forbidden_scope_is_refused(client: httpx2.AsyncClient, user: Account, scope: str) -> None:
     response = await request_scope(client, user, scope)
 
     assert response.status_code == 400
     assert response.json()["error"] == "invalid_scope"
 
 
-async def test_a_refresh_may_ask_for_less_and_never_for_more(client: httpx2.AsyncClient, admin: Account) -> None:
+async def test_refresh_can_narrow_but_not_widen_the_scope(client: httpx2.AsyncClient, admin: Account) -> None:
     granted = await request_scope(client, admin, "account admin")
 
     less = await request_token(client, "refresh_token", refresh_token=granted.json()["refresh_token"], scope="account")
@@ -76,7 +76,7 @@ async def test_a_refresh_may_ask_for_less_and_never_for_more(client: httpx2.Asyn
     assert more.json()["error"] == "invalid_scope"
 
 
-async def test_who_is_no_administrator_any_more_keeps_no_right(
+async def test_demoted_administrator_loses_admin_rights_at_once(
     client: httpx2.AsyncClient, admin: Account, user: Account
 ) -> None:
     headers = admin.headers

@@ -37,7 +37,9 @@ async def sign_in(client: httpx2.AsyncClient, user: Account, **form: str) -> str
     return str(response.json().get("error", ""))
 
 
-async def test_once_confirmed_it_is_asked_for(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_confirmed_second_factor_is_required_at_sign_in(
+    client: httpx2.AsyncClient, user: Account, clock: Clock
+) -> None:
     secret, _ = await enable(client, user)
     clock.now += 30
 
@@ -46,7 +48,7 @@ async def test_once_confirmed_it_is_asked_for(client: httpx2.AsyncClient, user: 
     assert await sign_in(client, user, otp=show_code(secret, clock.now)) == ""
 
 
-async def test_one_that_is_not_confirmed_is_not_asked_for(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_unconfirmed_second_factor_is_not_required_at_sign_in(client: httpx2.AsyncClient, user: Account) -> None:
     await client.post(PATH, json=PROOF, headers=user.headers)
     wrong = await client.post(f"{PATH}/confirm", json={"code": "000000"}, headers=user.headers)
 
@@ -54,7 +56,9 @@ async def test_one_that_is_not_confirmed_is_not_asked_for(client: httpx2.AsyncCl
     assert await sign_in(client, user) == ""
 
 
-async def test_the_password_is_asked_first(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_wrong_password_is_refused_before_code_is_checked(
+    client: httpx2.AsyncClient, user: Account, clock: Clock
+) -> None:
     secret, _ = await enable(client, user)
     clock.now += 30
 
@@ -77,7 +81,7 @@ async def test_a_code_works_one_step_early_or_late(
     assert await sign_in(client, user, otp=show_code(secret, clock.now + late)) == error
 
 
-async def test_no_code_works_twice_nor_one_before_it(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_used_code_and_earlier_codes_are_refused(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
     secret, recovery_codes = await enable(client, user)
     # The one of the confirmation.
     assert await sign_in(client, user, otp=show_code(secret)) == "invalid_grant"
@@ -91,7 +95,7 @@ async def test_no_code_works_twice_nor_one_before_it(client: httpx2.AsyncClient,
     assert recovered == ["", "invalid_grant"]
 
 
-async def test_recovery_codes_are_many_different_and_kindly_read(
+async def test_recovery_codes_are_unique_and_accepted_in_lower_case_or_with_spaces(
     client: httpx2.AsyncClient, user: Account, clock: Clock
 ) -> None:
     _, recovery_codes = await enable(client, user)
@@ -103,14 +107,14 @@ async def test_recovery_codes_are_many_different_and_kindly_read(
 
 
 @pytest.mark.parametrize("otp", ["", " ", "١٢٣٤٥٦", "12345", "1234567", "x" * 10_000, "\0", "-", "ABCD-EFGH-IJKL-MNOP"])
-async def test_what_is_no_code_is_refused(client: httpx2.AsyncClient, user: Account, clock: Clock, otp: str) -> None:
+async def test_invalid_code_is_refused(client: httpx2.AsyncClient, user: Account, clock: Clock, otp: str) -> None:
     await enable(client, user)
 
     assert await sign_in(client, user, otp=otp) in ("mfa_required", "invalid_grant")
 
 
 @pytest.mark.parametrize("typed", TYPED)
-async def test_a_code_is_read_as_people_type_it(
+async def test_code_typed_with_spaces_or_unusual_characters_is_accepted(
     client: httpx2.AsyncClient, user: Account, clock: Clock, typed: Callable[[str], str]
 ) -> None:
     begun = await client.post(PATH, json=PROOF, headers=user.headers)
@@ -128,7 +132,9 @@ async def test_a_code_is_read_as_people_type_it(
 
 
 @pytest.mark.parametrize("code", ["12345", "1234567", "12345x", "", " ", "x" * 101, "½23456"])
-async def test_the_refusal_of_a_code_is_a_sentence(client: httpx2.AsyncClient, user: Account, code: str) -> None:
+async def test_error_for_malformed_code_is_a_readable_sentence(
+    client: httpx2.AsyncClient, user: Account, code: str
+) -> None:
     await client.post(PATH, json=PROOF, headers=user.headers)
 
     refused = await client.post(f"{PATH}/confirm", json={"code": code}, headers=user.headers)
@@ -140,15 +146,15 @@ async def test_the_refusal_of_a_code_is_a_sentence(client: httpx2.AsyncClient, u
 
 
 @pytest.mark.parametrize("otp", ["", " ", "\u200b"])
-async def test_no_code_is_no_guess(client: httpx2.AsyncClient, user: Account, clock: Clock, otp: str) -> None:
+async def test_blank_code_is_treated_as_missing(
+    client: httpx2.AsyncClient, user: Account, clock: Clock, otp: str
+) -> None:
     await enable(client, user)
 
     assert await sign_in(client, user, otp=otp) == "mfa_required"
 
 
-async def test_codes_of_one_account_are_nothing_for_another(
-    client: httpx2.AsyncClient, user: Account, clock: Clock
-) -> None:
+async def test_codes_do_not_work_for_another_account(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
     other = await create_account(client)
     await enable(client, user)
     secret, recovery_codes = await enable(client, other)
@@ -158,7 +164,9 @@ async def test_codes_of_one_account_are_nothing_for_another(
     assert await sign_in(client, user, otp=show_code(secret, clock.now)) == "invalid_grant"
 
 
-async def test_it_is_changed_with_the_password_alone(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_changing_second_factor_requires_password_and_code(
+    client: httpx2.AsyncClient, user: Account, clock: Clock
+) -> None:
     wrong = {"current_password": "not the password"}
     refused_to_begin = await client.post(PATH, json=wrong, headers=user.headers)
     _, recovery_codes = await enable(client, user)
@@ -178,7 +186,9 @@ async def test_it_is_changed_with_the_password_alone(client: httpx2.AsyncClient,
     assert await sign_in(client, user) == ""
 
 
-async def test_a_second_confirmation_is_refused(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
+async def test_second_factor_cannot_be_confirmed_before_setup_or_twice(
+    client: httpx2.AsyncClient, user: Account, clock: Clock
+) -> None:
     unbegun = await client.post(f"{PATH}/confirm", json={"code": "123456"}, headers=user.headers)
     secret, _ = await enable(client, user)
     clock.now += 30
@@ -189,7 +199,7 @@ async def test_a_second_confirmation_is_refused(client: httpx2.AsyncClient, user
 
 
 @pytest.mark.parametrize("is_begun", [True, False])
-async def test_what_is_not_on_cannot_be_switched_off(
+async def test_second_factor_that_is_off_cannot_be_switched_off(
     client: httpx2.AsyncClient, user: Account, admin: Account, is_begun: bool
 ) -> None:
     if is_begun:
@@ -203,7 +213,7 @@ async def test_what_is_not_on_cannot_be_switched_off(
     assert events.json()["items"] == []
 
 
-async def test_of_many_that_begin_at_once_one_secret_is_there(
+async def test_concurrent_setups_leave_one_valid_secret(
     live_url: str, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     find_factor = codes.find_factor
@@ -226,7 +236,7 @@ async def test_of_many_that_begin_at_once_one_secret_is_there(
 
 
 @pytest.mark.parametrize("moment", ["begin", "confirm"])
-async def test_to_begin_anew_never_undoes_a_confirmation(
+async def test_concurrent_setup_does_not_undo_confirmation(
     live_url: str, monkeypatch: pytest.MonkeyPatch, clock: Clock, moment: str
 ) -> None:
     find_factor, use_totp = codes.find_factor, codes.use_totp
@@ -266,7 +276,7 @@ async def test_to_begin_anew_never_undoes_a_confirmation(
     assert asked == ("mfa_required" if confirmed.status_code == 200 else "")
 
 
-async def test_the_uri_is_what_authenticators_read(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_uri_has_the_format_of_authenticator_apps(client: httpx2.AsyncClient, user: Account) -> None:
     begun = (await client.post(PATH, json=PROOF, headers=user.headers)).json()
 
     uri = urlsplit(begun["uri"])
@@ -297,7 +307,7 @@ async def rotated(settings: Settings, database: Database) -> AsyncIterator[httpx
         yield client
 
 
-async def test_a_rotated_key_reads_secrets_and_the_next_use_encrypts_them_anew(
+async def test_secrets_stay_readable_after_key_rotation_and_next_use_reencrypts_them(
     client: httpx2.AsyncClient,
     rotated: httpx2.AsyncClient,
     user: Account,
@@ -349,7 +359,7 @@ async def test_a_confirmation_beyond_the_limit_uses_up_no_recovery_code(
         assert await confirm(codes[0]) == 201
 
 
-async def test_guesses_at_codes_have_to_wait(settings: Settings, database: Database, clock: Clock) -> None:
+async def test_repeated_wrong_codes_are_throttled(settings: Settings, database: Database, clock: Clock) -> None:
     throttled = settings.model_copy(update={"throttling": True, "throttle_account_attempts": 3})
     async with open_client(create_app(throttled, database)) as client:
         user = await create_account(client)
@@ -369,7 +379,7 @@ async def list_events(client: httpx2.AsyncClient, admin: Account, user: Account)
     return [event["event"] for event in events.json()["items"]]
 
 
-async def test_the_right_password_without_a_right_code_leaves_traces(
+async def test_right_password_with_missing_or_wrong_code_is_recorded_and_logged(
     client: httpx2.AsyncClient, user: Account, admin: Account, clock: Clock, logs: io.StringIO
 ) -> None:
     def count(outcome: str) -> float:
@@ -391,7 +401,7 @@ async def test_the_right_password_without_a_right_code_leaves_traces(
 
 
 @pytest.mark.parametrize("form", [{}, {"otp": "000000"}, {"otp": "ABCD-EFGH-IJKL-MNOP"}, {"scope": "admin"}])
-async def test_the_owner_hears_once_of_many_failures_in_a_row(
+async def test_owner_is_notified_once_of_many_failures_in_a_row(
     client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: Clock, form: dict[str, str]
 ) -> None:
     secret, _ = await enable(client, user)
@@ -417,7 +427,7 @@ async def test_the_owner_hears_once_of_many_failures_in_a_row(
     assert told == [0, 0, 1]
 
 
-async def test_codes_cannot_be_guessed_for_ever(
+async def test_codes_are_blocked_after_too_many_failures_until_password_reset(
     client: httpx2.AsyncClient, user: Account, mailbox: Mailbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
@@ -445,7 +455,7 @@ async def test_codes_cannot_be_guessed_for_ever(
     assert after == ["", ""]
 
 
-async def test_an_honest_sign_in_of_two_steps_never_blocks(
+async def test_sign_ins_without_code_do_not_block_the_second_factor(
     client: httpx2.AsyncClient, user: Account, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)
@@ -457,7 +467,7 @@ async def test_an_honest_sign_in_of_two_steps_never_blocks(
     assert await sign_in(client, user, otp=show_code(secret, clock.now)) == ""
 
 
-async def test_many_guesses_at_codes_at_once_are_no_way_around(
+async def test_concurrent_guesses_cannot_exceed_the_limit_of_failures(
     live_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes, "MAX_FAILURES", 8, raising=False)

@@ -43,7 +43,9 @@ async def test_sessions_show_device_address_and_times(app: FastAPI, user: Accoun
     assert newest["scope"] == "account"
 
 
-async def test_a_refresh_tells_the_last_use(app: FastAPI, client: httpx2.AsyncClient, user: Account) -> None:
+async def test_refresh_updates_last_use_device_and_address(
+    app: FastAPI, client: httpx2.AsyncClient, user: Account
+) -> None:
     (before,) = await list_sessions(client, user)
 
     async with open_client(app, address="198.51.100.7", device="Phone/2.0") as phone:
@@ -55,7 +57,7 @@ async def test_a_refresh_tells_the_last_use(app: FastAPI, client: httpx2.AsyncCl
     assert (after["device"], after["address"]) == ("Phone/2.0", "198.51.100.7")
 
 
-async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_ended_session_is_signed_out_at_once(client: httpx2.AsyncClient, user: Account) -> None:
     other = await sign_in(client, user.id, user.email)
     (ended,) = [session["id"] for session in await list_sessions(client, user) if not session["is_current"]]
 
@@ -69,7 +71,7 @@ async def test_a_session_that_is_ended_is_out_at_once(client: httpx2.AsyncClient
     assert len(await list_sessions(client, user)) == 1
 
 
-async def test_a_session_that_ends_while_a_body_arrives_changes_nothing(
+async def test_session_ended_while_request_body_arrives_changes_nothing(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
     other = await sign_in(client, user.id, user.email)
@@ -88,7 +90,7 @@ async def test_a_session_that_ends_while_a_body_arrives_changes_nothing(
     assert (await client.get(ME, headers=user.headers)).json()["name"] != "Changed"
 
 
-async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(
+async def test_cached_session_answers_reads_until_the_cache_expires(
     migrated_url: str, connection: AsyncConnection, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -117,7 +119,7 @@ async def test_with_a_cache_reading_may_lag_behind_and_nothing_else(
     assert (cached.status_code, late.status_code, written.status_code) == (200, 401, 401)
 
 
-async def test_with_a_cache_what_is_ended_changes_nothing_any_more(
+async def test_cached_session_cannot_write_once_it_has_ended(
     migrated_url: str, connection: AsyncConnection, database: Database
 ) -> None:
     async with open_client(create_app(make_settings(migrated_url, auth_cache_seconds=60), database)) as client:
@@ -149,7 +151,9 @@ async def test_expired_sessions_are_not_listed(
     assert [session["is_current"] for session in await list_sessions(client, again)] == [True]
 
 
-async def test_beyond_the_limit_the_least_recently_used_ends(settings: Settings, database: Database) -> None:
+async def test_sign_in_beyond_session_limit_ends_least_recently_used_session(
+    settings: Settings, database: Database
+) -> None:
     app = create_app(settings.model_copy(update={"max_sessions_per_user": 3}), database)
     async with open_client(app) as client:
         first = await create_account(client)
@@ -164,7 +168,7 @@ async def test_beyond_the_limit_the_least_recently_used_ends(settings: Settings,
         assert len(await list_sessions(client, fourth)) == 3
 
 
-async def test_a_session_ends_at_its_greatest_age_however_often_it_is_refreshed(
+async def test_session_ends_at_maximum_age_despite_refreshes(
     settings: Settings, database: Database, connection: AsyncConnection
 ) -> None:
     app = create_app(settings.model_copy(update={"session_max_lifetime_seconds": 3600}), database)
@@ -210,9 +214,9 @@ async def test_an_operator_ends_the_sessions_of_one_account_or_of_all(live_url: 
         ("<script>alert(1)</script>", "<script>alert(1)</script>"),
         ("r\xe9sum\xe9", "r\xe9sum\xe9"),
     ],
-    ids=["long", "none", "escapes", "markup", "latin-1"],
+    ids=["long", "empty", "escapes", "markup", "latin-1"],
 )
-async def test_what_a_client_calls_itself_writes_into_no_terminal(
+async def test_device_name_is_shortened_and_loses_control_characters(
     client: httpx2.AsyncClient, user: Account, sent: str, shown: str
 ) -> None:
     form = {"grant_type": "password", "username": user.email, "password": PASSWORD}

@@ -69,7 +69,7 @@ async def test_a_taken_address_is_refused(client: httpx2.AsyncClient, email: str
         {"id": "01890000-0000-7000-8000-000000000000"},
     ],
 )
-async def test_a_sign_up_that_makes_no_sense_is_refused(client: httpx2.AsyncClient, change: dict[str, object]) -> None:
+async def test_invalid_sign_up_is_refused(client: httpx2.AsyncClient, change: dict[str, object]) -> None:
     response = await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD, **change})
 
     assert response.status_code == 422, response.text
@@ -88,7 +88,7 @@ async def test_a_password_of_any_characters_signs_in(client: httpx2.AsyncClient,
     assert response.status_code == 200
 
 
-async def test_a_refused_password_is_not_repeated(client: httpx2.AsyncClient) -> None:
+async def test_refused_password_is_not_in_the_response(client: httpx2.AsyncClient) -> None:
     response = await client.post(USERS, json={"email": "ada@example.com", "password": "hunter2"})
 
     assert "hunter2" not in response.text
@@ -101,7 +101,7 @@ async def test_sign_up_can_be_closed(migrated_url: str, database: Database) -> N
     assert response.status_code == 403
 
 
-async def test_one_changes_ones_name_and_nothing_else(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_user_can_change_only_own_name(client: httpx2.AsyncClient, user: Account) -> None:
     changed = await client.patch(ME, json={"name": "Ada"}, headers=user.headers)
 
     assert changed.json()["name"] == "Ada"
@@ -174,7 +174,7 @@ async def test_a_refused_change_of_the_password_changes_nothing(
         ("DELETE", f"{USERS}/01890000-0000-7000-8000-000000000000"),
     ],
 )
-async def test_without_a_token_nothing_is_answered(client: httpx2.AsyncClient, method: str, path: str) -> None:
+async def test_request_without_token_is_refused(client: httpx2.AsyncClient, method: str, path: str) -> None:
     body = {"name": "x"} if method in {"PATCH", "POST"} else None
     response = await client.request(method, path, json=body)
 
@@ -182,7 +182,7 @@ async def test_without_a_token_nothing_is_answered(client: httpx2.AsyncClient, m
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-async def test_others_are_forbidden_whether_or_not_they_exist(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_user_cannot_find_out_whether_another_account_exists(client: httpx2.AsyncClient, user: Account) -> None:
     stranger = await create_account(client)
 
     existing = await client.get(f"{USERS}/{stranger.id}", headers=user.headers)
@@ -193,7 +193,7 @@ async def test_others_are_forbidden_whether_or_not_they_exist(client: httpx2.Asy
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", ""), ("PATCH", "/{id}"), ("DELETE", "/{id}")])
-async def test_what_is_for_administrators_is_forbidden_to_others(
+async def test_routes_for_administrators_are_forbidden_to_other_users(
     client: httpx2.AsyncClient, user: Account, method: str, path: str
 ) -> None:
     body = {"is_admin": True} if method == "PATCH" else None
@@ -202,7 +202,7 @@ async def test_what_is_for_administrators_is_forbidden_to_others(
     assert response.status_code == 403
 
 
-async def test_an_administrator_lists_reads_changes_and_deletes(
+async def test_administrator_can_list_read_change_and_delete_accounts(
     client: httpx2.AsyncClient, user: Account, admin: Account
 ) -> None:
     listed = await client.get(USERS, params={"limit": 1}, headers=admin.headers)
@@ -253,7 +253,7 @@ async def test_an_administrators_deactivation_is_effective_at_once(
         ("PATCH", USERS + "/{id}", {"is_active": False}),
     ],
 )
-async def test_the_last_active_administrator_stays(
+async def test_last_active_administrator_cannot_be_removed(
     client: httpx2.AsyncClient,
     database: Database,
     admin: Account,
@@ -271,7 +271,7 @@ async def test_the_last_active_administrator_stays(
     assert (await client.get(f"{USERS}/{other.id}", headers=admin.headers)).status_code == 200
 
 
-async def test_of_two_administrators_who_remove_each_other_at_once_one_stays(live_url: str) -> None:
+async def test_two_administrators_who_delete_each_other_at_once_leave_one(live_url: str) -> None:
     settings = make_settings(live_url, database_pool_size=3)
     async with open_database(settings) as database, open_client(create_app(settings, database)) as client:
         one, other = [await create_account(client, database, is_admin=True) for _ in range(2)]
@@ -302,7 +302,7 @@ async def wait_for_both(url: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_administrator_cannot_give_a_taken_address(
+async def test_administrator_cannot_change_address_to_a_taken_one(
     client: httpx2.AsyncClient, user: Account, admin: Account
 ) -> None:
     response = await client.patch(
@@ -316,7 +316,7 @@ async def test_an_administrator_cannot_give_a_taken_address(
 @pytest.mark.parametrize(
     "body", [{"email": None}, {"is_active": None}, {"is_admin": "perhaps"}, {"password": "x" * 12}]
 )
-async def test_an_administrators_change_that_makes_no_sense_is_refused(
+async def test_invalid_change_by_administrator_is_refused(
     client: httpx2.AsyncClient, admin: Account, body: dict[str, object]
 ) -> None:
     response = await client.patch(f"{USERS}/{admin.id}", json=body, headers=admin.headers)
@@ -325,7 +325,7 @@ async def test_an_administrators_change_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("address", ENCODED_ADDRESSES)
-async def test_an_address_that_mail_software_decodes_is_refused_at_every_door(
+async def test_address_that_mail_software_would_decode_is_refused_by_every_route(
     client: httpx2.AsyncClient, user: Account, admin: Account, address: str
 ) -> None:
     answers = [
@@ -342,7 +342,7 @@ async def test_an_address_that_mail_software_decodes_is_refused_at_every_door(
     assert "decode" in answers[0].json()["errors"][0]["message"]
 
 
-async def test_an_address_is_lower_cased_where_that_is_the_same_mailbox(client: httpx2.AsyncClient) -> None:
+async def test_address_is_lower_cased_only_if_mailbox_stays_the_same(client: httpx2.AsyncClient) -> None:
     created = [
         await client.post(USERS, json={"email": email, "password": PASSWORD})
         for email in ("ÄDA@example.com", "İada@example.com", "ΟΔΟΣ@example.com")

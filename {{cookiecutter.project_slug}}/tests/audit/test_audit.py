@@ -36,7 +36,7 @@ async def list_events(client: httpx2.AsyncClient, admin: Account, **query: str) 
     return events
 
 
-async def test_what_happens_to_an_account_is_recorded(
+async def test_sign_ins_and_changes_of_account_are_recorded(
     client: httpx2.AsyncClient, admin: Account, connection: AsyncConnection
 ) -> None:
     user = await create_account(client)
@@ -71,7 +71,9 @@ async def test_what_happens_to_an_account_is_recorded(
     ]
 
 
-async def test_an_event_tells_from_where(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
+async def test_event_has_address_device_and_request_id(
+    client: httpx2.AsyncClient, admin: Account, user: Account
+) -> None:
     await client.patch(
         ME, json={"name": "Ada"}, headers={**user.headers, "X-Request-ID": "request-1234", "User-Agent": "Phone/1.0"}
     )
@@ -84,7 +86,9 @@ async def test_an_event_tells_from_where(client: httpx2.AsyncClient, admin: Acco
     assert event["details"] == {"changes": {"name": ["", "Ada"]}}
 
 
-async def test_a_change_tells_old_and_new_values(client: httpx2.AsyncClient, admin: Account, user: Account) -> None:
+async def test_change_is_recorded_with_old_and_new_values(
+    client: httpx2.AsyncClient, admin: Account, user: Account
+) -> None:
     change = {"email": "new@example.com", "is_admin": True}
     await client.patch(f"/api/v1/users/{user.id}", json=change, headers=await confirmed(client, admin))
 
@@ -94,7 +98,7 @@ async def test_a_change_tells_old_and_new_values(client: httpx2.AsyncClient, adm
     assert event["details"] == {"changes": expected}
 
 
-async def test_what_was_forbidden_is_recorded_with_who_asked(
+async def test_forbidden_request_is_recorded_with_its_user(
     client: httpx2.AsyncClient, admin: Account, user: Account
 ) -> None:
     await client.get("/api/v1/users", headers=user.headers)
@@ -111,7 +115,7 @@ async def test_what_was_forbidden_is_recorded_with_who_asked(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_a_flood_of_refusals_writes_few_events_and_hides_nobody_elses(
+async def test_recorded_refusals_are_limited_separately_for_each_user(
     migrated_url: str, database: Database, admin: Account
 ) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_address_attempts=3)
@@ -127,7 +131,7 @@ async def test_a_flood_of_refusals_writes_few_events_and_hides_nobody_elses(
 
 
 @pytest.mark.usefixtures("clock")
-async def test_who_is_throttled_is_recorded(migrated_url: str, database: Database, admin: Account) -> None:
+async def test_throttled_request_is_recorded(migrated_url: str, database: Database, admin: Account) -> None:
     settings = make_settings(migrated_url, throttling=True, throttle_account_attempts=1)
     async with open_client(create_app(settings, database)) as client:
         user = await create_account(client)
@@ -142,7 +146,7 @@ async def test_who_is_throttled_is_recorded(migrated_url: str, database: Databas
     assert [(event["actor_id"], event["address"]) for event in events] == [(None, "127.0.0.1"), (user.id, "127.0.0.1")]
 
 
-async def test_a_refusal_is_answered_also_where_it_cannot_be_recorded(
+async def test_refusal_is_answered_even_if_it_cannot_be_recorded(
     client: httpx2.AsyncClient, user: Account, connection: AsyncConnection, logs: io.StringIO
 ) -> None:
     await connection.execute(text("ALTER TABLE audit_events RENAME TO lost_events"))
@@ -153,7 +157,9 @@ async def test_a_refusal_is_answered_also_where_it_cannot_be_recorded(
     assert "a refusal was not recorded" in logs.getvalue()
 
 
-async def test_no_event_holds_what_was_typed(client: httpx2.AsyncClient, admin: Account) -> None:
+async def test_failed_sign_in_is_recorded_without_typed_name_or_password(
+    client: httpx2.AsyncClient, admin: Account
+) -> None:
     await request_token(client, username="my secret password", password=WRONG)
 
     events = await client.get(EVENTS, headers=admin.headers)
@@ -174,12 +180,12 @@ async def test_a_refused_change_is_not_recorded(client: httpx2.AsyncClient, admi
     assert await list_events(client, admin, user_id=user.id, event="user.changed") == []
 
 
-async def test_only_administrators_read_it(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_only_administrators_can_read_events(client: httpx2.AsyncClient, user: Account) -> None:
     assert (await client.get(EVENTS, headers=user.headers)).status_code == 403
     assert (await client.get(EVENTS)).status_code == 401
 
 
-async def test_a_name_that_no_event_can_have_is_refused(client: httpx2.AsyncClient, admin: Account) -> None:
+async def test_invalid_event_name_is_refused(client: httpx2.AsyncClient, admin: Account) -> None:
     unknown = await client.get(EVENTS, params={"event": "nothing"}, headers=admin.headers)
     refused = await client.get(f"{EVENTS}?event=%00", headers=admin.headers)
 
@@ -217,12 +223,12 @@ async def test_the_database_refuses_to_delete_an_event_of_today(
         await connection.execute(text(statement))
 
 
-def test_no_lifetime_is_shorter_than_what_the_database_keeps() -> None:
+def test_event_lifetime_below_one_day_is_refused() -> None:
     with pytest.raises(ValidationError, match="audit_log_lifetime_seconds"):
         make_settings("sqlite://", audit_log_lifetime_seconds=24 * 3600 - 1)
 
 
-async def test_what_nobody_needs_any_more_is_purged(
+async def test_expired_sessions_networks_counts_and_events_are_purged(
     user: Account, connection: AsyncConnection, database: Database, settings: Settings
 ) -> None:
     async def count(model: type[Base]) -> object:
@@ -250,7 +256,7 @@ async def test_what_nobody_needs_any_more_is_purged(
     assert "old" not in left
 
 
-async def test_each_kind_is_purged_to_its_end_whatever_becomes_of_the_others(
+async def test_failing_purge_does_not_stop_the_other_purges(
     database: Database, settings: Settings, logs: io.StringIO
 ) -> None:
     left = [2, 1, 0]

@@ -92,7 +92,9 @@ async def let_a_day_pass(database: Database) -> None:
                 await session.execute(update(StoredFile).where(StoredFile.id == row.id).values(expires_at=earlier))
 
 
-async def test_a_kept_file_has_what_was_sent(database: Database, store: ObjectStore, owner_id: UUID) -> None:
+async def test_kept_file_has_the_uploaded_content_and_metadata(
+    database: Database, store: ObjectStore, owner_id: UUID
+) -> None:
     chunks = give(CONTENT[:5], b"", CONTENT[5:])
 
     saved = await service.save(
@@ -109,7 +111,7 @@ async def test_a_kept_file_has_what_was_sent(database: Database, store: ObjectSt
     assert await collect(await store.open(file.id)) == CONTENT
 
 
-async def test_the_row_is_there_before_the_object(
+async def test_database_row_is_written_before_the_object(
     database: Database, store: ObjectStore, owner_id: UUID, storage_folder: Path
 ) -> None:
     seen: list[tuple[int, list[Path]]] = []
@@ -123,7 +125,7 @@ async def test_the_row_is_there_before_the_object(
     assert seen == [(1, [])]
 
 
-async def test_what_is_not_kept_is_no_file(database: Database, store: ObjectStore, owner_id: UUID) -> None:
+async def test_upload_that_was_not_kept_is_not_found(database: Database, store: ObjectStore, owner_id: UUID) -> None:
     saved = await service.save(database, store, owner_id, filename="a", media_type="a/b", chunks=give(CONTENT))
 
     async with database.read() as session:
@@ -168,7 +170,7 @@ async def test_a_deleted_file_is_gone_at_once_and_its_content_a_day_later(
     assert await collect(await store.open(other.id)) == CONTENT
 
 
-async def test_a_file_that_is_deleted_again_expires_no_later(
+async def test_deleting_file_twice_does_not_postpone_its_expiry(
     database: Database, store: ObjectStore, owner_id: UUID, settings: Settings
 ) -> None:
     file = await add_file(database, store, owner_id)
@@ -206,7 +208,7 @@ async def test_the_files_of_a_deleted_account_are_purged(
     assert unfinished.id != other.id
 
 
-async def test_a_purge_deletes_many_in_batches(
+async def test_purge_deletes_files_in_batches(
     database: Database, store: ObjectStore, owner_id: UUID, settings: Settings
 ) -> None:
     for _ in range(3):
@@ -216,7 +218,7 @@ async def test_a_purge_deletes_many_in_batches(
     assert [await purge(database, settings, at_most=2) for _ in range(3)] == [2, 1, 0]
 
 
-async def test_a_row_outlives_an_object_that_cannot_be_deleted(
+async def test_row_is_kept_if_its_object_cannot_be_deleted(
     database: Database, store: ObjectStore, owner_id: UUID, migrated_url: str
 ) -> None:
     saved = await service.save(database, store, owner_id, filename="a", media_type="a/b", chunks=give(CONTENT))
@@ -230,7 +232,7 @@ async def test_a_row_outlives_an_object_that_cannot_be_deleted(
     assert await list_rows(database) == {saved.id}
 
 
-async def test_object_that_cannot_be_deleted_keeps_no_other_from_it(
+async def test_undeletable_object_does_not_prevent_deletion_of_others(
     database: Database, store: ObjectStore, owner_id: UUID, settings: Settings, storage_folder: Path
 ) -> None:
     stuck, other = [
@@ -282,7 +284,7 @@ async def test_a_file_is_uploaded_and_downloaded(site: httpx2.AsyncClient, owner
     assert answer.headers["content-length"] == "1000000"
 
 
-async def test_file_without_content_is_an_outage_and_is_logged(
+async def test_download_of_missing_content_answers_503_and_is_logged(
     site: httpx2.AsyncClient, owner_id: UUID, storage_folder: Path, logs: io.StringIO
 ) -> None:
     file_id = (await site.post(f"/files?owner_id={owner_id}", content=b"x")).json()["id"]
@@ -294,7 +296,7 @@ async def test_file_without_content_is_an_outage_and_is_logged(
     assert "the content of a file is missing" in logs.getvalue()
 
 
-async def test_a_download_is_never_a_page_of_this_site(
+async def test_html_file_is_downloaded_as_attachment(
     site: httpx2.AsyncClient, database: Database, store: ObjectStore, owner_id: UUID
 ) -> None:
     saved = await service.save(
@@ -310,7 +312,7 @@ async def test_a_download_is_never_a_page_of_this_site(
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_without_a_place_for_files_they_are_refused_in_a_sentence(
+async def test_upload_without_configured_storage_is_refused_with_explanation(
     migrated_url: str, database: Database, owner_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("STORAGE_FOLDER")

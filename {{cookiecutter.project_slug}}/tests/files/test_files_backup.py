@@ -44,7 +44,7 @@ def test_a_backup_holds_all_files(storage_folder: Path, backups: Path) -> None:
     assert backup.stat().st_mode & 0o777 == 0o700
 
 
-def test_what_has_not_changed_takes_no_space(storage_folder: Path, backups: Path) -> None:
+def test_backup_shares_unchanged_files_with_previous_backup(storage_folder: Path, backups: Path) -> None:
     (old,) = add_objects(storage_folder, 10)
     first = write_backup(storage_folder, backups)
     (new,) = add_objects(storage_folder, 20)
@@ -57,7 +57,7 @@ def test_what_has_not_changed_takes_no_space(storage_folder: Path, backups: Path
     assert not (first / object_path(new)).exists()
 
 
-def test_a_file_that_is_damaged_in_the_last_backup_is_copied(storage_folder: Path, backups: Path) -> None:
+def test_file_damaged_in_previous_backup_is_copied_again(storage_folder: Path, backups: Path) -> None:
     (key,) = add_objects(storage_folder, 10)
     (write_backup(storage_folder, backups) / object_path(key)).write_bytes(b"cut")
 
@@ -66,7 +66,7 @@ def test_a_file_that_is_damaged_in_the_last_backup_is_copied(storage_folder: Pat
     assert read_all(second) == read_all(storage_folder)
 
 
-def test_what_is_being_written_is_no_part_of_a_backup(storage_folder: Path, backups: Path) -> None:
+def test_backup_leaves_out_uploads_in_progress(storage_folder: Path, backups: Path) -> None:
     (key,) = add_objects(storage_folder, 10)
     (storage_folder / object_path(key)).with_suffix(".partial").touch()
 
@@ -90,7 +90,7 @@ def test_folder_that_has_lost_all_files_is_not_backed_up(storage_folder: Path, b
     assert len(read_all(backup)) == 1
 
 
-def test_a_folder_keeps_the_newest_backups(storage_folder: Path, backups: Path) -> None:
+def test_only_the_newest_backups_are_kept(storage_folder: Path, backups: Path) -> None:
     add_objects(storage_folder, 10)
     made = [write_backup(storage_folder, backups) for _ in range(3)]
     stale = backups / f".{made[0].name}.x.partial"
@@ -104,7 +104,7 @@ def test_a_folder_keeps_the_newest_backups(storage_folder: Path, backups: Path) 
     assert read_all(newest) == read_all(storage_folder)
 
 
-def test_a_backup_that_fails_is_not_there(storage_folder: Path, backups: Path) -> None:
+def test_failed_backup_leaves_no_files_behind(storage_folder: Path, backups: Path) -> None:
     (key,) = add_objects(storage_folder, 10)
     # No file, so that copying it fails.
     (storage_folder / object_path(uuid7())).mkdir(parents=True)
@@ -117,7 +117,7 @@ def test_a_backup_that_fails_is_not_there(storage_folder: Path, backups: Path) -
     assert list(read_all(storage_folder)) == [object_path(key)]
 
 
-def test_a_restore_brings_back_what_is_missing_and_nothing_else(storage_folder: Path, backups: Path) -> None:
+def test_restore_replaces_only_missing_and_damaged_files(storage_folder: Path, backups: Path) -> None:
     lost, damaged, kept = add_objects(storage_folder, 10, 20, 30)
     before = read_all(storage_folder)
     backup = write_backup(storage_folder, backups)
@@ -134,7 +134,7 @@ def test_a_restore_brings_back_what_is_missing_and_nothing_else(storage_folder: 
     assert {name: content for name, content in read_all(storage_folder).items() if name in before} == before
 
 
-def test_a_folder_of_something_else_is_refused(storage_folder: Path, backups: Path) -> None:
+def test_restore_from_folder_without_backup_is_refused(storage_folder: Path, backups: Path) -> None:
     add_objects(storage_folder, 10)
     write_backup(storage_folder, backups)
     shutil.rmtree(storage_folder)
@@ -160,7 +160,7 @@ def test_an_operator_backs_up_and_restores(storage_folder: Path, backups: Path, 
     assert read_all(Path(new)) == read_all(storage_folder)
 
 
-def test_a_bucket_is_backed_up_by_its_own_means(backups: Path, tmp_path: Path) -> None:
+def test_backup_and_restore_of_bucket_refer_to_versioning(backups: Path, tmp_path: Path) -> None:
     bucket = {"STORAGE_S3_BUCKET": "files"}
 
     backed_up = manage(unreachable_url(), "files", "backup", str(backups), **bucket)
@@ -172,7 +172,7 @@ def test_a_bucket_is_backed_up_by_its_own_means(backups: Path, tmp_path: Path) -
     assert not backups.exists()
 
 
-def test_without_a_folder_there_is_nothing_to_back_up(backups: Path) -> None:
+def test_backup_without_configured_storage_fails(backups: Path) -> None:
     production = {"ENVIRONMENT": "production", "ALLOWED_HOSTS": "example.com"}
     production["SECRET_KEY"] = "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e"
 

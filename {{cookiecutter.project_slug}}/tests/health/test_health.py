@@ -45,9 +45,7 @@ async def test_a_database_without_a_schema_is_not_ready(empty_url: str) -> None:
 
 
 @pytest.mark.parametrize(("revision", "status"), [("0001", 503), ("9999", 200)], ids=["behind", "ahead"])
-async def test_a_schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is(
-    empty_url: str, revision: str, status: int
-) -> None:
+async def test_older_schema_is_not_ready_and_newer_schema_is_ready(empty_url: str, revision: str, status: int) -> None:
     await execute_async(empty_url, "CREATE TABLE alembic_version (version_num VARCHAR(32))")
     await execute_async(empty_url, f"INSERT INTO alembic_version VALUES ('{revision}')")  # noqa: S608  # ours
 
@@ -57,7 +55,7 @@ async def test_a_schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is(
     assert response.status_code == status
 
 
-async def test_migrations_that_contradict_each_other_are_not_ready_and_say_what_helps(
+async def test_service_with_conflicting_migrations_is_not_ready_and_logs_remedy(
     app: FastAPI, logs: io.StringIO, migrations_folder: Path
 ) -> None:
     for revision in ("9998", "9999"):
@@ -72,7 +70,7 @@ async def test_migrations_that_contradict_each_other_are_not_ready_and_say_what_
     assert "Traceback" not in logs.getvalue()
 
 
-async def test_a_database_out_of_reach_is_neither_ready_nor_a_server_error() -> None:
+async def test_unreachable_database_is_answered_with_503() -> None:
     settings = make_settings(unreachable_url())
     async with open_client(create_app(settings)) as client:
         ready = await client.get("/health/ready")
@@ -101,7 +99,7 @@ async def test_a_stopping_process_is_not_ready(client: httpx2.AsyncClient) -> No
         signal.signal(signal.SIGTERM, before)
 
 
-async def test_readiness_hears_of_the_stop(app: FastAPI) -> None:
+async def test_readiness_fails_after_stop_signal(app: FastAPI) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         async with open_client(app) as client:
@@ -117,13 +115,13 @@ async def test_readiness_hears_of_the_stop(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
-async def test_probes_are_answered_whatever_host_they_name(client: httpx2.AsyncClient, path: str) -> None:
+async def test_probes_are_answered_for_any_host_header(client: httpx2.AsyncClient, path: str) -> None:
     response = await client.get(path, headers={"Host": "10.0.0.7"})
 
     assert response.status_code == 200
 
 
-async def test_not_ready_is_told_in_time_by_a_database_that_does_not_let_go(
+async def test_readiness_check_is_answered_in_time_while_database_hangs(
     live_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = asyncio.Event()
@@ -144,7 +142,7 @@ async def test_not_ready_is_told_in_time_by_a_database_that_does_not_let_go(
     assert response.status_code == 503
 
 
-async def test_metrics_are_added_up_beside_the_event_loop(
+async def test_metrics_are_rendered_outside_event_loop(
     migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.health.router.render_metrics", lambda: threading.current_thread().name.encode())

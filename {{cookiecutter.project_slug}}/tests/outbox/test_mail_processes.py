@@ -59,7 +59,7 @@ def forget(server: Server, *emails: str) -> list[float]:
     return seconds
 
 
-def test_what_a_killed_process_was_sending_is_sent_by_the_next(url: str, mail: MailServer) -> None:
+def test_message_of_killed_process_is_sent_by_the_next_process(url: str, mail: MailServer) -> None:
     mail.fall_silent()
     with run(url, mail.environment | PATIENT) as server:
         email = sign_up(server)
@@ -114,7 +114,7 @@ def measure(url: str, environment: dict[str, str], silent: MailServer | None = N
     return seconds
 
 
-def test_without_a_mail_server_messages_are_files_and_the_log_tells_where(url: str) -> None:
+def test_without_mail_server_messages_are_written_to_files_named_in_the_log(url: str) -> None:
     with run(url, PATIENT) as server:
         email = sign_up(server)
         forget(server, email)

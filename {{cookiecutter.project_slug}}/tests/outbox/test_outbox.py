@@ -93,7 +93,7 @@ def count_emails(outcome: str) -> float:
     return REGISTRY.get_sample_value("emails_total", {"outcome": outcome}) or 0
 
 
-async def test_a_message_is_sent_at_once_and_then_forgotten(
+async def test_message_is_sent_at_once_and_then_deleted(
     live_url: str, settings: Settings, database: Database, mail: MailServer
 ) -> None:
     sent = count_emails("sent")
@@ -123,7 +123,9 @@ async def test_the_renderer_gets_the_payload_that_was_enqueued(settings: Setting
     assert payloads == [{"project": "Zürich", "roles": ["admin", None, 1]}, {}]
 
 
-async def test_what_is_rolled_back_is_not_sent(settings: Settings, database: Database, mail: MailServer) -> None:
+async def test_message_of_rolled_back_transaction_is_not_sent(
+    settings: Settings, database: Database, mail: MailServer
+) -> None:
     async def fail() -> None:
         async with database.write() as session:
             await service.enqueue(session, "greeting", "rolled-back@example.com")
@@ -138,7 +140,7 @@ async def test_what_is_rolled_back_is_not_sent(settings: Settings, database: Dat
     assert mail.attempts == [ADA]
 
 
-async def test_messages_of_other_processes_are_found_by_looking(
+async def test_messages_of_other_processes_are_found_by_polling(
     live_url: str, settings: Settings, mail: MailServer
 ) -> None:
     watchful = settings.model_copy(update={"outbox_poll_seconds": 0.05})
@@ -153,7 +155,7 @@ async def test_messages_of_other_processes_are_found_by_looking(
     assert mail.attempts == [ADA]
 
 
-async def test_nobody_to_write_to_leaves_no_trace(
+async def test_message_is_deleted_unsent_if_renderer_returns_none(
     live_url: str, settings: Settings, database: Database, mail: MailServer
 ) -> None:
     async with run_sender(settings, database, RENDERERS):
@@ -177,7 +179,7 @@ async def test_a_server_that_is_down_is_tried_again(live_url: str, settings: Set
 
 
 @pytest.mark.parametrize("answer", ["recipient_answer", "data_answer"])
-async def test_a_server_that_says_later_is_asked_again(
+async def test_temporary_refusal_is_retried(
     live_url: str, settings: Settings, database: Database, mail: MailServer, answer: str
 ) -> None:
     setattr(mail, answer, "451 4.3.0 Later, please")
@@ -191,7 +193,7 @@ async def test_a_server_that_says_later_is_asked_again(
 
 
 @pytest.mark.parametrize("answer", ["recipient_answer", "data_answer"])
-async def test_a_refusal_for_good_is_not_repeated(
+async def test_permanent_refusal_is_not_retried(
     live_url: str, settings: Settings, database: Database, mail: MailServer, logs: io.StringIO, answer: str
 ) -> None:
     setattr(mail, answer, "550 5.1.1 No such mailbox")
@@ -212,7 +214,7 @@ async def test_a_refusal_for_good_is_not_repeated(
 
 
 @pytest.mark.parametrize("address", [*ENCODED_ADDRESSES, "jürgen@example.com", "no address"])
-async def test_what_can_never_be_sent_is_tried_once(
+async def test_message_to_invalid_address_is_tried_only_once(
     live_url: str, settings: Settings, database: Database, mail: MailServer, address: str
 ) -> None:
     async with run_sender(settings, database, RENDERERS):
@@ -223,7 +225,7 @@ async def test_what_can_never_be_sent_is_tried_once(
     assert mail.attempts == []
 
 
-async def test_tries_end_and_an_operator_can_ask_for_more(
+async def test_retries_end_at_the_limit_and_operator_can_retry(
     live_url: str, settings: Settings, database: Database, mail: MailServer
 ) -> None:
     impatient = settings.model_copy(update={"email_retry_limit": 2})
@@ -248,7 +250,7 @@ async def test_tries_end_and_an_operator_can_ask_for_more(
     assert len(mail.to(ADA)) == 1
 
 
-async def test_what_failed_long_ago_is_purged(live_url: str, settings: Settings, database: Database) -> None:
+async def test_old_failed_messages_are_purged(live_url: str, settings: Settings, database: Database) -> None:
     await enqueue(database, ADA, "eve@example.com", "bob@example.com")
     await execute_async(live_url, "UPDATE outgoing_emails SET due_at = NULL WHERE address <> 'bob@example.com'")
     old = "UPDATE outgoing_emails SET created_at = '2020-01-01 00:00:00+00:00' WHERE address <> 'ada@example.com'"
@@ -264,13 +266,13 @@ async def test_what_failed_long_ago_is_purged(live_url: str, settings: Settings,
     ]
 
 
-def test_the_commands_explain_a_database_that_is_gone() -> None:
+def test_command_fails_if_database_is_unreachable() -> None:
     result = manage(unreachable_url(), "outbox", "list")
 
     assert result.returncode == 1
 
 
-async def test_a_mistake_in_one_message_holds_up_no_other(
+async def test_rendering_error_of_one_message_does_not_delay_others(
     settings: Settings, database: Database, mail: MailServer, logs: io.StringIO
 ) -> None:
     async with run_sender(settings, database, RENDERERS):
@@ -281,7 +283,7 @@ async def test_a_mistake_in_one_message_holds_up_no_other(
     assert "e-mail cannot be rendered" in logs.getvalue()
 
 
-async def test_a_silent_server_is_given_up_on_and_asked_again(
+async def test_unresponsive_mail_server_times_out_and_is_tried_again(
     live_url: str, settings: Settings, database: Database, mail: MailServer
 ) -> None:
     impatient = settings.model_copy(update={"smtp_timeout_seconds": 0.2})
@@ -295,7 +297,7 @@ async def test_a_silent_server_is_given_up_on_and_asked_again(
     assert mail.to(ADA)
 
 
-async def test_a_stop_does_not_wait_for_a_silent_server(
+async def test_shutdown_does_not_wait_for_unresponsive_mail_server(
     live_url: str, settings: Settings, database: Database, mail: MailServer
 ) -> None:
     mail.fall_silent()
@@ -324,7 +326,7 @@ async def test_several_senders_send_each_message_once(
     assert sorted(message["To"] for message in mail.messages) == sorted(addresses)
 
 
-async def test_what_somebody_sends_is_left_to_them_until_their_time_is_over(
+async def test_claimed_message_cannot_be_claimed_again_before_lease_expires(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = timedelta(seconds=2)
@@ -343,7 +345,7 @@ async def test_what_somebody_sends_is_left_to_them_until_their_time_is_over(
     assert claims == [1, 0, 1]
 
 
-async def test_the_metrics_tell_how_long_messages_wait(
+async def test_metrics_show_how_long_messages_wait(
     live_url: str, settings: Settings, database: Database, mail: MailServer
 ) -> None:
     watchful = settings.model_copy(update={"outbox_poll_seconds": 0.05, "email_retry_seconds": 0.5})
@@ -362,7 +364,7 @@ async def test_the_metrics_tell_how_long_messages_wait(
     assert len(mail.to(ADA)) == 1
 
 
-async def test_a_database_out_of_reach_is_reported_once_and_survived(
+async def test_sender_reports_unreachable_database_once_and_recovers(
     live_url: str, settings: Settings, database: Database, mail: MailServer, logs: io.StringIO
 ) -> None:
     watchful = settings.model_copy(update={"outbox_poll_seconds": 0.02})
@@ -377,7 +379,7 @@ async def test_a_database_out_of_reach_is_reported_once_and_survived(
     assert logs.getvalue().count("outbox unreachable") == 1
 
 
-def test_delays_grow_and_are_bounded_and_scattered(settings: Settings) -> None:
+def test_retry_delays_grow_up_to_a_maximum_and_are_randomized(settings: Settings) -> None:
     patient = settings.model_copy(update={"email_retry_seconds": 10, "email_retry_max_seconds": 3600})
 
     for attempts, longest in ((1, 10), (2, 20), (5, 160), (10, 3600), (10_000, 3600)):

@@ -150,7 +150,7 @@ async def test_report_adds_up_exactly(client: httpx2.AsyncClient, user: Account)
     assert unlimited.json() == {"spent": "0", "remaining": None, "by_category": {}}
 
 
-async def test_export_is_a_table_in_which_no_formula_runs(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_export_is_csv_with_disabled_formulas(client: httpx2.AsyncClient, user: Account) -> None:
     project = await add_project(client, user)
     await add_expense(client, user, project, title='=HYPERLINK("https://example.com")', note="+1, please\nsoon")
 
@@ -221,7 +221,7 @@ async def test_receipt_of_another_kind_or_too_large_is_refused(client: httpx2.As
     assert (await client.get(path, headers=user.headers)).json()["receipt_id"] is None
 
 
-async def test_of_receipts_that_are_sent_at_once_one_stays(live_url: str) -> None:
+async def test_only_one_of_concurrently_sent_receipts_is_kept(live_url: str) -> None:
     async with open_client(create_app(make_settings(live_url, database_pool_size=8))) as client:
         user = await create_account(client)
         project = await add_project(client, user)

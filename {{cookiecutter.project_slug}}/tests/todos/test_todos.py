@@ -44,7 +44,7 @@ async def test_a_created_todo_is_found_at_its_location(client: httpx2.AsyncClien
     assert read.json()["created_at"].endswith("Z")
 
 
-async def test_an_account_that_is_deleted_meanwhile_gets_no_todo(
+async def test_todo_is_refused_when_account_is_deleted_during_request(
     app: FastAPI, client: httpx2.AsyncClient, user: Account
 ) -> None:
     await client.delete("/api/v1/users/me", headers=await confirmed(client, user))
@@ -76,7 +76,7 @@ async def test_an_empty_patch_changes_nothing(client: httpx2.AsyncClient, user: 
     assert response.json() == todo
 
 
-async def test_put_sets_what_is_left_out_to_its_default(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_put_resets_omitted_fields_to_defaults(client: httpx2.AsyncClient, user: Account) -> None:
     todo = await create_todo(client, user, description="Two litres", completed=True)
 
     response = await client.put(f"{TODOS}/{todo['id']}", json={"title": "Buy bread"}, headers=user.headers)
@@ -108,7 +108,7 @@ async def test_the_todo_of_another_user_is_not_found(client: httpx2.AsyncClient,
     assert (await client.get(f"{TODOS}/{todo['id']}", headers=user.headers)).json() == todo
 
 
-async def test_the_list_has_only_ones_own(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_user_sees_only_own_todos_in_list(client: httpx2.AsyncClient, user: Account) -> None:
     stranger = await create_account(client)
     await create_todo(client, stranger)
     todo = await create_todo(client, user)
@@ -129,7 +129,9 @@ async def test_pages_have_every_todo_once_and_in_order(client: httpx2.AsyncClien
     assert listed == (created if sort == "created_at" else created[::-1])
 
 
-async def test_a_todo_added_in_between_repeats_and_skips_none(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_todo_added_between_pages_repeats_and_skips_no_other_todo(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     for number in range(3):
         await create_todo(client, user, title=f"Todo {number}")
     first = (await client.get(TODOS, params={"limit": 2}, headers=user.headers)).json()
@@ -180,16 +182,14 @@ async def test_the_list_can_be_filtered_by_completion(
         {"cursor": BEFORE_THE_CALENDAR},
     ],
 )
-async def test_a_query_that_makes_no_sense_is_refused(
-    client: httpx2.AsyncClient, user: Account, params: dict[str, str]
-) -> None:
+async def test_invalid_query_is_refused(client: httpx2.AsyncClient, user: Account, params: dict[str, str]) -> None:
     response = await client.get(TODOS, params=params, headers=user.headers)
 
     assert response.status_code == 422, response.text
     assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_cursor_belongs_to_its_sort(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_cursor_of_another_sort_is_refused(client: httpx2.AsyncClient, user: Account) -> None:
     for _ in range(2):
         await create_todo(client, user)
     page = (await client.get(TODOS, params={"limit": 1}, headers=user.headers)).json()
@@ -224,7 +224,7 @@ async def test_a_cursor_belongs_to_its_sort(client: httpx2.AsyncClient, user: Ac
         None,
     ],
 )
-async def test_a_body_that_makes_no_sense_is_refused(client: httpx2.AsyncClient, user: Account, body: object) -> None:
+async def test_invalid_body_is_refused(client: httpx2.AsyncClient, user: Account, body: object) -> None:
     response = await client.post(
         TODOS, content=json.dumps(body), headers={**user.headers, "Content-Type": "application/json"}
     )

@@ -157,7 +157,9 @@ def test_settings_reach_the_client() -> None:
     )
 
 
-async def test_service_that_hangs_is_a_504(settings: Settings, database: Database, service: UpstreamServer) -> None:
+async def test_hanging_service_is_answered_with_504(
+    settings: Settings, database: Database, service: UpstreamServer
+) -> None:
     service.behaviour = hang
     async with open_weather_client(settings, database, service, weather_timeout_seconds=0.3) as (client, user):
         response = await client.get(LONDON, headers=user.headers)

@@ -41,7 +41,9 @@ async def test_pages_contain_each_report_once_newest_first(client: httpx2.AsyncC
     assert cursor is None
 
 
-async def test_report_added_between_pages_repeats_and_skips_none(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_report_added_between_pages_repeats_and_skips_no_other_report(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     for number in range(3):
         await create_report(client, user, temperature=number)
     first = (await client.get(REPORTS, params={"limit": 2}, headers=user.headers)).json()

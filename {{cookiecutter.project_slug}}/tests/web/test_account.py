@@ -126,7 +126,7 @@ async def test_sessions_are_listed_and_ended(app: FastAPI, browser: Browser) -> 
         assert other.path == "/sign-in"
 
 
-async def test_ending_ones_own_session_signs_out(browser: Browser) -> None:
+async def test_ending_own_session_signs_out(browser: Browser) -> None:
     await browser.open("/account/sessions")
     (session_id,) = browser.list_ids('action="/account/sessions/{}/end')
 

@@ -122,7 +122,7 @@ def german(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return settings.join(WebSettings(_env_file=None, web_language="de"))
 
 
-async def test_better_sentence_of_an_error_breaks_no_translation(german: Settings, database: Database) -> None:
+async def test_error_with_changed_sentence_is_still_translated(german: Settings, database: Database) -> None:
     app = create_app(german, database)
 
     @app.get("/refusal/{sentence}")

@@ -281,7 +281,7 @@ async def test_token_of_another_browser_is_refused(app: FastAPI, signed_in: Brow
     assert answer.status_code == 403
 
 
-async def test_tokens_of_one_session_differ(signed_in: Browser) -> None:
+async def test_form_tokens_of_one_session_differ(signed_in: Browser) -> None:
     tokens = set()
     for _ in range(2):
         await signed_in.open("/")
@@ -573,30 +573,30 @@ def test_every_language_has_every_text(locale: Path) -> None:
 
 SIGN_UP = '[sign_up]\ntitle = "Konto anlegen"\n'
 BROKEN_TEXTS = {
-    "nothing": ("", "sign_up.title is missing"),
-    "no TOML": ("[sign_up\ntitle =", "the file cannot be read (Expected"),
-    "no UTF-8": (b'[sign_up]\ntitle = "\xff"', "the file cannot be read (must be UTF-8)"),
+    "empty file": ("", "sign_up.title is missing"),
+    "not TOML": ("[sign_up\ntitle =", "the file cannot be read (Expected"),
+    "not UTF-8": (b'[sign_up]\ntitle = "\xff"', "the file cannot be read (must be UTF-8)"),
     "an empty text": ('[sign_up]\ntitle = " "', "sign_up.title is missing"),
     "a number": ("[sign_up]\ntitle = 3", "sign_up.title is missing"),
     "a table": ('[sign_up.title]\na = "b"', "sign_up.title is missing"),
-    "a text in no table": ('sign_up = "x"', "sign_up is not a text of the pages"),
+    "a text outside a table": ('sign_up = "x"', "sign_up is not a text of the pages"),
     "an unknown text": (SIGN_UP + 'titel = "x"', "sign_up.titel is not a text of the pages"),
     "another placeholder": ('[home]\nhello = "Hallo, {nam}."', "home.hello must have the placeholders"),
     "a number as placeholder": ('[home]\nhello = "Hallo, {}."', "home.hello must have the placeholders"),
     "an attribute": ('[home]\nhello = "Hallo, {name.x}."', "home.hello must have the placeholders"),
     "a format": ('[home]\nhello = "Hallo, {name:d}."', "home.hello must have the placeholders"),
     "no placeholder": ('[home]\nhello = "Hallo."', "home.hello must have the placeholders"),
-    "a brace alone": ('[home]\nhello = "Hallo, {name"', "home.hello must have the placeholders"),
-    "a placeholder too many": (SIGN_UP + 'sign_in_instead = "{name}"', "sign_up.sign_in_instead must have the placeh"),
-    "errors that are no table": ('errors = "x"', "errors must be a table"),
-    "an error that is no text": ("[errors]\nincorrect-code = 3", "errors.incorrect-code is missing"),
+    "an unclosed brace": ('[home]\nhello = "Hallo, {name"', "home.hello must have the placeholders"),
+    "an extra placeholder": (SIGN_UP + 'sign_in_instead = "{name}"', "sign_up.sign_in_instead must have the placeh"),
+    "errors not a table": ('errors = "x"', "errors must be a table"),
+    "an error not a text": ("[errors]\nincorrect-code = 3", "errors.incorrect-code is missing"),
     "an error with an attribute": (
         '[errors]\nbusy = "{detail.x}"',
         "errors.busy must have placeholders such as {detail}",
     ),
     "an error with a format": ('[errors]\nbusy = "{detail:d}"', "errors.busy must have placeholders"),
     "an error with a number": ('[errors]\nbusy = "{0}"', "errors.busy must have placeholders"),
-    "an error with a brace alone": ('[errors]\nbusy = "{"', "errors.busy must have placeholders"),
+    "an error with an unclosed brace": ('[errors]\nbusy = "{"', "errors.busy must have placeholders"),
 }
 
 

@@ -120,7 +120,7 @@ async def test_refused_passkey_returns_to_the_first_page(browser: Browser) -> No
 
 
 @pytest.mark.parametrize("credential", ["", "{", "[]", '{"id": "AA"}', "[" * 3000])
-async def test_garbage_is_refused(app: FastAPI, browser: Browser, credential: str) -> None:
+async def test_malformed_passkey_is_refused(app: FastAPI, browser: Browser, credential: str) -> None:
     await begin(browser)
     await browser.send(PASSKEYS, name="Phone", credential=credential)
     added = browser.page.status_code
@@ -149,7 +149,7 @@ async def test_challenge_is_bound_to_its_browser(app: FastAPI, browser: Browser)
         assert "challenge" in second.text
 
 
-async def test_other_sites_get_no_options(app: FastAPI) -> None:
+async def test_other_sites_cannot_request_passkey_options(app: FastAPI) -> None:
     async with open_browser(app) as browser:
         await browser.open("/sign-in")
         fields = {"csrf_token": browser.find_form("/sign-in/passkey")["csrf_token"]}

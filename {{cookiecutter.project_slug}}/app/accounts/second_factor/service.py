@@ -108,7 +108,7 @@ async def disable(ctx: Context, caller: Caller, data: PasswordConfirmation) -> N
     await confirm_identity(ctx, caller, data)
     await lock_user(ctx.session, user_id)
     if await ctx.session.fetch_value(DELETE_FACTOR, owner_id=user_id) is None:
-        raise ConflictError("The account has no second factor.", code="no-second-factor")
+        raise ConflictError("The account has no authenticator app.", code="no-second-factor")
     await delete_unneeded_recovery_codes(ctx.session, user_id)
     await ctx.audit.record(AccountEvent.SECOND_FACTOR_DISABLED, user_id, actor_id=user_id)
     await notify_owner(ctx, user_id, AccountChange.SECOND_FACTOR_DISABLED)

@@ -32,7 +32,8 @@ from app.core.security.throttling import AttemptCounter, client_counters, networ
 logger = structlog.get_logger(__name__)
 
 INCORRECT_CREDENTIALS = "Incorrect e-mail address or password."
-# One sentence for both cases: trying the password of a sign-up must not reveal whether the address was taken.
+# One sentence for both cases. Otherwise anyone could sign up with an address, sign in with the password they chose,
+# and learn from the error whether the address already had an account.
 INCORRECT_OR_UNVERIFIED = "Incorrect e-mail address or password, or the address is not verified."
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 

@@ -79,8 +79,9 @@ async def update_user(
 ) -> UserRecord:
     """Change a user. Deactivation ends all sessions and codes.
 
-    Without `actor_id` the change is by an operator, who may remove the last administrator. A change of one's own
-    account is limited; to count it, the transaction so far is committed. Raises ConflictError and TooManyRequestsError.
+    Without `actor_id` the change is by an operator, who may remove the last administrator. Changes of one's own account
+    are limited in number (THROTTLE_ACCOUNT_CHANGES); counting one commits the transaction so far. Raises ConflictError
+    and TooManyRequestsError.
     """
     changes = changed_fields(data)
     if not changes:

@@ -16,8 +16,8 @@ BUCKET_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class StorageSettings(GeneralSettings, title="Files"):
     storage_folder: Folder | None = Field(
         default=None,
-        description="Folder of the stored files; all instances must share it. Unset: `data/files` if local or test;"
-        " anywhere else, routes that store files answer 503.",
+        description="Folder of the stored files; all instances must share it. Unset: `data/files` if `ENVIRONMENT` is"
+        " local or test; otherwise routes that store files answer 503.",
     )
     storage_s3_bucket: str | None = Field(
         default=None,

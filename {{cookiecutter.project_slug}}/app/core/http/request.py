@@ -23,7 +23,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Paths that monitoring requests every few seconds.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
 CLIENT_PREFIX = "client-"
-# With CLIENT_PREFIX, an id has at most 128 characters, the maximum of an audit event.
+# At most 128 characters together with CLIENT_PREFIX: the length of the column `request_id` of audit_events.
 REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,121}")
 MAX_USER_AGENT_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"

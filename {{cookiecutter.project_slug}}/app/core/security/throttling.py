@@ -71,8 +71,8 @@ class ClockedStatements:
 
     def __init__(self, now: str) -> None:
         # Counts an attempt atomically, and returns a row only if the attempt is allowed. `excluded.last_at` is the
-        # current time. The last condition compares times only if there is a delay, because concurrent attempts may
-        # commit in another order than they read the clock.
+        # current time. Without a delay, times are not compared: concurrent attempts may commit in another order than
+        # they read the clock, and an allowed one would be refused.
         self.take = Query(
             text(f"""
             INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)

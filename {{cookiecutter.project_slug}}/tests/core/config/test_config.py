@@ -62,7 +62,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
     return [line.strip() for line in str(refusal.value).splitlines()[1:]]
 
 
-def test_the_smallest_production_environment_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minimal_production_environment_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, **PRODUCTION)
 
     assert settings.serves_docs is False
@@ -94,7 +94,7 @@ def test_every_problem_is_named_at_once_and_no_value_is_printed(monkeypatch: pyt
     assert "hunter2" not in " ".join(problems)
 
 
-def test_nothing_set_names_what_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_environment_reports_required_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     problems = refuse(monkeypatch)
 
     assert [problem.partition(":")[0] for problem in problems] == ["SECRET_KEY", "DATABASE_NAME"]
@@ -115,7 +115,7 @@ def test_nothing_set_names_what_must_be(monkeypatch: pytest.MonkeyPatch) -> None
 )
 @pytest.mark.parametrize("environment", ["staging", "production"])
 @pytest.mark.parametrize("name", ["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
-def test_a_weak_secret_is_refused_where_it_matters(
+def test_weak_secret_is_refused_in_staging_and_production(
     monkeypatch: pytest.MonkeyPatch, environment: str, name: str, secret: str
 ) -> None:
     problems = refuse(monkeypatch, **{**PRODUCTION, "ENVIRONMENT": environment, name: secret})
@@ -123,7 +123,7 @@ def test_a_weak_secret_is_refused_where_it_matters(
     assert [problem.partition(":")[0] for problem in problems] == [name]
 
 
-def test_a_weak_secret_is_good_enough_locally(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weak_secret_is_accepted_locally(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE).secret_key == SecretStr("local")
 
 
@@ -135,7 +135,7 @@ def test_the_secret_of_the_example_is_refused_in_production(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("hosts", ["*", "localhost", "localhost, 127.0.0.1", "a*b.example.com", ""])
-def test_hosts_that_protect_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
+def test_unsafe_allowed_hosts_are_refused_in_production(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
     assert refuse(monkeypatch, **{**PRODUCTION, "ALLOWED_HOSTS": hosts})
 
 
@@ -156,9 +156,7 @@ def test_hosts_that_protect_nothing_are_refused(monkeypatch: pytest.MonkeyPatch,
         ("DATABASE_POOLER_HOST", "/run/pgbouncer", "/run/pgbouncer"),
     ],
 )
-def test_addresses_are_written_as_clients_send_them(
-    monkeypatch: pytest.MonkeyPatch, name: str, text: str, meant: object
-) -> None:
+def test_addresses_are_normalized(monkeypatch: pytest.MonkeyPatch, name: str, text: str, meant: object) -> None:
     settings = load(monkeypatch, **{**PRODUCTION, "EMAIL_FROM": "a@example.com", name: text})
 
     assert getattr(settings, name.lower()) == meant
@@ -186,13 +184,13 @@ def test_addresses_are_written_as_clients_send_them(
         ("PUBLIC_URL", "https://[::1"),
     ],
 )
-def test_what_can_mean_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+def test_invalid_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     problems = refuse(monkeypatch, **{**PRODUCTION, "PASSWORD_HASH_MEMORY_COST": "256", name: text})
 
     assert [problem.partition(":")[0] for problem in problems] == [name]
 
 
-def test_hashing_needs_no_more_memory_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_hashing_beyond_available_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"PASSWORD_HASH_MEMORY_COST": str(4 * 1024**2), "PASSWORD_HASH_CONCURRENCY": "1000"}
 
     assert refuse(monkeypatch, **PRODUCTION, **costs) == [
@@ -200,7 +198,7 @@ def test_hashing_needs_no_more_memory_than_there_is(monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_credentials_for_every_site_are_refused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cors_credentials_with_wildcard_origin_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     local = {"SECRET_KEY": "local", "DATABASE_URL": SQLITE, "CORS_ORIGINS": "*"}
 
     assert load(monkeypatch, **local).cors_origins == ("*",)
@@ -235,7 +233,7 @@ def test_trusting_every_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         ("ACCOUNT_PAGES_URL", {"ACCOUNT_PAGES_URL": "https://example.com/#x"}),
     ],
 )
-def test_mail_that_cannot_work_is_refused_where_it_matters(
+def test_invalid_mail_settings_are_refused_in_production(
     monkeypatch: pytest.MonkeyPatch, name: str, values: dict[str, str]
 ) -> None:
     problems = refuse(monkeypatch, **PRODUCTION, **values)
@@ -244,7 +242,7 @@ def test_mail_that_cannot_work_is_refused_where_it_matters(
     assert "hunter2" not in problems[0]
 
 
-def test_production_without_a_mail_server_starts_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_without_mail_server_starts_with_note(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, **PRODUCTION)
 
     assert not settings.sends_mail
@@ -270,7 +268,7 @@ def test_production_without_a_mail_server_starts_and_a_note_says_so(monkeypatch:
         ),
     ],
 )
-def test_messages_say_where_they_come_from(
+def test_service_url_and_mail_sender_are_derived_from_settings(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, str], url: str, sender: str
 ) -> None:
     settings = load(monkeypatch, **{**PRODUCTION, **values})
@@ -286,9 +284,7 @@ def test_messages_say_where_they_come_from(
         (f'["{GOOD_SECRET}", "b,{GOOD_SECRET}"]', [GOOD_SECRET, f"b,{GOOD_SECRET}"]),
     ],
 )
-def test_a_list_is_split_at_commas_or_a_json_array(
-    monkeypatch: pytest.MonkeyPatch, text: str, secrets: list[str]
-) -> None:
+def test_list_is_read_from_commas_or_json_array(monkeypatch: pytest.MonkeyPatch, text: str, secrets: list[str]) -> None:
     read = load(monkeypatch, **PRODUCTION, SECRET_KEY_FALLBACKS=text).secret_key_fallbacks
 
     assert [secret.get_secret_value() for secret in read] == secrets
@@ -310,7 +306,7 @@ def test_secrets_are_read_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize("secret", ["a${HOME}b-${NONE}-$HOME-$$", "${SECRET_KEY}", "${NONE:-x}", "#${x}!`id`$(id)"])
 @pytest.mark.parametrize("quote", ["", "'", '"'])
-def test_a_secret_in_the_env_file_is_what_it_says(
+def test_secret_in_env_file_is_not_expanded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: str, quote: str
 ) -> None:
     file = tmp_path / ".env"
@@ -324,7 +320,7 @@ def test_a_secret_in_the_env_file_is_what_it_says(
     assert settings.of(PetSettings).pet_shop_key.get_secret_value() == secret
 
 
-def test_the_environment_comes_before_the_env_file_and_an_empty_value_is_none(
+def test_environment_overrides_env_file_and_empty_value_is_unset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / ".env"
@@ -340,7 +336,7 @@ UNREADABLE_SECRET = 'error getting value for field "secret_key" from source "Sec
 
 
 @pytest.mark.parametrize(("name", "source"), [(".env", ".env"), ("secrets/secret_key", UNREADABLE_SECRET)])
-def test_a_file_that_is_not_utf_8_is_a_problem_of_one_line(
+def test_file_that_is_not_utf8_is_reported_in_one_line_without_its_content(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
 ) -> None:
     for kind in (Settings, PetSettings):
@@ -357,7 +353,7 @@ def test_a_file_that_is_not_utf_8_is_a_problem_of_one_line(
     assert "xff" not in str(refusal.value)
 
 
-def test_a_secret_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreadable_secret_file_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "secret_key").touch()
 
@@ -370,7 +366,7 @@ def test_a_secret_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch,
     assert refuse(monkeypatch) == [f"{UNREADABLE_SECRET}: {os.strerror(errno.EACCES)}"]
 
 
-def test_json_that_is_none_is_a_problem_without_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_json_is_reported_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_NAMES", "hunter2")
     for name, value in {**PRODUCTION, "PET_SHOP_KEY": "x"}.items():
         monkeypatch.setenv(name, value)
@@ -385,7 +381,7 @@ def test_json_that_is_none_is_a_problem_without_the_value(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "url", ["", "postgresql", "mysql://host/name", "sqlite://", "sqlite:///:memory:", "http://x", "postgresql://h:x/n"]
 )
-def test_a_url_of_no_database_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_unsupported_database_url_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_URL=url)
 
 
@@ -404,7 +400,7 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("password", ["p@ss:w/rd?#[]%20 é", "'\"\\$&"])
-def test_the_parts_may_hold_any_characters(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+def test_database_url_parts_may_contain_any_characters(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
     parts = {"DATABASE_HOST": "db", "DATABASE_USER": "us@er", "DATABASE_PASSWORD": password, "DATABASE_NAME": "na/me"}
 
     url = load(monkeypatch, SECRET_KEY="local", **parts).url
@@ -453,7 +449,7 @@ def test_without_an_owner_and_on_sqlite_the_service_is_the_owner(
     assert settings.owner_url == settings.url
 
 
-def test_what_the_url_says_besides_the_server_counts_for_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_owner_url_keeps_query_options_of_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "postgresql://service:x@a:1/app?host=b:2&host=c:3&sslmode=require"
     owner = {"DATABASE_OWNER_USER": "owner", "DATABASE_OWNER_HOST": "/run/postgresql"}
 
@@ -463,20 +459,20 @@ def test_what_the_url_says_besides_the_server_counts_for_the_owner(monkeypatch: 
     assert settings.owner_url.query == {"sslmode": "require", "host": "/run/postgresql"}
 
 
-def test_a_name_without_a_host_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_name_without_host_is_sqlite_file(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, SECRET_KEY="local", DATABASE_NAME="data/app.sqlite3")
 
     assert str(settings.url) == "sqlite+aiosqlite:///data/app.sqlite3"
 
 
-def test_a_name_that_is_no_path_needs_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_name_that_is_not_a_path_requires_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_NAME="app") == [
         "DATABASE_NAME: is not a file path, and DATABASE_HOST is not set: set DATABASE_HOST (PostgreSQL), "
         "or write the path of a file (SQLite)"
     ]
 
 
-def test_the_url_wins_over_the_parts_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_url_overrides_its_parts_with_note(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, SECRET_KEY="local", DATABASE_URL=SQLITE, DATABASE_HOST="host", DATABASE_NAME="x")
 
     assert str(settings.url).startswith("sqlite")
@@ -497,7 +493,7 @@ def test_a_feature_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert Settings(**settings.model_dump()).of(PetSettings).pet_limit == 3
 
 
-def test_files_need_a_place_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_has_no_default_folder_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
     local = load(monkeypatch, SECRET_KEY=GOOD_SECRET, DATABASE_URL=SQLITE)
     deployed = load(monkeypatch, **PRODUCTION)
     with_folder = load(monkeypatch, STORAGE_FOLDER="/var/lib/files")
@@ -509,7 +505,7 @@ def test_files_need_a_place_in_production(monkeypatch: pytest.MonkeyPatch) -> No
     assert "STORAGE" not in " ".join([*local.notes, *with_folder.notes])
 
 
-def test_a_relative_folder_for_files_is_part_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_storage_folder_is_inside_project_and_refused_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, SECRET_KEY=GOOD_SECRET, DATABASE_URL=SQLITE, STORAGE_FOLDER="files")
 
     assert settings.files_folder == ROOT / "files"
@@ -518,7 +514,7 @@ def test_a_relative_folder_for_files_is_part_of_the_project(monkeypatch: pytest.
     ]
 
 
-def test_a_bucket_comes_before_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_bucket_overrides_storage_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, **PRODUCTION, STORAGE_FOLDER="/files", STORAGE_S3_BUCKET="files")
 
     assert settings.stores_files
@@ -536,7 +532,7 @@ def test_a_bucket_comes_before_a_folder(monkeypatch: pytest.MonkeyPatch) -> None
         ({"BUCKET": "files", "ENDPOINT": "127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: must be http:// or https://"),
     ],
 )
-def test_a_bucket_that_cannot_be_reached_is_refused(
+def test_invalid_bucket_settings_are_refused(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, str], problem: str
 ) -> None:
     named = {f"STORAGE_S3_{name}": value for name, value in values.items()}
@@ -547,7 +543,7 @@ def test_a_bucket_that_cannot_be_reached_is_refused(
     assert problem in problems[0]
 
 
-def test_the_problems_of_a_feature_are_named_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_of_feature_settings_are_reported_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", SQLITE)
     monkeypatch.setenv("PET_LIMIT", "hunter2")
 

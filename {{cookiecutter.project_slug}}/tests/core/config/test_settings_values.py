@@ -256,7 +256,7 @@ def settle(url: str, values: dict[str, Any]) -> Settings:
 
 
 @pytest.mark.parametrize("names", GROUPS, ids="-".join)
-async def test_each_value_is_refused_with_a_sentence_or_works(
+async def test_each_setting_value_is_refused_with_message_or_works(
     migrated_url: str, database: Database, names: Sequence[str]
 ) -> None:
     accepted = {name: list_accepted(name) for name in names}
@@ -277,9 +277,7 @@ async def test_each_value_is_refused_with_a_sentence_or_works(
 
 
 @pytest.mark.parametrize("name", sorted(GUARDS))
-async def test_what_guards_the_service_refuses_and_does_not_fail(
-    migrated_url: str, database: Database, name: str
-) -> None:
+async def test_restrictive_settings_cause_no_server_error(migrated_url: str, database: Database, name: str) -> None:
     accepted = list_accepted(name)
 
     for value in (accepted[0], accepted[-1]):
@@ -288,7 +286,7 @@ async def test_what_guards_the_service_refuses_and_does_not_fail(
 
 
 @pytest.mark.parametrize("choose", [min, max])
-async def test_the_database_is_used_with_the_bounds_of_its_numbers(live_url: str, choose: Callable[..., Any]) -> None:
+async def test_database_works_with_minimum_and_maximum_settings(live_url: str, choose: Callable[..., Any]) -> None:
     names = [name for name in ELSEWHERE if kinds_of(FIELDS[name]) <= {int, float} and not name.endswith("port")]
     values = {name: choose(list_accepted(name)) for name in names}
     # The shortest times are none that a database answers in.

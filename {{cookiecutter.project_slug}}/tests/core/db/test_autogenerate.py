@@ -267,7 +267,7 @@ async def test_a_field_of_every_kind_keeps_its_value(project: Project) -> None:
     assert '"priority", sa.String(length=50), nullable=False' in file.read_text(encoding="utf-8")
 
 
-async def test_an_enum_gets_a_member_without_a_migration_and_refuses_what_it_does_not_know(project: Project) -> None:
+async def test_enum_gets_new_member_without_migration_and_refuses_unknown_values(project: Project) -> None:
     SAMPLES.to_metadata(project.metadata)
     await project.write("add samples")
     await project.upgrade()
@@ -315,7 +315,7 @@ async def test_the_file_is_named_after_the_message(project: Project) -> None:
     assert file.name == f"{NEXT}_add_notes_and_more.py"
 
 
-def test_the_next_number_is_free() -> None:
+def test_next_revision_follows_highest_number() -> None:
     assert next_revision([]) == "0001"
     assert next_revision(["0002", "0010", "b7d1"]) == "0011"
 
@@ -361,7 +361,7 @@ async def test_a_required_column_without_a_constant_default_writes_no_migration(
     assert project.files == before
 
 
-async def test_a_required_column_is_dropped_from_rows_and_comes_back(project: Project) -> None:
+async def test_dropped_required_column_is_restored_by_downgrade(project: Project) -> None:
     await project.upgrade()
     await project.add_rows()
     sessions = project.metadata.tables["sessions"]
@@ -387,7 +387,7 @@ async def test_a_changed_table_keeps_the_rows_that_refer_to_it(project: Project)
     assert await project.fetch(text("SELECT email FROM users")) == [("ada@example.com",)]
 
 
-async def test_a_migration_that_leaves_a_row_without_its_parent_changes_nothing(project: Project) -> None:
+async def test_migration_that_orphans_rows_is_rolled_back(project: Project) -> None:
     await project.upgrade()
     await project.add_rows()
     file = await project.write()
@@ -418,7 +418,7 @@ def add_family(metadata: MetaData) -> None:
     metadata.tables["sessions"].append_column(Column("root_id", ForeignKey("m_root.id")))
 
 
-async def test_removed_features_lose_their_tables_and_get_them_back(project: Project) -> None:
+async def test_tables_of_removed_feature_are_dropped_and_restored_by_downgrade(project: Project) -> None:
     before = copy_metadata(project.metadata)
     add_family(project.metadata)
     await project.write("add a family")
@@ -462,7 +462,7 @@ async def test_two_migrations_with_one_number_are_an_error(project: Project) -> 
             await attempt()
 
 
-async def test_two_migrations_after_one_are_an_error(project: Project) -> None:
+async def test_two_migrations_with_the_same_predecessor_are_refused(project: Project) -> None:
     for revision in ("9998", "9999"):
         add_migration(project.versions.parent, revision, head_revision())
     read_revisions.cache_clear()
@@ -471,7 +471,7 @@ async def test_two_migrations_after_one_are_an_error(project: Project) -> None:
         await project.upgrade()
 
 
-async def test_a_migration_after_none_is_an_error(project: Project) -> None:
+async def test_migration_with_missing_predecessor_is_refused(project: Project) -> None:
     add_migration(project.versions.parent, "9999", "8888")
     read_revisions.cache_clear()
 
@@ -514,7 +514,7 @@ def make_migrate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
 
 
-def test_dropped_tables_that_refer_to_each_other_are_refused_with_a_sentence() -> None:
+def test_dropping_tables_that_refer_to_each_other_is_refused() -> None:
     metadata = MetaData()
     for name, other in (("hens", "eggs"), ("eggs", "hens")):
         Table(name, metadata, Column("id", Integer, primary_key=True), Column("other", ForeignKey(f"{other}.id")))

@@ -30,7 +30,7 @@ def parse(url: str) -> URL:
     return make_settings(url).url
 
 
-def test_a_restore_brings_back_what_was_lost_and_nothing_else(filled_url: str, tmp_path: Path) -> None:
+def test_restore_recovers_changed_rows_and_drops_later_tables(filled_url: str, tmp_path: Path) -> None:
     file = write_backup(parse(filled_url), tmp_path / "backup")
     execute(filled_url, "UPDATE users SET email = 'lost@example.com'")
     execute(filled_url, "CREATE TABLE later (id INTEGER)")
@@ -72,7 +72,7 @@ def test_a_backup_is_restored_into_an_empty_database(filled_url: str, tmp_path: 
     assert execute(filled_url, EMAILS) == [("ada@example.com",)]
 
 
-async def test_processes_that_have_the_database_open_see_what_was_restored(filled_url: str, tmp_path: Path) -> None:
+async def test_open_connections_see_restored_data(filled_url: str, tmp_path: Path) -> None:
     file = write_backup(parse(filled_url), tmp_path / "backup")
     engine = create_owner_engine(make_settings(filled_url))
     async with engine.connect() as connection:
@@ -97,7 +97,7 @@ def test_a_truncated_backup_is_refused_and_destroys_nothing(filled_url: str, tmp
     assert execute(filled_url, EMAILS) == [("ada@example.com",)]
 
 
-def test_what_is_no_backup_is_refused_in_a_sentence(filled_url: str, tmp_path: Path) -> None:
+def test_file_that_is_not_a_backup_is_refused_without_traceback(filled_url: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("DROP SCHEMA public CASCADE;")
 
     refused = manage(filled_url, "db", "restore", str(tmp_path / "text"), "--yes")
@@ -107,7 +107,7 @@ def test_what_is_no_backup_is_refused_in_a_sentence(filled_url: str, tmp_path: P
     assert execute(filled_url, EMAILS) == [("ada@example.com",)]
 
 
-def test_a_failed_backup_exits_non_zero_and_leaves_the_last_one(filled_url: str, tmp_path: Path) -> None:
+def test_failed_backup_exits_non_zero_and_keeps_previous_backup(filled_url: str, tmp_path: Path) -> None:
     file = write_backup(parse(filled_url), tmp_path / "backup")
     content = file.read_bytes()
     execute(filled_url, "DROP TABLE alembic_version")

@@ -85,7 +85,7 @@ def add_user(tenant: Tenant) -> None:
     )
 
 
-def test_what_belongs_to_others_survives_a_restore(tenant: Tenant, tmp_path: Path) -> None:
+def test_restore_keeps_objects_of_other_owners(tenant: Tenant, tmp_path: Path) -> None:
     add_user(tenant)
     ((extension,),) = tenant.run(EXTENSION)
     tenant.run(f"CREATE EXTENSION {extension}")
@@ -108,7 +108,7 @@ def test_what_belongs_to_others_survives_a_restore(tenant: Tenant, tmp_path: Pat
     assert tenant.run("SELECT to_regclass('later')") == [(None,)]
 
 
-def test_objects_of_every_kind_that_a_migration_made_are_brought_back(tenant: Tenant, tmp_path: Path) -> None:
+def test_restore_recovers_objects_of_every_kind(tenant: Tenant, tmp_path: Path) -> None:
     for statement in (
         "CREATE TYPE color AS ENUM ('red', 'green')",
         "CREATE DOMAIN positive AS integer CHECK (VALUE > 0)",
@@ -141,7 +141,7 @@ def test_objects_of_every_kind_that_a_migration_made_are_brought_back(tenant: Te
     assert tenant.run("SELECT 1 ~~~ 2, to_tsvector('search', 'Word')", tenant.role) == [(True, "'word':1")]
 
 
-def test_grants_are_after_a_restore_what_they_were_before_it(tenant: Tenant, tmp_path: Path) -> None:
+def test_restore_keeps_current_grants(tenant: Tenant, tmp_path: Path) -> None:
     other = tenant.other
     tenant.run(f"GRANT SELECT ON users TO {other}", tenant.role)
     file = tenant.back_up(tmp_path / "backup")
@@ -165,7 +165,7 @@ def test_grants_are_after_a_restore_what_they_were_before_it(tenant: Tenant, tmp
     assert tenant.run(f"SELECT has_table_privilege('{other}', 'sessions', 'SELECT WITH GRANT OPTION')") == [(True,)]
 
 
-def test_an_empty_database_gets_the_grants_of_the_backup_as_far_as_there_are_the_roles(
+def test_restore_to_empty_database_applies_grants_of_existing_roles(
     tenant: Tenant, roles: tuple[str, str], tmp_path: Path
 ) -> None:
     gone = f"gone_{uuid4().hex}"
@@ -199,7 +199,7 @@ def test_an_empty_database_gets_the_grants_of_the_backup_as_far_as_there_are_the
         "CREATE PUBLICATION people FOR TABLE users",
     ],
 )
-def test_what_others_have_built_on_the_tables_stops_a_restore_before_anything_is_dropped(
+def test_restore_stops_before_dropping_tables_that_other_objects_depend_on(
     tenant: Tenant, tmp_path: Path, statement: str
 ) -> None:
     file = tenant.back_up(tmp_path / "backup")
@@ -218,9 +218,7 @@ def test_what_others_have_built_on_the_tables_stops_a_restore_before_anything_is
     assert tenant.back_up(tmp_path / "again").exists()
 
 
-def test_a_schema_of_the_services_own_is_backed_up_and_restored_beside_another_service(
-    tenant: Tenant, tmp_path: Path
-) -> None:
+def test_service_in_separate_schema_is_restored_without_changing_its_neighbour(tenant: Tenant, tmp_path: Path) -> None:
     tenant.run(f'CREATE SCHEMA "Tenant 1" AUTHORIZATION {tenant.role}')
     own = Tenant(tenant.server.update_query_dict({"options": '-csearch_path="Tenant\\ 1"'}), tenant.role, tenant.other)
     migrate(own.url)
@@ -242,7 +240,7 @@ def test_a_schema_of_the_services_own_is_backed_up_and_restored_beside_another_s
     assert "No schema in search_path exists: create it first" in own.restore(file).stderr
 
 
-def test_a_member_of_the_owner_restores_and_the_owner_stays_the_owner(tenant: Tenant, tmp_path: Path) -> None:
+def test_member_of_owner_role_can_restore_and_ownership_is_kept(tenant: Tenant, tmp_path: Path) -> None:
     tenant.run(f"GRANT {tenant.role} TO {tenant.other}")
     add_user(tenant)
     member = Tenant(tenant.server, tenant.other, tenant.role)
@@ -256,9 +254,7 @@ def test_a_member_of_the_owner_restores_and_the_owner_stays_the_owner(tenant: Te
     assert tenant.run("SELECT name FROM users", tenant.role) == [("Ω",)]
 
 
-def test_a_table_of_the_service_that_belongs_to_another_role_is_missing_in_no_backup(
-    tenant: Tenant, tmp_path: Path
-) -> None:
+def test_backup_and_restore_refuse_service_table_of_another_owner(tenant: Tenant, tmp_path: Path) -> None:
     file = tenant.back_up(tmp_path / "backup")
     tenant.run("ALTER TABLE sessions OWNER TO CURRENT_USER")
 
@@ -277,9 +273,7 @@ PREPARATIONS = {
 
 
 @pytest.mark.parametrize("reason", PREPARATIONS)
-def test_what_a_restore_needs_is_checked_before_anything_is_dropped(
-    tenant: Tenant, tmp_path: Path, reason: str
-) -> None:
+def test_restore_checks_requirements_before_dropping_anything(tenant: Tenant, tmp_path: Path, reason: str) -> None:
     names = {"role": tenant.role, "other": tenant.other}
     file = tenant.back_up(tmp_path / "backup")
     add_user(tenant)
@@ -293,7 +287,7 @@ def test_what_a_restore_needs_is_checked_before_anything_is_dropped(
     assert tenant.run("SELECT name FROM users") == [("Ω",)]
 
 
-def test_a_database_in_another_encoding_is_backed_up_and_not_restored_to(
+def test_database_that_is_not_utf8_can_be_backed_up_but_not_restored_to(
     tenant: Tenant, roles: tuple[str, str], tmp_path: Path
 ) -> None:
     add_user(tenant)
@@ -318,7 +312,9 @@ def test_a_database_in_another_encoding_is_backed_up_and_not_restored_to(
     assert tenant.run("SELECT name FROM users", tenant.role) == [("Ω",)]
 
 
-def test_the_environment_changes_no_backup(tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backup_and_restore_ignore_postgresql_environment_variables(
+    tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_user(tenant)
     with monkeypatch.context() as patch:
         patch.setenv("PGCLIENTENCODING", "LATIN1")

@@ -29,7 +29,7 @@ def foreign(tmp_path: Path) -> Iterator[Path]:
         yield file
 
 
-def test_the_database_is_no_backup_of_itself(database: Path, empty_url: str) -> None:
+def test_database_file_itself_is_refused_as_backup(database: Path, empty_url: str) -> None:
     backed_up = manage(empty_url, "db", "backup", str(database))
     restored = manage(empty_url, "db", "restore", str(database), "--yes")
 
@@ -52,7 +52,7 @@ def test_a_database_of_another_program_is_not_replaced(
     assert manage(empty_url, "db", "restore", str(tmp_path / "backup"), "--yes").returncode == 0
 
 
-def test_a_copy_whose_last_changes_lie_beside_it_is_refused(database: Path, empty_url: str, tmp_path: Path) -> None:
+def test_copy_with_changes_in_wal_file_is_refused(database: Path, empty_url: str, tmp_path: Path) -> None:
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("DELETE FROM users")
         connection.execute("CREATE TABLE later (id)")

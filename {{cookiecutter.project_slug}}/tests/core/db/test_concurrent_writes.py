@@ -60,7 +60,7 @@ async def write_some(server: Server, numbers: range) -> list[int]:
         return [(await client.post(USERS, json=make_user(number))).status_code for number in numbers]
 
 
-def test_a_crash_of_the_whole_server_loses_nothing_that_it_had_confirmed(url: str, tmp_path: Path) -> None:
+def test_server_crash_loses_no_confirmed_writes(url: str, tmp_path: Path) -> None:
     # With a folder of the test's own for the metrics, which nobody clears away after a crash.
     with (
         run_server(url, workers=2, PROMETHEUS_MULTIPROC_DIR=str(tmp_path), THROTTLING="false") as server,

@@ -43,7 +43,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
     return begun
 
 
-async def test_waiting_for_a_connection_is_bounded_and_harms_nobody(empty_url: str) -> None:
+async def test_waiting_for_connection_times_out_and_pool_recovers(empty_url: str) -> None:
     settings = make_settings(empty_url, database_pool_size=1, database_pool_timeout_seconds=0.05)
     async with open_database(settings) as database:
         async with database.read() as session:
@@ -95,7 +95,7 @@ async def test_readers_do_not_wait_for_writers(live_url: str, updates: asyncio.S
     assert statuses == [200] * WRITERS
 
 
-async def test_no_connection_waits_for_a_hash(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_connection_is_held_during_password_hashing(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_client(create_app(make_settings(live_url, database_pool_size=1))) as client:
         user = await create_account(client)
         hashing, go_on = asyncio.Event(), asyncio.Event()
@@ -127,7 +127,7 @@ async def test_no_connection_waits_for_a_hash(live_url: str, monkeypatch: pytest
             go_on.clear()
 
 
-async def test_two_refreshes_at_once_have_one_winner(live_client: httpx2.AsyncClient) -> None:
+async def test_only_one_of_concurrent_refreshes_succeeds(live_client: httpx2.AsyncClient) -> None:
     user = await create_account(live_client)
 
     answers = await asyncio.gather(
@@ -141,7 +141,7 @@ async def test_two_refreshes_at_once_have_one_winner(live_client: httpx2.AsyncCl
     assert (await live_client.get(ME, headers=headers)).status_code == 200
 
 
-async def test_an_address_is_given_once_however_many_ask_at_once(
+async def test_concurrent_registrations_create_one_user_per_email(
     live_client: httpx2.AsyncClient, live_url: str
 ) -> None:
     body = {"email": "ada@example.com", "password": PASSWORD}
@@ -152,7 +152,7 @@ async def test_an_address_is_given_once_however_many_ask_at_once(
     assert await execute_async(live_url, "SELECT count(*) FROM users") == [(1,)]
 
 
-async def test_a_sign_in_never_outlives_the_password_it_used(live_client: httpx2.AsyncClient) -> None:
+async def test_session_of_concurrent_sign_in_ends_with_password_change(live_client: httpx2.AsyncClient) -> None:
     user = await create_account(live_client)
     change = {"current_password": PASSWORD, "new_password": "another long password"}
 
@@ -169,7 +169,7 @@ async def test_a_sign_in_never_outlives_the_password_it_used(live_client: httpx2
             assert (await live_client.get(ME, headers=headers)).status_code == 401
 
 
-async def test_sign_ins_at_once_after_the_parameters_changed_all_succeed(live_url: str) -> None:
+async def test_concurrent_sign_ins_succeed_after_hash_parameters_changed(live_url: str) -> None:
     async with open_client(create_app(make_settings(live_url))) as client:
         user = await create_account(client)
     async with open_client(create_app(make_settings(live_url, password_hash_time_cost=2))) as client:
@@ -180,7 +180,7 @@ async def test_sign_ins_at_once_after_the_parameters_changed_all_succeed(live_ur
     assert await execute_async(live_url, "SELECT count(*) FROM users WHERE password_hash LIKE '%,t=2,%'") == [(1,)]
 
 
-async def test_a_replay_ends_the_session_although_it_is_answered_with_an_error(
+async def test_replayed_refresh_token_is_refused_and_ends_session(
     live_client: httpx2.AsyncClient, live_url: str
 ) -> None:
     user = await create_account(live_client)
@@ -193,7 +193,7 @@ async def test_a_replay_ends_the_session_although_it_is_answered_with_an_error(
     assert await execute_async(live_url, "SELECT count(*) FROM sessions") == [(0,)]
 
 
-async def test_what_was_written_before_the_connection_is_released_is_kept(live_url: str) -> None:
+async def test_commit_and_release_ends_transaction(live_url: str) -> None:
     async with open_database(make_settings(live_url)) as database, database.write() as session:
         await session.execute(text("UPDATE users SET name = 'x'"))
         await commit_and_release(session)
@@ -210,7 +210,9 @@ async def test_reading_takes_no_lock(live_url: str) -> None:
             assert await reader.scalar(text("SELECT count(*) FROM users")) == 0
 
 
-async def test_foreign_keys_hold(live_client: httpx2.AsyncClient, live_url: str) -> None:
+async def test_deleting_user_deletes_sessions_and_refresh_tokens(
+    live_client: httpx2.AsyncClient, live_url: str
+) -> None:
     user = await create_account(live_client)
 
     await live_client.delete(ME, headers=await confirmed(live_client, user))

@@ -126,7 +126,7 @@ async def test_the_service_works_as_a_role_that_does_not_own_its_tables(roles: R
 
 
 @pytest.mark.parametrize("table", sorted({*Base.metadata.tables, "alembic_version"}))
-def test_the_service_may_change_the_rows_of_each_table_but_those_that_only_grow(roles: Roles, table: str) -> None:
+def test_service_role_can_change_rows_except_in_audit_events_and_alembic_version(roles: Roles, table: str) -> None:
     rights = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
     expected = {"audit_events": ["SELECT", "INSERT"], "alembic_version": ["SELECT"]}
 
@@ -157,7 +157,7 @@ def test_the_service_may_change_the_rows_of_each_table_but_those_that_only_grow(
         "UPDATE alembic_version SET version_num = '9999'",
     ],
 )
-def test_the_services_role_can_neither_change_events_nor_what_guards_them(roles: Roles, statement: str) -> None:
+def test_service_role_cannot_change_audit_events_or_their_protection(roles: Roles, statement: str) -> None:
     roles.run(ADD_EVENT % "2 days")
 
     with pytest.raises(DBAPIError, match=r"permission denied|must be owner"):
@@ -178,7 +178,7 @@ async def test_the_service_purges_old_events_with_the_owners_function(roles: Rol
     assert await execute_async(roles.database, "SELECT count(*) FROM audit_events") == [(2,)]
 
 
-def test_the_owners_function_deletes_at_most_as_many_as_it_is_told_and_none_of_the_last_day(roles: Roles) -> None:
+def test_purge_function_deletes_at_most_the_given_number_and_keeps_events_of_last_day(roles: Roles) -> None:
     for _ in range(3):
         roles.run(ADD_EVENT % "2 days")
     roles.run(ADD_EVENT % "1 hour")
@@ -192,7 +192,7 @@ def test_the_owners_function_deletes_at_most_as_many_as_it_is_told_and_none_of_t
     assert roles.run("SELECT count(*) FROM audit_events") == [(2,)]
 
 
-async def test_an_object_of_the_callers_takes_no_place_in_the_owners_function(roles: Roles) -> None:
+async def test_purge_function_ignores_temporary_table_of_caller(roles: Roles) -> None:
     await execute_async(roles.url_of(roles.service), ADD_EVENT % "2 days")
     settings = make_settings(roles.url_of(roles.service))
 
@@ -210,7 +210,7 @@ def test_another_role_of_the_database_may_not_purge(roles: Roles, names: list[st
         execute(roles.url_of(names[2]), "SELECT purge_audit_events(now(), 10)")
 
 
-def test_the_table_of_a_later_migration_needs_no_grant(roles: Roles, migrations_folder: Path) -> None:
+def test_service_role_can_use_table_of_later_migration_without_grant(roles: Roles, migrations_folder: Path) -> None:
     head = read_revisions().head
     (migrations_folder / "versions" / "9999_later.py").write_text(NEW_TABLE.format(head=head), encoding="utf-8")
     read_revisions.cache_clear()
@@ -234,7 +234,7 @@ def test_an_upgrade_restores_the_rights_of_the_services_role(roles: Roles) -> No
     assert roles.run("SELECT count(*) FROM users") == [(0,)]
 
 
-def test_an_upgrade_takes_the_owners_functions_from_everybody_else(roles: Roles, names: list[str]) -> None:
+def test_upgrade_revokes_public_execution_of_owner_functions(roles: Roles, names: list[str]) -> None:
     execute(roles.database, "GRANT EXECUTE ON FUNCTION purge_audit_events TO PUBLIC")
 
     upgraded = roles.manage("db", "upgrade")
@@ -246,7 +246,7 @@ def test_an_upgrade_takes_the_owners_functions_from_everybody_else(roles: Roles,
 
 
 @pytest.mark.parametrize("arguments", [("upgrade",), ("downgrade", "-1")])
-def test_a_command_that_only_the_owner_may_run_says_so(empty: Roles, arguments: tuple[str, ...]) -> None:
+def test_owner_command_is_refused_for_service_role(empty: Roles, arguments: tuple[str, ...]) -> None:
     if arguments[0] != "upgrade":
         empty.manage("db", "upgrade")
 
@@ -257,7 +257,7 @@ def test_a_command_that_only_the_owner_may_run_says_so(empty: Roles, arguments: 
     assert "Traceback" not in refused.stderr
 
 
-async def test_a_start_as_the_service_needs_no_owner_where_there_is_nothing_to_migrate(roles: Roles) -> None:
+async def test_service_role_can_start_with_up_to_date_schema(roles: Roles) -> None:
     settings = make_settings(roles.url_of(roles.service), update_db=True)
 
     async with open_client(create_app(settings)) as client:
@@ -303,7 +303,7 @@ def test_a_reset_leaves_the_service_its_rights(roles: Roles) -> None:
     assert roles.run("SELECT count(*) > 0, has_table_privilege('audit_events', 'DELETE') FROM users") == [(True, False)]
 
 
-async def test_a_schema_of_its_own_is_opened_to_the_services_role(empty: Roles) -> None:
+async def test_upgrade_grants_service_role_use_of_separate_schema(empty: Roles) -> None:
     await execute_async(empty.database, f'CREATE SCHEMA "tenant % 1" AUTHORIZATION {empty.owner}')
     options = {"options": '-csearch_path="tenant\\ %\\ 1"'}
     tenant = Roles(
@@ -316,7 +316,7 @@ async def test_a_schema_of_its_own_is_opened_to_the_services_role(empty: Roles) 
     assert await execute_async(tenant.url_of(tenant.service), "SELECT count(*) FROM users") == [(0,)]
 
 
-async def test_an_owner_without_the_services_role_is_explained(empty: Roles) -> None:
+async def test_owner_without_service_role_is_refused(empty: Roles) -> None:
     url = make_url(empty.database)
     nameless = url.set(username=None) if url.username is None else make_url(str(url).replace(f"{url.username}@", ""))
     settings = make_settings(str(nameless), database_owner_user=empty.owner)

@@ -113,7 +113,7 @@ async def database(live_url: str) -> AsyncIterator[Database]:
         yield database
 
 
-def test_page_shows_the_tested_code() -> None:
+def test_documentation_page_shows_tested_code() -> None:
     page = (ROOT / "docs" / "database.md").read_text(encoding="utf-8")
     chapter = page.partition("## Records and entities\n")[2].partition("\n## ")[0]
     source = Path(__file__).read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ async def test_entity_has_the_defaults_of_the_mixins(database: Database, way: Wa
 
 
 @each_way
-async def test_entity_can_be_read_after_its_session_and_the_session_cannot_be_used(
+async def test_entity_can_be_read_after_session_is_closed_and_closed_session_is_refused(
     database: Database, way: Way
 ) -> None:
     async with way(database) as session:
@@ -204,7 +204,7 @@ async def test_entity_can_be_read_after_its_session_and_the_session_cannot_be_us
         await session.get_one(Order, order_id)
 
 
-async def test_error_rolls_back_both_ways_of_writing(database: Database) -> None:
+async def test_error_rolls_back_records_and_entities(database: Database) -> None:
     async def write_and_fail() -> None:
         async with database.write() as session:
             await order_with_records(session)
@@ -217,7 +217,7 @@ async def test_error_rolls_back_both_ways_of_writing(database: Database) -> None
         assert await session.fetch_all(CUSTOMERS) == []
 
 
-async def test_error_in_a_savepoint_keeps_what_was_written_before(database: Database) -> None:
+async def test_error_in_savepoint_keeps_earlier_writes(database: Database) -> None:
     async def add_line(session: Session) -> None:
         async with session.begin_nested():
             session.add(OrderLine(order_id=uuid4(), product="pen", price=Decimal(1)))

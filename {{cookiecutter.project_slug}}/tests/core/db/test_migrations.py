@@ -46,7 +46,7 @@ async def test_each_migration_can_be_taken_back(empty_url: str) -> None:
         await migrations.downgrade(settings, "-1")
 
 
-async def test_a_model_without_its_migration_is_drift(empty_url: str) -> None:
+async def test_check_detects_model_without_migration(empty_url: str) -> None:
     settings = make_settings(empty_url)
     await migrations.upgrade(settings)
     engine = create_owner_engine(settings)
@@ -58,7 +58,7 @@ async def test_a_model_without_its_migration_is_drift(empty_url: str) -> None:
         await migrations.check(settings)
 
 
-async def test_a_start_brings_the_schema_to_head_where_it_is_asked_to(empty_url: str) -> None:
+async def test_start_with_update_db_upgrades_schema_to_head(empty_url: str) -> None:
     async with open_client(create_app(make_settings(empty_url, update_db=True))) as client:
         response = await client.get("/health/ready")
 
@@ -78,7 +78,7 @@ async def test_a_schema_of_a_newer_release_is_left_alone(live_url: str) -> None:
     assert await execute_async(live_url, "SELECT version_num FROM alembic_version") == [("9999",)]
 
 
-async def test_a_reset_also_drops_what_no_migration_knows(live_url: str) -> None:
+async def test_reset_drops_tables_and_views_unknown_to_migrations(live_url: str) -> None:
     is_sqlite = make_url(live_url).get_backend_name() == "sqlite"
     await execute_async(live_url, "CREATE TABLE left_over (user_id CHAR(32))")
     await execute_async(live_url, 'CREATE VIEW "all Users%" AS SELECT * FROM users')
@@ -94,7 +94,7 @@ async def test_a_reset_also_drops_what_no_migration_knows(live_url: str) -> None
     await execute_async(live_url, "CREATE TABLE left_over_emails (id INTEGER)")
 
 
-async def test_a_start_resets_once_for_all_that_start_with_it(empty_url: str) -> None:
+async def test_workers_of_one_start_reset_database_once(empty_url: str) -> None:
     settings = make_settings(empty_url, reset_db=True)
     async with open_client(create_app(settings)) as client:
         user = await create_account(client)

@@ -52,7 +52,7 @@ async def live_database(live_url: str) -> AsyncIterator[Database]:
         yield database
 
 
-async def test_a_server_that_vanished_is_given_up(live_database: Database) -> None:
+async def test_connection_to_vanished_server_times_out(live_database: Database) -> None:
     async with live_database.read() as session:
         raw = await (await session.connection()).get_raw_connection()
         driver: Any = raw.driver_connection
@@ -72,7 +72,7 @@ async def test_options_of_the_url_are_kept(live_url: str) -> None:
 
 
 @pytest.mark.parametrize("pooler", [{}, {"port": 5432}], ids=["direct", "pooled"])
-async def test_the_environment_and_the_database_change_nothing_that_the_service_relies_on(
+async def test_environment_and_database_cannot_override_session_settings(
     live_url: str, monkeypatch: pytest.MonkeyPatch, pooler: dict[str, int]
 ) -> None:
     name = make_url(live_url).database
@@ -100,7 +100,7 @@ async def test_the_environment_and_the_database_change_nothing_that_the_service_
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
-def test_a_database_in_another_encoding_is_refused_in_a_sentence(
+def test_database_that_is_not_utf8_is_refused_without_traceback(
     tmp_path: Path, logs: io.StringIO, encoding: str
 ) -> None:
     async def ask() -> list[httpx2.Response]:
@@ -163,7 +163,7 @@ async def test_no_statement_fails_after_a_restart_of_the_server(live_url: str) -
     assert before & after == set()
 
 
-async def test_server_that_takes_no_writes_is_an_outage_and_is_forgotten_when_it_takes_them_again(
+async def test_read_only_server_returns_503_and_writes_recover_when_it_is_writable_again(
     live_url: str,
 ) -> None:
     me = "/api/v1/users/me"
@@ -190,7 +190,7 @@ async def test_server_that_takes_no_writes_is_an_outage_and_is_forgotten_when_it
     assert ready.status_code == 200
 
 
-async def test_a_purge_waits_for_nobody(live_database: Database, live_url: str) -> None:
+async def test_purge_skips_locked_rows(live_database: Database, live_url: str) -> None:
     values = "('{}', 1, 0, 0)"
     statement = "INSERT INTO throttle_counts (key, attempts, delay_seconds, last_at) VALUES "
     await execute_async(live_url, statement + ", ".join(map(values.format, "ab")))

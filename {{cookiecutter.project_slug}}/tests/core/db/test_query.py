@@ -81,7 +81,7 @@ async def add_user(database: Database, **changes: object) -> SomeUser:
 
 
 @each_way
-async def test_record_holds_what_was_written(live_database: Database, way: Way) -> None:
+async def test_record_holds_written_values(live_database: Database, way: Way) -> None:
     created = await add_user(live_database, name=NAME)
 
     async with way(live_database) as session:
@@ -94,7 +94,7 @@ async def test_record_holds_what_was_written(live_database: Database, way: Way) 
     assert read.created_at.utcoffset() == timedelta(0)
 
 
-async def test_record_is_what_sqlalchemy_returns(live_database: Database) -> None:
+async def test_record_equals_row_of_sqlalchemy(live_database: Database) -> None:
     created = await add_user(live_database, name=NAME)
 
     async with live_database.read() as session:
@@ -121,7 +121,7 @@ async def test_given_value_wins_over_the_default(live_database: Database) -> Non
 
 
 @each_way
-async def test_verbs_return_rows_records_and_values(live_database: Database, way: Way) -> None:
+async def test_fetch_methods_return_rows_records_and_values(live_database: Database, way: Way) -> None:
     created = await add_user(live_database, email="ada@example.com")
     await add_user(live_database, email="bob@example.com")
 
@@ -208,7 +208,9 @@ async def test_sqlalchemy_runs_typed_statements_with_the_same_results(live_url: 
 
 
 @each_way
-async def test_errors_are_those_of_sqlalchemy_without_the_values(live_database: Database, way: Way) -> None:
+async def test_database_errors_are_sqlalchemy_errors_without_parameter_values(
+    live_database: Database, way: Way
+) -> None:
     async def add_session() -> None:
         async with way(live_database) as session:
             await session.run(ADD_SESSION, **SESSION_OF_NOBODY)
@@ -312,7 +314,7 @@ def test_record_that_does_not_fit_its_statement_is_refused() -> None:
         Command(select(User.id))
 
 
-def test_page_has_a_cursor_only_where_there_is_more() -> None:
+def test_page_has_cursor_only_if_more_rows_follow() -> None:
     users = [SomeUser(uuid4(), "", "", True, utc_now(), utc_now()) for _ in range(3)]
 
     assert PageRequest(limit=3).build(users, "x").next_cursor is None

@@ -142,7 +142,7 @@ LINES = ["=?utf-8?q?x?=", "=?utf-8?q?a=0ABcc:_eve@example.com?=", "Ada <eve@exam
 LINES += ["".join(RANDOM.choices(PARTS, k=RANDOM.randint(1, 30))) for _ in range(500)]
 
 
-def test_what_a_header_is_given_reads_back(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_is_decoded_to_its_original_value(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in LINES:
         monkeypatch.setattr(core_email, "read_project", lambda line=line: Project("x", "1", line, ""))
 
@@ -179,7 +179,7 @@ def test_lines_of_headers_are_short(settings: Settings, monkeypatch: pytest.Monk
         "ada%example.org@example.com",
     ],
 )
-async def test_a_message_goes_to_the_address_as_it_is(migrated_url: str, address: str) -> None:
+async def test_recipient_address_is_sent_unchanged(migrated_url: str, address: str) -> None:
     with run_mail_server() as mail:
         settings = make_settings(migrated_url, **mail.settings)
         await deliver(settings, compose(settings, ID, EmailMessage(to=address, subject="", text="", html="")))
@@ -191,7 +191,7 @@ async def test_a_message_goes_to_the_address_as_it_is(migrated_url: str, address
 
 
 @pytest.mark.parametrize("address", ENCODED_ADDRESSES)
-def test_an_address_that_mail_software_decodes_is_written_to_nobody(settings: Settings, address: str) -> None:
+def test_address_that_mail_software_would_decode_is_refused(settings: Settings, address: str) -> None:
     with pytest.raises(RefusedEmailError, match="decode"):
         compose(settings, ID, EmailMessage(to=address, subject="", text="", html=""))
 
@@ -210,7 +210,9 @@ def test_an_address_that_mail_software_decodes_is_written_to_nobody(settings: Se
         ({"allowed_hosts": ["bücher.example"]}, "no-reply@xn--bcher-kva.example", "xn--bcher-kva.example"),
     ],
 )
-async def test_names_are_sent_in_ascii(migrated_url: str, values: dict[str, object], sender: str, host: str) -> None:
+async def test_international_host_names_are_sent_in_ascii(
+    migrated_url: str, values: dict[str, object], sender: str, host: str
+) -> None:
     with run_mail_server() as mail:
         settings = make_settings(migrated_url, **mail.settings, **values)
         await deliver(settings, compose(settings, ID, HELLO))
@@ -222,7 +224,7 @@ async def test_names_are_sent_in_ascii(migrated_url: str, values: dict[str, obje
 
 
 @pytest.mark.parametrize("address", ["jürgen@bücher.example", "用户@example.com"])
-async def test_an_address_in_unicode_needs_a_server_that_takes_it(migrated_url: str, address: str) -> None:
+async def test_unicode_address_requires_server_with_smtputf8(migrated_url: str, address: str) -> None:
     email = EmailMessage(to=address, subject="Grüße", text="", html="")
     written = to_ascii_address(address)
     with run_mail_server() as mail, run_mail_server(takes_utf8=True) as newer:
@@ -237,7 +239,7 @@ async def test_an_address_in_unicode_needs_a_server_that_takes_it(migrated_url: 
     assert (message["To"], message["Subject"]) == (written, "Grüße")
 
 
-def test_html_is_escaped_and_text_is_not(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_escaped_in_html_and_not_in_plain_text(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_email, "read_project", lambda: Project("x", "1", "<b>&", ""))
 
     email = render_email("core/email/templates/layout", "ada@example.com", "<script>", settings)
@@ -263,7 +265,7 @@ async def test_a_message_and_the_password_go_over_tls(
 
 
 @pytest.mark.parametrize("security", ["tls", "starttls"])
-async def test_a_server_that_nobody_vouches_for_gets_nothing(
+async def test_server_with_untrusted_certificate_gets_no_message(
     migrated_url: str, server_tls: ssl.SSLContext, security: str
 ) -> None:
     with run_mail_server(security=security, tls=server_tls) as mail:
@@ -275,7 +277,7 @@ async def test_a_server_that_nobody_vouches_for_gets_nothing(
     assert mail.attempts == []
 
 
-async def test_a_server_without_starttls_gets_nothing(migrated_url: str) -> None:
+async def test_server_without_starttls_gets_no_message(migrated_url: str) -> None:
     with run_mail_server() as mail:
         settings = make_settings(migrated_url, **{**mail.settings, "smtp_security": "starttls"})
 

@@ -111,7 +111,7 @@ async def test_a_body_has_a_valid_value_for_each_required_field() -> None:
             assert answer.json() == sorted(Everything.model_fields.keys() - {"optional"})
 
 
-async def test_values_that_are_known_take_the_place_of_made_ones() -> None:
+async def test_known_values_replace_generated_values() -> None:
     def create(body: Everything) -> dict[str, object]:
         return body.model_dump(mode="json", include={"id", "number", "optional"})
 
@@ -124,7 +124,7 @@ async def test_values_that_are_known_take_the_place_of_made_ones() -> None:
     assert answer.json() == {"id": known, "number": 7, "optional": 8}
 
 
-async def test_a_form_with_files_is_multipart_and_has_the_optional_ones() -> None:
+async def test_form_with_files_is_multipart_and_includes_optional_files() -> None:
     async def create(
         title: Annotated[str, Form()],
         first: UploadFile,
@@ -175,7 +175,7 @@ async def test_required_parameters_are_sent_and_paths_are_filled() -> None:
     assert fill_path("/things/{name}", {"name": "a/b"}) == "/things/a%2Fb"
 
 
-def test_a_body_of_another_kind_is_sent_as_such() -> None:
+def test_body_of_any_other_media_type_is_sent_with_that_media_type() -> None:
     document: dict[str, Any] = {"paths": {"/x": {"put": {"requestBody": {"content": {"image/png": {}}}}}}}
 
     request = make_request(document, "put", "/x", {})
@@ -183,14 +183,14 @@ def test_a_body_of_another_kind_is_sent_as_such() -> None:
     assert (request["headers"], request["content"]) == ({"Content-Type": "image/png"}, b"x")
 
 
-def test_all_parts_of_an_all_of_are_required() -> None:
+def test_all_of_schema_yields_required_fields_of_every_part() -> None:
     named = {"type": "object", "properties": {"name": {"const": "x"}}, "required": ["name"]}
     aged = {"properties": {"age": {"type": "integer", "minimum": 18}}, "required": ["age"]}
 
     assert Maker({}).value({"allOf": [named, aged]}) == {"name": "x", "age": 18}
 
 
-def test_texts_differ() -> None:
+def test_generated_texts_differ() -> None:
     for schema in ({"type": "string"}, {"type": "string", "pattern": "^[a-z0-9-]+$"}, {"format": "email"}):
         assert len({Maker({}).value(schema) for _ in range(10)}) == 10
 
@@ -204,14 +204,14 @@ def test_texts_differ() -> None:
         ({"type": "integer", "minimum": 3, "maximum": 2}, "no number is known for code"),
     ],
 )
-def test_what_cannot_be_made_is_named(schema: dict[str, object], problem: str) -> None:
+def test_error_names_field_that_cannot_be_generated(schema: dict[str, object], problem: str) -> None:
     body = {"type": "object", "properties": {"code": schema}, "required": ["code"]}
 
     with pytest.raises(UnmakeableError, match=re.escape(problem)):
         Maker({}).value(body)
 
 
-def test_a_model_that_requires_itself_is_named() -> None:
+def test_error_names_field_that_contains_itself() -> None:
     reference = {"$ref": "#/components/schemas/Endless"}
     endless = {"type": "object", "properties": {"inner": reference}, "required": ["inner"]}
 

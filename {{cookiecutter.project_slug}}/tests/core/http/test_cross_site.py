@@ -78,7 +78,7 @@ async def test_pages_of_other_sites_cannot_lock_a_visitor_out(
 
 
 @pytest.mark.parametrize("headers", OWN, ids=str)
-async def test_own_and_allowed_pages_and_other_clients_sign_in(
+async def test_own_pages_allowed_origins_and_other_clients_can_sign_in(
     migrated_url: str, database: Database, headers: dict[str, str]
 ) -> None:
     app = create_app(make_settings(migrated_url, cors_origins=ALLOWED), database)
@@ -88,7 +88,7 @@ async def test_own_and_allowed_pages_and_other_clients_sign_in(
     assert answer.status_code == 200
 
 
-async def test_every_site_is_allowed_where_the_configuration_says_so(migrated_url: str, database: Database) -> None:
+async def test_every_origin_can_sign_in_with_wildcard_cors_origins(migrated_url: str, database: Database) -> None:
     app = create_app(make_settings(migrated_url, cors_origins="*"), database)
     async with open_client(app) as client:
         answer = await try_password(client, await sign_up(client), PASSWORD, Origin=EVIL)
@@ -96,7 +96,7 @@ async def test_every_site_is_allowed_where_the_configuration_says_so(migrated_ur
     assert answer.status_code == 200
 
 
-async def test_pages_of_other_sites_end_no_session(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_pages_of_other_sites_cannot_end_session(client: httpx2.AsyncClient, user: Account) -> None:
     refused = await client.post("/api/v1/auth/revoke", data={"token": user.access_token}, headers={"Origin": EVIL})
 
     assert refused.status_code == 403
@@ -111,7 +111,7 @@ def list_open(app: FastAPI) -> Iterator[tuple[str, str]]:
                 yield method.upper(), path
 
 
-async def test_no_open_route_changes_anything_for_another_site(app: FastAPI, client: httpx2.AsyncClient) -> None:
+async def test_unauthenticated_write_routes_refuse_other_sites(app: FastAPI, client: httpx2.AsyncClient) -> None:
     checked = 0
     for method, path in list_open(app):
         for headers in ({"Origin": EVIL}, {"Sec-Fetch-Site": "cross-site"}):

@@ -33,11 +33,11 @@ def assert_problem(response: httpx2.Response, status: int) -> None:
     assert problem["request_id"] == response.headers["x-request-id"]
 
 
-async def test_an_unknown_path_is_a_problem(client: httpx2.AsyncClient) -> None:
+async def test_unknown_path_returns_404_problem(client: httpx2.AsyncClient) -> None:
     assert_problem(await client.get("/nowhere"), 404)
 
 
-async def test_a_wrong_method_names_the_right_ones(client: httpx2.AsyncClient) -> None:
+async def test_wrong_method_returns_405_with_allowed_methods(client: httpx2.AsyncClient) -> None:
     response = await client.post("/health/live")
 
     assert_problem(response, 405)
@@ -61,7 +61,7 @@ async def test_a_wrong_method_names_the_right_ones(client: httpx2.AsyncClient) -
         (b'{"email": "a@example.com", "email": 1}', 422),
     ],
 )
-async def test_a_broken_body_is_a_problem(client: httpx2.AsyncClient, content: bytes, status: int) -> None:
+async def test_invalid_body_returns_problem(client: httpx2.AsyncClient, content: bytes, status: int) -> None:
     response = await client.post(USERS, content=content, headers=JSON)
 
     assert_problem(response, status)
@@ -70,7 +70,7 @@ async def test_a_broken_body_is_a_problem(client: httpx2.AsyncClient, content: b
 @pytest.mark.parametrize(
     "media_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
 )
-async def test_another_media_type_is_refused(client: httpx2.AsyncClient, media_type: str | None) -> None:
+async def test_body_that_is_not_json_is_refused(client: httpx2.AsyncClient, media_type: str | None) -> None:
     headers = {} if media_type is None else {"Content-Type": media_type}
 
     response = await client.post(USERS, content=b'{"email": "a@example.com"}', headers=headers)
@@ -81,14 +81,14 @@ async def test_another_media_type_is_refused(client: httpx2.AsyncClient, media_t
 @pytest.mark.parametrize(
     "media_type", ["application/json", "application/json; charset=utf-8", "application/merge-patch+json"]
 )
-async def test_json_by_any_of_its_names_is_taken(client: httpx2.AsyncClient, user: Account, media_type: str) -> None:
+async def test_every_json_media_type_is_accepted(client: httpx2.AsyncClient, user: Account, media_type: str) -> None:
     response = await client.patch(f"{USERS}/me", content=b"{}", headers={**user.headers, "Content-Type": media_type})
 
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("in_chunks", [True, False])
-async def test_a_body_over_the_limit_is_a_problem(migrated_url: str, database: Database, in_chunks: bool) -> None:
+async def test_body_over_size_limit_is_refused(migrated_url: str, database: Database, in_chunks: bool) -> None:
     body = json.dumps({"email": "a@example.com", "password": PASSWORD, "name": "x" * 2000}).encode()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -104,7 +104,7 @@ async def test_a_body_over_the_limit_is_a_problem(migrated_url: str, database: D
 
 
 @pytest.mark.parametrize("user_id", ["x", "1", "%00", "..%2f..", "01890000-0000-7000-8000-00000000000g", "é"])
-async def test_an_id_that_is_none_is_a_problem(client: httpx2.AsyncClient, user: Account, user_id: str) -> None:
+async def test_invalid_id_returns_problem(client: httpx2.AsyncClient, user: Account, user_id: str) -> None:
     response = await client.get(f"{USERS}/{user_id}", headers=user.headers)
 
     assert response.status_code in {400, 403, 404, 422}
@@ -129,14 +129,14 @@ async def test_a_validation_error_lists_every_field(client: httpx2.AsyncClient) 
     assert sorted(error["location"][-1] for error in response.json()["errors"]) == ["email", "extra", "password"]
 
 
-async def test_a_body_of_many_unknown_fields_is_one_error(client: httpx2.AsyncClient) -> None:
+async def test_too_many_unknown_fields_are_reported_as_one_error(client: httpx2.AsyncClient) -> None:
     response = await client.post(USERS, json={f"field {number}": 1 for number in range(20_000)})
 
     assert_problem(response, 422)
     assert [error["message"] for error in response.json()["errors"]] == ["must have at most 100 fields"]
 
 
-async def test_of_many_errors_the_first_are_listed_and_the_rest_counted(app: FastAPI) -> None:
+async def test_long_error_list_is_truncated_and_states_total(app: FastAPI) -> None:
     @app.post("/numbers")
     async def take(numbers: list[int]) -> None: ...
 
@@ -149,7 +149,7 @@ async def test_of_many_errors_the_first_are_listed_and_the_rest_counted(app: Fas
     assert len(response.content) < 20_000
 
 
-async def test_a_host_that_is_not_ours_is_refused(client: httpx2.AsyncClient) -> None:
+async def test_unknown_host_is_refused(client: httpx2.AsyncClient) -> None:
     response = await client.get("/nowhere", headers={"Host": "evil.example"})
 
     assert_problem(response, 400)
@@ -159,7 +159,7 @@ async def test_a_host_that_is_not_ours_is_refused(client: httpx2.AsyncClient) ->
     ("statement", "status"),
     [("SELECT 1 FROM no_such_table", {500, 503}), ("INSERT INTO users (id) VALUES (NULL)", {500})],
 )
-async def test_a_mistake_of_ours_tells_nothing_of_itself(app: FastAPI, statement: str, status: set[int]) -> None:
+async def test_database_error_response_reveals_no_details(app: FastAPI, statement: str, status: set[int]) -> None:
     @app.post("/broken")
     async def broken(session: SessionDep) -> None:
         await session.execute(text(statement))
@@ -188,7 +188,7 @@ SESSION = """
     ],
     ids=["foreign key", "not null", "unique"],
 )
-async def test_rows_that_are_changed_at_once_are_a_conflict_and_a_missing_value_is_our_mistake(
+async def test_foreign_key_or_unique_violation_returns_409_and_not_null_violation_returns_500(
     app: FastAPI, logs: io.StringIO, statement: str, status: int
 ) -> None:
     @app.post("/broken")
@@ -232,7 +232,7 @@ async def test_an_error_after_the_headers_ends_the_connection(app: FastAPI) -> N
 
 
 @pytest.mark.parametrize(("commit_anyway", "expected"), [(False, 0), (True, 1)])
-async def test_an_error_rolls_back_unless_the_change_is_part_of_it(
+async def test_error_rolls_back_unless_it_asks_for_commit(
     app: FastAPI, database: Database, commit_anyway: bool, expected: int
 ) -> None:
     @app.post("/refuse")
@@ -250,7 +250,7 @@ async def test_an_error_rolls_back_unless_the_change_is_part_of_it(
     assert count == expected
 
 
-async def test_a_commit_that_fails_is_not_a_success(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_commit_returns_500(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     @app.post("/commit", status_code=201)
     async def commit(session: SessionDep) -> None:
         async def fail() -> None:

@@ -51,12 +51,12 @@ def repeat(piece: bytes, size: int) -> bytes:
         "й=%D0%B9й&😀=%F0%9F%98%80".encode(),
     ],
 )
-def test_a_form_is_read_as_python_reads_it(body: bytes) -> None:
+def test_form_is_parsed_like_parse_qsl(body: bytes) -> None:
     assert parse_form(body) == parse_qsl(body.decode(), keep_blank_values=True)
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_any_content_is_read_as_python_reads_it(piece: bytes) -> None:
+def test_repeated_content_is_parsed_like_parse_qsl(piece: bytes) -> None:
     body = b"name=" + repeat(piece, 999)
 
     assert parse_form(body) == parse_qsl(body.decode(), keep_blank_values=True)
@@ -65,7 +65,7 @@ def test_any_content_is_read_as_python_reads_it(piece: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [b"a=\xff", b"a=%FF", b"\xd0=%B9", b"a=\xd0&b=\xb9", b"a=%D0&b=%B9", b"a=\xed\xa0\x80"]
 )
-def test_another_encoding_is_refused(body: bytes) -> None:
+def test_form_that_is_not_utf8_is_refused(body: bytes) -> None:
     with pytest.raises(HTTPException, match="UTF-8"):
         parse_form(body)
 
@@ -93,19 +93,19 @@ def replace_each(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("act", [parse_form, require_utf8], ids=["form", "query"])
 @pytest.mark.parametrize("piece", PIECES)
-def test_reading_costs_little_whatever_the_content(act: Callable[[bytes], object], piece: bytes) -> None:
+def test_parsing_time_is_bounded_for_any_content(act: Callable[[bytes], object], piece: bytes) -> None:
     assert take_time(act, repeat(piece, LARGE)) < MAX_TIME_FACTOR * take_time(replace_each, b"%" * LARGE)
 
 
 @pytest.mark.parametrize("piece", [b"a&", b"=&", b"%&", b"a=%&"])
-def test_many_fields_cost_little(piece: bytes) -> None:
+def test_parsing_time_is_bounded_for_many_fields(piece: bytes) -> None:
     body = repeat(piece, len(piece) * (MAX_FIELDS - 1)).ljust(LARGE, b"%")
 
     assert take_time(parse_form, body) < MAX_TIME_FACTOR * take_time(replace_each, b"%" * LARGE)
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_reading_needs_little_memory(piece: bytes) -> None:
+def test_parsing_memory_is_bounded(piece: bytes) -> None:
     body = repeat(piece, LARGE)
 
     tracemalloc.start()
@@ -138,7 +138,7 @@ async def test_a_form_with_many_fields_is_refused(client: httpx2.AsyncClient) ->
     assert (refused.status_code, refused.json()["error"]) == (400, "invalid_request")
 
 
-async def test_no_route_reads_a_longer_form(client: httpx2.AsyncClient) -> None:
+async def test_oversized_form_is_refused_on_other_routes(client: httpx2.AsyncClient) -> None:
     answer = await client.post("/api/v1/users", content=b"%" * (MAX_FORM_BYTES + 1), headers=FORM)
 
     assert answer.status_code == 413

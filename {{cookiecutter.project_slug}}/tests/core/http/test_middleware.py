@@ -21,20 +21,20 @@ USERS = "/api/v1/users"
 
 
 @pytest.mark.parametrize("request_id", ["a-request-id", "A.b_c-12", "0" * 121, "0" * 32, "client-12"])
-async def test_a_request_id_is_taken_and_marked_as_the_clients(client: httpx2.AsyncClient, request_id: str) -> None:
+async def test_request_id_of_client_is_kept_with_client_prefix(client: httpx2.AsyncClient, request_id: str) -> None:
     response = await client.get("/health", headers={"X-Request-ID": request_id})
 
     assert response.headers["x-request-id"] == f"client-{request_id}"
 
 
 @pytest.mark.parametrize("request_id", ["short", "0" * 122, "with space", "semi;colon", "newline%0a!", "é" * 8, ""])
-async def test_a_request_id_of_another_form_is_replaced(client: httpx2.AsyncClient, request_id: str) -> None:
+async def test_invalid_request_id_is_replaced(client: httpx2.AsyncClient, request_id: str) -> None:
     response = await client.get("/health", headers=[(b"X-Request-ID", request_id.encode())])
 
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
-async def test_a_request_is_one_line_without_its_query(client: httpx2.AsyncClient, logs: io.StringIO) -> None:
+async def test_request_is_logged_in_one_line_without_query(client: httpx2.AsyncClient, logs: io.StringIO) -> None:
     await client.get("/no%20where?token=secret", headers={"X-Request-ID": "request-0123"})
 
     lines = [json.loads(line) for line in logs.getvalue().splitlines()]
@@ -48,7 +48,7 @@ async def test_a_request_is_one_line_without_its_query(client: httpx2.AsyncClien
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
-async def test_probes_leave_no_line(client: httpx2.AsyncClient, logs: io.StringIO, path: str) -> None:
+async def test_probes_are_not_logged(client: httpx2.AsyncClient, logs: io.StringIO, path: str) -> None:
     await client.get(path)
 
     assert logs.getvalue() == ""
@@ -75,7 +75,7 @@ async def test_requests_are_counted_by_their_route(client: httpx2.AsyncClient, u
     assert count("GET", "/api/v1/users/{user_id}", 403) == before + 2
 
 
-async def test_unknown_paths_and_methods_make_no_label(client: httpx2.AsyncClient) -> None:
+async def test_unknown_paths_and_methods_share_one_metric_label(client: httpx2.AsyncClient) -> None:
     before = count("GET", "unmatched", 404), count("other", "/health", 405)
 
     await client.get("/wp-login.php")
@@ -85,7 +85,7 @@ async def test_unknown_paths_and_methods_make_no_label(client: httpx2.AsyncClien
     assert (count("GET", "unmatched", 404), count("other", "/health", 405)) == (before[0] + 2, before[1] + 1)
 
 
-async def test_the_metrics_have_what_operators_look_at(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_metrics_include_requests_database_pool_and_sign_ins(client: httpx2.AsyncClient, user: Account) -> None:
     await request_token(client, username=user.email, password="wrong password 123")
     await request_token(client, username=user.email, password=PASSWORD)
 
@@ -104,7 +104,7 @@ async def test_the_metrics_have_what_operators_look_at(client: httpx2.AsyncClien
         assert f"\n{line}" in response.text
 
 
-async def test_the_metrics_of_workers_are_told_while_another_one_starts(
+async def test_metrics_are_available_while_worker_starts(
     client: httpx2.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = MmapedDict(str(tmp_path / "counter_1.db"))  # type: ignore[no-untyped-call]  # no annotation in the library
@@ -132,7 +132,7 @@ async def test_cors_is_closed_by_default(client: httpx2.AsyncClient) -> None:
     assert "access-control-allow-origin" not in simple.headers
 
 
-async def test_beyond_its_bound_a_worker_refuses_and_recovers(
+async def test_worker_refuses_requests_above_concurrency_limit_and_recovers(
     migrated_url: str, database: Database, logs: io.StringIO
 ) -> None:
     settings = make_settings(migrated_url, max_concurrent_requests=2, cors_origins="https://app.example.com")
@@ -165,7 +165,7 @@ async def test_beyond_its_bound_a_worker_refuses_and_recovers(
     assert recovered.status_code == 200
 
 
-async def test_who_gets_a_turn_in_time_is_answered(
+async def test_queued_requests_are_answered_within_concurrency_limit(
     migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.core.http.middleware.concurrency_limit.MAX_QUEUE_SECONDS", 60)
@@ -188,7 +188,7 @@ async def test_who_gets_a_turn_in_time_is_answered(
     assert most_at_once == 1
 
 
-async def test_a_named_site_may_call_and_read_also_the_errors(migrated_url: str, database: Database) -> None:
+async def test_allowed_origin_can_call_and_read_error_responses(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, cors_origins="https://app.example.com")
     origin = {"Origin": "https://app.example.com"}
 
@@ -205,7 +205,7 @@ async def test_a_named_site_may_call_and_read_also_the_errors(migrated_url: str,
     assert "access-control-allow-origin" not in other.headers
 
 
-async def test_an_error_of_ours_has_the_cors_headers_too(migrated_url: str, database: Database) -> None:
+async def test_server_error_has_cors_headers(migrated_url: str, database: Database) -> None:
     app = create_app(make_settings(migrated_url, cors_origins="https://app.example.com"), database)
     break_it(app)
 
@@ -223,14 +223,14 @@ def break_it(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]", "[::1]:8000", "LOCALHOST"])
-async def test_the_names_of_this_machine_are_answered(client: httpx2.AsyncClient, host: str) -> None:
+async def test_local_host_names_are_allowed(client: httpx2.AsyncClient, host: str) -> None:
     response = await client.get("/openapi.json", headers={"Host": host})
 
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "localhost@evil.example", "[::2]", "a b"])
-async def test_other_names_are_refused(client: httpx2.AsyncClient, host: str) -> None:
+async def test_unknown_host_names_are_refused(client: httpx2.AsyncClient, host: str) -> None:
     response = await client.get("/openapi.json", headers={"Host": host})
 
     assert response.status_code == 400

@@ -74,17 +74,17 @@ async def test_head_is_answered_as_get_without_a_body(app: FastAPI, client: http
 
 
 @pytest.mark.parametrize("path", ["/health", "/openapi.json", "/docs/assets/swagger-ui.css", "/nowhere/else"])
-async def test_head_tells_the_length_of_the_body(client: httpx2.AsyncClient, path: str) -> None:
+async def test_head_has_content_length_of_get(client: httpx2.AsyncClient, path: str) -> None:
     assert (await client.head(path)).headers["content-length"] == str(len((await client.get(path)).content))
 
 
-async def test_head_of_a_page_that_is_missing_is_that_of_the_error(client: httpx2.AsyncClient) -> None:
+async def test_head_of_missing_page_is_404_without_body(client: httpx2.AsyncClient) -> None:
     head = await client.head("/nowhere", headers={"Accept": "text/html"})
 
     assert (head.status_code, head.content) == (404, b"")
 
 
-async def test_head_of_a_stream_produces_no_more_of_it(app: FastAPI) -> None:
+async def test_head_of_endless_stream_ends_without_body(app: FastAPI) -> None:
     produced = 0
 
     @app.get("/endless")
@@ -104,7 +104,7 @@ async def test_head_of_a_stream_produces_no_more_of_it(app: FastAPI) -> None:
     assert produced <= 1
 
 
-async def test_head_is_counted_and_logged_as_what_it_is(client: httpx2.AsyncClient, logs: io.StringIO) -> None:
+async def test_head_is_counted_and_logged_as_head(client: httpx2.AsyncClient, logs: io.StringIO) -> None:
     labels = {"method": "HEAD", "route": "/api/v1/users/me", "status": "401"}
     before = REGISTRY.get_sample_value("http_requests_total", labels) or 0
 
@@ -114,7 +114,7 @@ async def test_head_is_counted_and_logged_as_what_it_is(client: httpx2.AsyncClie
     assert json.loads(logs.getvalue())["method"] == "HEAD"
 
 
-async def test_every_path_names_all_of_its_methods(app: FastAPI, client: httpx2.AsyncClient) -> None:
+async def test_allow_header_lists_all_methods_of_every_path(app: FastAPI, client: httpx2.AsyncClient) -> None:
     for path, methods in list_methods(app).items():
         refused = await client.request("BREW", path)
         asked = await client.options(path)
@@ -153,7 +153,7 @@ def mount_examples(app: FastAPI, folder: Path) -> None:
         ("/tested/files/a.txt", "GET, HEAD, OPTIONS"),
     ],
 )
-async def test_methods_are_gathered_over_routers_mounts_and_parameters(
+async def test_allow_header_combines_routers_mounts_and_path_parameters(
     app: FastAPI, tmp_path: Path, path: str, allow: str
 ) -> None:
     mount_examples(app, tmp_path)
@@ -169,13 +169,13 @@ async def test_methods_are_gathered_over_routers_mounts_and_parameters(
     assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_the_document_has_no_operation_for_head_or_options(settings: Settings) -> None:
+async def test_openapi_has_no_operation_for_head_or_options(settings: Settings) -> None:
     paths = create_app(settings).openapi()["paths"]
 
     assert {method for path in paths.values() for method in path} <= {"delete", "get", "patch", "post", "put"}
 
 
-async def test_pages_of_named_sites_may_ask_with_head(migrated_url: str, database: Database) -> None:
+async def test_configured_cors_origin_can_send_head_and_options(migrated_url: str, database: Database) -> None:
     app = create_app(make_settings(migrated_url, cors_origins=ORIGIN), database)
     async with open_client(app) as client:
         headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "HEAD"}
@@ -193,7 +193,7 @@ async def chunks(content: bytes) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("in_chunks", [True, False])
-async def test_raw_utf8_in_a_form_is_what_was_typed(client: httpx2.AsyncClient, in_chunks: bool) -> None:
+async def test_raw_utf8_in_form_equals_percent_encoded_utf8(client: httpx2.AsyncClient, in_chunks: bool) -> None:
     email = f"{uuid4().hex}@example.com"
     created = await client.post(USERS, json={"email": email, "password": CYRILLIC})
     form = f"grant_type=password&username={email}&password={CYRILLIC.replace(' ', '+')}".encode()
@@ -206,7 +206,9 @@ async def test_raw_utf8_in_a_form_is_what_was_typed(client: httpx2.AsyncClient, 
 
 
 @pytest.mark.parametrize("password", [CYRILLIC.encode("cp1251"), b"caf\xe9", b"%E9", b"\xed\xa0\x80", b"\xd0%D0"])
-async def test_a_form_in_another_encoding_is_no_guess(migrated_url: str, database: Database, password: bytes) -> None:
+async def test_form_that_is_not_utf8_does_not_count_as_failed_sign_in(
+    migrated_url: str, database: Database, password: bytes
+) -> None:
     app = create_app(make_settings(migrated_url, throttling=True, throttle_account_attempts=1), database)
     email = f"{uuid4().hex}@example.com"
     async with open_client(app) as client:
@@ -222,7 +224,7 @@ async def test_a_form_in_another_encoding_is_no_guess(migrated_url: str, databas
 
 
 @pytest.mark.parametrize("body", [b'{"email": "\xff"}', b'{"\xe9": 1}', b"\xd0", '{"email": "й"}'.encode("cp1251")])
-async def test_json_in_another_encoding_is_told_so(client: httpx2.AsyncClient, body: bytes) -> None:
+async def test_json_that_is_not_utf8_is_refused(client: httpx2.AsyncClient, body: bytes) -> None:
     refused = await client.post(USERS, content=body, headers=JSON)
 
     assert refused.status_code == 400
@@ -252,7 +254,7 @@ class QueryMiddleware:
         (b"other=%FF&name=a", 400, "UTF-8"),
     ],
 )
-async def test_raw_utf8_in_a_query_is_what_was_typed(app: FastAPI, query: bytes, status: int, answer: str) -> None:
+async def test_query_is_decoded_as_utf8_or_refused(app: FastAPI, query: bytes, status: int, answer: str) -> None:
     router = FeatureRouter(prefix="/tested-names")
 
     @router.get("")
@@ -328,7 +330,7 @@ async def test_authentication_comes_first_on_every_route(
     assert checked > 0
 
 
-async def test_no_cache_stores_what_is_for_a_caller(app: FastAPI, client: httpx2.AsyncClient, admin: Account) -> None:
+async def test_protected_routes_respond_with_no_store(app: FastAPI, client: httpx2.AsyncClient, admin: Account) -> None:
     router = FeatureRouter(prefix="/tested-public")
     router.add_api_route("", lambda: "public")
     app.include_router(router)
@@ -344,7 +346,7 @@ async def test_no_cache_stores_what_is_for_a_caller(app: FastAPI, client: httpx2
     assert "cache-control" not in (await client.get("/tested-public")).headers
 
 
-async def test_a_route_may_say_what_caches_do(app: FastAPI, client: httpx2.AsyncClient, user: Account) -> None:
+async def test_route_can_set_its_own_cache_control(app: FastAPI, client: httpx2.AsyncClient, user: Account) -> None:
     router = FeatureRouter(prefix="/tested-own")
 
     @router.get("")
@@ -417,7 +419,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("header", HEADERS)
-async def test_no_header_is_an_error_of_ours(
+async def test_no_header_value_causes_server_error(
     migrated_url: str, database: Database, logs: io.StringIO, header: str
 ) -> None:
     settings = make_settings(
@@ -514,9 +516,7 @@ async def test_large_headers_are_refused(client: httpx2.AsyncClient, headers: di
         ("/tested-folder/x", "/tested-folder/x/"),
     ],
 )
-async def test_a_slash_too_many_or_too_few_leads_to_the_same_host_and_port(
-    app: FastAPI, host: str, path: str, location: str
-) -> None:
+async def test_trailing_slash_redirect_keeps_host_and_port(app: FastAPI, host: str, path: str, location: str) -> None:
     for pattern in ("/tested-slash/{name}", "/tested-folder/{name}/"):
         app.add_api_route(pattern, lambda name: name)
 

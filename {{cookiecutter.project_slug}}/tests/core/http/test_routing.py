@@ -26,7 +26,7 @@ def make_app(compared: list[str]) -> FastAPI:
     return app
 
 
-async def test_the_routes_of_another_feature_are_not_even_looked_at() -> None:
+async def test_routes_of_other_features_are_not_compared() -> None:
     compared: list[str] = []
     async with open_client(make_app(compared)) as client:
         found = await client.get("/api/pears/1")
@@ -60,7 +60,7 @@ async def test_a_prefix_may_have_parameters(prefix: str, path: str) -> None:
     assert missing.status_code == 404
 
 
-async def test_the_routes_of_a_prefix_with_parameters_are_skipped_by_its_beginning() -> None:
+async def test_routes_are_skipped_by_static_start_of_prefix_with_parameters() -> None:
     compared: list[str] = []
     app = FastAPI()
     router = FeatureRouter(prefix="/projects/{project_id}/expenses", route_class=make_noting_route(compared))
@@ -80,6 +80,6 @@ ROUTERS = [router for feature in FEATURES for router in feature.api_routers]
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda each: each.prefix)
-def test_every_feature_of_the_api_has_a_prefix_to_be_skipped_by(router: APIRouter) -> None:
+def test_every_api_router_is_feature_router_with_prefix(router: APIRouter) -> None:
     assert isinstance(router, FeatureRouter), "make it of app.core.http.routing.FeatureRouter"
     assert router.prefix, "give its FeatureRouter a prefix"

@@ -54,7 +54,7 @@ SEEN = [
 
 
 @pytest.mark.parametrize("text", BLANK)
-def test_a_text_that_shows_nothing_is_empty(text: str) -> None:
+def test_text_of_invisible_characters_is_treated_as_empty(text: str) -> None:
     assert TypeAdapter(SingleLine).validate_python(text) == ""
     assert TypeAdapter(MultiLine).validate_python(text) == ""
     with pytest.raises(ValidationError, match="must not be empty"):
@@ -62,16 +62,16 @@ def test_a_text_that_shows_nothing_is_empty(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", SEEN)
-def test_a_text_that_shows_something_stays_as_it_is(text: str) -> None:
+def test_visible_text_is_unchanged(text: str) -> None:
     for kind in (SingleLine, MultiLine, NonEmptyLine):
         assert TypeAdapter(kind).validate_python(text) == text
 
 
-def test_the_document_says_what_must_not_be_empty() -> None:
+def test_json_schema_of_non_empty_line_has_min_length() -> None:
     assert TypeAdapter(NonEmptyLine).json_schema() == {"type": "string", "minLength": 1, "maxLength": 200}
 
 
-async def test_a_name_that_shows_nothing_is_none(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_user_name_of_invisible_characters_is_stored_as_empty(client: httpx2.AsyncClient, user: Account) -> None:
     name = {"name": "\N{HANGUL FILLER}\N{ZERO WIDTH SPACE}"}
 
     changed = await client.patch("/api/v1/users/me", json=name, headers=user.headers)

@@ -99,7 +99,7 @@ def live_app(live_url: str) -> FastAPI:
     [("GET", "/session/stream"), ("GET", "/session/stream-typed"), ("POST", "/session/task")],
     ids=lambda value: value,
 )
-async def test_requests_session_refuses_to_be_used_later_and_leaks_nothing(
+async def test_request_session_cannot_be_used_after_response_and_leaks_no_connection(
     live_app: FastAPI, logs: io.StringIO, method: str, path: str
 ) -> None:
     done = add_routes(live_app)
@@ -119,7 +119,7 @@ async def test_requests_session_refuses_to_be_used_later_and_leaks_nothing(
     assert re.search("This session is closed|This Session has been permanently closed", logs.getvalue())
 
 
-async def test_session_of_its_own_works_after_the_answer_has_begun(live_app: FastAPI) -> None:
+async def test_separate_session_works_after_response_has_started(live_app: FastAPI) -> None:
     done = add_routes(live_app)
     async with open_client(live_app) as client:
         user = await create_account(client)
@@ -133,7 +133,7 @@ async def test_session_of_its_own_works_after_the_answer_has_begun(live_app: Fas
     assert me["name"] == "changed"
 
 
-async def test_client_that_leaves_a_stream_leaves_its_connection_behind(live_app: FastAPI) -> None:
+async def test_connection_returns_to_pool_when_client_leaves_stream(live_app: FastAPI) -> None:
     begun = asyncio.Event()
 
     @live_app.get("/endless")

@@ -178,7 +178,7 @@ def count(path: str, status: int) -> float:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 100, 10_000])
-async def test_every_byte_arrives_however_the_body_is_cut(client: httpx2.AsyncClient, user: Account, size: int) -> None:
+async def test_upload_is_complete_for_any_chunk_size(client: httpx2.AsyncClient, user: Account, size: int) -> None:
     # Contains many exact or partial boundaries.
     content = (PNG + f"\r\n--{BOUNDARY[:-1]}x\r\n--\r\r\n".encode() + bytes(range(256))) * 3
     body = make_body(form_part(b"x" * 100, name="comment", filename=None, media_type=None), form_part(content))
@@ -197,7 +197,7 @@ async def test_every_byte_arrives_however_the_body_is_cut(client: httpx2.AsyncCl
     }
 
 
-async def test_a_usual_client_and_an_empty_file_are_understood(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_empty_file_of_ordinary_http_client_is_accepted(client: httpx2.AsyncClient, user: Account) -> None:
     sent = await client.put(RECEIPT, files={"file": ("Büro.pdf", b"", "application/pdf")}, headers=user.headers)
 
     assert sent.status_code == 200, sent.text
@@ -205,7 +205,7 @@ async def test_a_usual_client_and_an_empty_file_are_understood(client: httpx2.As
     assert sent.json()["size"] == 0
 
 
-async def test_a_file_far_beyond_max_body_bytes_needs_no_memory(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_large_upload_is_not_held_in_memory(client: httpx2.AsyncClient, user: Account) -> None:
     size = 32 * 1024 * 1024
     body = send_zeros(size, name="scan", media_type="application/pdf")
 
@@ -221,7 +221,7 @@ async def test_a_file_far_beyond_max_body_bytes_needs_no_memory(client: httpx2.A
     assert peak < 4 * 1024 * 1024
 
 
-async def test_a_file_of_the_greatest_size_is_taken_and_one_byte_more_refused(
+async def test_file_of_maximum_size_is_accepted_and_one_byte_more_is_refused(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
     taken = await put(client, user, send_zeros(MAX_BYTES))
@@ -231,7 +231,7 @@ async def test_a_file_of_the_greatest_size_is_taken_and_one_byte_more_refused(
     assert_refused(refused, 413, f"{MAX_BYTES} bytes")
 
 
-async def test_a_file_without_end_is_refused_at_its_bound(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_endless_file_is_refused_at_maximum_size(client: httpx2.AsyncClient, user: Account) -> None:
     before = count("/api/v1/tested-uploads/{project_id}/receipt", 413)
     body = send_zeros(10 * MAX_BYTES)
 
@@ -242,7 +242,9 @@ async def test_a_file_without_end_is_refused_at_its_bound(client: httpx2.AsyncCl
     assert count("/api/v1/tested-uploads/{project_id}/receipt", 413) == before + 1
 
 
-async def test_a_length_beyond_the_bound_is_refused_unread(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_content_length_above_maximum_is_refused_before_body_is_read(
+    client: httpx2.AsyncClient, user: Account
+) -> None:
     body = send_zeros(2 * MAX_BYTES)
 
     response = await put(client, user, body, **{"Content-Length": str(2 * MAX_BYTES)})
@@ -251,7 +253,7 @@ async def test_a_length_beyond_the_bound_is_refused_unread(client: httpx2.AsyncC
     assert body.sent_bytes == 0
 
 
-async def test_what_surrounds_the_file_is_bounded(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_too_many_bytes_besides_the_file_are_refused(client: httpx2.AsyncClient, user: Account) -> None:
     large_field = form_part(bytes(MAX_OVERHEAD_BYTES), name="comment", filename=None, media_type=None)
     small_fields = [form_part(b"", name="c", filename=None, media_type=None)] * 1000
     epilogue = Sending(make_body(form_part(PNG)), filler_bytes=MAX_BYTES)
@@ -281,7 +283,7 @@ async def test_an_anonymous_client_is_refused_before_its_body_is_read(client: ht
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "application/json", "application/x-www-form-urlencoded", "", ";"])
-async def test_a_body_that_is_no_form_with_files_is_refused(
+async def test_body_that_is_not_multipart_is_refused(
     client: httpx2.AsyncClient, user: Account, media_type: str
 ) -> None:
     assert_refused(await put(client, user, PNG, media_type=media_type), 415, "The body must be multipart/form-data.")
@@ -294,7 +296,7 @@ async def test_a_body_without_a_media_type_is_refused(client: httpx2.AsyncClient
 
 
 @pytest.mark.parametrize("media_type", ["image/gif", "text/html", "image/png/x", "", None])
-async def test_a_file_of_another_kind_is_refused(
+async def test_file_of_unaccepted_media_type_is_refused(
     client: httpx2.AsyncClient, user: Account, media_type: str | None
 ) -> None:
     response = await put(client, user, make_body(form_part(PNG, media_type=media_type)))
@@ -302,7 +304,7 @@ async def test_a_file_of_another_kind_is_refused(
     assert_refused(response, 415, "The file must be one of image/png, application/pdf.")
 
 
-async def test_the_media_type_is_compared_as_its_standard_says(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_media_type_of_file_ignores_case_and_parameters(client: httpx2.AsyncClient, user: Account) -> None:
     response = await put(client, user, make_body(form_part(PNG, media_type="Image/PNG; q=1")))
 
     assert response.json()["media_type"] == "image/png"
@@ -377,13 +379,13 @@ async def test_a_form_without_a_boundary_is_refused(client: httpx2.AsyncClient, 
         ("quo%22te.png", "quo%22te.png"),
     ],
 )
-async def test_a_file_name_is_made_harmless(client: httpx2.AsyncClient, user: Account, sent: str, kept: str) -> None:
+async def test_file_name_is_sanitized(client: httpx2.AsyncClient, user: Account, sent: str, kept: str) -> None:
     response = await put(client, user, make_body(form_part(PNG, filename=sent)))
 
     assert response.json()["filename"] == kept
 
 
-async def test_a_file_name_in_another_encoding_is_no_error(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_file_name_that_is_not_utf8_is_accepted(client: httpx2.AsyncClient, user: Account) -> None:
     response = await put(client, user, WHOLE.replace(b"receipt.png", b"B\xfcro.png"))
 
     assert response.json()["filename"] == "B\ufffdro.png"
@@ -411,7 +413,7 @@ def hang_up(app: FastAPI, messages: int) -> FastAPI:
 
 
 @pytest.mark.parametrize("messages", [0, 1, 2])
-async def test_a_client_that_hangs_up_is_no_error_of_ours(
+async def test_client_disconnect_is_not_logged_as_error(
     settings: Settings, database: Database, user: Account, logs: io.StringIO, messages: int
 ) -> None:
     async with open_client(hang_up(make_app(settings, database), messages)) as client:
@@ -441,7 +443,7 @@ async def test_upload_that_takes_too_long_is_refused(
     assert_refused(response, 422, "took longer than 0.2 seconds")
 
 
-async def test_a_route_need_not_read_the_file(client: httpx2.AsyncClient, user: Account) -> None:
+async def test_route_can_respond_without_reading_the_file(client: httpx2.AsyncClient, user: Account) -> None:
     body = send_zeros(MAX_BYTES)
 
     response = await put(client, user, body, "/api/v1/tested-uploads/7/unread")
@@ -472,7 +474,7 @@ async def test_no_other_route_takes_a_form_with_files(client: httpx2.AsyncClient
         ("POST", "/sign-in", "application/x-www-form-urlencoded"),
     ],
 )
-async def test_every_other_path_keeps_its_bound(
+async def test_body_limit_applies_to_every_other_path(
     client: httpx2.AsyncClient, user: Account, method: str, path: str, media_type: str, *, has_length: bool
 ) -> None:
     body = Sending(b" ", filler_bytes=2 * MAX_BYTES)
@@ -488,7 +490,7 @@ async def test_every_other_path_keeps_its_bound(
     assert body.sent_bytes <= CHUNK + 1
 
 
-async def test_the_document_describes_the_form(app: FastAPI) -> None:
+async def test_openapi_describes_upload_form(app: FastAPI) -> None:
     document = app.openapi()
 
     receipt = document["paths"]["/api/v1/tested-uploads/{project_id}/receipt"]["put"]

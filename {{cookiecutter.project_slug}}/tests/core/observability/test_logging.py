@@ -65,18 +65,18 @@ def test_a_pipe_gets_no_colors(command: Sequence[str]) -> None:
     assert ESCAPE not in in_pipe(command)
 
 
-def test_the_lines_are_the_same_without_colors() -> None:
+def test_log_lines_without_colors_are_complete() -> None:
     lines = in_pipe(WRITE_LINES)
 
     assert all(word in lines for word in ("first", "second", "third", "fourth", "ZeroDivisionError"))
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, {"TERM": "dumb"}])
-def test_a_terminal_without_colors_is_obeyed(variables: dict[str, str]) -> None:
+def test_environment_can_turn_off_colors_in_terminal(variables: dict[str, str]) -> None:
     assert ESCAPE not in in_terminal(WRITE_LINES, **variables)
 
 
-def test_an_empty_variable_decides_nothing() -> None:
+def test_empty_color_variable_is_ignored() -> None:
     assert ESCAPE in in_terminal(WRITE_LINES, NO_COLOR="")
     assert ESCAPE not in in_pipe(WRITE_LINES, FORCE_COLOR="")
 

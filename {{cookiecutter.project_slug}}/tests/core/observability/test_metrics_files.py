@@ -76,7 +76,7 @@ def expect(workers: int, living: int) -> dict[tuple[str, str], float]:
     return samples
 
 
-def test_the_counts_of_ended_workers_stay_and_their_files_and_gauges_go(folder: Path) -> None:
+def test_counts_of_ended_workers_are_kept_and_their_files_and_gauges_removed(folder: Path) -> None:
     leave_files(folder, os.getpid())
     for number in range(300):
         leave_files(folder, ENDED + number)
@@ -89,7 +89,7 @@ def test_the_counts_of_ended_workers_stay_and_their_files_and_gauges_go(folder: 
     assert len(list(folder.iterdir())) < 10
 
 
-def test_a_worker_adds_up_what_was_left_under_its_own_number(folder: Path) -> None:
+def test_worker_merges_metrics_left_by_earlier_process_with_same_id(folder: Path) -> None:
     leave_files(folder, os.getpid())
 
     open_files()
@@ -100,14 +100,14 @@ def test_a_worker_adds_up_what_was_left_under_its_own_number(folder: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS reserves nothing")
-def test_a_worker_has_the_room_for_its_counts_before_it_serves(folder: Path) -> None:
+def test_worker_reserves_disk_space_for_metrics_at_start(folder: Path) -> None:
     open_files()
 
     for kind, size in RESERVED_BYTES.items():
         assert (folder / f"{kind}_{os.getpid()}.db").stat().st_blocks * 512 >= size
 
 
-def test_a_damaged_file_stops_neither_the_metrics_nor_a_start(folder: Path) -> None:
+def test_damaged_file_prevents_neither_metrics_nor_start(folder: Path) -> None:
     leave_files(folder, ENDED)
     (folder / f"counter_{ENDED + 1}.db").write_bytes(b"\xff\xff\x00\x00" * 5)
     (folder / f"counter_{ENDED + 2}.db").touch()
@@ -123,7 +123,7 @@ def in_process(work: Callable[[Path], None], folder: Path) -> None:
         process.submit(work, folder).result()
 
 
-def test_whenever_a_process_is_killed_nothing_is_lost_or_counted_twice(tmp_path: Path) -> None:
+def test_process_killed_at_any_step_loses_no_count_and_doubles_no_count(tmp_path: Path) -> None:
     in_process(kill_at_each_step, tmp_path)
 
 
@@ -160,7 +160,9 @@ def kill_at(step: int) -> None:
     sys.addaudithook(watch)
 
 
-def test_processes_that_add_up_at_once_count_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_merge_metrics_concurrently_count_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processes, each = 4, 15
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(leave_and_read, [tmp_path] * processes, range(0, processes * each, each), [each] * processes))
@@ -185,7 +187,7 @@ def leave_and_read(folder: Path, first: int, files: int) -> None:
         seen = cakes
 
 
-def test_a_worker_without_room_for_its_counts_counts_for_itself(tmp_path: Path) -> None:
+def test_worker_on_full_disk_counts_in_memory_only(tmp_path: Path) -> None:
     in_process(start_without_room, tmp_path)
 
 
@@ -209,7 +211,7 @@ def start_without_room(folder: Path) -> None:
     assert read_samples() == expect(workers=1, living=1)
 
 
-def test_counts_that_cannot_be_added_up_are_told_all_the_same(tmp_path: Path) -> None:
+def test_counts_that_cannot_be_merged_are_still_reported(tmp_path: Path) -> None:
     in_process(read_without_room, tmp_path)
 
 
@@ -227,7 +229,7 @@ def read_without_room(folder: Path) -> None:
     assert read_samples() == expect(workers=3, living=0)
 
 
-def test_the_files_are_listed_while_another_worker_starts(folder: Path) -> None:
+def test_empty_file_of_starting_worker_is_not_listed(folder: Path) -> None:
     (folder / f"counter_{os.getpid()}.db").touch()
 
     with locked(folder):

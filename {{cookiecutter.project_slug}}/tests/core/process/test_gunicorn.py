@@ -10,7 +10,9 @@ from tests.support.sockets import FORWARDED, listen_tcp, listen_unix, run_inheri
 pytestmark = pytest.mark.processes
 
 
-def test_a_tcp_socket_beside_a_unix_socket_ends_the_blind_trust(empty_url: str, socket_folder: Path) -> None:
+def test_forwarded_headers_are_ignored_when_unix_and_tcp_sockets_are_combined(
+    empty_url: str, socket_folder: Path
+) -> None:
     with (
         listen_unix(socket_folder / "app.sock") as private,
         listen_tcp() as public,

@@ -95,7 +95,7 @@ def test_a_request_on_an_open_connection_is_answered_after_the_stop_began(
 
 
 @drained
-def test_an_idle_connection_leaves_time_for_the_end_of_the_application(
+def test_application_shuts_down_completely_despite_idle_connection(
     empty_url: str, command: Sequence[str], worker_class: str
 ) -> None:
     with (
@@ -125,9 +125,7 @@ def refuses_connections(server: Server) -> bool:
 
 
 @left
-def test_an_idle_connection_does_not_hold_up_the_stop(
-    empty_url: str, command: Sequence[str], worker_class: str
-) -> None:
+def test_idle_connection_does_not_delay_stop(empty_url: str, command: Sequence[str], worker_class: str) -> None:
     with (
         run_server(
             empty_url, command, WORKER_CLASS=worker_class, KEEPALIVE_SECONDS="1", GRACEFUL_TIMEOUT_SECONDS="60"

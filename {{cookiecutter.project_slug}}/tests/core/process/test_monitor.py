@@ -35,12 +35,12 @@ def explain(command: Sequence[str], url: str, sockets: Sequence[socket.socket] =
 
 
 @kept
-def test_a_worker_that_is_not_theirs_is_refused(empty_url: str, command: Sequence[str]) -> None:
+def test_unknown_worker_class_is_refused(empty_url: str, command: Sequence[str]) -> None:
     assert "WORKER_CLASS: must be one of " in explain(command, empty_url, WORKER_CLASS="asgi")
 
 
 @kept
-def test_several_sockets_are_refused(empty_url: str, command: Sequence[str]) -> None:
+def test_more_than_one_socket_from_systemd_is_refused(empty_url: str, command: Sequence[str]) -> None:
     with listen_tcp() as one, listen_tcp() as other:
         log = explain(command, empty_url, (one, other))
 
@@ -48,7 +48,7 @@ def test_several_sockets_are_refused(empty_url: str, command: Sequence[str]) -> 
 
 
 @kept
-def test_a_port_that_is_taken_is_named(empty_url: str, command: Sequence[str]) -> None:
+def test_port_in_use_is_reported_at_start(empty_url: str, command: Sequence[str]) -> None:
     with listen_tcp() as taken:
         log = explain(command, empty_url, PORT=str(taken.getsockname()[1]))
 
@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_is_named(empty_url: str, command: Sequence[str]) -
 
 
 @kept
-def test_systemd_hears_that_the_service_runs(empty_url: str, socket_folder: Path, command: Sequence[str]) -> None:
+def test_systemd_is_notified_when_service_is_ready(empty_url: str, socket_folder: Path, command: Sequence[str]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(socket_folder / "notify"))
         notified.settimeout(PATIENCE_SECONDS)
@@ -69,7 +69,7 @@ def test_systemd_hears_that_the_service_runs(empty_url: str, socket_folder: Path
     ("worker_class", "loop", "protocol"),
     [("uvicorn_worker.UvicornWorker", "auto", "auto"), ("uvicorn_worker.UvicornH11Worker", "asyncio", "h11")],
 )
-def test_a_worker_for_pypy_needs_nothing_that_is_compiled(
+def test_worker_class_selects_event_loop_and_http_parser(
     empty_url: str, worker_class: str, loop: str, protocol: str
 ) -> None:
     with listen_tcp() as listening:
@@ -78,7 +78,7 @@ def test_a_worker_for_pypy_needs_nothing_that_is_compiled(
     assert (config.loop, config.http) == (loop, protocol)
 
 
-def test_a_worker_is_replaced_after_so_many_requests_and_not_all_at_once(empty_url: str) -> None:
+def test_workers_are_replaced_after_max_requests_with_jitter(empty_url: str) -> None:
     with listen_tcp() as listening:
         config = make_config(make_settings(empty_url, max_requests=1000), listening)
 
@@ -98,7 +98,7 @@ def test_a_reload_replaces_one_worker_after_the_other(empty_url: str, command: S
 
 
 @kept
-def test_no_worker_is_ready_from_the_moment_of_the_stop(empty_url: str, command: Sequence[str]) -> None:
+def test_no_worker_is_ready_after_stop_signal(empty_url: str, command: Sequence[str]) -> None:
     # Longer than the test: the service must not close the idle connection.
     with run_server(empty_url, command, UPDATE_DB="1", KEEPALIVE_SECONDS="60") as server:
         with server.open_client() as client:

@@ -62,7 +62,7 @@ def url(empty_url: str) -> str:
 
 
 @started
-def test_every_line_is_json_and_none_is_an_error(url: str, command: Sequence[str]) -> None:
+def test_every_log_line_is_json_and_no_line_is_an_error(url: str, command: Sequence[str]) -> None:
     with run_server(url, command, workers=2 if command in MANAGERS.values() else 1) as server:
         assert server.get("/health/ready").status_code == 200
         assert server.get(f"{SESSIONS}?secret=hunter2").status_code == 401
@@ -87,7 +87,7 @@ def open_connection(server: Server) -> socket.socket:
 
 
 @pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-def test_a_stop_answers_what_is_asked_and_says_that_it_is_not_ready(
+def test_stopping_service_answers_open_requests_and_is_not_ready(
     url: str, command: Sequence[str], worker_class: str
 ) -> None:
     with run_with_one_connection(url, command, worker_class) as server, ThreadPoolExecutor() as threads:
@@ -138,7 +138,7 @@ def refuses_connections(server: Server) -> bool:
 
 
 @served
-def test_a_stop_waits_for_a_body_that_trickles_in(url: str, command: Sequence[str]) -> None:
+def test_stop_waits_for_slow_request_body(url: str, command: Sequence[str]) -> None:
     with run_server(url, command) as server, server.open_client() as client, open_connection(server) as slow:
         user = sign_up(client)
         head = f"PATCH {ME} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {user['Authorization']}\r\n"
@@ -164,7 +164,7 @@ def test_one_process_ends_with_success_when_told_to_stop(url: str, number: signa
 
 
 @managed
-def test_as_many_workers_start_as_the_environment_says(url: str, command: Sequence[str]) -> None:
+def test_environment_sets_number_of_workers(url: str, command: Sequence[str]) -> None:
     with run_server(url, command, workers=3) as server:
         assert len(server.workers) == 3
         assert server.get("/health").status_code == 200
@@ -179,7 +179,7 @@ def test_as_many_workers_start_as_the_environment_says(url: str, command: Sequen
     ],
     ids=["start.sh", "the operator"],
 )
-def test_a_worker_keeps_little_of_what_it_has_freed(
+def test_start_script_configures_memory_allocator_unless_operator_does(
     url: str, changes: dict[str, str], expected: dict[str, str]
 ) -> None:
     with start_process(START, make_environment(url, **changes)) as server:
@@ -246,7 +246,7 @@ def has_counted(file: Path) -> bool:
 
 
 @managed
-def test_the_counts_of_replaced_workers_stay_and_their_files_do_not(url: str, command: Sequence[str]) -> None:
+def test_counts_of_replaced_workers_are_kept_and_their_files_removed(url: str, command: Sequence[str]) -> None:
     with run_server(url, command, workers=2, MAX_REQUESTS="10") as server:
         folder = find_metrics(server)
         answers: list[int] = []
@@ -330,7 +330,7 @@ def put_under_load(server: Server, user: dict[str, str], ended: Event, *, keep_a
     return outcomes
 
 
-def test_uvicorn_alone_keeps_several_workers_alive(empty_url: str) -> None:
+def test_uvicorn_without_gunicorn_replaces_killed_and_reloaded_workers(empty_url: str) -> None:
     with run_server(empty_url, SERVE_TWO, workers=2, UPDATE_DB="1", DATABASE_POOL_SIZE=str(POOL_SIZE)) as server:
         before = server.workers
         folder = find_metrics(server)
@@ -350,7 +350,7 @@ def test_uvicorn_alone_keeps_several_workers_alive(empty_url: str) -> None:
 
 
 @started
-def test_a_wrong_configuration_ends_the_start_with_sentences(empty_url: str, command: Sequence[str]) -> None:
+def test_invalid_configuration_ends_start_with_readable_messages(empty_url: str, command: Sequence[str]) -> None:
     wrong = {"ENVIRONMENT": "production", "SECRET_KEY": "hunter2", "RESET_DB": "1", "PORT": "hunter2"}
     with start_process(command, make_environment(empty_url, **wrong)) as server:
         assert server.wait() == 3

@@ -24,7 +24,7 @@ managed = pytest.mark.parametrize("command", MANAGERS.values(), ids=MANAGERS)
 
 
 @pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-def test_a_unix_socket_is_for_the_proxy_alone_who_is_believed(
+def test_unix_socket_is_private_and_its_forwarded_headers_are_trusted(
     empty_url: str, socket_folder: Path, command: Sequence[str], worker_class: str
 ) -> None:
     path = socket_folder / "app.sock"
@@ -38,7 +38,7 @@ def test_a_unix_socket_is_for_the_proxy_alone_who_is_believed(
 
 
 @served
-def test_over_tcp_a_proxy_is_believed_as_far_as_its_own_entry(
+def test_only_entry_added_by_trusted_proxy_names_client_over_tcp(
     empty_url: str, command: Sequence[str], worker_class: str
 ) -> None:
     # LISTEN_PID names another process.
@@ -51,14 +51,16 @@ def test_over_tcp_a_proxy_is_believed_as_far_as_its_own_entry(
 
 
 @served
-def test_over_tcp_nobody_else_is_believed(empty_url: str, command: Sequence[str], worker_class: str) -> None:
+def test_forwarded_headers_of_untrusted_client_are_ignored_over_tcp(
+    empty_url: str, command: Sequence[str], worker_class: str
+) -> None:
     with run_server(empty_url, command, WORKER_CLASS=worker_class, FORWARDED_ALLOW_IPS="192.0.2.1") as server:
         assert see_client(server, X_Forwarded_For="203.0.113.9") == "127.0.0.1"
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the kernel has no socket for both versions of IP")
 @pytest.mark.parametrize("command", [*MANAGERS.values(), SERVE, SERVE_TWO], ids=[*MANAGERS, "serve", "serve with two"])
-def test_all_addresses_of_ipv6_are_also_those_of_ipv4(empty_url: str, command: Sequence[str]) -> None:
+def test_host_with_all_ipv6_addresses_also_accepts_ipv4(empty_url: str, command: Sequence[str]) -> None:
     with run_server(empty_url, command, HOST="::", FORWARDED_ALLOW_IPS="127.0.0.1") as server:
         port = urlsplit(server.base_url).port
         for address in ("127.0.0.1", "[::1]"):
@@ -88,7 +90,7 @@ def test_an_inherited_unix_socket_outlives_the_service_and_is_trusted_after_a_re
 
 
 @managed
-def test_a_request_between_two_services_on_an_inherited_socket_waits(empty_url: str, command: Sequence[str]) -> None:
+def test_request_waits_on_inherited_socket_while_service_restarts(empty_url: str, command: Sequence[str]) -> None:
     with listen_tcp() as inherited:
         with run_inherited(empty_url, command, inherited) as server:
             assert see_client(server, X_Forwarded_For="198.51.100.7, 203.0.113.9") == "203.0.113.9"

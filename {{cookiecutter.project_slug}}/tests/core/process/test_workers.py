@@ -50,7 +50,7 @@ def test_a_machine_without_control_groups_sets_no_limit(root: Path, own: Path) -
     assert memory_limit(root, own) is None
 
 
-def test_a_service_with_a_quota_of_its_own_under_systemd(root: Path, own: Path) -> None:
+def test_limits_of_systemd_service_are_read(root: Path, own: Path) -> None:
     own.write_text("0::/system.slice/app.service\n")
     write(root / "system.slice", cpu__max="max 100000", memory__max="max")
     write(root / "system.slice/app.service", cpu__max="150000 100000", memory__max="536870912")
@@ -59,7 +59,7 @@ def test_a_service_with_a_quota_of_its_own_under_systemd(root: Path, own: Path) 
     assert memory_limit(root, own) == 512 * 1024 * 1024
 
 
-def test_the_tightest_of_all_levels_wins(root: Path, own: Path) -> None:
+def test_lowest_limit_of_all_control_group_levels_applies(root: Path, own: Path) -> None:
     own.write_text("0::/team.slice/team-web.slice/app.service\n")
     write(root / "team.slice", cpu__max="200000 100000", memory__max="1073741824")
     write(root / "team.slice/team-web.slice", cpu__max="50000 100000", memory__max="max")
@@ -88,7 +88,7 @@ def test_a_container_sees_its_own_group_as_the_root(root: Path, own: Path, path:
 
 
 @pytest.mark.parametrize("named", ["cpu,cpuacct", "cpuacct,cpu"])
-def test_version_1_in_whatever_order_the_kernel_names_the_controllers(root: Path, own: Path, named: str) -> None:
+def test_cgroup_v1_limits_are_read_in_any_order_of_controllers(root: Path, own: Path, named: str) -> None:
     own.write_text(f"9:memory:/system.slice/app.service\n4:{named}:/system.slice/app.service\n1:name=systemd:/\n")
     write(root / "cpu,cpuacct/system.slice/app.service", cpu__cfs_quota_us="75000", cpu__cfs_period_us="50000")
     (root / "cpu").symlink_to("cpu,cpuacct")
@@ -98,7 +98,7 @@ def test_version_1_in_whatever_order_the_kernel_names_the_controllers(root: Path
     assert memory_limit(root, own) == 300 * 1024 * 1024
 
 
-def test_version_1_in_a_container_that_is_told_the_hosts_path(root: Path, own: Path) -> None:
+def test_cgroup_v1_limits_are_read_in_container_that_sees_host_path(root: Path, own: Path) -> None:
     own.write_text("4:cpu,cpuacct:/docker/0123456789ab\n3:memory:/docker/0123456789ab\n0::/docker/0123456789ab\n")
     write(root / "cpu,cpuacct", cpu__cfs_quota_us="300000", cpu__cfs_period_us="100000")
     write(root / "memory", memory__limit_in_bytes="9223372036854771712")
@@ -107,7 +107,7 @@ def test_version_1_in_a_container_that_is_told_the_hosts_path(root: Path, own: P
     assert memory_limit(root, own) is None
 
 
-def test_version_1_without_a_quota(root: Path, own: Path) -> None:
+def test_cgroup_v1_without_quota_sets_no_limit(root: Path, own: Path) -> None:
     own.write_text("4:cpu,cpuacct:/\n")
     write(root / "cpu,cpuacct", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
 
@@ -115,7 +115,7 @@ def test_version_1_without_a_quota(root: Path, own: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "max", "100000", "many 100000", "100000 0", "100000 many"])
-def test_what_cannot_be_read_sets_no_limit(root: Path, own: Path, content: str) -> None:
+def test_invalid_control_group_values_set_no_limit(root: Path, own: Path, content: str) -> None:
     own.write_text("0::/\n")
     write(root, cpu__max=content, memory__max="" if content == "" else "many")
 
@@ -149,7 +149,7 @@ def test_one_core_still_gets_two_workers(root: Path, own: Path, monkeypatch: pyt
     assert worker_count(make_settings(), root, own) == 2
 
 
-def test_the_operator_has_the_last_word(root: Path, own: Path) -> None:
+def test_configured_number_of_workers_overrides_limits_of_machine(root: Path, own: Path) -> None:
     own.write_text("0::/\n")
     write(root, cpu__max="100000 100000", memory__max="1048576")
 
@@ -166,11 +166,11 @@ def test_the_operator_has_the_last_word(root: Path, own: Path) -> None:
         ({"unix_socket": Path("/run/app/app.sock"), "port": 80}, "unix:/run/app/app.sock"),
     ],
 )
-def test_gunicorn_is_told_where_to_listen_in_its_own_notation(values: dict[str, object], address: str) -> None:
+def test_listen_address_is_formatted_for_gunicorn(values: dict[str, object], address: str) -> None:
     assert bind_address(make_settings(**values)) == address
 
 
-def test_over_tcp_only_named_proxies_are_trusted_also_on_a_socket_for_both_versions() -> None:
+def test_only_configured_proxies_are_trusted_over_tcp_also_as_ipv4_mapped_addresses() -> None:
     assert trusted_proxies(make_settings()) == "127.0.0.1,::1,::ffff:127.0.0.1"
     assert (
         trusted_proxies(make_settings(forwarded_allow_ips="10.0.0.1, 10.1.0.0/16, fd00::/8"))
@@ -178,5 +178,5 @@ def test_over_tcp_only_named_proxies_are_trusted_also_on_a_socket_for_both_versi
     )
 
 
-def test_over_a_unix_socket_whoever_can_open_it_is_trusted() -> None:
+def test_every_client_of_unix_socket_is_trusted_as_proxy() -> None:
     assert trusted_proxies(make_settings(unix_socket=Path("/run/app/app.sock"))) == "*"

@@ -65,7 +65,7 @@ def assert_unavailable(answer: httpx2.Response) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_many_sign_ins_at_once_keep_nobody_else_waiting(live_url: str) -> None:
+async def test_concurrent_sign_ins_do_not_delay_other_requests(live_url: str) -> None:
     app = create_app(make_settings(live_url, max_concurrent_requests=PLACES, password_hash_queue=QUEUE))
     goes_on = threading.Event()
     async with find_hasher(app) as (client, passwords), asyncio.timeout(PATIENCE_SECONDS):
@@ -106,7 +106,7 @@ async def test_a_sign_in_that_finds_the_queue_full_is_not_counted(migrated_url: 
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_every_route_that_hashes_is_refused_before_anything_is_counted(
+async def test_full_queue_refuses_every_hashing_route_without_counting_attempt(
     migrated_url: str, database: Database, name: str
 ) -> None:
     settings = make_settings(migrated_url, password_hash_queue=2, **THROTTLED)
@@ -122,7 +122,7 @@ async def test_every_route_that_hashes_is_refused_before_anything_is_counted(
     assert taken.status_code not in {429, 503}, taken.text
 
 
-async def test_a_place_is_free_again_after_every_answer(migrated_url: str, database: Database) -> None:
+async def test_place_in_queue_is_released_after_every_response(migrated_url: str, database: Database) -> None:
     settings = make_settings(migrated_url, password_hash_queue=1)
     async with find_hasher(create_app(settings, database)) as (client, passwords):
         for path, body in REQUESTS.values():
@@ -137,7 +137,7 @@ async def test_a_place_is_free_again_after_every_answer(migrated_url: str, datab
     assert_unavailable(refused)
 
 
-def test_the_queue_is_a_quarter_of_the_places_unless_said_otherwise(migrated_url: str) -> None:
+def test_queue_defaults_to_quarter_of_concurrent_requests(migrated_url: str) -> None:
     passwords = PasswordHasher(make_settings(migrated_url, max_concurrent_requests=40))
 
     with (

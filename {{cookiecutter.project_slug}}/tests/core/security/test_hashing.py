@@ -15,7 +15,7 @@ def make_hasher(**changes: object) -> PasswordHasher:
     return PasswordHasher(make_settings(unreachable_url(), **changes))
 
 
-async def test_a_hash_with_the_wanted_parameters_is_kept(passwords: PasswordHasher) -> None:
+async def test_hash_with_current_parameters_is_not_replaced(passwords: PasswordHasher) -> None:
     password_hash = await passwords.hash("correct horse")
 
     check = await passwords.verify("correct horse", password_hash)
@@ -26,7 +26,7 @@ async def test_a_hash_with_the_wanted_parameters_is_kept(passwords: PasswordHash
 
 
 @pytest.mark.parametrize("stored", [None, "", "plain text", "$2b$12$abcdefghijklmnopqrstuv", "$argon2id$broken"])
-async def test_a_hash_that_is_none_never_matches(passwords: PasswordHasher, stored: str | None) -> None:
+async def test_missing_or_invalid_hash_never_matches(passwords: PasswordHasher, stored: str | None) -> None:
     check = await passwords.verify("correct horse", stored)
 
     assert not check.is_correct

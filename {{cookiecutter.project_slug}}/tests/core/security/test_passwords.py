@@ -104,12 +104,12 @@ def test_weak_password_is_refused(password: str, expected: Weakness) -> None:
         "     spaces count     ",
     ],
 )
-def test_other_passwords_are_accepted(password: str) -> None:
+def test_passwords_without_weakness_are_accepted(password: str) -> None:
     assert find_weakness(password, EMAIL, NAME) is None
 
 
 @pytest.mark.parametrize("name", ["", " ", "-"])
-def test_empty_name_refuses_nothing(name: str) -> None:
+def test_empty_name_does_not_cause_refusal_of_password(name: str) -> None:
     assert find_weakness("4871 0923 7716 -", "", name) is None
 
 
@@ -138,7 +138,9 @@ def test_commands_have_the_same_rules(migrated_url: str) -> None:
         ("\N{LATIN SMALL LIGATURE FI}rst ligature", "first ligature"),
     ],
 )
-async def test_password_may_be_typed_on_another_keyboard(client: httpx2.AsyncClient, typed: str, retyped: str) -> None:
+async def test_password_in_another_unicode_form_is_accepted(
+    client: httpx2.AsyncClient, typed: str, retyped: str
+) -> None:
     email = new_address()
     created = await client.post(USERS, json={"email": email, "password": typed})
 
@@ -160,7 +162,7 @@ async def test_password_may_be_typed_on_another_keyboard(client: httpx2.AsyncCli
         ("xy\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}" * 55, 422),
     ],
 )
-async def test_length_is_that_of_the_normalised_password(
+async def test_password_length_is_measured_after_normalisation(
     client: httpx2.AsyncClient, password: str, status: int
 ) -> None:
     answer = await client.post(USERS, json={"email": new_address(), "password": password})
@@ -199,7 +201,7 @@ def test_list_of_common_passwords_is_read_at_its_first_use_and_stays_small() -> 
     assert int(run_python(code)) < 12 * 1024 * 1024
 
 
-def test_entries_of_the_list_can_match_and_stand_once() -> None:
+def test_common_passwords_are_normalised_sorted_and_unique() -> None:
     lines = COMMON_PASSWORDS.read_text(encoding="ascii").splitlines()
     entries = [line for line in lines if not line.startswith("#")]
     listed = set(entries)
@@ -247,7 +249,7 @@ class TestBreachedPasswords:
         assert (str(request.url), request.headers["add-padding"]) == (self.RANGE, "true")
         assert not request.content
 
-    async def test_change_and_reset_look_the_password_up(
+    async def test_breached_password_is_refused_at_change_and_reset(
         self, asking: httpx2.AsyncClient, outgoing: Outgoing, database: Database
     ) -> None:
         digest = hashlib.sha1(PASSWORD.encode(), usedforsecurity=False).hexdigest().upper()
@@ -270,7 +272,7 @@ class TestBreachedPasswords:
     @pytest.mark.parametrize(
         "text", [f"{DIGEST[5:]}:0", f"{'0' * 35}:9", "", "no such format", "x:y:z", f"{DIGEST[5:]}"]
     )
-    async def test_padding_and_invalid_lines_refuse_nothing(
+    async def test_padding_and_invalid_lines_of_lookup_do_not_refuse_password(
         self, asking: httpx2.AsyncClient, outgoing: Outgoing, logs: io.StringIO, text: str
     ) -> None:
         self.answer(outgoing, self.RANGE, text)
@@ -279,7 +281,7 @@ class TestBreachedPasswords:
         assert "lookup failed" not in logs.getvalue()
 
     @pytest.mark.parametrize("failure", ["status", "redirect", "connection", "too much"])
-    async def test_failed_lookup_is_logged_and_refuses_nothing(
+    async def test_failed_lookup_is_logged_and_password_is_accepted(
         self, asking: httpx2.AsyncClient, outgoing: Outgoing, logs: io.StringIO, failure: str
     ) -> None:
         match failure:
@@ -296,7 +298,7 @@ class TestBreachedPasswords:
         assert "breached password lookup failed" in logs.getvalue()
         assert self.BREACHED not in logs.getvalue()
 
-    async def test_slow_lookup_is_given_up_and_refuses_nothing(
+    async def test_slow_lookup_is_abandoned_and_password_is_accepted(
         self, settings: Settings, database: Database, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def hang(_request: httpx2.Request) -> httpx2.Response:
@@ -311,7 +313,7 @@ class TestBreachedPasswords:
         assert answer.status_code == 201
         assert "breached password lookup failed" in logs.getvalue()
 
-    async def test_nothing_is_looked_up_without_the_setting(
+    async def test_no_password_is_looked_up_without_the_setting(
         self, client: httpx2.AsyncClient, outgoing: Outgoing
     ) -> None:
         assert (await self.sign_up(client)).status_code == 201

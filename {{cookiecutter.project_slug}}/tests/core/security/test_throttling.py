@@ -75,7 +75,7 @@ async def take(throttle: GuessThrottle, database: Database, counter: AttemptCoun
         return await throttle.commit_and_take(session, counter)
 
 
-async def test_guesses_at_an_account_have_to_wait(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+async def test_repeated_guesses_at_one_account_are_throttled(elsewhere: httpx2.AsyncClient, user: Account) -> None:
     assert await guess(elsewhere, user.email, FREE + 2) == [400] * FREE + [429, 429]
     refused = await request_token(elsewhere, username=user.email, password=PASSWORD)
 
@@ -96,7 +96,7 @@ async def test_the_wait_doubles_up_to_the_longest(home: httpx2.AsyncClient, user
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-async def test_who_was_quiet_starts_afresh(
+async def test_count_of_guesses_is_reset_after_quiet_period(
     elsewhere: httpx2.AsyncClient, user: Account, clock: Clock, settings: Settings
 ) -> None:
     await guess(elsewhere, user.email, FREE + 1)
@@ -106,7 +106,7 @@ async def test_who_was_quiet_starts_afresh(
     assert await guess(elsewhere, user.email, FREE + 1) == [400] * FREE + [429]
 
 
-async def test_nobody_is_locked_out_from_where_the_account_was_used_before(
+async def test_guesses_of_others_do_not_block_sign_in_from_known_address(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
 ) -> None:
     await guess(elsewhere, user.email, FREE_OF_ADDRESS)
@@ -119,11 +119,11 @@ async def test_nobody_is_locked_out_from_where_the_account_was_used_before(
     assert (at_home.status_code, abroad.status_code) == (200, 429)
 
 
-async def test_guesses_from_a_known_address_have_to_wait_too(home: httpx2.AsyncClient, user: Account) -> None:
+async def test_guesses_from_known_address_are_throttled_too(home: httpx2.AsyncClient, user: Account) -> None:
     assert await guess(home, user.email, FREE + 1) == [400] * FREE + [429]
 
 
-async def test_a_known_ipv6_address_is_its_whole_network(app: FastAPI) -> None:
+async def test_known_ipv6_address_covers_its_whole_network(app: FastAPI) -> None:
     async with open_client(app, address="2001:db8:1:2::1") as client:
         user = await create_account(client)
     async with open_client(app, address="2001:db8:1:2:ffff::9") as neighbour:
@@ -139,7 +139,7 @@ async def test_one_address_cannot_try_one_password_at_many_accounts(elsewhere: h
     assert statuses == [400] * FREE_OF_ADDRESS + [429]
 
 
-async def test_neighbours_do_not_hear_who_has_an_account(
+async def test_throttling_at_shared_address_does_not_reveal_existing_accounts(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
 ) -> None:
     async def guess_at_both(email: str) -> list[int]:
@@ -150,7 +150,7 @@ async def test_neighbours_do_not_hear_who_has_an_account(
     assert known == unknown == [400] * FREE + [429]
 
 
-async def test_neighbours_cannot_tell_by_the_work_of_a_refusal_who_has_an_account(
+async def test_hashing_work_at_shared_address_does_not_reveal_existing_accounts(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[str | None] = []
@@ -176,7 +176,7 @@ async def test_neighbours_cannot_tell_by_the_work_of_a_refusal_who_has_an_accoun
     assert abroad == ([429] * (FREE + 2), 0)
 
 
-async def test_the_right_password_is_refused_on_a_network_that_only_others_know(
+async def test_throttled_account_is_refused_at_address_known_only_to_other_accounts(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, app: FastAPI, user: Account
 ) -> None:
     async with open_client(app, address="203.0.113.9") as client:
@@ -188,7 +188,7 @@ async def test_the_right_password_is_refused_on_a_network_that_only_others_know(
     assert refused.status_code == 429
 
 
-async def test_a_reset_of_the_password_lets_its_owner_in_whatever_strangers_do(
+async def test_owner_can_sign_in_after_password_reset_despite_guesses_of_others(
     app: FastAPI, elsewhere: httpx2.AsyncClient, user: Account, mailbox: Mailbox
 ) -> None:
     await guess(elsewhere, user.email, FREE + 1)
@@ -206,7 +206,7 @@ async def test_a_reset_of_the_password_lets_its_owner_in_whatever_strangers_do(
     assert (before.status_code, after.status_code) == (429, 200)
 
 
-async def test_a_known_account_is_no_way_around_the_limit_of_an_address(home: httpx2.AsyncClient) -> None:
+async def test_guesses_at_known_accounts_count_towards_limit_of_address(home: httpx2.AsyncClient) -> None:
     accounts = [await create_account(home) for _ in range(FREE_OF_ADDRESS)]
     emails = ["nobody@example.com", *(account.email for account in accounts)]
 
@@ -230,12 +230,14 @@ async def test_a_refused_address_does_not_use_up_the_attempts_at_an_account(
     assert answer.status_code == 200
 
 
-async def test_success_does_not_count(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+async def test_successful_sign_ins_do_not_count_as_guesses(elsewhere: httpx2.AsyncClient, user: Account) -> None:
     for _ in range(FREE_OF_ADDRESS + FREE + 1):
         assert (await request_token(elsewhere, username=user.email, password=PASSWORD)).status_code == 200
 
 
-async def test_ones_own_account_is_no_pass_for_guessing_at_others(elsewhere: httpx2.AsyncClient, user: Account) -> None:
+async def test_own_sign_ins_do_not_allow_more_guesses_at_other_accounts(
+    elsewhere: httpx2.AsyncClient, user: Account
+) -> None:
     statuses = []
     for number in range(FREE_OF_ADDRESS + 2):
         statuses += await guess(elsewhere, f"person-{number}@example.com")
@@ -250,7 +252,7 @@ async def test_an_unknown_account_is_throttled_like_a_known_one(elsewhere: httpx
     assert await guess(elsewhere, "nobody@example.com", FREE + 1) == known
 
 
-async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: Settings) -> None:
+async def test_concurrent_guesses_do_not_bypass_throttling(live_url: str, settings: Settings) -> None:
     """With real transactions, beside each other."""
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
     async with (
@@ -263,7 +265,7 @@ async def test_many_guesses_at_once_are_no_way_around(live_url: str, settings: S
     assert statuses == [400] * FREE + [429] * 3 * FREE
 
 
-async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_second(
+async def test_attempt_with_earlier_time_than_previous_attempt_is_counted(
     elsewhere: httpx2.AsyncClient, user: Account, clock: Clock
 ) -> None:
     await guess(elsewhere, user.email)
@@ -274,7 +276,7 @@ async def test_of_two_attempts_the_one_that_looked_at_the_clock_first_may_come_s
 
 
 @pytest.mark.parametrize("at_once", [FREE, 4 * FREE])
-async def test_many_who_sign_in_to_one_account_at_once_keep_nobody_out(
+async def test_concurrent_successful_sign_ins_to_one_account_are_not_throttled(
     live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock, at_once: int
 ) -> None:
     """Two processes, first from a network that is new to the account, and then from one that it knows."""
@@ -311,7 +313,7 @@ async def test_many_changes_with_the_right_password_at_once_are_not_throttled(
     assert statuses <= {200, 409}
 
 
-async def test_the_right_password_of_a_request_that_fails_otherwise_is_no_attempt(
+async def test_request_with_right_password_that_fails_for_other_reason_is_not_counted(
     home: httpx2.AsyncClient, user: Account
 ) -> None:
     path, password = "/api/v1/auth/second-factor/disable", {"current_password": PASSWORD}
@@ -325,7 +327,7 @@ async def test_the_right_password_of_a_request_that_fails_otherwise_is_no_attemp
     assert [answer.json().get("error") for answer in scoped] == ["invalid_scope"] * (FREE_OF_ADDRESS + 2)
 
 
-async def test_attempts_beyond_those_that_may_wait_are_refused_at_once(
+async def test_attempts_beyond_waiting_limit_are_refused_immediately(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
@@ -366,7 +368,7 @@ async def test_counting_an_attempt_needs_no_second_connection(live_url: str, set
         assert await GuessThrottle(database, live).commit_and_take(session, counter) is None
 
 
-async def test_an_attempt_that_was_never_decided_holds_others_up_for_a_while_and_no_longer(
+async def test_attempt_without_outcome_blocks_others_for_limited_time(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 0.3)
@@ -411,7 +413,7 @@ def test_a_rate_limit_allows_each_account_its_rate(monkeypatch: pytest.MonkeyPat
     assert [take(other), len(limit._buckets)] == [0, 1]
 
 
-async def test_hosts_whose_clocks_differ_count_alike(
+async def test_throttling_works_across_hosts_with_different_clocks(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     clock.run()
@@ -444,7 +446,7 @@ async def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
     assert [answer.status_code for answer in answers] == [422] * FREE + [429]
 
 
-async def test_sign_ups_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, home: httpx2.AsyncClient) -> None:
+async def test_sign_ups_from_one_address_are_throttled(elsewhere: httpx2.AsyncClient, home: httpx2.AsyncClient) -> None:
     async def sign_up(client: httpx2.AsyncClient, number: int) -> int:
         account = {"email": f"new-{number}@example.com", "password": PASSWORD}
         return (await client.post("/api/v1/users", json=account)).status_code
@@ -503,7 +505,7 @@ async def test_a_copied_token_cannot_use_up_the_confirmations_of_the_owner(
 
 
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/forgot", "/api/v1/auth/email/verification"])
-async def test_nobody_is_flooded_with_messages(
+async def test_requested_messages_to_one_address_are_limited(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account, path: str
 ) -> None:
     for address in (user.email, "nobody@example.com"):
@@ -513,7 +515,7 @@ async def test_nobody_is_flooded_with_messages(
         assert statuses == [202] * FREE + [429] * FREE
 
 
-async def test_who_asks_for_messages_that_are_not_sent_keeps_nobody_from_a_forgotten_password(
+async def test_requests_for_unsent_messages_do_not_block_forgotten_password(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
 ) -> None:
     body = {"email": user.email}
@@ -528,7 +530,7 @@ async def test_who_asks_for_messages_that_are_not_sent_keeps_nobody_from_a_forgo
 
 
 @pytest.mark.parametrize("path", ["/api/v1/auth/password/reset", "/api/v1/auth/email/verify"])
-async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient, path: str) -> None:
+async def test_guesses_of_codes_from_one_address_are_throttled(elsewhere: httpx2.AsyncClient, path: str) -> None:
     guess = {"token": "x" * 43} | {"new_password" if "reset" in path else "password": "another long password"}
 
     statuses = [(await elsewhere.post(path, json=guess)).status_code for _ in range(FREE_OF_ADDRESS + 1)]
@@ -545,7 +547,7 @@ async def test_codes_from_one_address_have_to_wait(elsewhere: httpx2.AsyncClient
         ("/auth/email/verify", {"json": {"token": "{}" + "x" * 43, "password": PASSWORD}}, 422),
     ],
 )
-async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(
+async def test_ipv6_site_cannot_bypass_throttling_with_many_networks(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, dict[str, str]], status: int
 ) -> None:
     monkeypatch.setattr("app.core.security.throttling.SITE_ALLOWANCE", 2)
@@ -563,7 +565,7 @@ async def test_the_many_networks_of_one_ipv6_site_are_no_way_around(
     assert await attempt(0, "2001:db8:78") == status
 
 
-async def test_nobody_is_flooded_through_a_change_of_address(home: httpx2.AsyncClient, user: Account) -> None:
+async def test_messages_for_change_of_address_are_limited(home: httpx2.AsyncClient, user: Account) -> None:
     change = {"current_password": PASSWORD, "new_email": "victim@example.com"}
 
     statuses = [
@@ -587,5 +589,5 @@ async def test_nobody_is_flooded_through_a_change_of_address(home: httpx2.AsyncC
         ("not an address", "unknown"),
     ],
 )
-def test_what_counts_as_one_source(address: str | None, network: str) -> None:
+def test_source_of_guesses_is_ipv4_address_or_ipv6_network(address: str | None, network: str) -> None:
     assert network_of(address) == network

@@ -60,7 +60,7 @@ def without(claim: str) -> dict[str, object]:
     return {name: value for name, value in claims().items() if name != claim}
 
 
-def test_a_token_of_ours_is_read_back(tokens: TokenSigner) -> None:
+def test_signed_token_is_valid_and_returns_its_claims(tokens: TokenSigner) -> None:
     user_id, session_id = uuid4(), uuid4()
 
     read = tokens.verify(tokens.sign(user_id, session_id, "account"))
@@ -69,7 +69,7 @@ def test_a_token_of_ours_is_read_back(tokens: TokenSigner) -> None:
     assert read.exp - read.iat == 15 * 60
 
 
-def test_the_table_below_forges_with_a_form_that_would_be_valid(tokens: TokenSigner) -> None:
+def test_token_of_forgery_helper_is_valid_when_unchanged(tokens: TokenSigner) -> None:
     assert tokens.verify(sign(HEADER, claims()))
 
 
@@ -103,7 +103,7 @@ FORGERIES: dict[str, Any] = {
     "crit": lambda: sign({**HEADER, "crit": ["b64"], "b64": False}, claims()),
     "header a list": lambda: sign(["HS256"], claims()),
     "payload a list": lambda: sign(HEADER, ["sub"]),
-    "payload no JSON": lambda: sign(HEADER, "sub"),
+    "payload not JSON": lambda: sign(HEADER, "sub"),
     "expired": lambda: sign(HEADER, claims(exp=int(time.time()) - 60)),
     "exp null": lambda: sign(HEADER, claims(exp=None)),
     "exp text": lambda: sign(HEADER, claims(exp="tomorrow")),
@@ -113,9 +113,9 @@ FORGERIES: dict[str, Any] = {
     "other audience": lambda: sign(HEADER, claims(aud="other")),
     "other issuer": lambda: sign(HEADER, claims(iss="other")),
     "issuer a list": lambda: sign(HEADER, claims(iss=[ISSUER, "other"])),
-    "sub no UUID": lambda: sign(HEADER, claims(sub="admin")),
+    "sub not a UUID": lambda: sign(HEADER, claims(sub="admin")),
     "sub a number": lambda: sign(HEADER, claims(sub=1)),
-    "sid no UUID": lambda: sign(HEADER, claims(sid="x")),
+    "sid not a UUID": lambda: sign(HEADER, claims(sid="x")),
     "jti a number": lambda: sign(HEADER, claims(jti=1)),
     **{f"without {claim}": (lambda claim=claim: sign(HEADER, without(claim))) for claim in claims()},
 }
@@ -129,7 +129,7 @@ def test_a_forged_token_is_refused(tokens: TokenSigner, forgery: str) -> None:
         tokens.verify(token)
 
 
-def test_a_token_that_was_read_before_still_expires(tokens: TokenSigner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previously_verified_token_still_expires(tokens: TokenSigner, monkeypatch: pytest.MonkeyPatch) -> None:
     token = sign(HEADER, claims())
     tokens.verify(token)
     later = time.time() + 60 + LEEWAY_SECONDS + 1
@@ -139,7 +139,7 @@ def test_a_token_that_was_read_before_still_expires(tokens: TokenSigner, monkeyp
         tokens.verify(token)
 
 
-def test_a_token_is_verified_once_and_no_other_passes_for_it(
+def test_verified_token_is_cached_and_altered_token_is_refused(
     tokens: TokenSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = sign(HEADER, claims())
@@ -158,7 +158,7 @@ def test_a_secret_that_happens_to_be_json_signs_and_verifies(key: str) -> None:
     assert tokens.verify(tokens.sign(uuid4(), uuid4(), "account"))
 
 
-def test_the_former_key_verifies_and_never_signs() -> None:
+def test_former_key_verifies_tokens_and_never_signs() -> None:
     before = make_tokens()
     after = make_tokens(secret_key="a new key with enough bytes 0123456", secret_key_fallbacks=(SECRET_KEY,))
 
@@ -167,5 +167,5 @@ def test_the_former_key_verifies_and_never_signs() -> None:
         before.verify(after.sign(uuid4(), uuid4(), "account"))
 
 
-def test_an_opaque_token_of_any_text_has_a_hash() -> None:
+def test_opaque_token_with_invalid_unicode_is_hashed() -> None:
     assert len(hash_opaque_token("\ud800")) == 64

@@ -92,7 +92,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, LARGE], ids=["empty", "byte", "small", "large"])
-async def test_what_is_saved_is_read_back(store: ObjectStore, size: int) -> None:
+async def test_saved_object_is_read_back_unchanged(store: ObjectStore, size: int) -> None:
     key = uuid7()
 
     await store.save(key, generate(size))
@@ -115,7 +115,7 @@ async def test_a_deleted_object_is_gone_and_can_be_deleted_again(store: ObjectSt
     await store.delete(other)
 
 
-async def test_an_object_whose_source_fails_is_never_there(store: ObjectStore, storage_folder: Path) -> None:
+async def test_object_with_failed_source_is_not_stored(store: ObjectStore, storage_folder: Path) -> None:
     key = uuid7()
 
     async def fail() -> AsyncIterator[bytes]:
@@ -130,7 +130,7 @@ async def test_an_object_whose_source_fails_is_never_there(store: ObjectStore, s
     assert list_files(storage_folder) == []
 
 
-async def test_an_object_whose_writer_is_cancelled_is_never_there(store: ObjectStore, storage_folder: Path) -> None:
+async def test_object_with_cancelled_writer_is_not_stored(store: ObjectStore, storage_folder: Path) -> None:
     key, begun = uuid7(), asyncio.Event()
 
     async def stall() -> AsyncIterator[bytes]:
@@ -149,7 +149,7 @@ async def test_an_object_whose_writer_is_cancelled_is_never_there(store: ObjectS
     assert list_files(storage_folder) == []
 
 
-async def test_an_object_is_not_there_while_it_is_written(store: ObjectStore) -> None:
+async def test_object_is_not_visible_while_it_is_written(store: ObjectStore) -> None:
     key, seen = uuid7(), []
 
     async def look() -> AsyncIterator[bytes]:
@@ -164,7 +164,7 @@ async def test_an_object_is_not_there_while_it_is_written(store: ObjectStore) ->
     await store.delete(key)
 
 
-async def test_a_killed_process_leaves_nothing_that_is_seen_or_stays(
+async def test_object_of_killed_process_is_invisible_and_can_be_deleted(
     store: ObjectStore, variables: dict[str, str], storage_folder: Path
 ) -> None:
     key = uuid7()
@@ -178,7 +178,7 @@ async def test_a_killed_process_leaves_nothing_that_is_seen_or_stays(
     assert list_files(storage_folder) == []
 
 
-async def test_a_process_that_has_used_the_store_ends_well(variables: dict[str, str]) -> None:
+async def test_process_ends_without_error_after_using_store(variables: dict[str, str]) -> None:
     # Several with a client of S3: threads that outlive the interpreter abort it now and then.
     for _ in range(1 if "STORAGE_FOLDER" in variables else 3):
         done = await asyncio.to_thread(run_script, variables, str(uuid4()), "end")
@@ -215,7 +215,7 @@ async def test_a_key_is_an_id_and_cannot_be_a_path(store: ObjectStore, storage_f
     assert list_files(storage_folder.parent) == []
 
 
-async def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+async def test_unwritable_folder_is_reported_as_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = FolderStore(tmp_path / "file" / "folder")
 
@@ -225,7 +225,7 @@ async def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) ->
         await store.open(uuid7())
 
 
-async def test_a_full_disk_is_unavailable_and_keeps_nothing(storage_folder: Path) -> None:
+async def test_full_disk_is_reported_as_unavailable_and_leaves_no_file(storage_folder: Path) -> None:
     key, store = uuid7(), FolderStore(storage_folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A limit of the file size simulates a full disk.
@@ -240,7 +240,7 @@ async def test_a_full_disk_is_unavailable_and_keeps_nothing(storage_folder: Path
     assert list_files(storage_folder) == []
 
 
-async def test_a_bucket_out_of_reach_is_unavailable() -> None:
+async def test_unreachable_bucket_is_reported_as_unavailable() -> None:
     key = {"storage_s3_access_key_id": "key", "storage_s3_secret_access_key": "secret"}
     server = {"storage_s3_bucket": "files", "storage_s3_endpoint": "http://127.0.0.1:1"}
     store = require(make_settings(unreachable_url(), **server, **key))
@@ -250,7 +250,7 @@ async def test_a_bucket_out_of_reach_is_unavailable() -> None:
             await attempt
 
 
-async def test_store_that_hangs_leaves_threads_to_others() -> None:
+async def test_hanging_store_does_not_use_up_threads_of_other_work() -> None:
     released = threading.Event()
     # More than asyncio's own pool ever has.
     hanging = [asyncio.create_task(run_blocking(released.wait)) for _ in range(40)]

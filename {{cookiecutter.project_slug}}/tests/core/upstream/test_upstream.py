@@ -115,7 +115,7 @@ async def test_response_is_validated(server: UpstreamServer, http: LazyHttpClien
 
 
 FAILURES: dict[str, tuple[Behaviour, type[UpstreamError], int]] = {
-    "no-json": (answer(200, "<html>"), InvalidUpstreamResponseError, 1),
+    "not-json": (answer(200, "<html>"), InvalidUpstreamResponseError, 1),
     "empty": (answer(200, ""), InvalidUpstreamResponseError, 1),
     "other-json": (answer(200, {"base": "EUR"}), InvalidUpstreamResponseError, 1),
     "wrong-type": (answer(200, {**RATES, "rate": "much"}), InvalidUpstreamResponseError, 1),
@@ -139,7 +139,7 @@ FAILURES: dict[str, tuple[Behaviour, type[UpstreamError], int]] = {
 
 
 @pytest.mark.parametrize(("behaviour", "expected", "attempts"), FAILURES.values(), ids=FAILURES)
-async def test_failure_has_its_own_error(
+async def test_each_kind_of_failure_raises_its_own_error(
     server: UpstreamServer,
     http: LazyHttpClient,
     logs: io.StringIO,
@@ -345,7 +345,7 @@ async def test_flood_is_answered_in_time_while_the_upstream_hangs(server: Upstre
     assert len(server.paths) < 40
 
 
-async def test_calls_that_wait_in_vain_do_not_count_against_the_upstream(
+async def test_calls_that_time_out_in_queue_do_not_count_against_the_upstream(
     server: UpstreamServer, http: LazyHttpClient
 ) -> None:
     def take_its_time(handler: Any) -> None:  # noqa: ANN401  # the server's
@@ -424,7 +424,7 @@ def test_half_open_breaker_lets_one_call_through(clock: Clock) -> None:
     assert not breaker.is_open
 
 
-def test_cancelled_trial_decides_nothing(clock: Clock) -> None:
+def test_cancelled_trial_leaves_breaker_open(clock: Clock) -> None:
     breaker = make_breaker(failures=1, seconds=0, clock=clock)
     fail(breaker)
 

@@ -206,7 +206,7 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
     """Raise BackupError if the schema, the encoding or missing rights would make a restore fail."""
     if contents.schema != place.schema:
         raise BackupError(
-            f"The backup is of the schema {contents.schema}, and this database's is {place.schema}:"
+            f"The backup was made from the schema {contents.schema}, but this database uses {place.schema}:"
             f" set search_path to {_quote(contents.schema)}."
         )
     ((encoding, is_read_only, is_member, may_create),) = connection.execute(RIGHTS, place.names)

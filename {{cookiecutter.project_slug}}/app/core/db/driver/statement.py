@@ -126,7 +126,7 @@ def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Par
 
 
 def _find_default(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Callable[[], Any]:
-    """Return the column's default or update value, or else the value that the statement was built with."""
+    """Return the column's `default` or `onupdate`, or else the value that the statement was built with."""
     defaults = {column.key: column.default for column in compiled.insert_prefetch}
     defaults |= {column.key: column.onupdate for column in compiled.update_prefetch}
     default: Any = defaults.get(name)

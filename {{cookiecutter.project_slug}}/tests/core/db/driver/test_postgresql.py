@@ -15,7 +15,7 @@ NAMES = Query(select(User.name))
 MANY = 8
 
 
-async def test_reading_goes_on_when_a_migration_changes_the_columns(live_url: str) -> None:
+async def test_reads_still_work_after_migration_changes_columns(live_url: str) -> None:
     async with open_database(make_settings(live_url)) as database, database.read() as session:
         for _ in range(MANY):
             await session.fetch_all(NAMES)
