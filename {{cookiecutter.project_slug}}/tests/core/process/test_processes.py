@@ -359,9 +359,9 @@ def test_invalid_configuration_ends_start_with_readable_messages(empty_url: str,
         assert lines[0] == "The configuration cannot work:"
         assert [line.partition(":")[0] for line in lines[1:]] == [
             "  PORT",
+            "  ALLOWED_HOSTS",
             "  SECRET_KEY",
             "  RESET_DB",
-            "  ALLOWED_HOSTS",
         ]
         assert "hunter2" not in server.log
 
