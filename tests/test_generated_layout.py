@@ -179,7 +179,7 @@ def find_scars_of_markdown(lines: list[str]) -> Iterator[str]:
         if ITEM.match(line) and above and not ITEM.match(above) and not above.startswith(" "):
             yield f"no blank line before: {line}"
         goes_on = is_prose(above) and is_prose(line) and not ITEM.match(line)
-        # A command may have a line of its own.
+        # A command may stand alone on a line.
         if goes_on and not (above.endswith(":") and line.startswith("`")) and is_too_short(above, line):
             yield f"a paragraph is broken after: {above}"
     filled = [line for line in [*lines, "# "] if line]

@@ -92,7 +92,7 @@ class SecondFactor(Base):
 class SecondFactorFailures(Base):
     """The number of consecutive sign-ins with a correct password and an incorrect or missing second factor.
 
-    A table of its own, since concurrent sign-ins share a lock on the user's row and could not update it.
+    A separate table, since concurrent sign-ins share a lock on the user's row and could not update it.
     """
 
     __tablename__ = "second_factor_failures"

@@ -16,7 +16,7 @@ TURN_SECONDS = 0.05
 
 
 class InheritedSocket(socket.socket):
-    """A copy of the monitor's socket that circus uses as one of its own."""
+    """A copy of the monitor's socket, which circus treats as a socket that it has opened."""
 
     so_reuseport = False
 
@@ -54,7 +54,7 @@ def run(monitor: WorkerMonitor) -> None:
 
 
 if __name__ == "__main__":
-    # Circus logs the details of its own work with INFO.
+    # Circus logs internal details at the level INFO.
     logging.getLogger("circus").setLevel(logging.WARNING)
     with run_monitor() as monitor:
         run(monitor)

@@ -12,7 +12,7 @@ ACCOUNT="{{ cookiecutter.project_slug[:31] }}"
 # schema nor the triggers that protect the audit log.
 OWNER="{{ cookiecutter.project_slug[:25] }}-owner"
 #% endif
-# Builds releases: an account of its own, so that the code of dependencies reaches neither the secrets nor other releases.
+# Builds releases: a separate account, so that the code of dependencies reaches neither the secrets nor other releases.
 BUILDER="{{ cookiecutter.project_slug[:25] }}-build"
 BASE=/opt/$SLUG
 CONFIG=/etc/$SLUG

@@ -80,7 +80,7 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     )
     throttle_account_changes: Count = Field(
         default=100,
-        description="Changes of its own profile, and confirmations, by one account without a delay.",
+        description="Profile changes, and confirmations, that one account makes without a delay.",
     )
     throttle_max_delay_seconds: Lifetime = Field(default=15 * 60, description="Longest delay between two attempts.")
     throttle_memory_seconds: Lifetime = Field(

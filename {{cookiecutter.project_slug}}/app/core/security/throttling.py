@@ -169,7 +169,7 @@ class GuessThrottle:
 
         The error of a counter in `deferred` is returned, for attempts that are refused only if they fail. While
         undecided attempts use up the free ones, this waits for their outcome, for UNDECIDED_SECONDS at most. Counting
-        uses a transaction of its own, so that concurrent attempts cannot get around the limit.
+        uses a separate transaction, so that concurrent attempts cannot get around the limit.
         """
         await commit_and_release(session)
         if not self._settings.throttling:
