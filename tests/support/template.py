@@ -44,7 +44,7 @@ def read_table(hook: str, name: str) -> dict[str, tuple[str, ...]]:
     return dict(read_literal(hook, name))
 
 
-def read_literal(hook: str, name: str) -> Any:  # noqa: ANN401  # whatever is written there
+def read_literal(hook: str, name: str) -> Any:  # noqa: ANN401  # the type depends on the constant that is read
     """Return a constant of a hook. A hook cannot be imported before cookiecutter has rendered it."""
     tree = ast.parse((ROOT / "hooks" / hook).read_text(encoding="utf-8"))
     (table,) = (
