@@ -14,7 +14,6 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.application import create_app
 from app.core.config.server import ServerSettings
 from app.core.config.settings import Settings
 from app.core.db.engine import create_owner_engine
@@ -23,6 +22,7 @@ from app.core.db.session import Database
 from app.core.observability.logging import configure_logging
 from app.core.project import ROOT
 from tests.support.accounts import Account, create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
 from tests.support.databases import DIRECT_STATEMENTS, create_test_database, make_settings, migrate
@@ -145,12 +145,6 @@ def database(connection: AsyncConnection) -> Database:
     return Database(reading=connection, writing=connection, runs_directly=DIRECT_STATEMENTS)
 
 
-@pytest.fixture(scope="session")
-def shared_app(migrated_url: str) -> FastAPI:
-    """One application for all tests: preparing its routes takes longer than most tests."""
-    return create_app(make_settings(migrated_url))
-
-
 @pytest.fixture
 def outgoing() -> Iterator[Outgoing]:
     """A fake of other services; a request that the test does not expect fails the test."""
@@ -160,28 +154,11 @@ def outgoing() -> Iterator[Outgoing]:
 
 
 @pytest.fixture
-async def app(
-    shared_app: FastAPI,
-    settings: Settings,
-    database: Database,
-    outgoing: Outgoing,
-    monkeypatch: pytest.MonkeyPatch,
-) -> FastAPI:
-    """The application with the test's database; additions of the test are removed after it.
-
-    A test that changes settings of routes or of middleware calls `create_app` instead.
-    """
-    router = shared_app.router
-    own = create_app(settings, database, outgoing.transport)
-    monkeypatch.setattr(router, "lifespan_context", own.router.lifespan_context)
-    monkeypatch.setattr(router, "routes", [*router.routes])
-    monkeypatch.setattr(shared_app, "user_middleware", [*shared_app.user_middleware])
-    monkeypatch.setattr(shared_app, "exception_handlers", {**shared_app.exception_handlers})
-    monkeypatch.setattr(shared_app, "dependency_overrides", {})
-    # Built from the above at the next request.
-    monkeypatch.setattr(shared_app, "middleware_stack", None)
-    monkeypatch.setattr(shared_app, "openapi_schema", None)
-    return shared_app
+async def app(settings: Settings, database: Database, outgoing: Outgoing) -> AsyncIterator[FastAPI]:
+    """The application with the test's database; a test with other settings calls `create_app` instead."""
+    app = create_app(settings, database, outgoing.transport)
+    yield app
+    app.dependency_overrides.clear()
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import httpx2
 import pytest
 
 from app.accounts.scopes import Scope
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.security.hashing import PasswordHasher
 from app.core.security.tokens import TokenSigner
 from tests.support.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.attacks import TOKEN_SCHEME, Operation, Target, check_guard, check_owner, list_operations, list_owned
 from tests.support.bodies import make_request
 from tests.support.clients import open_client

@@ -12,12 +12,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel, Field
 
 from app.accounts.dependencies import oauth2_scheme
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.http.openapi import customize_openapi
 from app.core.http.problems import STATUS_CODES
 from app.core.project import ROOT, Project, read_project
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings, unreachable_url
 

@@ -132,7 +132,15 @@ sys.exit(embedded_postgres.run(sys.argv[1:]))
 
 
 def test_ctrl_c_sends_only_one_signal_to_command_that_ends(project: Path, environment: dict[str, str]) -> None:
-    counts = 'trap "echo one" INT; trap "echo two" TERM; echo started; sleep 600; sleep 0.5; exit 7'
+    # A loop, because a signal that arrives before `sleep` has started does not end it.
+    counts = """
+        trap "echo one; ended=yes" INT
+        trap "echo two" TERM
+        echo started
+        while [ -z "$ended" ]; do sleep 0.1; done
+        sleep 0.5
+        exit 7
+    """
     command = [sys.executable, "-c", PATIENT, "sh", "-c", counts]
     with start_process(command, environment, cwd=project) as launcher:
         launcher.wait_for_event("started")

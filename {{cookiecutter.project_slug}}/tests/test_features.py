@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from app.accounts import one_time_tokens
 from app.accounts.dependencies import CurrentUser
 from app.accounts.emails import LIFETIMES, Purpose
-from app.application import create_app
 from app.core.commands import add_commands, load_settings, open_context, run
 from app.core.config.base import FeatureSettings
 from app.core.config.settings import Settings
@@ -38,6 +37,7 @@ from app.features import FEATURES
 from app.outbox.service import enqueue
 from app.startup import reset
 from tests.support.accounts import create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import SECRET_KEY, execute_async, make_settings
 from tests.support.mail import wait_for

@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import RefreshToken, User, UserSession
 from app.accounts.sessions import service as sessions
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.session import Database, Session
 from app.core.http.request import ClientInfo
 from tests.support.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.clients import HangUpMiddleware, open_client
 from tests.support.databases import make_settings
 

@@ -9,13 +9,13 @@ from sqlalchemy import make_url, text
 
 from app.accounts import one_time_tokens
 from app.accounts.emails import LIFETIMES, EmailKind, Purpose
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database, open_database
 from app.core.security.hashing import PasswordCheck, PasswordHasher
 from app.core.security.throttling import AttemptCounter
 from app.outbox import service as outbox_service
 from tests.support.accounts import PASSWORD, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

@@ -10,11 +10,11 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.commands import deactivate_user, remove_second_factor
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.outbox.models import OutgoingEmail
 from tests.support.accounts import Account, confirmed, create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
 from tests.support.databases import execute_async, make_settings

@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts.models import OneTimeToken, Passkey, RecoveryCode, User
 from app.accounts.passkeys.service import MAX_PASSKEYS
 from app.accounts.second_factor import service as second_factor_service
-from app.application import create_app
 from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.context import Context
@@ -25,6 +24,7 @@ from app.outbox.models import OutgoingEmail
 from tests.accounts.test_locks import somebody_is_blocked
 from tests.support import second_factor
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
 from tests.support.databases import execute_async, make_settings

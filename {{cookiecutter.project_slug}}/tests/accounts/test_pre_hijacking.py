@@ -8,10 +8,10 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import KnownNetwork, RecoveryCode, SecondFactor, SecondFactorFailures
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 from tests.support.mail import Mailbox, find_token

@@ -8,12 +8,12 @@ from sqlalchemy import bindparam, insert, select
 
 from app.accounts.models import KnownNetwork
 from app.accounts.quotas import MAX_BATCH, QUOTAS, Quotas, count_rows, require_quota
-from app.application import create_app
 from app.core.db.models import utc_now
 from app.core.db.query import Command
 from app.core.db.session import Database, Session, open_database
 from app.core.errors import ConflictError
 from tests.support.accounts import Account, create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from app.accounts import one_time_tokens
 from app.accounts.emails import EmailKind, Purpose
-from app.application import create_app, email_renderers
+from app.application import email_renderers
 from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import Database, Session, open_database
@@ -21,6 +21,7 @@ from app.core.security.tokens import hash_opaque_token
 from app.outbox.sender import Sender
 from app.outbox.service import EmailRecord
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings, migrate
 from tests.support.mail import MailServer, find_token, run_mail_server, wait_for

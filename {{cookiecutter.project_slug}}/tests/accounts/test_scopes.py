@@ -4,8 +4,8 @@ import httpx2
 import pytest
 
 from app.accounts.scopes import format_scope, list_allowed
-from app.application import create_app
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

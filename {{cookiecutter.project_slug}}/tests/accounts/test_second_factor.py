@@ -16,12 +16,12 @@ from app.accounts.events import AccountEvent
 from app.accounts.models import SecondFactor
 from app.accounts.second_factor import codes
 from app.accounts.second_factor.service import reencrypt
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.context import Context
 from app.core.db.session import Database, Session
 from app.core.project import read_project
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
 from tests.support.databases import SECRET_KEY, make_settings

@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts.commands import end_sessions
 from app.accounts.dependencies import MAX_BODY_SECONDS
 from app.accounts.models import UserSession
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.models import utc_now
 from app.core.db.session import Database
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -6,9 +6,9 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.users.service import ACTIVE_ADMINS, _list_query
-from app.application import create_app
 from app.core.db.session import Database, open_database
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 from tests.support.mail import ENCODED_ADDRESSES

@@ -12,7 +12,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import KnownNetwork, RefreshToken, UserSession
-from app.application import create_app
 from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.db.models import Base, utc_now
@@ -21,6 +20,7 @@ from app.core.db.session import Database, Session
 from app.core.security.throttling import ThrottleCount
 from app.features import FEATURES
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

@@ -15,7 +15,6 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from sqlalchemy import select, update
 from starlette.types import Message
 
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.dependencies import DatabaseDep, SessionDep, StoreDep
@@ -27,6 +26,7 @@ from app.files.downloads import download
 from app.files.models import FileRecord, StoredFile
 from tests.core.storage.test_storage import collect, list_files
 from tests.support.accounts import Account, confirmed
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -9,11 +9,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.application import create_app
 from app.core.db.revisions import head_revision, read_revisions
 from app.core.db.session import Database
 from app.core.process.lifecycle import track_shutdown_signals
 from app.core.project import read_project
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import add_migration, execute_async, make_settings, unreachable_url
 

@@ -8,10 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from tests.support.accounts import Account, confirmed, create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

@@ -8,13 +8,13 @@ import pytest
 from fastapi import FastAPI
 
 from app.accounts.dependencies import get_current_user
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.features import FEATURES
 from app.startup import reset
 from app.todos.feature import SAMPLES
 from tests.support.accounts import Account, confirmed, create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

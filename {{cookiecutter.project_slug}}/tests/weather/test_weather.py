@@ -13,7 +13,6 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from app.application import create_app
 from app.core.config.server import ServerSettings
 from app.core.config.settings import Settings
 from app.core.db.session import Database
@@ -21,6 +20,7 @@ from app.core.observability.logging import configure_logging
 from app.core.upstream.client import UpstreamOptions
 from app.weather.settings import WeatherSettings
 from tests.support.accounts import Account, create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 from tests.support.proxies import run_proxy, set_proxy

@@ -13,13 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts import one_time_tokens
 from app.accounts.emails import LIFETIMES, EmailKind, Purpose
 from app.accounts.models import User
-from app.application import create_app, email_renderers
+from app.application import email_renderers
 from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.email.message import QueuedEmail
 from app.outbox.models import OutgoingEmail
 from tests.support.accounts import PASSWORD, Account, request_token
+from tests.support.applications import create_app
 from tests.support.browsing import ORIGIN, Browser, open_browser
 from tests.support.clock import Clock
 from tests.support.databases import make_settings

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.errors import ForbiddenError, UnavailableError
 from app.web.settings import WebSettings
+from tests.support.applications import create_app
 from tests.support.browsing import Browser, open_browser
 from tests.support.databases import make_settings, unreachable_url
 

@@ -21,7 +21,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.models import UserSession
 from app.accounts.scopes import Scope, format_scope, list_allowed
-from app.application import create_app
 from app.core.audit.models import AuditEvent
 from app.core.config.base import Environment
 from app.core.config.settings import Settings
@@ -34,6 +33,7 @@ from app.web.settings import WebSettings
 from app.web.sign_in import own_path
 from app.web.signing import Signer
 from tests.support.accounts import PASSWORD, Account, request_token
+from tests.support.applications import create_app
 from tests.support.browsing import ORIGIN, Browser, open_browser
 from tests.support.clients import HangUpMiddleware, open_client
 from tests.support.clock import Clock

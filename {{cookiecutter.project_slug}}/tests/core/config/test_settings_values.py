@@ -14,7 +14,6 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.application import create_app
 from app.core.config.load import ConfigurationError, env_names, load_settings
 from app.core.config.server import ServerSettings
 from app.core.config.settings import Settings
@@ -24,6 +23,7 @@ from app.core.process.sockets import bind_address, trusted_proxies
 from app.core.process.workers import worker_count
 from app.features import SETTINGS
 from tests.support.accounts import PASSWORD
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import REQUIRED_ENVIRONMENT, make_settings
 

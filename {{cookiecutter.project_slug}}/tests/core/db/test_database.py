@@ -11,10 +11,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.accounts.models import UserRecord
 from app.accounts.users import service as users_service
-from app.application import create_app
 from app.core.db.session import commit_and_release, open_database
 from app.core.security.hashing import PasswordCheck, PasswordHasher
 from tests.support.accounts import PASSWORD, confirmed, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

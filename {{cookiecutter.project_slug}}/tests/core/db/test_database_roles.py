@@ -11,7 +11,6 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db import migrations
 from app.core.db.models import Base, utc_now
@@ -20,6 +19,7 @@ from app.core.db.revisions import MigrationsError, read_revisions
 from app.core.db.session import open_database
 from app.features import FEATURES
 from tests.support.accounts import confirmed, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
 from tests.support.databases import create_test_database, execute, execute_async, make_settings, server_url

@@ -3,12 +3,12 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, inspect, make_url
 
 from app.accounts.feature import DEMO_EMAIL
-from app.application import create_app
 from app.core.db import migrations
 from app.core.db.engine import create_owner_engine
 from app.core.db.models import Base
 from app.core.db.revisions import MigrationsError
 from tests.support.accounts import create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 

@@ -13,7 +13,6 @@ from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.accounts.models import User
-from app.application import create_app
 from app.core.db.engine import SESSION_SETTINGS
 from app.core.db.purge import purge
 from app.core.db.query import Query
@@ -21,6 +20,7 @@ from app.core.db.session import Database, open_database
 from app.core.security.throttling import ThrottleCount, purge_counts
 from app.startup import update_once
 from tests.support.accounts import create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import create_test_database, execute_async, make_settings, server_url
 from tests.support.mail import wait_for

@@ -8,10 +8,10 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.application import create_app
 from app.core.db.session import Database
 from app.core.http.request import SAFE_METHODS
 from tests.support.accounts import PASSWORD, TOKEN_PATH, Account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -11,11 +11,11 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 
 from app.accounts.models import User
-from app.application import create_app
 from app.core.db.session import Database
 from app.core.dependencies import SessionDep
 from app.core.errors import ConflictError
 from tests.support.accounts import PASSWORD, Account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
-from app.application import create_app
 from app.core.db.session import Database
 from tests.support.accounts import PASSWORD, Account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -22,13 +22,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.accounts.dependencies import CurrentCaller
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.http.middleware.request_check import MAX_TARGET_BYTES, RequestCheckMiddleware
 from app.core.http.parsing import MAX_FIELDS
 from app.core.http.routing import FeatureRouter
 from tests.support.accounts import PASSWORD, TOKEN_PATH, Account, confirmed, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.bodies import fill_path
 from tests.support.clients import open_client
 from tests.support.databases import make_settings

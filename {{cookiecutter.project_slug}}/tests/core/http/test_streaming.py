@@ -13,10 +13,10 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select, text
 
 from app.accounts.models import User
-from app.application import create_app
 from app.core.db.query import Query, columns
 from app.core.dependencies import DatabaseDep, SessionDep
 from tests.support.accounts import create_account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -15,7 +15,6 @@ from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.accounts.dependencies import CurrentUser
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.http import uploads
@@ -23,6 +22,7 @@ from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 from app.core.http.uploads import FORM_DATA, MAX_OVERHEAD_BYTES, Upload
 from tests.support.accounts import TOKEN_PATH, Account
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -11,12 +11,12 @@ import httpx2
 import pytest
 from fastapi import FastAPI, Request
 
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.errors import UnavailableError
 from app.core.security.hashing import PasswordHasher
 from tests.support.accounts import PASSWORD, TOKEN_PATH, Account, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 

@@ -16,7 +16,6 @@ import pytest
 
 from app.accounts import one_time_tokens
 from app.accounts.emails import Purpose
-from app.application import create_app
 from app.core.config.settings import Settings
 from app.core.db.session import Database
 from app.core.project import ROOT, Project
@@ -33,6 +32,7 @@ from app.core.security.password_strength import (
 )
 from tests.accounts.test_recovery import new_address
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.outgoing import Outgoing
 from tests.test_cli import manage

@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from app.application import create_app
 from app.core.audit.models import AuditEvent
 from app.core.config.settings import Settings
 from app.core.db.session import Database, open_database
@@ -20,6 +19,7 @@ from app.core.errors import TooManyRequestsError
 from app.core.security.hashing import PasswordCheck, PasswordHasher
 from app.core.security.throttling import WAITING, AttemptCounter, GuessThrottle, RateLimit, network_of, purge_counts
 from tests.support.accounts import CONFIRMATION_PATH, PASSWORD, Account, create_account, request_token, sign_in
+from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
 from tests.support.databases import make_settings

@@ -1,0 +1,40 @@
+"""Applications that share their routes, which FastAPI prepares at their first use: longer than most tests take."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from fastapi import FastAPI
+from httpx2 import AsyncBaseTransport
+from starlette.routing import Route
+
+from app import application
+from app.core.config.settings import Settings
+from app.core.db.session import Database
+from app.core.feature import Feature
+from app.features import FEATURES
+from tests.support.databases import make_settings, unreachable_url
+
+
+def create_app(
+    settings: Settings,
+    database: Database | None = None,
+    http_transport: AsyncBaseTransport | None = None,
+    features: Sequence[Feature] = FEATURES,
+) -> FastAPI:
+    """Create the application with its own settings, middleware and lifespan.
+
+    The routers of FEATURES are shared with all other applications, and with them the overrides of dependencies.
+    """
+    app = application.create_app(settings, database, http_transport, features)
+    if features is FEATURES:
+        shared = _create_shared_app(settings.api_prefix)
+        routers = (route for route in shared.router.routes if not isinstance(route, Route))
+        # The routes of the documentation belong to one application: they return its OpenAPI document.
+        app.router.routes = [route if isinstance(route, Route) else next(routers) for route in app.router.routes]
+        app.dependency_overrides = shared.dependency_overrides
+    return app
+
+
+@cache
+def _create_shared_app(api_prefix: str) -> FastAPI:
+    return application.create_app(make_settings(unreachable_url(), api_prefix=api_prefix))
