@@ -32,7 +32,7 @@ class Session(AsyncSession):
     def __init__(
         self, bind: AsyncEngine | AsyncConnection, info: dict[str, Any], *, runs_directly: bool = True
     ) -> None:
-        """Without `runs_directly`, SQLAlchemy executes typed statements as well (DATABASE_DIRECT_STATEMENTS)."""
+        """Open a session; unless `runs_directly` (DATABASE_DIRECT_STATEMENTS), SQLAlchemy executes typed statements."""
         super().__init__(
             bind,
             expire_on_commit=False,
@@ -129,17 +129,17 @@ class Database:
         self._reading = _autocommit(reading)
         self._writing = writing
         self._runs_directly = runs_directly
-        # `session.info` of every session.
+        # Data of this process, which every session offers as `session.info`; features add their own keys.
         self.info: dict[str, Any] = {}
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Session]:
-        """Run each statement by itself: no BEGIN, no COMMIT, and on SQLite no lock."""
+        """Open a session whose statements need no transaction: no BEGIN, no COMMIT, and on SQLite no write lock."""
         session = Session(self._reading, self.info, runs_directly=self._runs_directly)
         try:
             yield session
         finally:
-            # Typed statements have released their connections; SQLAlchemy's own methods hold one.
+            # SQLAlchemy keeps the connection with which it has executed a statement; direct statements release theirs.
             if session.in_transaction():
                 await session.close()
             else:
@@ -147,7 +147,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Session]:
-        """Commit at the end; roll back if an error is raised, unless it is an AppError with `commit_anyway`."""
+        """Open a session and commit at its end; roll back after an error, except an AppError with `commit_anyway`."""
         async with Session(self._writing, self.info, runs_directly=self._runs_directly) as session:
             try:
                 yield session
