@@ -44,7 +44,7 @@ async def get_session(request: AppRequest) -> AsyncIterator[Session]:
         yield session
 
 
-# "function": commit before the response is sent, so that a failed commit is an error and not a false success.
+# The scope "function" ends the session, and so commits, before the response is sent: a failed commit becomes an error.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
@@ -129,5 +129,5 @@ async def _require_mail(settings: SettingsDep) -> None:
 
 # For routes that depend on e-mail.
 require_mail = Depends(_require_mail)
-# The same check as a parameter of the route, which FastAPI resolves after the parameters before it, such as the caller.
+# The same check as a parameter: FastAPI resolves parameters in order, so that the caller can be authenticated first.
 MailDep = Annotated[None, require_mail]

@@ -79,7 +79,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return addresses and networks; raise ValueError if one is invalid or they cover all addresses."""
+    """Return the addresses and networks; raise ValueError if one is invalid, or if they cover all IPv4 addresses."""
     try:
         networks = [ip_network(text) for text in texts]
     except ValueError:
