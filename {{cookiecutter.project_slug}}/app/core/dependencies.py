@@ -127,7 +127,7 @@ async def _require_mail(settings: SettingsDep) -> None:
         raise UnavailableError("No mail server is configured.", code="mail-unavailable")
 
 
-# For routes that depend on e-mail.
+# For routes that depend on e-mail: without a mail server, they respond with 503.
 require_mail = Depends(_require_mail)
 # The same check as a parameter: FastAPI resolves parameters in order, so that the caller can be authenticated first.
 MailDep = Annotated[None, require_mail]

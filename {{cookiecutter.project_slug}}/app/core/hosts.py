@@ -1,4 +1,4 @@
-"""Validation of the hosts, origins, proxies and URLs of the configuration, and normalization to what clients send."""
+"""Validation of the hosts, origins, proxies and URLs of the configuration; conversion to the form that clients send."""
 
 import re
 from collections.abc import Iterable

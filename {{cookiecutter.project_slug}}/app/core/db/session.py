@@ -16,7 +16,7 @@ from app.core.observability.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 
 WATCH_SECONDS = 1
 CHANGED_ROWS = text("SELECT changes()")
-# Otherwise SQLAlchemy does not count the rows of an `insert`.
+# Without this option, SQLAlchemy does not count the rows of an `insert`.
 COUNT_ROWS = {"preserve_rowcount": True}
 CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
 
@@ -39,7 +39,7 @@ class Session(AsyncSession):
             # Otherwise a closed session would open another connection on its next use, which nothing would close.
             close_resets_only=False,
             info=info,
-            # For tests, which pass a connection with a transaction that they roll back.
+            # For tests, which pass a connection with a transaction to roll back: `commit` then ends only a savepoint.
             join_transaction_mode="create_savepoint",
         )
         # Whether each statement commits by itself and needs no transaction of the session.

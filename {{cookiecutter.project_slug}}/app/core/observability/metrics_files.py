@@ -87,7 +87,7 @@ def _add_up(folder: Path, own: int | None = None) -> None:
         total = folder / f"{kind}_total.db"
         _write_total(plan / total.name, [total, *(file for file in ended if file.name.startswith(f"{kind}_"))])
     (plan / "ended").write_text("\n".join(file.name for file in ended))
-    # The rename commits the totals: if this process is killed afterwards, the next one completes the merge.
+    # The rename commits the totals: if this process is killed afterwards, the next process completes the merge.
     plan.rename(folder / "added-up")
     _finish(folder)
 

@@ -183,7 +183,7 @@ class GuessThrottle:
             try:
                 return await self._take_all(counters, deferred, waits=waits)
             except UndecidedError:
-                # The transaction is rolled back, and no connection is held.
+                # The transaction has been rolled back: the attempt holds no connection while it waits.
                 info[WAITING] = info.get(WAITING, 0) + 1
                 try:
                     await asyncio.sleep(pause)

@@ -163,7 +163,7 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
 async def verify_assertion(settings: Settings, challenge: bytes, assertion: Assertion, public_key: bytes) -> int:
     """Verify the response of a sign-in, and return its signature counter; raises InvalidPasskeyError.
 
-    The caller must compare the counter with the stored one.
+    The caller must compare the counter with the stored one, to detect a copied passkey.
     """
     return await asyncio.to_thread(_verify_assertion, Site.of(settings), challenge, assertion, public_key)
 

@@ -23,7 +23,7 @@ class ObjectStore(Protocol):
     """The interface of stores. Every method raises UnavailableError if the store fails."""
 
     async def save(self, key: UUID, chunks: AsyncIterable[bytes]) -> None:
-        """Write an object atomically: it exists only once it is complete, and not if `chunks` raises an error."""
+        """Write an object atomically: it does not exist before it is complete, nor if `chunks` raises an error."""
 
     async def open(self, key: UUID) -> AsyncIterator[bytes]:
         """Return an object's content; raises FileNotFoundError before the first chunk."""

