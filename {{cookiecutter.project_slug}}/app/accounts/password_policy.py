@@ -14,7 +14,7 @@ async def refuse_unfit_password(ctx: Context, password: str, *own: str) -> None:
     url = ctx.settings.breached_passwords_url
     if url is None or ctx.http is None:
         return
-    # The other service may be slow; meanwhile this request holds no connection and no lock.
+    # Release the database connection and all locks: the service at BREACHED_PASSWORDS_URL may be slow.
     await commit_and_release(ctx.session)
     if await is_breached(ctx.http, url, password):
         raise UnprocessableError(

@@ -32,7 +32,7 @@ from app.core.errors import ConflictError, NotFoundError, UnprocessableError
 from app.core.security import webauthn
 from app.core.security.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
 
-# Enough for all devices of a person. There is a limit because browsers are sent the IDs of all passkeys.
+# Enough for all devices of a person. The limit keeps the options for a new passkey small: they list all existing ones.
 MAX_PASSKEYS = 20
 
 
@@ -88,6 +88,7 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
         raise UnprocessableError(REFUSALS[INVALID_SIGNATURE], code=INVALID_SIGNATURE) from error
     await lock_user(ctx.session, user.id)
     await require_session(ctx.session, caller)
+    # Check the limit again, now that the user is locked.
     await _list_ids(ctx.session, user.id)
     is_first = await find_factors(ctx.session, user.id) is None
     try:
@@ -109,7 +110,7 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
 
 
 async def _list_ids(session: Session, user_id: UUID) -> list[str]:
-    """Return the ids of all passkeys. Raises ConflictError if no further one is allowed."""
+    """Return the credential IDs of the user's passkeys. Raises ConflictError if there are MAX_PASSKEYS already."""
     ids = [credential_id for (credential_id,) in await session.fetch_all(CREDENTIAL_IDS, owner_id=user_id)]
     if len(ids) >= MAX_PASSKEYS:
         raise ConflictError(

@@ -45,7 +45,7 @@ CREATE_FACTOR = Command(insert(SecondFactor))
 DELETE_FACTOR = Query(
     delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).returning(SecondFactor.confirmed_at)
 )
-# Keeps an authenticator that another request has confirmed meanwhile.
+# Deletes only an unconfirmed authenticator, since another request may have confirmed it meanwhile.
 DELETE_UNCONFIRMED = Command(
     delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"), SecondFactor.confirmed_at.is_(None))
 )
