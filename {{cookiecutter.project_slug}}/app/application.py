@@ -105,7 +105,7 @@ def _create_lifespan(
                     await stack.enter_async_context(run_sender(settings, opened, email_renderers(features)))
             purges = [feature.purge for feature in features if feature.purge]
             await stack.enter_async_context(purge_periodically(opened, settings, purges))
-            # A connection per concurrent request, so that a slow upstream service cannot starve other features.
+            # As many connections as concurrent requests, so that a slow upstream service cannot starve other features.
             http = await stack.enter_async_context(open_http_client(settings.max_concurrent_requests, http_transport))
             shutdown = stack.enter_context(track_shutdown_signals())
             state = State(
