@@ -1,4 +1,4 @@
-"""Run supervisor in this process, together with the worker monitor, which adds what supervisor lacks."""
+"""Run supervisor in this process, together with the worker monitor, which adds features that supervisor lacks."""
 
 import logging
 import socket
