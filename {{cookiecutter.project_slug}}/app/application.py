@@ -162,7 +162,7 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     """Return the middleware, the outermost first."""
     middleware = [Middleware(StartupErrorMiddleware)]
     if settings.worker_class == "asgi":
-        # With any other worker class the server handles the forwarded headers.
+        # With any other worker class, uvicorn handles the forwarded headers.
         middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
     middleware += [
         Middleware(

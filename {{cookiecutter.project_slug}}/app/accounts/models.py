@@ -64,7 +64,7 @@ class KnownNetwork(Base):
     """A network that an account has signed in from, or reset its password from.
 
     Failed attempts from other networks never lock the owner out on this network. A cookie for a known device would be
-    an alternative, but the holder of a copy could guess further, unless it expired and a password change revoked it.
+    an alternative, but the holder of a copy could guess further, unless it expired and a new password revoked it.
     """
 
     __tablename__ = "known_networks"
@@ -121,7 +121,7 @@ class Passkey(IdMixin, Base):
     # `credential_id` and `public_key` are base64url; credential IDs have at most 1023 bytes.
     credential_id: Mapped[str] = mapped_column(String(1364), unique=True)
     public_key: Mapped[str] = mapped_column(String(1400))
-    # The number of signatures, an unsigned integer of 32 bits; 0 if the authenticator does not count them.
+    # The signature counter, an unsigned integer of 32 bits; 0 if the authenticator has no counter.
     sign_count: Mapped[int] = mapped_column(BigInteger)
     # Ways to reach the authenticator, such as `usb` and `internal`.
     transports: Mapped[list[str]] = mapped_column(JSON)

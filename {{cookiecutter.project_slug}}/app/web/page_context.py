@@ -55,7 +55,7 @@ class PageContext:
     anonymous_id: str
     session_cookie: SessionCookie | None = None
     caller: Caller | None = None
-    # Sources that this page may load from, by directive of the Content-Security-Policy, besides those of every page.
+    # Additional sources from which this page may load, by directive of the Content-Security-Policy.
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property

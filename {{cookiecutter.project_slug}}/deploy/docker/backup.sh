@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")"
 FOLDER=/backups
-# Its modification time is that of the last backup of the files.
+# The modification time of this file is the time of the last backup of the files.
 FILES_DONE=$FOLDER/.files-done
 
 find_databases() {

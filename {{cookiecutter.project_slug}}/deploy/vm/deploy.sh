@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deploy this project, or roll it back, without failing a request; on the server as root, or over SSH.
+# Deploy this project, or roll it back, without failed requests: on the server as root, or over SSH.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -25,7 +25,7 @@ WEBROOT=/var/www/$SLUG
 # nginx connects to the socket that this link points to. A deployment replaces the link instead of reloading nginx, because a
 # reload would close the connections of clients.
 ACTIVE=$CONFIG/active.sock
-# Locked during a deployment. Only root and the service's account can open it, and so lock it.
+# This directory is locked during a deployment. Only root and the service's account can open it, and therefore lock it.
 LOCK=$BASE
 
 # The contents of a release. Other files, such as .env and the tests, are not copied to the server.

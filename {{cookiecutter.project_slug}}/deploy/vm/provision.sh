@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/changes.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# System services that this project needs. Debian does not restart them after a crash, or gives up after several crashes in a row.
+# System services that this project needs. Debian does not restart them after a crash, or gives up after several in a row.
 RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
 RESTARTED+=(postgresql@)
@@ -176,7 +176,7 @@ write_configuration() {
 }
 
 #% if cookiecutter.database == "postgresql"
-# setting NAME: read by systemd, whose rules for quotes, escapes and comments in this file differ from the shell's.
+# setting NAME: print a setting as systemd reads it, whose rules for quotes, escapes and comments differ from the shell's.
 setting() {
     systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
         -- /usr/bin/printenv "$1" </dev/null || true
@@ -244,7 +244,7 @@ ALTER ROLE :"name" LOGIN PASSWORD :'password';
 END
 }
 
-# In UTF-8, whatever the server's locale is. The owner role has no password: it connects by peer authentication.
+# Use UTF-8, whatever the server's locale is. The owner role has no password, because it connects by peer authentication.
 create_database() {
     psql_as_postgres --set name="$SLUG" --set owner="$OWNER" <<'END'
 SELECT format('CREATE ROLE %I LOGIN', :'owner') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'owner') \gexec

@@ -57,7 +57,7 @@ async def list_passkeys(session: Session, user_id: UUID) -> list[PasskeyRecord]:
 
 
 async def get_passkey(session: Session, user_id: UUID, passkey_id: UUID) -> PasskeyRecord:
-    """Return a passkey of the user. Raises NotFoundError, also for passkeys of others."""
+    """Return a passkey of the user. Raises NotFoundError, also for a passkey of another user."""
     passkey = await session.fetch_one_or_none(PASSKEY_BY_ID, owner_id=user_id, passkey_id=passkey_id)
     if passkey is None:
         raise NotFoundError("Passkey not found.", code="passkey-not-found")
@@ -76,7 +76,7 @@ async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> Jso
 
 
 async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
-    """Add a passkey. Raises UnprocessableError if it is invalid."""
+    """Add a passkey. Raises UnprocessableError if it is invalid, and ConflictError if it is taken or one too many."""
     user, sent = caller.user, data.credential
     challenge = await use_challenge(ctx.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
     # The challenge is used up, whatever happens next.

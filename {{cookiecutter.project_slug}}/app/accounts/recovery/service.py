@@ -86,7 +86,7 @@ async def request_email_change(ctx: Context, caller: Caller, data: EmailChange) 
 
 
 async def verify_email(ctx: Context, data: EmailVerification) -> None:
-    """Verify the account's address, or change it to the requested one. Raises UnprocessableError."""
+    """Verify the account's address, or change it to the requested address. Raises UnprocessableError, ConflictError."""
     await _commit_and_take_attempt(ctx)
     token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
@@ -97,7 +97,7 @@ async def verify_email(ctx: Context, data: EmailVerification) -> None:
     await cancel_email_change(ctx.session, found.user_id)
     before = await get_user(ctx.session, found.user_id)
     if found.payload and found.payload["password_hash"] != await _read_hash(ctx, found.user_id):
-        # Another sign-up created the account. Set the password of the confirmed one, and delete all other credentials.
+        # Another sign-up created the account. Set the password of the confirmed sign-up, and delete other credentials.
         changes |= found.payload
         await revoke_access(ctx.session, found.user_id)
     try:

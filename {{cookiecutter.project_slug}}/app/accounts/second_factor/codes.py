@@ -78,7 +78,7 @@ class Proof:
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # The session or browser to which the passkey's challenge is bound must be one of these. If this is empty, the
+    # The session or browser to which the passkey's challenge is bound must be one of these. If the tuple is empty, the
     # challenge must not be bound.
     bound_to: tuple[str, ...] = ()
 

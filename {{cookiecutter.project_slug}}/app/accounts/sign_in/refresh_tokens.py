@@ -39,7 +39,7 @@ REFRESH_TOKEN = Query(
     select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
     RefreshTokenRecord,
 )
-# A used token is kept to detect reuse for as long as the session could have been extended with it.
+# A used token is kept for at least REFRESH_TOKEN_LIFETIME_SECONDS, to detect that a stolen copy is used.
 PURGE_REFRESH_TOKENS = Command(
     delete(RefreshToken).where(
         RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")

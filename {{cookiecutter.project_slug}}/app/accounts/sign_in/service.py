@@ -32,8 +32,8 @@ from app.core.security.throttling import AttemptCounter, client_counters, networ
 logger = structlog.get_logger(__name__)
 
 INCORRECT_CREDENTIALS = "Incorrect e-mail address or password."
-# One sentence for both cases. Otherwise anyone could sign up with an address, sign in with the password they chose,
-# and learn from the error whether the address already had an account.
+# One sentence for incorrect credentials and for unverified addresses. Otherwise anyone could sign up with an address,
+# sign in with the password they chose, and learn from the error whether the address already had an account.
 INCORRECT_OR_UNVERIFIED = "Incorrect e-mail address or password, or the address is not verified."
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
@@ -187,8 +187,8 @@ async def _take_attempt(
 
     If the account has signed in from the client's network before, a correct password is delayed only by failed attempts
     for this account from this network; otherwise also by those from other networks and for other accounts. If any
-    account has signed in from the network, these shared counters refuse an attempt only after the password is hashed:
-    a faster refusal would reveal to other users of the network which accounts exist.
+    account has signed in from the network, the counters that include other networks or accounts refuse an attempt only
+    after the password is hashed: a faster refusal would reveal to other users of the network which accounts exist.
     """
     free = ctx.settings.throttle_account_attempts
     # Take the network's counters first: an attempt that they refuse must not count against the account.

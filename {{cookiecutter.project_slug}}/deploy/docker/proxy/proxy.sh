@@ -27,7 +27,8 @@ is_pair() {
             "$(openssl pkey -pubout -in "$1/privkey.pem" 2> /dev/null)" ]
 }
 
-# Install the given certificate, or create a self-signed one if there is none yet. Succeeds if the certificate has changed.
+# Install the certificate of secrets/tls, or create a self-signed one if there is no certificate yet. Succeeds if the
+# certificate has changed.
 take_certificate() {
     mkdir -p -m 0700 tls
     if is_pair "$GIVEN" && ! cmp -s "$GIVEN/fullchain.pem" tls/fullchain.pem; then
