@@ -1,4 +1,4 @@
-"""gunicorn's configuration for all targets: `gunicorn -c gunicorn_conf.py app.main:app`."""
+"""gunicorn's configuration, on servers and in containers: `gunicorn -c gunicorn_conf.py app.main:app`."""
 
 import atexit
 import os

@@ -105,7 +105,7 @@ def _create_lifespan(
                     await stack.enter_async_context(run_sender(settings, opened, email_renderers(features)))
             purges = [feature.purge for feature in features if feature.purge]
             await stack.enter_async_context(purge_periodically(opened, settings, purges))
-            # A connection per concurrent request, so that a slow upstream service cannot starve other features.
+            # As many connections as concurrent requests, so that a slow upstream service cannot starve other features.
             http = await stack.enter_async_context(open_http_client(settings.max_concurrent_requests, http_transport))
             shutdown = stack.enter_context(track_shutdown_signals())
             state = State(
@@ -162,7 +162,7 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     """Return the middleware, the outermost first."""
     middleware = [Middleware(StartupErrorMiddleware)]
     if settings.worker_class == "asgi":
-        # With any other worker class the server handles the forwarded headers.
+        # With any other worker class, uvicorn handles the forwarded headers.
         middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
     middleware += [
         Middleware(

@@ -35,7 +35,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # For `load_settings` in app/core/commands.py.
+    # `load_settings` in app/core/commands.py reads this object.
     context_settings={"obj": SETTINGS},
 )
 db = typer.Typer(help="Manage the database.", no_args_is_help=True)
@@ -195,7 +195,7 @@ def backup(
     target: Annotated[Path, typer.Argument(help="A file, or a folder for a new file.")],
     keep: Annotated[int | None, typer.Option(min=1, help="If TARGET is a folder, keep only the newest N.")] = None,
 ) -> None:
-    """Back up the service's database to a file (atomic)."""
+    """Back up the service's database atomically to a file."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Backing up {settings.owner_url.render_as_string(hide_password=True)} ...")
     try:

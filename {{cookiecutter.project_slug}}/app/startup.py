@@ -52,10 +52,10 @@ def _remember_prepared() -> bool:
 
 
 def _marker_path() -> Path | None:
-    """Return the marker in the folder that all workers of this start share; None for a single process."""
+    """Return the path of the marker file, in a folder that all workers of this start share; None for one process."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    # The name contains the start time, because an operator's folder may outlive the start, and the head revision,
-    # because a reload may add migrations.
+    # The name contains the start time, because a folder that the operator has set exists across several starts, and the
+    # head revision, because a reload may add migrations.
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
 
 
@@ -123,5 +123,5 @@ def _drop_views(connection: Connection) -> None:
     quote = connection.dialect.identifier_preparer.quote
     for kind, names in views.items():
         for name in names:
-            # IF EXISTS: a view that reads another one is dropped with it.
+            # IF EXISTS: CASCADE has already dropped this view if it reads a view that was dropped before.
             connection.exec_driver_sql(f"DROP {kind} IF EXISTS {quote(name)}{'' if is_sqlite else ' CASCADE'}")

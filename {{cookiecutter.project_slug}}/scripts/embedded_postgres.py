@@ -55,7 +55,7 @@ class EmbeddedPostgres:
         command = [sys.executable, "-m", "scripts.embedded_postgres", "--keep", str(self._data), str(self._socket)]
         if not self._durable:
             command += ["-F", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
-        # A session of its own: Ctrl-C in the terminal must not stop the server before its clients.
+        # In a separate process session, because Ctrl-C in the terminal must not stop the server before its clients.
         self._keeper = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # fixed
         try:
             self._wait()

@@ -18,7 +18,7 @@ from app.core.security.schemas import NewPassword
 
 users = typer.Typer(name="users", help="Manage accounts.", no_args_is_help=True)
 sessions = typer.Typer(name="sessions", help="Manage the sessions of accounts.", no_args_is_help=True)
-# No name, so that the groups `users` and `sessions` appear at the top level, beside those of other features.
+# Without a name, so that the command line shows the groups `users` and `sessions` at its top level.
 commands = typer.Typer()
 commands.add_typer(users)
 commands.add_typer(sessions)
@@ -89,7 +89,7 @@ async def reencrypt_secrets(settings: Settings) -> int:
 
 @users.command("disable-second-factor")
 def disable_second_factor(context: typer.Context, email: EmailArgument) -> None:
-    """Remove a user's second factors (lost authenticator, passkeys and recovery codes)."""
+    """Remove a user's authenticator app, passkeys and recovery codes, for a user who has lost them."""
     run(remove_second_factor(load_settings(context), email))
     typer.echo(f"{email} has no second factor any more.")
 
@@ -106,7 +106,7 @@ def end_all(
     email: Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Default: all accounts.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """End all sessions of one account, or of all accounts if none is given."""
+    """End all sessions of one account, or of all accounts if no address is given."""
     settings = load_settings(context)
     if not yes:
         typer.confirm(f"End the sessions of {email or 'all accounts'}?", abort=True)

@@ -1,4 +1,4 @@
-"""Confirmation codes: proof that the owner uses a session, and not the holder of a copied token.
+"""Confirmation codes: proof that a request comes from the owner of the account, not from a holder of a copied token.
 
 A route with a sensitive change declares `caller: ConfirmedCaller`. A route that needs a confirmation only in some cases
 declares `confirmation: ConfirmationDep`, and calls `await confirmation.require()` in these cases.
@@ -31,7 +31,7 @@ REFUSAL = (
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The confirmation code of the request, which may be empty."""
+    """The confirmation code from the header X-Confirmation; empty if the request does not have this header."""
 
     claims: ClaimsDep
     session: SessionDep
@@ -40,10 +40,11 @@ class Confirmation:
     ] = ""
 
     async def require(self) -> None:
-        """Use up the code. Raises ForbiddenError if it is missing, invalid, or from another session."""
+        """Use up the code, and commit. Raises ForbiddenError if it is missing, invalid, or from another session."""
         if not self.code or not await _use(self.session, self.claims, self.code):
             raise ForbiddenError(REFUSAL, code="confirmation-required")
-        # Release the lock of the confirmation code: the lock order is user, then code, and holding it could deadlock.
+        # Commit, to release the lock on the deleted code. The route may lock the user next, but the lock order is user,
+        # then code: a route that still held the lock on the code could deadlock.
         await commit_and_release(self.session)
 
 
@@ -67,7 +68,7 @@ ConfirmedCaller = Annotated[Caller, Security(get_confirmed_caller, scopes=[Scope
 
 
 async def create_confirmation(session: Session, caller: Caller) -> str:
-    """Create a code; call `confirm_identity` first."""
+    """Create a code for one request in the caller's session. Call `confirm_identity` first to check the password."""
     user = caller.user
     return await one_time_tokens.create_token(
         session, PURPOSE, user.id, user.email, lifetime=LIFETIME, payload=_payload(caller.session_id)

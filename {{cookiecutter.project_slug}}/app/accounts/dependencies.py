@@ -11,7 +11,7 @@ from app.core.errors import ForbiddenError, InsufficientScopeError, Unauthorized
 from app.core.http.request import SAFE_METHODS, State
 from app.core.security.tokens import AccessClaims
 
-# If the body of an unsafe request takes longer to arrive, the caller is looked up again.
+# If the body of an unsafe request takes longer than this to arrive, the caller is looked up again.
 MAX_BODY_SECONDS = 1
 
 
@@ -50,7 +50,7 @@ TokenDep = Annotated[str, Depends(oauth2_scheme)]
 
 
 async def get_claims(request: AccountsRequest, token: TokenDep) -> AccessClaims:
-    # Read from request.state here and below: resolving a dependency would cost more than the lookup.
+    # Here and below, read from request.state: resolving a dependency takes longer than reading an item.
     return request.state["tokens"].verify(token)
 
 
@@ -81,13 +81,13 @@ async def _find_caller(request: AccountsRequest, claims: AccessClaims) -> Caller
     caller = await find(request.state["database"], claims.sub, claims.sid)
     if caller is None:
         raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
-    # For the audit events of refused requests.
+    # `record_refusals` writes this id to the audit event of a refused request.
     request.state["actor_id"] = caller.user.id
     return caller
 
 
 async def get_current_user(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
-    # Call get_caller directly: declared as a dependency, it would add one more to resolve to every request.
+    # Call get_caller directly: if it were declared as a dependency, FastAPI would resolve one more for each request.
     return (await get_caller(request, required, claims)).user
 
 

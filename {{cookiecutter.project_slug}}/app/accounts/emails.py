@@ -31,8 +31,8 @@ class AddresseeRecord(NamedTuple):
     email_verified_at: datetime | None
 
 
-# Locks the user, so that the address does not change before a code for it is stored: a change of the address revokes
-# the codes for the old one.
+# Locks the user, so that the address cannot change until a code for this address is stored: the change then revokes
+# the code.
 ADDRESSEE = Query(
     select(*columns(AddresseeRecord, User))
     .where(User.email == bindparam("user_email"))
@@ -40,7 +40,8 @@ ADDRESSEE = Query(
     AddresseeRecord,
 )
 
-# Builds the link to a page, with the token in it. Returns None if there is no page; then the user types the token.
+# Builds the link to a page, with the token in the link. Returns None if no application has such a page: the message
+# then contains the token, and the user types it.
 LinkTo: TypeAlias = Callable[[Settings, str, str], str | None]
 
 ADDRESS = Query(select(User.email).where(User.id == bindparam("user_id")))
@@ -142,7 +143,7 @@ CHANGES = {
 
 
 class Purpose(StrEnum):
-    """Purposes of one-time tokens."""
+    """Purposes of the one-time tokens that messages contain."""
 
     VERIFY_EMAIL = "verify email"
     CHANGE_EMAIL = "change email"
@@ -159,11 +160,11 @@ LIFETIMES = {
 async def commit_and_limit_messages(
     ctx: Context, kind: EmailKind, address: str, account_id: UUID | None = None
 ) -> None:
-    """Commit, and refuse a requested message beyond the limit of its address, account or network.
+    """Commit, and refuse a request for a message beyond the limit of its address, account or client network.
 
-    Kinds are counted separately, since requests of some kinds lead to no message and must not use up the limit of
-    others. If `account_id` is given, a second limit counts the account's messages of this kind to all addresses.
-    Raises TooManyRequestsError.
+    Each address has a separate limit for each kind, since a request may lead to no message and must not use up the
+    limit of other kinds. If `account_id` is given, another limit counts the requests of this kind by the account, for
+    any address. Raises TooManyRequestsError.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [
@@ -200,7 +201,7 @@ async def notify_owner(ctx: Context, user_id: UUID, change: AccountChange, *, ad
 
 
 def link_to_application(settings: Settings, page: str, token: str) -> str | None:
-    """Put the token into the fragment, which browsers do not send to servers."""
+    """Link to a page of ACCOUNT_PAGES_URL, with the token in the fragment, which browsers do not send to servers."""
     return f"{settings.account_pages_url.rstrip('/')}/{page}#token={token}" if settings.account_pages_url else None
 
 
@@ -211,7 +212,7 @@ async def render_verification(
     if user is None or not user.is_active:
         return None
     if user.email_verified_at is not None:
-        # An e-mail with a payload comes from a sign-up; without one, it was only requested again and is not sent.
+        # Only the message of a sign-up has a payload. One that was requested again is not sent to a verified address.
         return await render_already_registered(session, settings, email) if email.payload else None
     token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)

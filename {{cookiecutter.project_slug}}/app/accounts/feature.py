@@ -55,7 +55,7 @@ for each in (sign_in, sessions, recovery, second_factor, confirmation, passkey_s
     auth.include_router(each)
 
 feature = Feature(
-    # The busiest router comes first.
+    # The busiest router comes first, because routers are tried in order.
     api=(users, auth, sign_up, passwords, address),
     exception_handlers={OAuthError: handle_oauth_error},
     lifespan=open_accounts,

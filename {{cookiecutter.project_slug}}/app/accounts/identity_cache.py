@@ -45,7 +45,7 @@ CALLER = Query(
 async def require_session(session: Session, caller: Caller) -> None:
     """Raise UnauthorizedError if the session has ended since the caller was found.
 
-    The calling code must hold the lock of the user, so that the session cannot end between this check and the change.
+    Call `lock_user` first, so that the session cannot end between this check and the change that follows it.
     """
     if await find_caller(session, caller.user.id, caller.session_id) is None:
         raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")
@@ -73,9 +73,9 @@ class IdentityCache:
         return caller
 
     async def refresh(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
-        """Bypass the cache and evict the entry; for requests that may change the account."""
+        """Read the caller from the database, and evict the cached one; for requests that may change the account."""
         self._found.pop((user_id, session_id), None)
-        # A separate session, so that a refused request neither begins a transaction nor waits for a writer.
+        # A separate database session, so that a refused request neither begins a transaction nor waits for a writer.
         async with database.read() as session:
             return await find_caller(session, user_id, session_id)
 

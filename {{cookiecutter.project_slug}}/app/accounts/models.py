@@ -63,8 +63,8 @@ class RefreshToken(IdMixin, Base):
 class KnownNetwork(Base):
     """A network that an account has signed in from, or reset its password from.
 
-    Failed attempts from other networks never lock the account out on this network. Cookies for known devices are not
-    used instead: a cookie would allow its holder further guesses, unless it expired and was revoked with the password.
+    Failed attempts from other networks never lock the owner out on this network. A cookie for a known device would be
+    an alternative, but the holder of a copy could guess further, unless it expired and a new password revoked it.
     """
 
     __tablename__ = "known_networks"
@@ -92,7 +92,8 @@ class SecondFactor(Base):
 class SecondFactorFailures(Base):
     """The number of consecutive sign-ins with a correct password and an incorrect or missing second factor.
 
-    A separate table, since concurrent sign-ins share a lock on the user's row and could not update it.
+    A separate table, since concurrent sign-ins hold a shared lock on the user's row, and would deadlock if they
+    updated this row.
     """
 
     __tablename__ = "second_factor_failures"
@@ -120,7 +121,7 @@ class Passkey(IdMixin, Base):
     # `credential_id` and `public_key` are base64url; credential IDs have at most 1023 bytes.
     credential_id: Mapped[str] = mapped_column(String(1364), unique=True)
     public_key: Mapped[str] = mapped_column(String(1400))
-    # Unsigned 32 bits; 0 if the authenticator does not count.
+    # The signature counter, an unsigned integer of 32 bits; 0 if the authenticator has no counter.
     sign_count: Mapped[int] = mapped_column(BigInteger)
     # Ways to reach the authenticator, such as `usb` and `internal`.
     transports: Mapped[list[str]] = mapped_column(JSON)
@@ -128,7 +129,7 @@ class Passkey(IdMixin, Base):
 
 
 class UserRecord(NamedTuple):
-    """The columns of a user that the service reads."""
+    """All columns of a user except the hash of the password."""
 
     id: UUID
     email: str

@@ -1,7 +1,7 @@
 """One-time tokens: codes from e-mails, confirmation codes, and passkey challenges.
 
-A token is stored as a hash, expires, and works once, for one purpose. A purpose has at most 50 characters; other
-features begin theirs with the name of the feature.
+A token is stored as a hash, expires, and works once, for one purpose. A purpose has at most 50 characters. In other
+features, purposes begin with the name of the feature, so that no two features use the same purpose.
 """
 
 from collections.abc import Mapping
@@ -72,12 +72,12 @@ async def create_token(
 
 
 async def find_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Return the valid token for a code as typed by a person. Raises UnprocessableError if there is none."""
+    """Return a token without using it up. A person may have typed it. Raises UnprocessableError if it is invalid."""
     return await _fetch(session, FIND_TOKEN, token, purposes)
 
 
 async def use_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Find and delete a token; of two concurrent requests, one gets it. Raises UnprocessableError."""
+    """Delete a token and return it, for only one of concurrent requests. Raises UnprocessableError if it is invalid."""
     return await _fetch(session, USE_TOKEN, token, purposes)
 
 

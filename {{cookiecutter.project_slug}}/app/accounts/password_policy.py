@@ -8,13 +8,13 @@ from app.core.security.password_strength import refuse_weak_password
 async def refuse_unfit_password(ctx: Context, password: str, *own: str) -> None:
     """Raise UnprocessableError if the password is weak or, where BREACHED_PASSWORDS_URL is set, known from a breach.
 
-    Call it before any change: it commits, to release the database connection.
+    Call this function before any change, because it commits to release the database connection.
     """
     await refuse_weak_password(password, *own)
     url = ctx.settings.breached_passwords_url
     if url is None or ctx.http is None:
         return
-    # The other service may be slow; meanwhile this request holds no connection and no lock.
+    # Release the database connection and all locks: the service at BREACHED_PASSWORDS_URL may be slow.
     await commit_and_release(ctx.session)
     if await is_breached(ctx.http, url, password):
         raise UnprocessableError(

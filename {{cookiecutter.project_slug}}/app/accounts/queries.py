@@ -32,8 +32,8 @@ COLUMNS = columns(UserRecord, User)
 USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
 USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
 UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
-# Lock order: user, sessions, outgoing e-mails, one-time tokens. `key_share` does not block the sender, which locks
-# an e-mail and inserts a token for the user.
+# Lock order: user, sessions, outgoing e-mails, one-time tokens. `key_share` selects FOR NO KEY UPDATE, which does not
+# block the sender of e-mails: it locks an e-mail, and then inserts a token with a foreign key to the user.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
 # Locks the user if the password is still the verified one.
 LOCK_IF_PASSWORD = Query(
@@ -73,37 +73,37 @@ async def get_user_by_email(session: Session, email: str) -> UserRecord:
 
 
 async def lock_user(session: Session, user_id: UUID) -> None:
-    """Call before other rows of the account are changed: see the lock order of LOCK_USER."""
+    """Lock the user. Call this before other rows of the account are changed: see the lock order of LOCK_USER."""
     await session.fetch_value(LOCK_USER, user_id=user_id)
 
 
 async def cancel_email_change(session: Session, user_id: UUID) -> None:
-    """Lock the user, and cancel the message to a new address; call before the address changes."""
+    """Lock the user, and cancel queued messages that ask to confirm a new address; call before the address changes."""
     await lock_user(session, user_id)
     await outbox_service.cancel(session, EmailKind.EMAIL_CHANGE, user_id)
 
 
 async def remember_network(ctx: Context, user_id: UUID) -> None:
-    """Record the client's network, so that failed attempts from other networks do not lock the account out on it."""
+    """Record the client's network: failed attempts from other networks then do not lock the owner out there."""
     network = network_of(ctx.client.ip_address)
     await ctx.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
 
 
 async def cancel_codes(session: Session, user: UserRecord) -> None:
-    """Lock the user, and cancel messages with codes; call before an account is deactivated or deleted."""
+    """Lock the user, and cancel queued messages with codes; call before an account is deactivated or deleted."""
     await lock_user(session, user.id)
     await outbox_service.cancel_all(session, CODE_KINDS, user.id, user.email)
 
 
 async def revoke_access(session: Session, user_id: UUID) -> None:
-    """End sessions and delete all credentials but the password; for accounts that pass to the owner of the address."""
+    """End sessions, and delete all credentials but the password: the owner of the address takes over the account."""
     for command in REVOKE_ACCESS:
         await session.run(command, owner_id=user_id)
 
 
 async def finish_password_change(ctx: Context, user: UserRecord) -> None:
     """Cancel a pending e-mail change, revoke all one-time tokens, and notify the owner."""
-    # Cancel first: it waits for a sender that is inserting a token, which the next line then revokes.
+    # Cancel first: this waits for a sender that is inserting a token, so that the next line revokes this token too.
     await outbox_service.cancel(ctx.session, EmailKind.EMAIL_CHANGE, user.id)
     await one_time_tokens.revoke_tokens(ctx.session, user.id)
     # Reset the count of second-factor failures, which followed sign-ins with the old password.

@@ -11,7 +11,7 @@ from app.core.db.session import Session
 from app.core.errors import ConflictError
 from app.core.security.throttling import AttemptCounter
 
-# Key of `Database.info`. Commands of operators have no quotas.
+# Key of `Database.info`. Only the lifespan of the service sets it: commands of operators have no quotas.
 QUOTAS = "accounts.quotas"
 # The rows that a process admits before it counts again: at most MAX_BATCH, and at most BATCH_SHARE of the remaining
 # quota.
@@ -25,16 +25,16 @@ def count_rows(statement: Select[Any]) -> Query[tuple[int]]:
 
 
 async def require_quota(session: Session, rows: Query[tuple[int]], owner_id: UUID) -> None:
-    """Call before each INSERT of a row that an account owns. Raises ConflictError when there are too many."""
+    """Call before each INSERT of a row that an account owns. Raises ConflictError if the account has too many rows."""
     quotas: Quotas | None = session.info.get(QUOTAS)
     if quotas is not None:
         await quotas.take(session, rows, owner_id)
 
 
 async def commit_and_limit_changes(ctx: Context, kind: str, user_id: UUID) -> None:
-    """Call for each change that users make to their own account: each writes audit events, which are kept for long.
+    """Commit, and count a change that users make to their own account. Raises TooManyRequestsError.
 
-    Raises TooManyRequestsError.
+    The number is limited because each change writes audit events, which are kept for a long time.
     """
     counter = AttemptCounter(f"change of account: {kind}", str(user_id), ctx.settings.throttle_account_changes)
     await ctx.throttle.commit_and_take(ctx.session, counter)
@@ -63,6 +63,6 @@ class Quotas:
                 )
             if len(self._batches) >= MAX_BATCHES:
                 self._batches.clear()
-            # Another request may have counted meanwhile.
+            # Another request may have stored a batch during the query.
             self._batches[key] = self._batches.get(key) or max(1, min(MAX_BATCH, int(left * BATCH_SHARE)))
         self._batches[key] -= 1

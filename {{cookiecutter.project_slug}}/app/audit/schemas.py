@@ -6,7 +6,7 @@ from app.core.http.schemas import ResponseModel
 
 
 class AuditEventRead(ResponseModel):
-    """`user_id` is the affected account, `actor_id` the acting one, if known."""
+    """`user_id` is the account that the event affects, `actor_id` the account that caused it; null if unknown."""
 
     id: UUID
     event: str

@@ -31,7 +31,7 @@ def to_ascii_address(address: str) -> str:
 
 
 def to_ascii_url(url: str) -> str:
-    """Encode the host and the path as browsers do; raises ValueError."""
+    """Encode the host (Punycode) and the path (percent-encoding), as browsers do; raises ValueError if invalid."""
     try:
         return str(_URL.validate_python(url))
     except ValidationError:

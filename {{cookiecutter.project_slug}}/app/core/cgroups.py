@@ -57,14 +57,14 @@ def _folders(root: Path, own: Path, *, controller: str) -> Iterator[Path]:
         if controllers == "":
             mounts = [root]
         elif controller in controllers.split(","):
-            # The mount may list the controllers in a different order; each controller then has its own link.
+            # The folder's name may have the controllers in another order; a symbolic link per controller leads to it.
             mounts = [root / controllers, root / controller]
         else:
             mounts = []
         for mount in mounts:
             group = mount / path.lstrip("/")
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
-    # In a container, the container's control group is mounted as the root, while /proc may show its path on the host.
+    # In a container, its own control group is mounted at the root, while /proc may show the group's path on the host.
     yield root
     yield root / controller
 

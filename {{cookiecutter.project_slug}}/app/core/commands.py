@@ -1,4 +1,7 @@
-"""Helpers for the command-line commands of features; only the command line imports this module."""
+"""Helpers for the commands that features add to `python -m app`.
+
+The server must not import this module, which imports Typer and Alembic.
+"""
 
 import asyncio
 import sys
@@ -32,7 +35,7 @@ T = TypeVar("T")
 
 def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
     """Add the commands of all features; exit with a message if two have the same name."""
-    # Features that share a group refer to the same Typer app.
+    # Add each Typer app once: features that share a command group refer to the same app.
     for commands in dict.fromkeys(resolve_name(feature.commands) for feature in features if feature.commands):
         cli.add_typer(commands)
     repeated = [command for command, count in Counter(_list_commands(cli)).items() if count > 1]

@@ -37,7 +37,7 @@ class Context:
     throttle: GuessThrottleDep
     audit: AuditDep
     client: ClientInfoDep
-    # None if the operation must not call upstream services.
+    # None if the operation must not call other services, for instance while sample data is loaded.
     http: LazyHttpDep = None
 
     @classmethod

@@ -44,7 +44,7 @@ async def get_session(request: AppRequest) -> AsyncIterator[Session]:
         yield session
 
 
-# "function": commit before the response is sent, so that a failed commit is an error and not a false success.
+# The scope "function" ends the session, and so commits, before the response is sent: a failed commit becomes an error.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
@@ -127,7 +127,7 @@ async def _require_mail(settings: SettingsDep) -> None:
         raise UnavailableError("No mail server is configured.", code="mail-unavailable")
 
 
-# For routes that depend on e-mail.
+# For routes that depend on e-mail: without a mail server, they respond with 503.
 require_mail = Depends(_require_mail)
-# The same check as a parameter of the route, which FastAPI resolves after the parameters before it, such as the caller.
+# The same check as a parameter: FastAPI resolves parameters in order, so that the caller can be authenticated first.
 MailDep = Annotated[None, require_mail]

@@ -5,7 +5,7 @@ RETRY_AFTER = {"Retry-After": "1"}
 
 
 class AppError(Exception):
-    """An error of a service for its caller; the response is a problem document (RFC 9457).
+    """An error to report to the caller: a route responds with a problem document (RFC 9457), a command prints `detail`.
 
     `detail` is a sentence for people and may change. `code` is stable: clients and translations rely on it.
     """

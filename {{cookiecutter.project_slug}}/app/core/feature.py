@@ -26,12 +26,12 @@ class Feature:
 
     # One or more routers below API_PREFIX.
     api: APIRouter | Sequence[APIRouter] = ()
-    # A router without a prefix.
+    # A router outside of API_PREFIX, such as for web pages.
     root: APIRouter | None = None
     # The feature's own settings, read from the same sources as all others.
     settings: type[FeatureSettings] | None = None
     # Resources that live as long as the worker, such as a client of another service or a background task. A task must
-    # open its own sessions from the database, handle its own errors, and be cancelled at the stop:
+    # open its own sessions from the database, handle its own errors, and be cancelled when the worker stops:
     #
     #     task = asyncio.create_task(refresh_prices(database))
     #     try:
@@ -55,9 +55,9 @@ class Feature:
     purge: Purge | None = None
     # E-mail renderers by kind; a later feature overrides an earlier one.
     emails: Mapping[str, Renderer] = field(default_factory=dict)
-    # Import path of a Typer app, such as "app.accounts.commands:commands": the server must not import Typer.
+    # The import path of a Typer app, as the server must not import Typer, such as "app.accounts.commands:commands".
     commands: str | None = None
-    # A function that adds sample data after a reset, in the order of `app/features.py`.
+    # A function that adds sample data after a reset; these functions run in the order of `app/features.py`.
     load_sample_data: Callable[[Context], Awaitable[None]] | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Validation of the hosts, origins, proxies and URLs of the configuration, and normalization to what clients send."""
+"""Validation of the hosts, origins, proxies and URLs of the configuration; conversion to the form that clients send."""
 
 import re
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return addresses and networks; raise ValueError if one is invalid or they cover all addresses."""
+    """Return the addresses and networks; raise ValueError if one is invalid, or if they cover all IPv4 addresses."""
     try:
         networks = [ip_network(text) for text in texts]
     except ValueError:

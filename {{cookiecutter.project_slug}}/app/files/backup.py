@@ -1,4 +1,4 @@
-"""Atomic backups of stored files: a folder each, renamed into place when it is complete."""
+"""Atomic backups of stored files: each backup is a folder that gets its final name when it is complete."""
 
 import os
 import shutil

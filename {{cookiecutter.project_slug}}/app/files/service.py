@@ -68,7 +68,7 @@ POSTPONE_FILE = Command(
 
 @dataclass(frozen=True)
 class SavedObject:
-    """Content that `save` has written to the store; pass it to `keep` in the transaction that refers to the file."""
+    """Content that `save` has written to the store; pass it to `keep` in the transaction that stores the file's id."""
 
     id: UUID
     size: int
@@ -119,7 +119,7 @@ async def save(
 
 
 async def keep(session: Session, saved: SavedObject) -> FileRecord:
-    """Keep saved content as a file. Call in the transaction that refers to it: both are committed or neither."""
+    """Keep saved content as a file, in the transaction that stores the file's id: both are committed, or neither is."""
     file = await session.fetch_one_or_none(
         KEEP_FILE, file_id=saved.id, new_size=saved.size, new_checksum=saved.checksum, now=utc_now()
     )

@@ -147,7 +147,7 @@ async def notify(
 ) -> None:
     """Enqueue a notice, or drop it if its address or account gets too many of the kind.
 
-    Topics are counted separately, so that a flood of one does not suppress the others.
+    Topics are counted separately, so that many notices of one topic do not suppress those of other topics.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
@@ -168,7 +168,7 @@ def record_dropped(kind: str, topic: str = "") -> None:
 async def cancel(session: Session, kind: str, account_id: UUID) -> None:
     """Cancel the waiting e-mails of one kind that belong to the account.
 
-    Waits while such an e-mail is being rendered, so that the caller can then see the token in it.
+    Waits while a sender renders such an e-mail, so that the caller can then revoke the token that the sender inserted.
     """
     await session.run(CANCEL, email_kind=kind, of_account_id=account_id)
 

@@ -40,7 +40,7 @@ async def get_expense_for_upload(
 
 
 UploadExpenseDep = Annotated[ExpenseRecord, Depends(get_expense_for_upload)]
-# Declare it after UploadExpenseDep, so that the owner is checked before the file is read.
+# In a route, declare this parameter after UploadExpenseDep, so that the owner is checked before the file is read.
 ReceiptUpload = Annotated[
     Upload,
     uploads.accept(max_bytes=MAX_RECEIPT_BYTES, media_types=("application/pdf", "image/jpeg", "image/png")),

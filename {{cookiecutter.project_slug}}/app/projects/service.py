@@ -61,7 +61,7 @@ LOCK_EXPENSE = Query(
 
 
 async def get_project(session: Session, owner_id: UUID, project_id: UUID) -> ProjectRecord:
-    """Return the owner's project. Raises NotFoundError, also for projects of others."""
+    """Return the owner's project. Raises NotFoundError, also for a project of another user."""
     project = await session.fetch_one_or_none(PROJECT_BY_ID, project=project_id, owner=owner_id)
     if project is None:
         raise NotFoundError("Project not found.", code="project-not-found")

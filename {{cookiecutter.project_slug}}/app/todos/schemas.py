@@ -9,7 +9,7 @@ class TodoSort(StrEnum):
 
 
 class TodoCreate(RequestModel):
-    """A new todo, or a whole one for PUT; omitted fields get their default."""
+    """A new todo for POST, or the new content of a todo for PUT; omitted fields get their default."""
 
     title: NonEmptyLine
     description: MultiLine = ""

@@ -25,7 +25,7 @@ DELETE_TODO = Command(delete(Todo).where(Todo.id == bindparam("todo_id")))
 
 
 async def get_todo(session: Session, owner_id: UUID, todo_id: UUID) -> TodoRecord:
-    """Return the owner's todo. Raises NotFoundError, also for todos of others."""
+    """Return the owner's todo. Raises NotFoundError, also for a todo of another user."""
     todo = await session.fetch_one_or_none(TODO_BY_ID, todo_id=todo_id, owner=owner_id)
     if todo is None:
         raise NotFoundError("Todo not found.", code="todo-not-found")

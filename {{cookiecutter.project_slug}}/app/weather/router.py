@@ -31,5 +31,5 @@ async def list_weather_reports(
 
 @router.get("", responses=problem_responses(400, 401, 403, 404, 429, 502, 504))
 async def read_weather(place: PlaceDep, user: CurrentUser, client: WeatherClientDep) -> WeatherRead:
-    """Read the current weather of a place; `is_stale` marks an older response, while the weather service fails."""
+    """Read the current weather of a place. `is_stale` marks an older response, sent while the weather service fails."""
     return await service.read_weather(client, place, user.id)

@@ -37,7 +37,7 @@ class Place(BaseModel):
 
 
 class UpstreamWeather(BaseModel):
-    """OpenWeatherMap's "current weather", as far as it is used."""
+    """The fields of OpenWeatherMap's "current weather" that are used."""
 
     # An error must not quote the response, which may repeat the API key.
     model_config = ConfigDict(hide_input_in_errors=True)

@@ -31,7 +31,7 @@ ACCOUNT, CHANGE_PASSWORD, CHANGE_EMAIL = (
 SESSIONS, END_SESSION = "templates/sessions.html", "templates/end_session.html"
 DELETE = "templates/delete_account.html"
 
-# Every page here may ask for a passkey.
+# Every page of the account may ask for a passkey, which needs a script.
 router = APIRouter(prefix="/account", dependencies=[Depends(passkeys.allow_script)])
 router.include_router(second_factor.router)
 router.include_router(passkeys.router)

@@ -40,7 +40,7 @@ class Cookies:
     def _full_name(self, name: str) -> str:
         """Return the name with the prefix __Host-, if cookies are Secure.
 
-        Browsers accept this prefix only from this host over TLS, so no neighbouring domain can set these cookies.
+        Browsers accept this prefix only from this host over TLS, so that other subdomains cannot set these cookies.
         """
         return f"__Host-{name}" if self._is_secure else name
 

@@ -6,7 +6,7 @@ from app.web.signing import Signer
 
 
 def create_csrf_token(signer: Signer, bound_to: str) -> str:
-    """Return a new token for every response, against BREACH."""
+    """Return a token that differs in each response: compression could reveal a constant token (BREACH attack)."""
     return signer.sign(_purpose(bound_to), secrets.token_urlsafe(8))
 
 

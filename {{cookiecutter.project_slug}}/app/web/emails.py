@@ -16,7 +16,8 @@ from app.core.email.message import Renderer
 def link_to_pages(settings: Settings, page: str, token: str) -> str:
     """Return the link to a page, with the token in the query if it is a page of this service.
 
-    These pages work without JavaScript, and only JavaScript could read a token in the fragment. Our logs omit queries.
+    The pages work without JavaScript, but only JavaScript could read a token in the fragment. A token in the query is
+    not logged, because the logs of the service omit queries.
     """
     return link_to_application(settings, page, token) or f"{settings.service_url}/{page}?token={token}"
 

@@ -12,7 +12,7 @@ PROBLEM = "application/problem+json"
 
 
 class ErrorPageMiddleware:
-    """Renders problem documents as pages for browsers, except those of the API."""
+    """Renders problem documents as pages for browsers, except the problem documents of the API."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -100,7 +100,7 @@ def validate_form(model: type[ModelT], fields: Fields) -> ModelT:
 
 @contextmanager
 def redisplay_errors(page: PageContext, template: str, fields: Fields, **values: object) -> Iterator[None]:
-    """Respond to an AppError with the form, its errors and what was entered, except passwords and codes."""
+    """Respond to an AppError with the form, its errors and the entered values, except passwords and codes."""
     try:
         yield
     except AppError as error:

@@ -9,5 +9,5 @@ class PageGroup:
 
     router: APIRouter
     path: str | None = None
-    # A key of app/web/locales.
+    # The key of the title in app/web/locales, for the menu.
     title: str = ""

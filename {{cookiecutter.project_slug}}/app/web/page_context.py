@@ -1,4 +1,4 @@
-"""The context of a page: its cookies, the signed-in user, and the responses that carry both."""
+"""The context of a page: its cookies, the signed-in user, and the methods that build its responses."""
 
 import secrets
 import time
@@ -23,7 +23,7 @@ from app.web.csrf import create_csrf_token
 from app.web.pages import Web, page_headers
 from app.web.request import WebRequest
 
-# An older session cookie is replaced, and its session extended.
+# If a session cookie is older than this, it is replaced, and its session is extended.
 RENEWAL_SECONDS = 3600
 FLASH_SECONDS = 60
 SESSION, ANONYMOUS_ID, FLASH = "session", "anonymous_id", "flash"
@@ -55,7 +55,7 @@ class PageContext:
     anonymous_id: str
     session_cookie: SessionCookie | None = None
     caller: Caller | None = None
-    # Sources that this page may load from, by directive of the Content-Security-Policy, besides those of every page.
+    # Additional sources from which this page may load, by directive of the Content-Security-Policy.
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property

@@ -101,7 +101,7 @@ def own_path(path: str) -> str:
 
 
 def _read_credentials(fields: Fields) -> TokenForm:
-    """Return the credentials of the form, with the scope `account`: no page needs that of administrators."""
+    """Return the credentials of the form, with the scope `account`: no page needs the scope `admin`."""
     return TokenForm(
         username=fields.get("email"),
         password=fields.get("password"),

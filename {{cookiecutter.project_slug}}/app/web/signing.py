@@ -45,5 +45,6 @@ class Signer:
 
 
 def _signer(keys: list[str], purpose: str) -> TimestampSigner:
-    # The default digest is SHA-1. "hmac" derives a key for each purpose, which also differs from that of access tokens.
+    # Set the digest, because the default is SHA-1. "hmac" derives a key for each purpose, which also differs from the
+    # key of access tokens.
     return TimestampSigner(keys, salt=purpose, key_derivation="hmac", digest_method=hashlib.sha256)

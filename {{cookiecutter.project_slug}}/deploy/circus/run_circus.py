@@ -1,4 +1,4 @@
-"""Run circus in this process, together with the worker monitor, which adds what circus lacks."""
+"""Run circus in this process, together with the worker monitor, which adds features that circus lacks."""
 
 import asyncio
 import logging

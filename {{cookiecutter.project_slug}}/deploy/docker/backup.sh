@@ -1,11 +1,11 @@
 #!/bin/sh
 # The backup service: backs up the database every BACKUP_INTERVAL_MINUTES, and the files right after it. It retries a failed
-# backup a minute later; the health check fails if none succeeds.
+# backup a minute later. The health check fails if the last successful backup is too old.
 #   backup.sh health   check whether the last backups are recent enough
 set -eu
 cd "$(dirname "$0")"
 FOLDER=/backups
-# Its modification time is that of the last backup of the files.
+# The modification time of this file is the time of the last backup of the files.
 FILES_DONE=$FOLDER/.files-done
 
 find_databases() {

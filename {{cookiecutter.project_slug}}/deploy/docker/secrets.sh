@@ -1,6 +1,6 @@
 #!/bin/sh
-# Create the missing secrets. All users may read the files, because containers have other user ids; on this machine, the
-# permissions of the directory keep other users out.
+# Create the missing secrets. All users may read the files, because the containers run with other user ids. On this machine,
+# the permissions of the directory keep other users out.
 set -eu
 cd "$(dirname "$0")/../../secrets"
 chmod 700 .

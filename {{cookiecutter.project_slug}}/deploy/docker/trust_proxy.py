@@ -1,7 +1,7 @@
 """Run a command with FORWARDED_ALLOW_IPS set to the network of the proxy.
 
-The address of the proxy may change, but its network is known: it contains only the proxy and the application, and has
-the only default gateway.
+The address of the proxy may change, but its network is known: it is the only network of this container with a default
+gateway, and only the proxy and the application are attached to it.
 Every address of this network is trusted except the gateway, because requests from programs on the host come from it.
 """
 

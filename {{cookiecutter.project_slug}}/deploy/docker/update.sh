@@ -1,6 +1,6 @@
 #!/bin/sh
-# Update the application without downtime: start new instances beside the old ones, and remove the old ones when nginx has no
-# more requests with them.
+# Update the application without downtime: start new instances beside the old ones, and remove the old ones when they have
+# answered all requests that nginx has sent to them.
 #   deploy/docker/update.sh                        build an image from this project, migrate, and replace the instances
 #   TAG=1.2.3 deploy/docker/update.sh --no-build   use an existing image, for example to roll back
 set -eu
@@ -47,7 +47,7 @@ for id in $new; do
         if [ "$(date +%s)" -ge "$deadline" ]; then
             echo "The new instances did not become ready: the old ones keep serving. The log of $id:" >&2
             docker logs --tail 20 "$id" >&2
-            # nginx may already send requests to some of them.
+            # Drain the new instances first, because nginx may already send requests to some of them.
             drain "$new" || true
             remove "$new"
             drain ''

@@ -1,4 +1,4 @@
-"""Run supervisor in this process, together with the worker monitor, which adds what supervisor lacks."""
+"""Run supervisor in this process, together with the worker monitor, which adds features that supervisor lacks."""
 
 import logging
 import socket
@@ -49,7 +49,7 @@ class Logger:
 
 
 class InheritedSocket(SocketConfig):  # type: ignore[misc]  # the library has no annotation
-    """A copy of the monitor's socket: supervisor closes its socket whenever no worker is left."""
+    """A copy of the monitor's socket, because supervisor closes the socket of a program whenever no worker is left."""
 
     url = "inherited"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Replace the self-signed certificate by one from Let's Encrypt, once the domain name points to this server.
+# Replace the self-signed certificate with one from Let's Encrypt, once the domain name points to this server.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

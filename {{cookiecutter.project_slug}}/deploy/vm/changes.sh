@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Idempotent changes, in Ansible's words: each one is logged, counted, and only planned in a dry run. Sourced after lib.sh.
+# Functions for idempotent changes, named as in Ansible. Each change is logged and counted; a dry run makes none of them. Source
+# this file after lib.sh.
 
 CHANGES=0
 DRY_RUN=''
@@ -28,8 +29,8 @@ quietly() {
     output=$("$@" 2>&1) || { log "$output" >&2; return 1; }
 }
 
-# install_file MODE GROUP PATH [HANDLER]: write standard input to PATH, and notify HANDLER if that changes the file. Not in a
-# pipeline: its subshell would lose the count of changes.
+# install_file MODE GROUP PATH [HANDLER]: write standard input to PATH, and notify HANDLER if that changes the file. Do not call
+# this function in a pipeline, which runs it in a subshell: the count of changes would be lost.
 install_file() {
     local mode=$1 group=$2 path=$3 handler=${4:-} new
     new=$(mktemp)
@@ -47,7 +48,7 @@ ensure_dir() {
         change "create the directory $4" install -d -m "$1" -o "$2" -g "$3" "$4"
 }
 
-# enable_units UNIT...: start them now, and whenever the machine starts.
+# enable_units UNIT...: start the units now, and whenever the machine starts.
 enable_units() {
     local unit
     for unit in "$@"; do
@@ -56,7 +57,8 @@ enable_units() {
     done
 }
 
-# notify HANDLER: have `run_handler` run it. A file keeps the notification, so that the run after an interrupted one obeys it.
+# notify HANDLER: make `run_handler HANDLER` run its command. A file stores the notification, so that the next run of the script
+# handles it if this run is interrupted.
 notify() {
     PENDING_HANDLERS+="$1 "
     [[ -n $DRY_RUN ]] || touch "$CONFIG/.$1"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deploy this project, or roll it back, without failing a request; on the server as root, or over SSH.
+# Deploy this project, or roll it back, without failed requests: on the server as root, or over SSH.
 set -euo pipefail
 # shellcheck source=deploy/vm/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -69,10 +69,10 @@ build() {
     log "Building ${1##*/}"
     install -d -m 755 "$1"
     pack "$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)" | tar --no-same-owner -xzf - -C "$1"
-    # The service's account must be able to read it, whatever umask the files were created with.
+    # The service's account must be able to read the release, whatever umask its files were created with.
     chmod -R u=rwX,go=rX "$1"
     [[ -e $1/uv.lock ]] || log "  There is no uv.lock: using the newest versions that pyproject.toml allows"
-    # Compile now, because the service cannot write to its release. As root: compiling does not run the code.
+    # Compile now, because the service cannot write to its release. Root may do this, because compiling does not run the code.
     (
         cd "$1" &&
 #% if cookiecutter.process_manager == "gunicorn"
@@ -110,7 +110,7 @@ as_builder() {
     for name in "${!UV_@}" "${!PIP_@}" "${!SSL_CERT_@}" {http,https,all,no}_proxy {HTTP,HTTPS,ALL,NO}_PROXY; do
         [[ -z ${!name-} ]] || passed+=("--setenv=$name")
     done
-    # Standard error is a pipe: a program with root's terminal open could inject input into it.
+    # Standard error is a pipe: a program that has root's terminal open could inject input into the terminal.
     systemd-run --quiet --wait --collect --pipe --service-type=exec --working-directory="$dir" \
         ${passed[@]+"${passed[@]}"} -E HOME="$CACHE" -E UV="$BASE/uv/bin/uv" -E UV_CACHE_DIR="$CACHE" \
         -E UV_LINK_MODE=copy -E UV_PYTHON_DOWNLOADS=never -E UV_PYTHON=/usr/bin/python3 -E PYTHONDONTWRITEBYTECODE=1 \
@@ -190,8 +190,8 @@ is_current() { [[ $(readlink "$BASE/current" || true) == "$1" ]]; }
 
 list_releases() { find "$BASE/releases" -mindepth 1 -maxdepth 1 -type d | sort; }
 
-# switch_to RELEASE: start it in the free instance, and send requests to it once it is ready. Callers test the result, which
-# disables `set -e` in here: each step handles its own failure.
+# switch_to RELEASE: start the release in the free instance, and send requests to this instance once it is ready. Callers test
+# the result, which disables `set -e` in this function: each step handles its own failure.
 switch_to() {
     local old new started
     old=$(active_instance)
@@ -208,11 +208,11 @@ switch_to() {
     fi
     hand_over "$1" "$new" || return 1
     [[ -z $old ]] || retire "$old"
-    # An operator may have stopped it.
+    # An operator may have stopped the target.
     systemctl start "$SLUG.target"
 }
 
-# hand_over RELEASE INSTANCE: make nginx send new requests to it.
+# hand_over RELEASE INSTANCE: make nginx send new requests to the instance, and mark the release as current.
 hand_over() {
     log "Switching to instance $2"
     if publish "$1" && systemctl --quiet enable "$SLUG@$2.socket" "$SLUG@$2.service" &&
@@ -258,7 +258,7 @@ retire() {
     stop_instance "$1"
 }
 
-# Counts connections that no worker has accepted yet. State 01 is the listening socket itself.
+# Whether the instance has connections, also ones that no worker has accepted yet. State 01 is the listening socket itself.
 has_connections() {
     awk -v path="$RUNTIME/$1.sock" '$8 == path && $6 != "01" { found = 1 } END { exit !found }' /proc/net/unix
 }

@@ -8,8 +8,8 @@ DOMAIN="{{ cookiecutter.domain_name }}"
 # systemd warns about account names of more than 31 characters.
 ACCOUNT="{{ cookiecutter.project_slug[:31] }}"
 #% if cookiecutter.database == "postgresql"
-# The account and PostgreSQL role that own the database. The service runs as another one, so that it can change neither the
-# schema nor the triggers that protect the audit log.
+# The account and PostgreSQL role that own the database. The service runs as another account, so that it can change neither
+# the schema nor the triggers that protect the audit log.
 OWNER="{{ cookiecutter.project_slug[:25] }}-owner"
 #% endif
 # Builds releases: a separate account, so that the code of dependencies reaches neither the secrets nor other releases.
@@ -22,9 +22,10 @@ RUNTIME=/run/$SLUG
 CACHE=/var/cache/$SLUG
 LIBRARY=/usr/local/lib/$SLUG
 WEBROOT=/var/www/$SLUG
-# nginx connects to the socket that this link points to. A reload instead would close the connections of clients.
+# nginx connects to the socket that this link points to. A deployment replaces the link instead of reloading nginx, because a
+# reload would close the connections of clients.
 ACTIVE=$CONFIG/active.sock
-# Locked during a deployment. Only root and the service's account can open it, and so lock it.
+# This directory is locked during a deployment. Only root and the service's account can open it, and therefore lock it.
 LOCK=$BASE
 
 # The contents of a release. Other files, such as .env and the tests, are not copied to the server.

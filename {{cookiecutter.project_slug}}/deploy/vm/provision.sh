@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/changes.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# Services that this one needs. Debian does not restart them after a crash, or gives up after several crashes in a row.
+# System services that this project needs. Debian does not restart them after a crash, or gives up after several in a row.
 RESTARTED=(nginx fail2ban)
 #% if cookiecutter.database == "postgresql"
 RESTARTED+=(postgresql@)
@@ -176,7 +176,7 @@ write_configuration() {
 }
 
 #% if cookiecutter.database == "postgresql"
-# setting NAME: read by systemd, whose rules for quotes, escapes and comments in this file differ from the shell's.
+# setting NAME: print a setting as systemd reads it, whose rules for quotes, escapes and comments differ from the shell's.
 setting() {
     systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
         -- /usr/bin/printenv "$1" </dev/null || true
@@ -222,7 +222,7 @@ cluster_dir() {
             END { if (!found) print "/etc/postgresql/VERSION/main" }'
 }
 
-# Sized for two instances, because two run during a deployment: each worker has its own connection pool. 20 more are for
+# Print max_connections for two instances, because two run during a deployment: each worker has its own pool. 20 more are for
 # backups and operators; PostgreSQL's default of 100 is the minimum.
 count_connections() {
     local workers count
@@ -244,7 +244,7 @@ ALTER ROLE :"name" LOGIN PASSWORD :'password';
 END
 }
 
-# In UTF-8, whatever the server's locale is. The owner role has no password: it connects by peer authentication.
+# Use UTF-8, whatever the server's locale is. The owner role has no password, because it connects by peer authentication.
 create_database() {
     psql_as_postgres --set name="$SLUG" --set owner="$OWNER" <<'END'
 SELECT format('CREATE ROLE %I LOGIN', :'owner') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'owner') \gexec
@@ -289,7 +289,8 @@ prepare_nginx() {
         install_file 644 root "/etc/nginx/service/$name" nginx <"$file"
     done
     install_file 644 root "/etc/nginx/conf.d/$SLUG.conf" nginx < <(print_site)
-    # A proxied request needs two connections, so Debian's 768 are too few. The limit of open files must exceed them.
+    # A proxied request needs two connections, so Debian's 768 are too few. The limit of open files must be higher than the
+    # number of connections.
     install_file 644 root "/etc/nginx/modules-enabled/90-$SLUG.conf" nginx <<<"worker_rlimit_nofile 16384;"
     if grep -qs 'worker_connections 768;' /etc/nginx/nginx.conf; then
         notify nginx
@@ -300,7 +301,7 @@ prepare_nginx() {
         notify nginx
         change "remove nginx's default site" rm /etc/nginx/sites-enabled/default
     fi
-    # certbot runs it after each renewal.
+    # certbot runs this hook after each renewal.
     install_file 755 root /etc/letsencrypt/renewal-hooks/deploy/reload-nginx <<<$'#!/bin/sh\nsystemctl reload nginx'
     run_handler nginx "reload nginx" reload_nginx
     enable_units nginx.service
@@ -342,7 +343,7 @@ prepare_fail2ban() {
     enable_units fail2ban.service
 }
 
-# SSH first, so that the caller is not locked out.
+# Allow SSH before the firewall is enabled, so that the operator is not locked out.
 prepare_firewall() {
     local port
     for port in $(ssh_ports) 80 443; do

@@ -1,4 +1,4 @@
-"""The sample resource."""
+"""The first sample: todos."""
 
 import sqlalchemy as sa
 from alembic import op

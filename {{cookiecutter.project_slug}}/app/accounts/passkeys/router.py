@@ -27,7 +27,7 @@ async def begin_passkey(data: PasswordConfirmation, caller: CurrentCaller, ctx: 
 
 @router.post("", status_code=201, responses=problem_responses(401, 403, 409, 422))
 async def create_passkey(data: PasskeyCreate, caller: CurrentCaller, ctx: ContextDep) -> PasskeyCreated:
-    """Add a passkey that was created with the options, within five minutes and in the same session."""
+    """Add a passkey, created with options from `/passkeys/options` in this session during the last five minutes."""
     return await service.create(ctx, caller, data)
 
 

@@ -32,7 +32,7 @@ from app.core.errors import ConflictError, NotFoundError, UnprocessableError
 from app.core.security import webauthn
 from app.core.security.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
 
-# Enough for all devices of a person. There is a limit because browsers are sent the IDs of all passkeys.
+# Enough for all devices of a person. The limit keeps the options for a new passkey small: they list all existing ones.
 MAX_PASSKEYS = 20
 
 
@@ -57,7 +57,7 @@ async def list_passkeys(session: Session, user_id: UUID) -> list[PasskeyRecord]:
 
 
 async def get_passkey(session: Session, user_id: UUID, passkey_id: UUID) -> PasskeyRecord:
-    """Return a passkey of the user. Raises NotFoundError, also for passkeys of others."""
+    """Return a passkey of the user. Raises NotFoundError, also for a passkey of another user."""
     passkey = await session.fetch_one_or_none(PASSKEY_BY_ID, owner_id=user_id, passkey_id=passkey_id)
     if passkey is None:
         raise NotFoundError("Passkey not found.", code="passkey-not-found")
@@ -76,7 +76,7 @@ async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> Jso
 
 
 async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
-    """Add a passkey. Raises UnprocessableError if it is invalid."""
+    """Add a passkey. Raises UnprocessableError if it is invalid, and ConflictError if it is taken or one too many."""
     user, sent = caller.user, data.credential
     challenge = await use_challenge(ctx.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
     # The challenge is used up, whatever happens next.
@@ -88,6 +88,7 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
         raise UnprocessableError(REFUSALS[INVALID_SIGNATURE], code=INVALID_SIGNATURE) from error
     await lock_user(ctx.session, user.id)
     await require_session(ctx.session, caller)
+    # Check the limit again, now that the user is locked.
     await _list_ids(ctx.session, user.id)
     is_first = await find_factors(ctx.session, user.id) is None
     try:
@@ -109,7 +110,7 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
 
 
 async def _list_ids(session: Session, user_id: UUID) -> list[str]:
-    """Return the ids of all passkeys. Raises ConflictError if no further one is allowed."""
+    """Return the credential IDs of the user's passkeys. Raises ConflictError if there are MAX_PASSKEYS already."""
     ids = [credential_id for (credential_id,) in await session.fetch_all(CREDENTIAL_IDS, owner_id=user_id)]
     if len(ids) >= MAX_PASSKEYS:
         raise ConflictError(

@@ -34,8 +34,8 @@ async def request_email_verification(data: EmailRequest, ctx: ContextDep) -> Non
 async def verify_email(data: EmailVerification, ctx: ContextDep) -> None:
     """Verify an e-mail address, or confirm a new one, with the code from the e-mail and the password.
 
-    The password is that of the sign-up or account: otherwise the owner of an address could, by following a link,
-    confirm an account that a stranger has created with it.
+    The password is that of the sign-up or account. Without a password, the owner of an address who follows the link
+    would confirm an account that a stranger has created with this address.
     """
     await service.verify_email(ctx, data)
 

@@ -65,7 +65,7 @@ async def reset_password(ctx: Context, token: str, password: str) -> None:
     await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, **changes)
     await one_time_tokens.use_token(ctx.session, token, Purpose.RESET_PASSWORD)
     if user.email_verified_at is None:
-        # The person who signed up need not be the owner of the address.
+        # The person who signed up is perhaps not the owner of the address, and must not keep access to the account.
         await revoke_access(ctx.session, user.id)
     await ctx.session.run(END_SESSIONS, user_id=user.id)
     await remember_network(ctx, user.id)
@@ -86,7 +86,7 @@ async def request_email_change(ctx: Context, caller: Caller, data: EmailChange) 
 
 
 async def verify_email(ctx: Context, data: EmailVerification) -> None:
-    """Verify the account's address, or change it to the requested one. Raises UnprocessableError."""
+    """Verify the account's address, or change it to the requested address. Raises UnprocessableError, ConflictError."""
     await _commit_and_take_attempt(ctx)
     token = data.token
     purposes = (Purpose.VERIFY_EMAIL, Purpose.CHANGE_EMAIL)
@@ -97,7 +97,7 @@ async def verify_email(ctx: Context, data: EmailVerification) -> None:
     await cancel_email_change(ctx.session, found.user_id)
     before = await get_user(ctx.session, found.user_id)
     if found.payload and found.payload["password_hash"] != await _read_hash(ctx, found.user_id):
-        # Another sign-up came first. The confirmed one replaces its password and all other credentials.
+        # Another sign-up created the account. Set the password of the confirmed sign-up, and delete other credentials.
         changes |= found.payload
         await revoke_access(ctx.session, found.user_id)
     try:
@@ -119,7 +119,7 @@ async def _commit_and_take_attempt(ctx: Context) -> None:
 
 
 async def _check_password(ctx: Context, found: TokenRecord, password: SecretStr) -> None:
-    """Compare with the password of the code's sign-up or, if the code was requested later, of the account.
+    """Compare the password with that of the code's sign-up or, if the code was requested later, of the account.
 
     A person who only follows the link of a message must not verify the address for a stranger's account.
     """

@@ -32,7 +32,7 @@ from app.outbox import service as outbox_service
 logger = structlog.get_logger(__name__)
 
 STEP_SECONDS = 30
-# One step before and after, for clocks that differ and the time to type (RFC 6238 §5.2).
+# Codes of one step before and one after now are accepted: clocks differ, and typing takes time (RFC 6238 §5.2).
 TOLERATED_STEPS = 1
 RECOVERY_CODES = 10
 # 80 bits, typed as four groups of four characters.
@@ -78,7 +78,7 @@ class Proof:
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # The session or browser to which the passkey's challenge is bound must be one of these. If this is empty, the
+    # The session or browser to which the passkey's challenge is bound must be one of these. If the tuple is empty, the
     # challenge must not be bound.
     bound_to: tuple[str, ...] = ()
 
@@ -89,7 +89,7 @@ class Proof:
 
 _FACTOR = select(*columns(FactorRecord, SecondFactor)).where(SecondFactor.user_id == bindparam("owner_id"))
 FACTOR = Query(_FACTOR, FactorRecord)
-# Locked, so that no other request replaces the secret between its check and its confirmation.
+# Locked, so that no other request replaces the secret after a code was checked and before the secret is confirmed.
 FACTOR_TO_CONFIRM = Query(_FACTOR.with_for_update(), FactorRecord)
 # Atomic: of two concurrent requests with the same code, one gets the row.
 USE_STEP = Query(
@@ -98,7 +98,7 @@ USE_STEP = Query(
     .values(last_step=bindparam("used_step"), secret=bindparam("new_secret"))
     .returning(SecondFactor.user_id)
 )
-# Atomic; it locks the row, so that concurrent guesses wait for the outcome.
+# Atomic: the upsert locks the row until the commit, so that concurrent guesses wait for the outcome of this one.
 COUNT_FAILURE = Query(
     upsert(SecondFactorFailures)
     .values(user_id=bindparam("owner_id"), failures=1)
@@ -133,8 +133,9 @@ async def find_factors(session: Session, user_id: UUID) -> Factors | None:
 async def check_factor(ctx: Context, user: Owner, factors: Factors, proof: Proof) -> FactorCheck:
     """Check the second factor after a correct password, and count consecutive failures.
 
-    The failure is counted before the check, so that concurrent guesses cannot exceed the limit. Without a proof,
-    counting stops below that limit, since nothing was guessed. The caller must commit, whatever the result.
+    A failure is counted before the check, so that concurrent guesses cannot exceed MAX_FAILURES; a success resets the
+    count. Without a proof, counting stops at NOTICE_FAILURES, since nothing was guessed. The caller must commit,
+    whatever the result.
     """
     limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
     failures = await ctx.session.fetch_value(COUNT_FAILURE, owner_id=user.id, limit=limit)

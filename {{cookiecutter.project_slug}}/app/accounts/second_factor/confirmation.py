@@ -1,4 +1,4 @@
-"""Confirm that the owner makes a change, and not the holder of a copied token."""
+"""Confirm that a change is made by the owner of the account, not by a holder of a copied token."""
 
 from sqlalchemy import bindparam, select
 
@@ -28,8 +28,8 @@ PASSWORD_HASH = Query(select(User.password_hash).where(User.id == bindparam("use
 async def confirm_identity(ctx: Context, caller: Caller, confirmation: PasswordConfirmation) -> str:
     """Check the password and the second factor, if there is one; commit, and return the hash of the password.
 
-    Attempts are counted per session, so that the holder of a copied token can neither guess the password nor lock the
-    owner out of confirming it in another session. Raises UnprocessableError and TooManyRequestsError.
+    Attempts are counted per session: the holder of a copied token cannot guess the password, and cannot prevent the
+    owner from confirming changes in another session. Raises UnprocessableError and TooManyRequestsError.
     """
     user = caller.user
     password_hash = await ctx.session.fetch_value(PASSWORD_HASH, user_id=user.id)
@@ -42,8 +42,8 @@ async def confirm_identity(ctx: Context, caller: Caller, confirmation: PasswordC
         await ctx.audit.record(AccountEvent.PASSWORD_REFUSED, user.id, actor_id=user.id)
         raise await _record_failure(ctx, counter, "Incorrect current password.", "incorrect-password")
     try:
-        # Count the confirmation after the password check, since the holder of a copied token must not use up the
-        # owner's confirmations, and before the second factor, since a refusal must not use up a recovery code.
+        # After the password check: the holder of a copied token must not use up the owner's confirmations. Before the
+        # check of the second factor: a refusal by this limit must not use up a recovery code.
         await commit_and_limit_changes(ctx, "confirmation", user.id)
     except TooManyRequestsError:
         await ctx.throttle.refund(ctx.session, counter)

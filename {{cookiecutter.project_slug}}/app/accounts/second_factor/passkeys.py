@@ -28,7 +28,7 @@ CHALLENGE_LIFETIME = timedelta(minutes=5)
 MAX_PART_LENGTH = 8192
 BASE64URL = "^[A-Za-z0-9_-]+$"
 
-# Codes of refusals.
+# Error codes of refused passkeys.
 INVALID_CHALLENGE = "invalid-challenge"
 UNKNOWN_PASSKEY = "unknown-passkey"
 INVALID_SIGNATURE = "invalid-passkey-signature"
@@ -119,8 +119,9 @@ PASSKEY = Query(
     PasskeyRecord,
 )
 _NEW_COUNT = bindparam("new_count", type_=BigInteger)
-# Updates no row unless the signature counter has grown: otherwise the passkey was copied. Atomic: of two concurrent
-# requests with the same count, only one gets the row. Many authenticators always send 0, which is accepted after 0.
+# Updates no row unless the signature counter has grown: a counter that has not grown indicates a copied passkey. Many
+# authenticators do not count and always send 0, so 0 is accepted while the stored count is 0. Atomic: of two concurrent
+# requests with the same count, only one gets the row.
 USE_PASSKEY = Query(
     update(Passkey)
     .where(
@@ -147,7 +148,7 @@ async def make_challenge(
 
 
 async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, *bound_to: str) -> bytes:
-    """Delete the challenge named by the client, and return it; the caller must check the signature.
+    """Use up the challenge in the client data, and return it; the caller must then verify the response against it.
 
     Raises PasskeyRefusedError.
     """
@@ -162,7 +163,7 @@ async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, 
 
 
 async def make_options(ctx: Context, *, bound_to: str = "") -> JsonObject:
-    """Return the options with which a browser uses any passkey. Raises TooManyRequestsError."""
+    """Return the options with which a browser asks for any passkey of this service. Raises TooManyRequestsError."""
     await ctx.throttle.commit_and_take(ctx.session, *_counters(ctx))
     challenge = await make_challenge(ctx.session, Purpose.USE, bound_to=bound_to)
     await commit_and_release(ctx.session)
@@ -170,7 +171,7 @@ async def make_options(ctx: Context, *, bound_to: str = "") -> JsonObject:
 
 
 def _counters(ctx: Context) -> list[AttemptCounter]:
-    """Challenges are counted, since every attempt needs one; a success refunds its attempt."""
+    """Return the counters of challenges: this limits attempts, since each needs a challenge. A success is refunded."""
     return client_counters("passkey from address", ctx.client.ip_address, ctx.settings)
 
 

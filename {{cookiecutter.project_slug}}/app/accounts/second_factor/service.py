@@ -45,7 +45,7 @@ CREATE_FACTOR = Command(insert(SecondFactor))
 DELETE_FACTOR = Query(
     delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id")).returning(SecondFactor.confirmed_at)
 )
-# Keeps an authenticator that another request has confirmed meanwhile.
+# Deletes only an unconfirmed authenticator, since another request may have confirmed it meanwhile.
 DELETE_UNCONFIRMED = Command(
     delete(SecondFactor).where(SecondFactor.user_id == bindparam("owner_id"), SecondFactor.confirmed_at.is_(None))
 )
@@ -79,7 +79,7 @@ async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> Sec
 async def confirm(ctx: Context, caller: Caller, data: SecondFactorCode) -> RecoveryCodes:
     """Activate the authenticator app, and return recovery codes if it is the first second factor.
 
-    Raises ConflictError if there is none to confirm, and UnprocessableError for an incorrect code.
+    Raises ConflictError if there is no app to confirm, and UnprocessableError for an incorrect code.
     """
     user = caller.user
     await ctx.throttle.commit_and_take(ctx.session, _confirmation_counter(ctx, user))
@@ -103,7 +103,7 @@ def _confirmation_counter(ctx: Context, user: UserRecord) -> AttemptCounter:
 
 
 async def disable(ctx: Context, caller: Caller, data: PasswordConfirmation) -> None:
-    """Remove the authenticator; passkeys stay. Raises ConflictError if there is none."""
+    """Remove the authenticator app; passkeys stay. Raises ConflictError if the account has no authenticator app."""
     user_id = caller.user.id
     await confirm_identity(ctx, caller, data)
     await lock_user(ctx.session, user_id)

@@ -89,7 +89,7 @@ async def list_sessions(session: Session, caller: Caller) -> list[SessionRecord]
 
 
 async def get_session(session: Session, caller: Caller, session_id: UUID) -> SessionRecord:
-    """Return a session of the caller. Raises NotFoundError, also for sessions of others."""
+    """Return a session of the caller. Raises NotFoundError, also for a session of another user."""
     found = await session.fetch_one_or_none(
         SESSION_BY_ID,
         owner_id=caller.user.id,

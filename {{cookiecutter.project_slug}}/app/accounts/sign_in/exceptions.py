@@ -5,10 +5,10 @@ from fastapi.responses import JSONResponse, Response
 
 from app.core.errors import AppError
 
-# RFC 6749 §5.1; also for errors, which may reveal something about accounts.
+# RFC 6749 §5.1 requires these headers for tokens. Errors get them too, as they may reveal something about accounts.
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
-# `mfa_required` is an extension (§8.5), with the name that other services use.
+# `mfa_required` is an extension (RFC 6749 §8.5): other services use this name as well.
 ErrorCode = Literal["invalid_request", "invalid_grant", "invalid_scope", "unsupported_grant_type", "mfa_required"]
 
 

@@ -1,4 +1,4 @@
-"""The scopes that a session gets: those requested, as far as the account may have them."""
+"""Decide which of the requested scopes a session gets."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""Sign-in with a passkey: JSON, since OAuth has no grant for it."""
+"""Sign-in with a passkey. The requests are JSON instead of OAuth's forms, since OAuth has no grant for passkeys."""
 
 from fastapi import Response
 
@@ -22,6 +22,6 @@ async def begin_passkey_sign_in(ctx: ContextDep) -> JsonObject:
 
 @router.post("", responses=problem_responses(403, 422))
 async def sign_in_with_passkey(data: PasskeySignIn, ctx: ContextDep, response: Response) -> TokenRead:
-    """Sign in with the response of a passkey to the options, within five minutes."""
+    """Sign in with the response of a passkey to options from `/passkeys/sign-in/options`, within five minutes."""
     response.headers.update(NO_STORE)
     return await service.sign_in_with_passkey(ctx, data)

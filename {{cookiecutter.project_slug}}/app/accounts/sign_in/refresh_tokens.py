@@ -39,7 +39,7 @@ REFRESH_TOKEN = Query(
     select(*columns(RefreshTokenRecord, RefreshToken)).where(RefreshToken.token_hash == bindparam("presented_hash")),
     RefreshTokenRecord,
 )
-# A used token is kept to detect reuse for as long as the session could have been extended with it.
+# A used token is kept for at least REFRESH_TOKEN_LIFETIME_SECONDS, to detect that a stolen copy is used.
 PURGE_REFRESH_TOKENS = Command(
     delete(RefreshToken).where(
         RefreshToken.session_id == bindparam("of_session_id"), RefreshToken.used_at < bindparam("used_before")
@@ -48,7 +48,7 @@ PURGE_REFRESH_TOKENS = Command(
 
 
 async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
-    """Exchange a refresh token for new tokens. A reused one may be stolen, and ends its session."""
+    """Exchange a refresh token for new tokens. A token that is used again may be stolen: its session ends."""
     if not form.refresh_token:
         raise OAuthError("invalid_request", "refresh_token is required.")
     now = utc_now()
@@ -73,7 +73,7 @@ async def _refuse_refresh_token(ctx: Context, token: RefreshTokenRecord | None, 
     if token is None or token.used_at is None:
         return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     if now - token.used_at <= timedelta(seconds=ctx.settings.refresh_reuse_grace_seconds):
-        # The client lost the response, or sent two concurrent requests.
+        # Keep the session: the client has probably lost the response, or sent two concurrent requests.
         return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token")
     await sessions.end_session(ctx.session, ctx.audit, token.session_id, AccountEvent.REFRESH_TOKEN_REUSED)
     return OAuthError("invalid_grant", INVALID_REFRESH_TOKEN, code="invalid-refresh-token", commit_anyway=True)

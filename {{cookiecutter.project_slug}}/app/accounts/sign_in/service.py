@@ -32,8 +32,8 @@ from app.core.security.throttling import AttemptCounter, client_counters, networ
 logger = structlog.get_logger(__name__)
 
 INCORRECT_CREDENTIALS = "Incorrect e-mail address or password."
-# One sentence for both cases. Otherwise anyone could sign up with an address, sign in with the password they chose,
-# and learn from the error whether the address already had an account.
+# One sentence for incorrect credentials and for unverified addresses. Otherwise anyone could sign up with an address,
+# sign in with the password they chose, and learn from the error whether the address already had an account.
 INCORRECT_OR_UNVERIFIED = "Incorrect e-mail address or password, or the address is not verified."
 KNOWN_NETWORK_LIFETIME = timedelta(days=90)
 
@@ -185,9 +185,10 @@ async def _take_attempt(
 ) -> Attempt:
     """Count an attempt before the password is checked. Raises TooManyRequestsError.
 
-    On a network that the account has signed in from, only the failures of this account there delay a correct password;
-    elsewhere everybody's do. On a network that any account has signed in from, the other counters refuse an attempt
-    only after hashing: otherwise the time of a refusal would reveal to other users of the network which accounts exist.
+    If the account has signed in from the client's network before, a correct password is delayed only by failed attempts
+    for this account from this network; otherwise also by those from other networks and for other accounts. If any
+    account has signed in from the network, the counters that include other networks or accounts refuse an attempt only
+    after the password is hashed: a faster refusal would reveal to other users of the network which accounts exist.
     """
     free = ctx.settings.throttle_account_attempts
     # Take the network's counters first: an attempt that they refuse must not count against the account.
@@ -206,7 +207,8 @@ async def _take_attempt(
 async def _reset_counters(ctx: Context, attempt: Attempt) -> None:
     """Reset the account's counter, and refund this attempt to the shared counters.
 
-    Resetting those would let attackers clear the limit on guesses by signing in to an account of their own.
+    If a success reset the shared counters, attackers could clear the limit on guesses by signing in to an account of
+    their own.
     """
     for counter in attempt.taken:
         settle = ctx.throttle.reset if counter is attempt.account else ctx.throttle.refund
@@ -214,7 +216,7 @@ async def _reset_counters(ctx: Context, attempt: Attempt) -> None:
 
 
 async def _settle_missing_factor(ctx: Context, attempt: Attempt, found: FactorCheck) -> None:
-    """Refund a sign-in with a correct password but no second factor; after several in a row, it stays counted."""
+    """Refund an attempt with a correct password but no second factor, unless the account had several in a row."""
     settle = ctx.throttle.refund if found is FactorCheck.MISSING else ctx.throttle.mark_failed
     for counter in attempt.taken:
         await settle(ctx.session, counter)
@@ -272,7 +274,7 @@ async def _record_failure(ctx: Context, user: CredentialsRecord | None, attempt:
 
 
 def _log_failure(ctx: Context) -> None:
-    """Log for fail2ban. The typed address is left out, since it may be a password by mistake."""
+    """Log for fail2ban, without the typed e-mail address: users may have typed their password there by mistake."""
     address = ctx.client.ip_address
     logger.warning("sign-in failed", client=address, network=network_of(address))
 
@@ -290,7 +292,7 @@ async def sign_in_with_passkey(ctx: Context, data: PasskeySignIn) -> TokenRead:
 
 
 async def open_session_with_passkey(ctx: Context, data: PasskeySignIn, *bound_to: str) -> OpenedSession:
-    """Begin a session with a passkey, which verifies its user. Raises PasskeyRefusedError."""
+    """Begin a session with a passkey, which has verified its user (PIN or biometrics). Raises PasskeyRefusedError."""
     try:
         # Lock order: user, then the challenge and the passkey, which use_passkey changes.
         presented_id = passkeys.encode(data.credential.id)

@@ -23,7 +23,7 @@ async def sign_up(ctx: Context, data: UserCreate) -> UserRecord | None:
     sends = await commit_and_admit_sign_up(ctx, data.email)
     password_hash = await users_service.hash_password(ctx, data)
     if await users_service.add_user(ctx, data, password_hash) is None:
-        # Work as for a new address, so that the response time does not reveal an existing account either.
+        # Write an event, as for a new address, so that the response time does not reveal an existing account either.
         await ctx.audit.record(AccountEvent.SIGN_UP_REFUSED, None)
     if sends:
         # The hash is as safe here as in the table of users, and is deleted once the message is sent.

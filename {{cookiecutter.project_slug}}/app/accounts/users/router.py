@@ -47,7 +47,7 @@ async def update_user(
 ) -> UserRecord:
     """Change any account. Deactivation ends its sessions. For administrators.
 
-    Changes of other fields than the name need a confirmation.
+    A change of any field except the name needs a confirmation.
     """
     if service.is_sensitive(user, data):
         await confirmation.require()

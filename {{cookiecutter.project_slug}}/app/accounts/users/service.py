@@ -24,7 +24,8 @@ from app.core.http.schemas import changed_fields
 NEWEST = "-created_at"
 
 
-# Works in SQLite as well. If the address is taken, the statement returns no row, and the transaction stays usable.
+# SQLAlchemy's `insert` for PostgreSQL works in SQLite as well. If the address is taken, the statement returns no row,
+# and the transaction stays usable.
 CREATE_USER = Query(insert(User).on_conflict_do_nothing(index_elements=[User.email]).returning(*COLUMNS), UserRecord)
 ACTIVE_ADMINS = Query(
     select(User.id).where(User.is_admin, User.is_active).order_by(User.id).with_for_update(key_share=True)
@@ -77,11 +78,11 @@ async def add_user(ctx: Context, data: UserCreate, password_hash: str, *, is_adm
 async def update_user(
     ctx: Context, user: UserRecord, data: UserUpdate | UserAdminUpdate, *, actor_id: UUID | None = None
 ) -> UserRecord:
-    """Change a user. Deactivation ends all sessions and codes.
+    """Change a user. Deactivation ends all sessions and revokes all codes.
 
-    Without `actor_id` the change is by an operator, who may remove the last administrator. Changes of one's own account
-    are limited in number (THROTTLE_ACCOUNT_CHANGES); counting one commits the transaction so far. Raises ConflictError
-    and TooManyRequestsError.
+    Without `actor_id`, an operator makes the change, and may remove the last administrator. If users change their own
+    account, the number of changes is limited (THROTTLE_ACCOUNT_CHANGES), and counting a change commits the transaction
+    so far. Raises ConflictError and TooManyRequestsError.
     """
     changes = changed_fields(data)
     if not changes:

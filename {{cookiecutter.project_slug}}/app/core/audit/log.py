@@ -41,12 +41,13 @@ REFUSALS = {403: RefusalEvent.FORBIDDEN, 429: RefusalEvent.THROTTLED}
 
 CREATE_EVENT = Command(insert(AuditEvent))
 PURGE_EVENTS = delete_batch(AuditEvent, AuditEvent.created_at <= bindparam("created_before"))
-# On PostgreSQL the service's role cannot delete events; this function runs with the rights of the tables' owner.
+# On PostgreSQL, the service's role may not delete events. The function purge_audit_events (SECURITY DEFINER) deletes
+# old ones with the rights of the tables' owner.
 PURGE_AS_OWNER = Query(select(func.purge_audit_events(bindparam("created_before"), BATCH_SIZE, type_=Integer)))
 
 
 class Audit:
-    """Records events in the transaction of the change, so that both are committed or neither."""
+    """Records an event in the transaction of the change, so that neither is committed without the other."""
 
     def __init__(self, session: Session, client: ClientInfo) -> None:
         self._session = session
@@ -83,7 +84,7 @@ def record_refusals(handle: ExceptionHandler) -> ExceptionHandler:
         response = await handle(request, error)
         event = REFUSALS.get(response.status_code)
         if event is not None:
-            # Record it in a background task, so that this neither delays the response nor makes it fail.
+            # Record the refusal in a background task, which neither delays the response nor makes it fail.
             response.background = BackgroundTask(_record_refusal, AppRequest(request.scope), event, str(error))
         return response
 
@@ -91,7 +92,10 @@ def record_refusals(handle: ExceptionHandler) -> ExceptionHandler:
 
 
 async def _record_refusal(request: AppRequest, event: RefusalEvent, reason: str) -> None:
-    """Record a refusal in a new transaction, since that of the request has ended. A throttle limits these events."""
+    """Record a refusal in a new transaction, because the request's own transaction has ended.
+
+    A throttle limits how many of these events one account or one network can add.
+    """
     state = request.state
     settings = state["settings"]
     actor_id = state["actor_id"] if "actor_id" in state else None  # noqa: SIM401  # Starlette's State has no `get`

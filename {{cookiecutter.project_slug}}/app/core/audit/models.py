@@ -8,7 +8,10 @@ from app.core.db.models import APPEND_ONLY, Base, IdMixin
 
 
 class AuditEvent(IdMixin, Base):
-    """Append-only: triggers refuse updates, and deletes of recent events. Outlives the account."""
+    """An append-only row: triggers refuse updates, and the deletion of recent events.
+
+    The row outlives the accounts that it names, so their ids are not foreign keys.
+    """
 
     __tablename__ = "audit_events"
     __table_args__ = (

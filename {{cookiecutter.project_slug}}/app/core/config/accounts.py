@@ -89,7 +89,7 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     )
     audit_log_lifetime_seconds: int = Field(
         default=365 * DAY_SECONDS,
-        # A trigger refuses to delete younger events (migration of audit_events).
+        # At least a day: triggers in the database refuse to delete events of the last 23 hours.
         ge=DAY_SECONDS,
         le=10 * MAX_LIFETIME_SECONDS,
         description="Security events older than this are deleted.",

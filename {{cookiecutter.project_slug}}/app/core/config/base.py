@@ -69,7 +69,7 @@ def check_folder(path: Path) -> Path:
     return check_path(path)
 
 
-# Bounded types for settings, also for those of features.
+# Types that validate settings, including those of features.
 StrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
 Host = Annotated[str, AfterValidator(normalize_host), Field(json_schema_extra={"format": "hostname"})]
@@ -141,6 +141,6 @@ class GeneralSettings(Configuration):
 
 
 def is_deployed(info: ValidationInfo) -> bool:
-    # An invalid ENVIRONMENT counts as the strictest one.
+    # An invalid ENVIRONMENT is missing in `data`: treat it as production, the strictest environment.
     environment: Environment = info.data.get("environment", Environment.PRODUCTION)
     return environment.is_deployed

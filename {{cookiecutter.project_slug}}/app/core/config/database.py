@@ -7,7 +7,7 @@ from app.core.config.base import MAX_PORT, GeneralSettings, Lifetime, Port, Wait
 from app.core.config.database_url import check_driver, host_parts, looks_like_path, parse_url
 from app.core.hosts import normalize_host
 
-# Each slot is a server connection (PostgreSQL) or a thread (SQLite).
+# Each connection of the pool takes a connection of the server (PostgreSQL) or a thread (SQLite).
 MAX_POOL_SIZE = 1000
 
 
@@ -133,7 +133,7 @@ class DatabaseSettings(GeneralSettings):
 
     @property
     def url(self) -> URL:
-        """The address of the database; the parts are escaped whatever characters they contain."""
+        """The URL of the database; its parts may contain any characters, which SQLAlchemy escapes."""
         if self.database_url is not None:
             return parse_url(self.database_url.get_secret_value())
         if self.database_host is None:
@@ -149,7 +149,7 @@ class DatabaseSettings(GeneralSettings):
 
     @property
     def owner_url(self) -> URL:
-        """The address of the same database for the owner of its tables: for migrations, backups and restores."""
+        """The URL for migrations, backups and restores: the same database, as DATABASE_OWNER_USER if that is set."""
         url = self.url
         if self.database_owner_user is None or url.get_backend_name() == "sqlite":
             return url
@@ -167,7 +167,7 @@ class DatabaseSettings(GeneralSettings):
 
     @property
     def pooled_url(self) -> URL:
-        """The address for the service's own connections: the pooler's if there is one."""
+        """The URL for the connections of the running service: the pooler's if DATABASE_POOLER_HOST is set."""
         if self.database_pooler_host is None or self.url.get_backend_name() == "sqlite":
             return self.url
         server = self.url.difference_update_query(["host", "port"])

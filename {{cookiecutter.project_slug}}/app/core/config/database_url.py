@@ -8,7 +8,7 @@ from sqlalchemy.exc import ArgumentError
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
-# Parameters of libpq, besides the password, whose value is a secret itself, and not the path of a file with a secret.
+# Parameters of libpq, besides `password`, whose value is itself a secret rather than the path of a file with a secret.
 SECRET_PARAMETERS = frozenset({"oauth_client_secret", "scram_client_key", "scram_server_key", "sslpassword"})
 
 
@@ -27,10 +27,13 @@ def parse_url(text: str) -> URL:
 
 
 def _hide_password(url: URL) -> URL:
-    """Move user and password from the query to the URL's own parts, whose password SQLAlchemy hides in texts."""
+    """Move user and password from the query to the URL's attributes: SQLAlchemy prints the query, but not `password`.
+
+    Raises ValueError for other secrets in the query.
+    """
     if secret := SECRET_PARAMETERS & url.query.keys():
         raise ValueError(f"must not have {', '.join(sorted(secret))} in the query: use a service file (PGSERVICEFILE)")
-    # The values of the query take precedence, and the last of several, as in the driver.
+    # As in the driver, values in the query take precedence, and the last of several values counts.
     sent = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     user, password = sent.get("user", url.username), sent.get("password", url.password)
     return url.difference_update_query(["user", "password"]).set(username=user, password=password)

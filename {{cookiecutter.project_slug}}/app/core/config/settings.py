@@ -16,7 +16,8 @@ from app.core.config.storage import StorageSettings
 FeatureSettingsT = TypeVar("FeatureSettingsT", bound=FeatureSettings)
 
 
-# Pydantic validates the fields of the last base first: ServerSettings, HttpSettings and so on.
+# Pydantic validates the fields of the last base class first. A validator therefore sees the values of the classes that
+# are listed below its own.
 class Settings(
     StorageSettings,
     AccountSettings,
@@ -42,7 +43,7 @@ class Settings(
             ip = ip_address(host)
         except ValueError:
             return host
-        # RFC 5321 §4.1.3.
+        # An address literal (RFC 5321 §4.1.3).
         return f"[IPv6:{ip}]" if ip.version == 6 else f"[{ip}]"
 
     def of(self, kind: type[FeatureSettingsT]) -> FeatureSettingsT:

@@ -8,7 +8,7 @@ from app.core.project import ROOT
 
 LOCAL_STORAGE_FOLDER = ROOT / "data" / "files"
 REGION_NAME = re.compile(r"[A-Za-z0-9_-]+")
-# The Authorization header of S3 separates its parts with slashes and commas.
+# Without slashes and commas, which separate the parts of S3's Authorization header.
 ACCESS_KEY_ID = re.compile(r"[!-+.0-~-]+")
 BUCKET_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -82,7 +82,7 @@ class StorageSettings(GeneralSettings, title="Files"):
 
     @property
     def files_folder(self) -> Path | None:
-        """The folder of stored files, unless a bucket holds them; None if deployed without STORAGE_FOLDER."""
+        """The folder for files if no bucket is configured; None in staging and production without STORAGE_FOLDER."""
         if self.storage_folder is not None:
             return ROOT / self.storage_folder
         return None if self.environment.is_deployed else LOCAL_STORAGE_FOLDER

@@ -25,7 +25,7 @@ from sqlalchemy import JSON, Column, DefaultClause, Dialect, Enum, MetaData, Typ
 
 DOCSTRING_WIDTH = 110
 SENTENCE_ENDS = (".", "!", "?")
-# Callables that return the same value at each call.
+# Default factories that return the same value at each call, which can therefore be the server default.
 CONSTANT_FACTORIES = (dict, list)
 # Types whose values are written into SQL as text; others, such as bytes, need a server_default in the model.
 TEXTUAL = (str, int, float, Decimal, date, time, UUID)
@@ -90,7 +90,7 @@ def _drop_tables_last(upgrade: UpgradeOps) -> None:
         ) from error
 
     def position(operation: MigrateOperation) -> tuple[bool, int]:
-        # ModifyTableOps drops the table's indexes: give it the position of the table, which it precedes.
+        # The ModifyTableOps of a dropped table drops its indexes: the stable sort must keep it before the DropTableOp.
         name = operation.table_name if isinstance(operation, DropTableOp | ModifyTableOps) else ""
         return name in order, order.get(name, 0)
 

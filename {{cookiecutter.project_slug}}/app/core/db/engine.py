@@ -44,12 +44,12 @@ def create_pooled_engine(settings: Settings, pool_size: int) -> AsyncEngine:
         poolclass=FairPool if settings.database_direct_statements else AsyncAdaptedQueuePool,
         pool_reset_on_return=None,
         pool_size=pool_size,
-        # Overflow connections would be closed at each return.
+        # No overflow: SQLAlchemy closes an overflow connection when it is returned, so each use would open one.
         max_overflow=0,
         pool_timeout=settings.database_pool_timeout_seconds,
         pool_recycle=settings.database_pool_recycle_seconds,
     )
-    # Windows has no poll.
+    # `_on_checkout` needs `select.poll`, which Windows lacks.
     if engine.dialect.name == "postgresql" and hasattr(select, "poll"):
         event.listen(engine.sync_engine, "checkout", _on_checkout)
     return prepare_engine(engine)
@@ -86,16 +86,17 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
-        # Overrides PGCLIENTENCODING and DATABASE_URL.
+        # Overrides PGCLIENTENCODING, and a client_encoding in DATABASE_URL.
         "client_encoding": "UTF8",
     }
     # Set even if empty: otherwise libpq sends PGOPTIONS, which poolers refuse.
     options = settings.url.query.get("options", "")
     if is_pooled:
-        # The pooler may run the next statement on another connection of the server, without these settings.
+        # The pooler may run the next statement on another connection to the server, which lacks the statements
+        # that this one has prepared, and its options.
         return {**arguments, "prepare_threshold": None, "options": options}
     own = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
-    # The service's options follow those of DATABASE_URL: the service relies on its options, and the last value counts.
+    # The service relies on its own options: they follow those of DATABASE_URL, because the last value of each counts.
     return {**arguments, "options": f"{options} {own}".strip()}
 
 
@@ -116,8 +117,9 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
 def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _record: object) -> None:
     """Raise the driver's OperationalError if the database is not in UTF-8; set the formats of values.
 
-    PGTZ and PGDATESTYLE override the options of a connection, and a role or a database may have other settings.
-    The server has reported its values at the start of the connection, so reading them costs no round trip.
+    The formats may differ from SESSION_SETTINGS, because PGTZ and PGDATESTYLE override the options of a connection, and
+    a role or a database may have its own settings. The server has reported its values at the start of the connection,
+    so reading them costs no round trip.
     """
     reported = connection.driver_connection.info.parameter_status
     encoding = reported("server_encoding")
@@ -134,7 +136,8 @@ def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _re
 
 
 def _on_begin(connection: Connection) -> None:
-    # The drivers are in autocommit mode, so BEGIN is sent here: they would send it late, and sqlite3 without the lock.
+    # Send BEGIN here, because the drivers are in autocommit mode. Otherwise the drivers would send it late, and sqlite3
+    # without the write lock.
     if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
 

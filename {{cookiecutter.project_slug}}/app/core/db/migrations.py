@@ -25,8 +25,8 @@ LOCK = select(func.pg_advisory_lock(bindparam("key")))
 UNLOCK = select(func.pg_advisory_unlock(bindparam("key")))
 # SQLSTATE insufficient_privilege.
 INSUFFICIENT_PRIVILEGE = "42501"
-# Builds the statements that set what the service's role may do with the owner's tables, sequences and SECURITY DEFINER
-# functions. They begin with REVOKE, so earlier grants do not matter.
+# This query returns statements that grant the service's role its rights on the owner's tables, sequences and SECURITY
+# DEFINER functions. Earlier rights are revoked first, so that the role has no others.
 GRANTS = text("""
     WITH objects AS (
         SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, pg_class.oid::regclass::text AS name,
@@ -59,7 +59,7 @@ def current_revision(connection: Connection) -> str | None:
 
 @asynccontextmanager
 async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    """Open a connection that may change the schema, holding the migration lock; wait for the lock first."""
+    """Provide a connection that may change the schema; wait for the migration lock and hold it in the `with` block."""
     engine = create_owner_engine(settings)
     try:
         if engine.dialect.name == "sqlite":
@@ -68,7 +68,7 @@ async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection
                 yield connection
         else:
             async with engine.connect() as connection:
-                # A session lock, because a migration may commit in between, which would release a transaction lock.
+                # A session-level lock: a commit within a migration would release a transaction-level lock.
                 await connection.execute(LOCK, {"key": LOCK_KEY})
                 await connection.commit()
                 try:
@@ -81,9 +81,10 @@ async def locked_connection(settings: Settings) -> AsyncIterator[AsyncConnection
 
 
 def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
-    """Switch off foreign keys: Alembic drops a table to change it, which could delete the rows that refer to it.
+    """Switch off foreign keys, because Alembic changes a table by replacing it.
 
-    migrations/env.py checks all rows after each migration instead.
+    Dropping the old table would also delete the rows that refer to it with ON DELETE CASCADE. Instead,
+    migrations/env.py checks the foreign keys of all rows after each migration.
     """
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = OFF")
@@ -91,7 +92,7 @@ def _on_sqlite_connect(connection: DBAPIConnection, _record: object) -> None:
 
 
 async def run_alembic(connection: AsyncConnection, alembic_command: Callable[..., object], *arguments: str) -> None:
-    """Run a function of `alembic.command` on this connection and commit; raise MigrationsError if it is not allowed."""
+    """Run a function of `alembic.command` and commit; raise MigrationsError if the connection's role lacks a right."""
     # Raises MigrationsError for two migrations with the same number, of which Alembic would run only one.
     read_revisions()
     try:
@@ -146,7 +147,7 @@ async def check(settings: Settings) -> None:
 
 
 async def write_migration(settings: Settings, message: str) -> None:
-    """Upgrade the schema to head, and write a migration for the difference between it and the models."""
+    """Upgrade the schema to head, and write a migration from this schema to the models."""
     async with locked_connection(settings) as connection:
         await _require_known(connection)
         await run_alembic(connection, command.upgrade, "head")

@@ -44,7 +44,7 @@ SQLITE_DIGITS = 15
 class FixedPoint(TypeDecorator[Decimal]):
     """Exact decimal numbers on every database, such as amounts of money.
 
-    Raises ValueError for a value with more digits: the application decides how to round.
+    Raises ValueError for a value that `precision` and `scale` do not hold exactly: the application must round it.
     """
 
     impl = Numeric

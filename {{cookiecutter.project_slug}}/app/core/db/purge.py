@@ -1,4 +1,4 @@
-"""Deletion of expired rows, also periodically while the service runs: no cron job is needed."""
+"""Deletion of expired rows: by a command, and periodically in each worker, so that no cron job is needed."""
 
 import asyncio
 import random
@@ -18,12 +18,12 @@ Purge = Callable[[Session, Settings], Awaitable[int]]
 
 
 async def purge(database: Database, settings: Settings, purges: Sequence[Purge]) -> int:
-    """Return how many rows were deleted; run all purges before raising the error of one that failed."""
+    """Run all purges, even if one fails; then return the number of deleted rows, or raise the last error."""
     deleted, failed = 0, None
     for purge_batch in purges:
         try:
             deleted += await _purge_all(database, settings, purge_batch)
-        except Exception as error:  # the remaining purges run all the same
+        except Exception as error:  # the remaining purges must still run
             logger.warning("purge failed", error=type(error).__name__, reason=first_line(error))
             failed = error
     if failed is not None:
@@ -44,7 +44,7 @@ async def _purge_all(database: Database, settings: Settings, purge_batch: Purge)
 
 @asynccontextmanager
 async def purge_periodically(database: Database, settings: Settings, purges: Sequence[Purge]) -> AsyncIterator[None]:
-    """Purge every `purge_interval_seconds` in the background until the context ends; 0 switches it off."""
+    """Purge in the background, every PURGE_INTERVAL_SECONDS, until the `with` block ends; if that is 0, do nothing."""
     if settings.purge_interval_seconds == 0:
         yield
         return

@@ -31,7 +31,8 @@ class Statement:
     def check_names(self, names: frozenset[str], dialect: Dialect) -> None:
         """Raise ArgumentError for a name that is no parameter, and InvalidRequestError for a parameter without a value.
 
-        SQLAlchemy would ignore the first in a `select`, and reports the second as a fault of the database.
+        `run_directly` raises the same errors. SQLAlchemy would ignore an unknown name in a `select`, and would raise
+        StatementError for a missing value.
         """
         if names in self._checked:
             return
@@ -51,7 +52,7 @@ class Query(Statement, Generic[RecordT]):
     @overload
     def __init__(self, statement: Executable, record: type[RecordT]) -> None: ...
     def __init__(self, statement: Any, record: type[Any] | None = None) -> None:
-        """Raise TypeError where the record's fields are not the statement's columns, in their order."""
+        """Raise TypeError unless the record's fields are the statement's columns, in the same order."""
         super().__init__(statement)
         self.record = record
         self.make: Callable[[Sequence[Any]], RecordT] = cast(Any, tuple)
@@ -73,9 +74,10 @@ class Command(Statement):
 def columns(
     record: type[Any], model: type[Any], **others: ColumnElement[Any] | InstrumentedAttribute[Any]
 ) -> list[ColumnElement[Any]]:
-    """Return the model's columns for the fields of a record; `others` names columns of other tables.
+    """Return a column for each field of a record: from `others`, or else the model's column of the same name.
 
-    Raise TypeError for a field that is in neither.
+    Pass as `others` the columns of other tables, and expressions, by field name. Raises TypeError for a field that is
+    neither in `others` nor in the model.
     """
     return [others[name].label(name) if name in others else _column(record, model, name) for name in record._fields]
 
@@ -105,5 +107,5 @@ def _check_fields(record: type[Any], statement: Executable) -> None:
 
 
 def _keys(statement: Executable) -> tuple[str, ...]:
-    # `select` and `insert` share no class that has this attribute.
+    # Cast to Any, because `select` and `insert` share no class that has `exported_columns`.
     return tuple(column.key for column in cast(Any, statement).exported_columns)

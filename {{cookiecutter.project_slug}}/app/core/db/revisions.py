@@ -47,7 +47,7 @@ class Revisions:
         return revision != self.head and not self.is_ahead(revision)
 
     def is_ahead(self, revision: str | None) -> bool:
-        """Return whether the revision is unknown to this release: a newer one has migrated the database."""
+        """Return whether the revision is unknown to this release, because a newer release has migrated the database."""
         return revision is not None and revision not in self.known
 
 

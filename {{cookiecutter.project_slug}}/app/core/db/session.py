@@ -16,7 +16,7 @@ from app.core.observability.metrics import POOL_IN_USE, POOL_SIZE, POOL_WAITING
 
 WATCH_SECONDS = 1
 CHANGED_ROWS = text("SELECT changes()")
-# Otherwise SQLAlchemy does not count the rows of an `insert`.
+# Without this option, SQLAlchemy does not count the rows of an `insert`.
 COUNT_ROWS = {"preserve_rowcount": True}
 CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
 
@@ -32,14 +32,14 @@ class Session(AsyncSession):
     def __init__(
         self, bind: AsyncEngine | AsyncConnection, info: dict[str, Any], *, runs_directly: bool = True
     ) -> None:
-        """Without `runs_directly`, SQLAlchemy executes typed statements as well (DATABASE_DIRECT_STATEMENTS)."""
+        """Open a session; unless `runs_directly` (DATABASE_DIRECT_STATEMENTS), SQLAlchemy executes typed statements."""
         super().__init__(
             bind,
             expire_on_commit=False,
             # Otherwise a closed session would open another connection on its next use, which nothing would close.
             close_resets_only=False,
             info=info,
-            # For tests, which pass a connection with a transaction that they roll back.
+            # For tests, which pass a connection with a transaction to roll back: `commit` then ends only a savepoint.
             join_transaction_mode="create_savepoint",
         )
         # Whether each statement commits by itself and needs no transaction of the session.
@@ -129,17 +129,17 @@ class Database:
         self._reading = _autocommit(reading)
         self._writing = writing
         self._runs_directly = runs_directly
-        # `session.info` of every session.
+        # Data of this process, which every session offers as `session.info`; features add their own keys.
         self.info: dict[str, Any] = {}
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Session]:
-        """Run each statement by itself: no BEGIN, no COMMIT, and on SQLite no lock."""
+        """Open a session whose statements need no transaction: no BEGIN, no COMMIT, and on SQLite no write lock."""
         session = Session(self._reading, self.info, runs_directly=self._runs_directly)
         try:
             yield session
         finally:
-            # Typed statements have released their connections; SQLAlchemy's own methods hold one.
+            # SQLAlchemy keeps the connection with which it has executed a statement; direct statements release theirs.
             if session.in_transaction():
                 await session.close()
             else:
@@ -147,7 +147,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Session]:
-        """Commit at the end; roll back if an error is raised, unless it is an AppError with `commit_anyway`."""
+        """Open a session and commit at its end; roll back after an error, except an AppError with `commit_anyway`."""
         async with Session(self._writing, self.info, runs_directly=self._runs_directly) as session:
             try:
                 yield session

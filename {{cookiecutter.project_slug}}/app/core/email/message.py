@@ -45,11 +45,11 @@ class QueuedEmail:
     kind: str
     address: str
     account_id: UUID | None
-    # The payload passed to `enqueue`.
+    # The payload that was passed to `enqueue` (app/outbox/service.py).
     payload: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
-# Returns None if there is nothing to send, for example because the account does not exist.
+# Builds the message of an entry in the outbox; returns None if nothing is to be sent, such as to a deleted account.
 Renderer: TypeAlias = Callable[[Session, Settings, QueuedEmail], Awaitable[EmailMessage | None]]
 
 
@@ -103,7 +103,7 @@ def compose(settings: Settings, message_id: UUID, email: EmailMessage) -> Compos
             # RFC 3834: suppresses automatic replies.
             "Auto-Submitted": "auto-generated",
         }
-        # MimeMessage must not write the headers: it decodes `=?utf-8?q?a=0ABcc:_b?=` in a value and writes the newline.
+        # Write the headers without MimeMessage, which would decode `=?utf-8?q?a=0ABcc:_b?=` in a value to a Bcc header.
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         body = MimeMessage(policy=POLICY)
         body.set_content(email.text)
@@ -131,7 +131,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _encode_words(text: str) -> str:
-    """Encode a header value (RFC 2047); raises ValueError."""
+    """Encode a header value as encoded words (RFC 2047); raises ValueError unless it is one line."""
     if text.splitlines() != [text]:
         raise ValueError("a header must be one line")
     words = [b""]

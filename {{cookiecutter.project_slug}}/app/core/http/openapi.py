@@ -40,7 +40,7 @@ def _document_bad_requests(schema: dict[str, Any]) -> None:
     problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         has_query = any(parameter["in"] == "query" for parameter in operation.get("parameters", ()))
-        # Only API routes of features document a 413. They do so with the schema Problem, so the reference is valid.
+        # Only API routes of features document a 413, with the schema Problem: the document therefore has this schema.
         if "413" in operation["responses"] and (has_query or "requestBody" in operation):
             described = {"description": "Bad Request", "content": {"application/json": problem}}
             operation["responses"].setdefault("400", described)

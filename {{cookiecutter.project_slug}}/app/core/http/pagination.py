@@ -87,7 +87,7 @@ def paginate(
     descending: bool,
     after_cursor: bool,
 ) -> TypedQuery[PagedT]:
-    """Return a query for one page, sorted by creation time; with `after_cursor`, it starts after the cursor."""
+    """Return a query for one page, sorted by creation time; with `after_cursor`, the page starts after the cursor."""
     key = tuple_(model.created_at, model.id)
     if after_cursor:
         position = tuple_(

@@ -118,9 +118,9 @@ def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
 
 
 async def handle_database_error(request: Request, error: Exception) -> Response:
-    """Respond with 409 to a conflict with another transaction, with 503 if the database is unavailable or overloaded.
+    """Respond with 409 to a conflict of transactions, or with 503 if the database is unavailable or overloaded.
 
-    Any other error is a fault of the service, a 500.
+    Raise any other error again: it is a fault of the service, to which InternalErrorMiddleware responds with 500.
     """
     if is_conflict(error):
         logger.warning("conflict in the database", reason=first_line(error))

@@ -34,8 +34,8 @@ OWN_SITES = frozenset({"same-origin", "none"})
 class State(TypedDict):
     """The type of `request.state`: resources that the lifespan has opened, and data of this request.
 
-    At run time it is Starlette's `State`, which has `[]` and `in`, but no `get`. Features add keys of their own, and
-    type them as `app/accounts/dependencies.py` does.
+    At run time, `request.state` is Starlette's `State`, which has `[]` and `in`, but no `get`. Features add keys of
+    their own, and type them as `app/accounts/dependencies.py` does.
     """
 
     settings: Settings
@@ -68,7 +68,7 @@ class ClientInfo:
 def read_client_info(request: Request[Any]) -> ClientInfo:
     """Return the client; the User-Agent is truncated, without characters that control a terminal or forge log lines."""
     user_agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:MAX_USER_AGENT_LENGTH]
-    # Any address fits into 45 characters; an IPv6 zone could make it longer.
+    # 45 characters hold any IP address: only the zone of an IPv6 address can be cut off.
     return ClientInfo(request.client.host[:45] if request.client else None, user_agent)
 
 

@@ -70,7 +70,7 @@ class FeatureRoute(APIRoute):
                     "The request comes from a page of another site: list the site in CORS_ORIGINS.",
                     code="cross-site-request",
                 )
-            # Skipped when a test overrides any dependency.
+            # Only tests override dependencies, such as the caller, and then send no valid token.
             if scheme is not None and not request.app.dependency_overrides:
                 await scheme.authenticate(request)
             require_utf8(request.scope["query_string"])

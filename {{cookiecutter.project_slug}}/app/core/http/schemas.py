@@ -20,12 +20,12 @@ from app.core.addresses import MailAddress
 MAX_FIELDS = 100
 # RFC 5321 allows 254 characters; an address may be longer before it is normalized.
 MAX_EMAIL_LENGTH = 1000
-# Longer input cannot be a code; NFKC normalization can take quadratic time.
+# Longer input cannot be a code and is not normalized, because NFKC normalization can take quadratic time.
 MAX_CODE_LENGTH = 100
 MINUS = "\N{MINUS SIGN}"
 # Control characters, and format characters such as a zero-width space.
 CONTROLS = frozenset({"Cc", "Cf"})
-# Also spaces, and combining marks, which are invisible without a letter before them.
+# CONTROLS, spaces, and combining marks, which are invisible without a letter before them.
 INVISIBLE = CONTROLS | {"Mn", "Mc", "Me", "Zs", "Zl", "Zp"}
 # Letters and symbols without a glyph, such as Hangul fillers, the blank Braille pattern and a musical null notehead.
 BLANK = frozenset("\u115f\u1160\u2065\u2800\u3164\uffa0\ufffc\U0001d159")
@@ -55,7 +55,8 @@ def _remove_defaults(schema: dict[str, Any]) -> None:
 class PatchModel(RequestModel):
     """The body of a PATCH; fields that are not sent remain unchanged (see `changed_fields`).
 
-    Each field needs a default in Python. The OpenAPI document omits it, because generated clients would send it.
+    Each field needs a default in Python. The OpenAPI document omits these defaults, because generated clients would
+    send them.
     """
 
     model_config = ConfigDict(json_schema_extra=_remove_defaults)

@@ -31,7 +31,7 @@ MAX_BOUNDARY_LENGTH = 70
 class Upload:
     """A file that a client is sending. Do not trust its name and media type: the client chooses them."""
 
-    # A base name without control characters, to be displayed; not for paths.
+    # A base name without control characters, for display: do not use it in a path.
     filename: str
     media_type: str
     _chunks: AsyncIterator[bytes]

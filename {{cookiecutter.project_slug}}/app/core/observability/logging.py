@@ -17,7 +17,7 @@ def add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> Ev
 
 
 def drop_colors(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Drop the copy of the message that uvicorn adds in colors."""
+    """Drop the colored copy of the message that uvicorn adds to its log records."""
     event.pop("color_message", None)
     return event
 
@@ -62,7 +62,7 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
         },
         "root": {"handlers": ["stdout"], "level": settings.log_level},
         "loggers": {
-            # Replace the servers' own handlers by propagation to the root logger.
+            # Remove the servers' own handlers: the messages propagate to the handler of the root logger.
             "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
             "uvicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
             "gunicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
@@ -72,7 +72,7 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
             # Disabled: these lines contain URLs and headers of outgoing requests, which may hold secrets.
             "httpx2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "httpcore2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
-            # WARNING is also SQLAlchemy's default for its own pools.
+            # The level that SQLAlchemy sets for its own pools; the logger of this pool is not below "sqlalchemy".
             "app.core.db.driver.pool.FairPool": {"level": "WARNING"},
             # Suppress the warning about each invalid X-Request-ID.
             "asgi_correlation_id": {"level": "ERROR"},

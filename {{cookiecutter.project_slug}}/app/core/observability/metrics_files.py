@@ -87,7 +87,7 @@ def _add_up(folder: Path, own: int | None = None) -> None:
         total = folder / f"{kind}_total.db"
         _write_total(plan / total.name, [total, *(file for file in ended if file.name.startswith(f"{kind}_"))])
     (plan / "ended").write_text("\n".join(file.name for file in ended))
-    # The rename commits the totals: if this process is killed afterwards, the next one completes the merge.
+    # The rename commits the totals: if this process is killed afterwards, the next process completes the merge.
     plan.rename(folder / "added-up")
     _finish(folder)
 
@@ -116,7 +116,7 @@ def _write_total(target: Path, sources: Iterable[Path]) -> None:
             totals[key] += value
     if not totals:
         return
-    # Each entry has a length, the key, padding and two doubles.
+    # 8 bytes are the header of the file. The 32 of an entry hold the length of the key, padding and two doubles.
     _reserve(target, 8 + sum(len(key.encode()) + 32 for key in totals))
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]  # no annotation in the library
     for key, value in totals.items():

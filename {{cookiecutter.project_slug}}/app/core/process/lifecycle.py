@@ -66,7 +66,7 @@ def is_alive(pid: int) -> bool:
 
 
 def exit_with_parent(interval_seconds: float = 1) -> None:
-    """Stop this process when its parent ends, even by SIGKILL."""
+    """Stop this process when its parent ends, even if SIGKILL ends the parent."""
     parent = os.getppid()
 
     def watch() -> None:

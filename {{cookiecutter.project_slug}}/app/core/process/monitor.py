@@ -1,7 +1,7 @@
-"""Worker monitor for supervisor and circus: adds, in their process, the features of gunicorn that they lack.
+"""The worker monitor adds to supervisor and circus, in their process, the features of gunicorn that they lack.
 
-It opens the listening socket, kills hung workers, replaces the workers one by one at SIGHUP, and stops the service if
-a worker cannot start.
+The monitor opens the listening socket, kills hung workers, replaces the workers one by one at SIGHUP, and stops the
+service if a worker cannot start.
 """
 
 import os
@@ -61,7 +61,7 @@ class WorkerMonitor:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def install_signal_handlers(self) -> None:
-        """Install signal handlers that precede the manager's. Call it after the manager has installed its own."""
+        """Install signal handlers that run before the manager's handlers, which must have been installed already."""
         for number in STOPS:
             self._precede(number, signal.getsignal(number))
         signal.signal(signal.SIGHUP, lambda _number, _frame: self._start_reload())
@@ -81,13 +81,13 @@ class WorkerMonitor:
         signal.signal(number, stop)
 
     def _close(self) -> None:
-        """Close the listening socket. Connections to systemd's socket stay queued for the next service."""
+        """Close the listening socket. If it is systemd's, new connections are queued until the service starts again."""
         self.listening.close()
         if not self.inherited and self.settings.unix_socket is not None:
             self.settings.unix_socket.unlink(missing_ok=True)
 
     def _stop_workers(self) -> None:
-        """Stop the workers at once: supervisor waits a second first, and until then they would still report ready."""
+        """Send SIGTERM to the workers at once: supervisor would wait a second, while readiness checks still succeed."""
         for pid in self._pids("heartbeat"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -153,7 +153,7 @@ def _listen(settings: Settings) -> socket.socket:
         listening = socket.socket(socket.AF_UNIX)
         # Remove the socket of a service that was killed.
         settings.unix_socket.unlink(missing_ok=True)
-        # Accessible to the service's user and group; the proxy is a member of the group.
+        # Only the service's user and group may open the socket; the proxy is a member of the group.
         before = os.umask(0o007)
         listening.bind(str(settings.unix_socket))
         os.umask(before)

@@ -41,7 +41,7 @@ def readiness_file(folder: Path, pid: int) -> Path:
 
 
 class Worker(DrainingServer):
-    """A server that reports to the monitor when it is ready, and that its event loop is running."""
+    """A server that reports to the monitor: once that it is ready, and periodically that its event loop is running."""
 
     def __init__(self, config: uvicorn.Config, folder: Path) -> None:
         super().__init__(config)
@@ -51,7 +51,7 @@ class Worker(DrainingServer):
     def beat(self) -> None:
         file = heartbeat_file(self.folder, os.getpid())
         file.touch(mode=0o600)
-        # Set the time of the monotonic clock, which does not jump, and stops while the machine is suspended.
+        # Use the monotonic clock: by the wall clock, workers would look hung after a suspension or a clock change.
         os.utime(file, (time.monotonic(), time.monotonic()))
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,7 +88,7 @@ def make_config(settings: Settings, listening: socket.socket) -> uvicorn.Config:
 
 
 def take_socket(fd: int) -> socket.socket:
-    """Move the socket to another file descriptor: uvloop never closes the descriptors 0 to 2."""
+    """Move the socket to another file descriptor, because `fd` may be 0 to 2, which uvloop never closes."""
     listening = socket.socket(fileno=os.dup(fd))
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), fd)

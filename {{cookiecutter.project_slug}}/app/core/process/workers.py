@@ -26,7 +26,7 @@ def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN
 
 
 def tmpfs_directory() -> str | None:
-    """Return a tmpfs if there is one: it does not block on a disk, and is empty after a power failure."""
+    """Return the folder of a tmpfs, which never waits for a disk and is empty after a power failure; else None."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # memory, not a shared temporary folder
 
 

@@ -34,7 +34,7 @@ async def is_breached(http: LazyHttpClient, url: str, password: str) -> bool:
         logger.warning("breached password lookup failed", reason=describe_failure(error))
         return False
     counts = dict(line.split(":", 1) for line in body.decode("ascii", "replace").split() if ":" in line)
-    # Padding lines have a count of 0.
+    # The API pads responses with lines whose count is 0, which stand for no password.
     return counts.get(suffix, "0") != "0"
 
 

@@ -21,7 +21,7 @@ class PasswordCheck:
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords (Argon2id) in a separate thread pool with a bounded queue."""
+    """Hashes and verifies passwords (Argon2id) in threads; limits how many run at once and how many requests wait."""
 
     def __init__(self, settings: Settings) -> None:
         self._context = CryptContext(
@@ -30,7 +30,7 @@ class PasswordHasher:
             argon2__memory_cost=settings.password_hash_memory_cost,
             argon2__parallelism=settings.password_hash_parallelism,
         )
-        # A separate limiter: hashing must not exhaust the default thread pool, and its memory stays bounded.
+        # A separate limiter, so that hashing neither uses up the default limit of threads nor takes unbounded memory.
         self._limiter = anyio.CapacityLimiter(settings.password_hash_concurrency)
         queue = settings.password_hash_queue or settings.max_concurrent_requests // 4
         self._free_slots = settings.password_hash_concurrency + queue
@@ -59,7 +59,7 @@ class PasswordHasher:
         return password_hash
 
     async def verify(self, password: str, password_hash: str | None) -> PasswordCheck:
-        """Check a password; without a hash, for an unknown user, it takes as long as with one."""
+        """Check a password. Pass None for an unknown user: the check then takes as long as for a known one."""
         return await anyio.to_thread.run_sync(self._verify, password, password_hash, limiter=self._limiter)
 
     def _verify(self, password: str, password_hash: str | None) -> PasswordCheck:

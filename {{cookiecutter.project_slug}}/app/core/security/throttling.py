@@ -26,13 +26,13 @@ from app.core.errors import TooManyRequestsError
 
 logger = structlog.get_logger(__name__)
 FIRST_DELAY_SECONDS = 1.0
-# A customer of a provider has at least a /64, and may get a /48, which contains 65,536 networks of /64 (RFC 6177).
+# An Internet provider assigns a /64 to a /48 network to each customer; a /48 has 65,536 networks of /64 (RFC 6177).
 IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
 # Factor by which a /48 has more free attempts than a /64, because many customers may share a /48.
 SITE_ALLOWANCE = 10
 # How long an attempt waits, at most, for earlier ones whose outcome is not known yet.
 UNDECIDED_SECONDS = 10
-# A waiting attempt polls: each pause is twice as long as the one before, up to the longest.
+# A waiting attempt polls its counter: each pause is twice as long as the one before, up to LONGEST_PAUSE_SECONDS.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 # Maximum number of attempts that wait in one process: each occupies one of MAX_CONCURRENT_REQUESTS.
 MAX_WAITING = 20
@@ -71,8 +71,8 @@ class ClockedStatements:
 
     def __init__(self, now: str) -> None:
         # Counts an attempt atomically, and returns a row only if the attempt is allowed. `excluded.last_at` is the
-        # current time. Without a delay, times are not compared: concurrent attempts may commit in another order than
-        # they read the clock, and an allowed one would be refused.
+        # current time. While the delay is 0, times are not compared: concurrent attempts may commit in another order
+        # than they read the clock, so that a comparison could refuse an allowed attempt.
         self.take = Query(
             text(f"""
             INSERT INTO throttle_counts (key, attempts, undecided, delay_seconds, last_at)
@@ -153,8 +153,8 @@ class UndecidedError(Exception):
 class GuessThrottle:
     """Limits attempts at passwords and codes, sign-ups, requests for messages, and changes of an account.
 
-    A counter does not decay while attempts go on, only after THROTTLE_MEMORY_SECONDS without any: a client that calls a
-    route steadily is refused for longer and longer. Call `reset` or `refund` after an attempt that succeeded, and
+    A counter is reset only after THROTTLE_MEMORY_SECONDS without attempts: the delays of a client that keeps on trying
+    grow up to THROTTLE_MAX_DELAY_SECONDS. Call `reset` or `refund` after an attempt that succeeded, and
     `mark_failed` after one that failed if the counter has `reports_outcome`.
     """
 
@@ -165,11 +165,12 @@ class GuessThrottle:
     async def commit_and_take(
         self, session: Session, *counters: AttemptCounter, deferred: Sequence[AttemptCounter] = ()
     ) -> TooManyRequestsError | None:
-        """Commit, release the connection, and count an attempt before it is made. Raises TooManyRequestsError.
+        """Commit, release the connection, and count an attempt before it is made.
 
-        The error of a counter in `deferred` is returned, for attempts that are refused only if they fail. While
-        undecided attempts use up the free ones, this waits for their outcome, for UNDECIDED_SECONDS at most. Counting
-        uses a separate transaction, so that concurrent attempts cannot get around the limit.
+        Raises TooManyRequestsError if one of the `counters` refuses the attempt. If one of `deferred` does, returns the
+        error, which the caller may raise if the attempt fails. While attempts with an unknown outcome use up the
+        free ones, the method waits for their outcome, at most UNDECIDED_SECONDS. Counting uses a separate transaction,
+        so that concurrent attempts cannot get around the limit.
         """
         await commit_and_release(session)
         if not self._settings.throttling:
@@ -182,7 +183,7 @@ class GuessThrottle:
             try:
                 return await self._take_all(counters, deferred, waits=waits)
             except UndecidedError:
-                # The transaction is rolled back, and no connection is held.
+                # The transaction has been rolled back: the attempt holds no connection while it waits.
                 info[WAITING] = info.get(WAITING, 0) + 1
                 try:
                     await asyncio.sleep(pause)
@@ -225,7 +226,7 @@ class GuessThrottle:
             raise TooManyRequestsError(max(1, math.ceil(wait)))
 
     async def try_take(self, session: Session, *counters: AttemptCounter) -> bool:
-        """Count in the session's transaction, and return whether the limit allows it; for work that may be skipped."""
+        """Count an attempt in the session's transaction, and return whether it is allowed."""
         if not self._settings.throttling:
             return True
         try:
@@ -241,7 +242,7 @@ class GuessThrottle:
             await session.run(MARK_FAILED, key=counter.key)
 
     async def refund(self, session: Session, counter: AttemptCounter) -> None:
-        """Uncount one attempt, which succeeded; the others stay counted."""
+        """Subtract one attempt, which succeeded, from the counter."""
         if self._settings.throttling:
             await session.run(REFUND, key=counter.key, free_attempts=counter.free_attempts)
 
@@ -287,7 +288,8 @@ def client_counters(
 ) -> list[AttemptCounter]:
     """Return the counters of a client's network, in the order in which to take them.
 
-    The site (/48) comes last: an attempt that the network's own counter refuses must not count against the neighbours.
+    The site (/48) comes last: an attempt that the network's own counter refuses must not count against other
+    networks of the site.
     """
     network, site = network_of(address), network_of(address, IPV6_SITE_BITS)
     free = settings.throttle_address_attempts
@@ -298,7 +300,7 @@ def client_counters(
 
 
 def network_of(address: str | None, ipv6_bits: int = IPV6_NETWORK_BITS) -> str:
-    """Return an IPv4 address itself, the network of an IPv6 address, since a client has a whole /64, or `unknown`."""
+    """Return an IPv4 address, or the network of an IPv6 address, because a client has a whole /64; else `unknown`."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:

@@ -39,7 +39,7 @@ class AccessClaims(BaseModel):
 
 
 class TokenSigner:
-    """Signs access tokens with SECRET_KEY, and also verifies those of SECRET_KEY_FALLBACKS."""
+    """Signs access tokens with SECRET_KEY; also verifies tokens that were signed with SECRET_KEY_FALLBACKS."""
 
     def __init__(self, settings: Settings) -> None:
         self._issuer = read_project().name
@@ -96,7 +96,7 @@ class TokenSigner:
 
 
 def create_opaque_token() -> str:
-    """Return 256 random bits, URL-safe."""
+    """Return a random token of 256 bits, whose characters need no escaping in a URL."""
     return secrets.token_urlsafe(32)
 
 

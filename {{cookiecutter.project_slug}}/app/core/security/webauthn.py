@@ -92,7 +92,8 @@ def _make_creation_options(site: Site, challenge: bytes, person: Person, known: 
         user_display_name=person.name or person.email,
         challenge=challenge,
         timeout=TIMEOUT,
-        # A discoverable credential, so that sign-in needs no address, and a PIN or biometrics at each use.
+        # Require a discoverable credential, so that sign-in needs no address. Require user verification (a PIN or
+        # biometrics) at each use.
         authenticator_selection=AuthenticatorSelectionCriteria(
             resident_key=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
@@ -103,7 +104,7 @@ def _make_creation_options(site: Site, challenge: bytes, person: Person, known: 
 
 
 async def make_request_options(settings: Settings, challenge: bytes) -> JsonObject:
-    """Return the argument of `navigator.credentials.get` as JSON; only the challenge differs between accounts."""
+    """Return the argument of `navigator.credentials.get` as JSON; all accounts get the same but for the challenge."""
     return await asyncio.to_thread(_make_request_options, Site.of(settings), challenge)
 
 
@@ -162,7 +163,7 @@ def _verify_registration(site: Site, challenge: bytes, sent: Registration) -> Ne
 async def verify_assertion(settings: Settings, challenge: bytes, assertion: Assertion, public_key: bytes) -> int:
     """Verify the response of a sign-in, and return its signature counter; raises InvalidPasskeyError.
 
-    The caller must compare the counter with the stored one.
+    The caller must compare the counter with the stored one, to detect a copied passkey.
     """
     return await asyncio.to_thread(_verify_assertion, Site.of(settings), challenge, assertion, public_key)
 

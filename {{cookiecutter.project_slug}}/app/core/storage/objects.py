@@ -14,7 +14,7 @@ from app.core.errors import UnavailableError, first_line
 
 logger = structlog.get_logger(__name__)
 CHUNK_BYTES = 256 * 1024
-# A separate thread pool: a store that hangs must not exhaust the threads of readiness and metrics.
+# A separate thread pool: a store that hangs must not use up the threads that readiness checks and metrics need.
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="storage")
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class ObjectStore(Protocol):
     """The interface of stores. Every method raises UnavailableError if the store fails."""
 
     async def save(self, key: UUID, chunks: AsyncIterable[bytes]) -> None:
-        """Write an object atomically: it exists only once it is complete, and not if `chunks` raises an error."""
+        """Write an object atomically: it does not exist before it is complete, nor if `chunks` raises an error."""
 
     async def open(self, key: UUID) -> AsyncIterator[bytes]:
         """Return an object's content; raises FileNotFoundError before the first chunk."""
@@ -43,9 +43,9 @@ def object_path(key: UUID) -> str:
 async def run_blocking(
     function: Callable[..., T], *arguments: object, errors: type[Exception] | tuple[type[Exception], ...] = OSError
 ) -> T:
-    """Run a blocking operation in a thread; wait for its end even if the caller is cancelled.
+    """Run a blocking operation in a thread; raise UnavailableError for `errors`.
 
-    The next operation may need the same file.
+    If the caller is cancelled, wait for the end of the operation, because the caller's cleanup may use the same file.
     """
     run = partial(copy_context().run, function, *arguments)
     task = asyncio.get_running_loop().run_in_executor(_THREADS, run)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 ERRORS = (BaseError, OSError)
 # The minimum size of a part in S3. Smaller objects are sent in one request.
 PART_BYTES = 5 * 1024 * 1024
-# Timeout without any progress.
+# How long a request may make no progress.
 STALL_TIMEOUT = timedelta(seconds=30)
 # Timeout of a whole response: a client may download slowly.
 RESPONSE_TIMEOUT = timedelta(days=1)

@@ -19,7 +19,7 @@ logger = structlog.get_logger(__name__)
 class Breaker:
     """Circuit breaker: after `failures` failures in a row, no calls are made for `seconds`.
 
-    Then it is half-open: the outcome of one trial call closes it or opens it again.
+    Then the breaker is half-open: the outcome of one trial call closes it or opens it again.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class _Entry(Generic[Value]):
 class StaleCache(Generic[Key, Value]):
     """LRU cache of fetched values, which are fresh for `fresh_seconds`; concurrent misses of a key share one fetch.
 
-    If a fetch raises UpstreamError, a value stays usable, as a stale one, for another `stale_seconds`.
+    If a fetch raises UpstreamError, `get` returns the previous value, marked as stale, for another `stale_seconds`.
     """
 
     def __init__(

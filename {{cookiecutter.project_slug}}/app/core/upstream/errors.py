@@ -56,7 +56,7 @@ class UpstreamTimeoutTooShortError(UpstreamTimeoutError):
 
 
 class UpstreamRefusedError(AppError):
-    """The upstream works and refused this request, with `upstream_status`; translate it to an error of the feature."""
+    """The upstream works, but refused this request with `upstream_status`: raise an error of the feature instead."""
 
     status = 502
     code = "upstream-refused"

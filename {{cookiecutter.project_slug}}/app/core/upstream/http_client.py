@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
-# For each step of a call, such as waiting for the next bytes. Use `asyncio.timeout` to bound a call as a whole.
+# Timeout of each step of a call, such as waiting for the next bytes. Use `asyncio.timeout` to bound a whole call.
 TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
 
@@ -112,5 +112,5 @@ def _cause_of(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
         # The group has one exception for each address of the host.
         return error.exceptions[-1]
-    # The context as well, because httpcore2 raises `from None`.
+    # Also follow `__context__`, because httpcore2 raises its errors `from None`, without a cause.
     return error.__cause__ or error.__context__

@@ -32,7 +32,7 @@ async function submitPasskey(button, field, problem) {
   button.disabled = false;
 }
 
-// Missing in browsers from before 2025.
+// Browsers from before 2025 do not have this method.
 if (window.PublicKeyCredential?.parseCreationOptionsFromJSON) {
   for (const button of document.querySelectorAll("[data-passkey]")) {
     const [field, problem] = [button.previousElementSibling, button.nextElementSibling];

@@ -27,7 +27,8 @@ is_pair() {
             "$(openssl pkey -pubout -in "$1/privkey.pem" 2> /dev/null)" ]
 }
 
-# Install the given certificate, or create a self-signed one if there is none yet. Succeeds if the certificate has changed.
+# Install the certificate of secrets/tls, or create a self-signed one if there is no certificate yet. Succeeds if the
+# certificate has changed.
 take_certificate() {
     mkdir -p -m 0700 tls
     if is_pair "$GIVEN" && ! cmp -s "$GIVEN/fullchain.pem" tls/fullchain.pem; then
@@ -46,8 +47,8 @@ is_ready() {
     curl --silent --fail --max-time 2 --output /dev/null "http://$1:$PORT/health/ready"
 }
 
-# Print the servers to use: those that are ready, and those that were used before and are neither gone nor drained. One that is
-# not ready any more stays: its own error responses are more helpful than nginx's.
+# Print the servers to use: those that are ready, and those that were used before and are neither gone nor drained. A server
+# that is no longer ready stays in use, because its error responses are more helpful than those of nginx.
 list_servers() {
     for address in $(addresses_of "$NETWORK_NAME"); do
         server="server $address:$PORT max_fails=1 fail_timeout=5s;"
@@ -57,7 +58,7 @@ list_servers() {
     done
 }
 
-# Succeeds if the servers have changed. If there are none, the last ones stay.
+# Write the servers to instances.conf. Succeeds if they have changed. If no server was found, the file stays as it is.
 write_instances() {
     servers=$(list_servers)
     [ -n "$servers" ] || return 1
@@ -112,7 +113,7 @@ drain() {
         if is_in_use "$address"; then in_use=true; fi
     done < drained.new
     mv drained.new drained
-    # If none of them is in use, there is nothing to wait for: nginx is not reloaded, and its workers stay.
+    # If no drained address is in use, there is nothing to wait for: nginx is not reloaded, and its workers stay.
     $in_use || return 0
     while read -r address; do
         while is_in_use "$address"; do pause "$address is still in use"; done

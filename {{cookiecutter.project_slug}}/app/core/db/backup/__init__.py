@@ -23,7 +23,7 @@ class BackupError(Exception):
 
 
 class BackupBackend(Protocol):
-    """How a kind of database is backed up: `app/core/db/backup/<kind>.py`."""
+    """The interface of the modules `app/core/db/backup/<kind>.py`, one for each kind of database."""
 
     SUFFIX: str
 
@@ -33,14 +33,18 @@ class BackupBackend(Protocol):
         """Return the schema's revision; raise BackupError unless the file is complete and a backup of this service."""
 
     def load(self, url: URL, file: Path) -> list[str]:
-        """Restore the file, or change nothing and raise BackupError.
+        """Restore the file, and return the errors of grants that could not be restored.
 
-        PostgreSQL replaces only the service's own objects. Returns the errors of grants that could not be restored.
+        If the restore fails, change nothing and raise BackupError. On PostgreSQL, replace only the service's own
+        objects, as defined in postgresql.py.
         """
 
 
 def write_backup(url: URL, target: Path, keep: int | None = None) -> Path:
-    """Write a backup to a file, or to a new file in a folder, where only the newest `keep` backups stay."""
+    """Write a backup and return its path: `target`, or a new file in `target` if that is a folder.
+
+    With `keep`, delete all but the newest `keep` backups in the folder.
+    """
     kind = _backend(url)
     _refuse_database(url, target)
     file = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%SZ}{kind.SUFFIX}" if target.is_dir() else target
@@ -86,7 +90,7 @@ def _prefix() -> str:
 
 
 def _remove_old(folder: Path, suffix: str, keep: int) -> None:
-    # The names sort by time.
+    # Sorting the names lists the oldest backup first, because each name contains the time.
     for file in sorted(folder.glob(f"{_prefix()}????????T??????Z{suffix}"))[:-keep]:
         file.unlink()
     for partial in folder.glob(f".{_prefix()}*.partial"):

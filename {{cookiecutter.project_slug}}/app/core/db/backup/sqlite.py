@@ -16,7 +16,7 @@ def dump(url: URL, file: Path) -> None:
     try:
         with closing(_open(_path(url), "mode=rw")) as source, closing(_open(file, "mode=rw")) as copy:
             source.backup(copy)
-            # Without WAL mode, so that the copy is one file.
+            # Turn off WAL mode, in which a database has more than one file: the copy must be a single one.
             copy.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.Error as error:
         raise BackupError(f"{_path(url)} cannot be backed up: {error}.") from error

@@ -1,4 +1,4 @@
-# SQLSTATEs of PostgreSQL. The first is also that of a prepared statement whose columns have changed.
+# SQLSTATEs of PostgreSQL. A prepared statement whose result columns have changed fails with FEATURE_NOT_SUPPORTED.
 FEATURE_NOT_SUPPORTED = "0A000"
 READ_ONLY_TRANSACTION = "25006"
 

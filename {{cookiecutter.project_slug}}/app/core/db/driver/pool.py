@@ -15,7 +15,7 @@ SHARED_SECONDS = 60
 
 
 class SharedConnection(NamedTuple):
-    """A connection outside of the pool that one autocommitted statement hands to the next one."""
+    """A connection that is checked out of the pool, and that one autocommitted statement hands to the next one."""
 
     since: float
     connection: PoolProxiedConnection
@@ -30,8 +30,10 @@ class Waiter(NamedTuple):
 class FairPool(AsyncAdaptedQueuePool):
     """A pool that serves waiting tasks first come, first served, each for at most the pool's timeout.
 
-    SQLAlchemy's own queue lets a newcomer overtake a task that was just woken, which starves some tasks under load. A
-    checkout also costs as much as a query, so autocommitted statements share connections (`acquire_shared`).
+    SQLAlchemy's own queue lets a newcomer overtake a task that was just woken, which starves some tasks under load.
+
+    A checkout costs as much as a query. Autocommitted statements avoid it: they share connections that stay checked
+    out (`acquire_shared`).
     """
 
     # Number of connections in use, plus the idle shared ones.
@@ -85,9 +87,9 @@ class FairPool(AsyncAdaptedQueuePool):
         self._invalidate(shared.connection, error)
 
     def replace_all(self) -> None:
-        """Replace each connection that is open now before it is used again."""
+        """Replace each connection that is open at this moment before its next use."""
         self._lost_at = time.monotonic()
-        # SQLAlchemy replaces a connection in the pool that was opened before this time.
+        # At checkout, SQLAlchemy replaces a connection that was opened before `_invalidate_time`.
         self._invalidate_time = time.time()
 
     def _invalidate(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # SQLAlchemy's parameters
@@ -150,7 +152,7 @@ class FairPool(AsyncAdaptedQueuePool):
             self._leave()
 
     def _next(self) -> Waiter | None:
-        """Return the first waiter that is still waiting, and forget those before it."""
+        """Return the first waiter that is still waiting; remove the earlier ones, whose wait has ended."""
         while self._waiters and self._waiters[0].turn.done():
             self._waiters.popleft()
         return self._waiters[0] if self._waiters else None

@@ -16,7 +16,7 @@ _compiled: WeakKeyDictionary[Executable, Forms] = WeakKeyDictionary()
 async def run_directly(
     session: AsyncSession, statement: Executable, parameters: Mapping[str, object], *, is_autocommit: bool
 ) -> StatementResult | None:
-    """Run a statement on the driver's connection; return None for one with lists, which SQLAlchemy has to execute.
+    """Run a statement on the driver's connection; return None if it has a list (`IN`): SQLAlchemy has to execute it.
 
     Raises ArgumentError for a parameter that the statement does not have.
     """
@@ -25,7 +25,7 @@ async def run_directly(
     compiled = _compile(statement, bind.dialect, frozenset(parameters))
     if compiled.takes_lists:
         return None
-    # Use the connection that the session holds, if any: a second one might never become free.
+    # Use the connection that the session holds, if any. If all sessions waited for a second one, none would get it.
     if not is_autocommit or session.in_transaction():
         return await _run_on_own_connection(session, compiled, bind.dialect, parameters)
     assert isinstance(bind, AsyncEngine)  # noqa: S101  # for the type checker
@@ -33,7 +33,7 @@ async def run_directly(
 
 
 def replace_pooled_connections(connection: AsyncConnection) -> None:
-    """Replace all connections that are open now in the pool of this connection, before they are used again."""
+    """Make the pool of this connection replace every connection that is open at this moment before its next use."""
     if isinstance(connection.engine.pool, FairPool):
         connection.engine.pool.replace_all()
 
@@ -66,10 +66,10 @@ async def _run_on_own_connection(
 async def _run_in_autocommit(
     engine: AsyncEngine, compiled: CompiledStatement, parameters: Mapping[str, object], *, repeat: bool
 ) -> StatementResult:
-    """Run a statement outside of a transaction; with `repeat`, again on another connection if this one is lost.
+    """Run a statement outside of a transaction; with `repeat`, run it again on another connection after a disconnect.
 
-    It is repeated as often as the pool has connections, because a restart of the server closes all of them. Do not
-    repeat a write: it may have been committed before the connection was lost.
+    The statement may run again once per connection of the pool, because a restart of the server closes all of them.
+    Do not repeat a write: it may have been committed before the connection was lost.
     """
     pool = engine.pool
     assert isinstance(pool, FairPool)  # noqa: S101  # for the type checker

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 class StatementResult(NamedTuple):
     rows: list[Any]
-    # Number of changed rows, for a statement that returns none.
+    # Number of changed rows; undefined for a statement that returns rows.
     changed: int
 
 
@@ -43,7 +43,7 @@ class CompiledStatement:
 
     def __init__(self, statement: Executable, names: frozenset[str], dialect: Dialect) -> None:
         """Raise ArgumentError for a parameter that the statement does not have."""
-        # `select` and `insert` share no class that has both `compile` and `exported_columns`.
+        # Typed as Any, because `select` and `insert` share no class that has both `compile` and `exported_columns`.
         executable: Any = statement
         compiled: SQLCompiler = executable.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
@@ -126,7 +126,7 @@ def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Par
 
 
 def _find_default(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Callable[[], Any]:
-    """Return the column's `default` or `onupdate`, or else the value that the statement was built with."""
+    """Return a function for a missing value: the column's `default` or `onupdate`, or else the statement's value."""
     defaults = {column.key: column.default for column in compiled.insert_prefetch}
     defaults |= {column.key: column.onupdate for column in compiled.update_prefetch}
     default: Any = defaults.get(name)

@@ -19,7 +19,7 @@ def _is_form(scope: Scope) -> bool:
 class BodyLimitMiddleware(RequestBodyLimitMiddleware):
     """Rejects a body larger than `max_body_size` with 413, and a form if it is larger than MAX_FORM_BYTES.
 
-    If the route responds with 401, the client gets the 401 instead.
+    If the route refuses the caller with 401, the client gets this 401 instead of the 413.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,12 +13,12 @@ UNMATCHED = "unmatched"
 
 
 class MetricsMiddleware:
-    """Counts and times requests by route template, so that callers cannot increase the number of series."""
+    """Counts and times requests by route template: by path, clients could create any number of time series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._templates: dict[object, str] | None = None
-        # A cache, as `labels` takes longer than counting. Its size is bounded by the methods, routes and statuses.
+        # Cache the result of `labels`, which takes longer than counting. Methods, routes and statuses bound the cache.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

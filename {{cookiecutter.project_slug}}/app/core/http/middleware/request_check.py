@@ -13,7 +13,7 @@ ASCII = bytes(range(128))
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 6455 §7.4.1
 POLICY_VIOLATION = 1008
-# The limits of nginx's large_client_header_buffers: one buffer for the request line, four in total.
+# As in deploy/nginx/http.conf: nginx has four buffers of 8 KiB for the headers, one of which holds the request line.
 MAX_TARGET_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 
@@ -21,10 +21,11 @@ MAX_HEADER_BYTES = 32 * 1024
 class RequestCheckMiddleware:
     """Rejects long targets and headers, queries with many fields, and control characters in paths.
 
-    httptools has no limits, and Python's parsers of queries and cookies are slow with many fields. Route patterns also
-    match a path with a trailing newline.
+    uvicorn's parser (httptools) has no limits, and Python's parsers of queries and cookies are slow with many fields.
+    Without the check of paths, routes would match a path with a trailing newline.
 
-    In queries, raw UTF-8 and bare percent signs are percent-encoded: Starlette would decode raw bytes as Latin-1.
+    In queries, raw UTF-8 is percent-encoded, because Starlette would decode it as Latin-1. Bare percent signs are
+    encoded too, because Python decodes them slowly.
     """
 
     def __init__(self, app: ASGIApp) -> None:

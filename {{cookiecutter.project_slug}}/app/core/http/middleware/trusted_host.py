@@ -5,7 +5,10 @@ from app.core.http.request import PROBE_PATHS
 
 
 class ProbeFriendlyHostMiddleware(TrustedHostMiddleware):
-    """Checks the Host header, except of probes, which may use any address: their responses contain no links."""
+    """Checks the Host header of all requests except probes.
+
+    Probes may use any address of the service: their responses contain no links that a forged Host could change.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and PROBE_PATHS.match(scope["path"]):
