@@ -165,14 +165,15 @@ async def app(
     settings: Settings,
     database: Database,
     outgoing: Outgoing,
+    clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> FastAPI:
-    """The application with the test's database; additions of the test are removed after it.
+    """The application with the test's database and clock; additions of the test are removed after it.
 
     A test that changes settings of routes or of middleware calls `create_app` instead.
     """
     router = shared_app.router
-    own = create_app(settings, database, outgoing.transport)
+    own = create_app(settings, database, outgoing.transport, clock=clock)
     monkeypatch.setattr(router, "lifespan_context", own.router.lifespan_context)
     monkeypatch.setattr(router, "routes", [*router.routes])
     monkeypatch.setattr(shared_app, "user_middleware", [*shared_app.user_middleware])
