@@ -1,4 +1,5 @@
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,11 @@ def create_app(
     database: Database | None = None,
     http_transport: "AsyncBaseTransport | None" = None,
     features: Sequence[Feature] = FEATURES,
+    clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """Create the application; by default, the settings are loaded from the environment.
 
-    Tests pass a database, features, and a fake transport for requests to other services.
+    Tests pass a database, features, a fake transport for requests to other services, and a clock for `Context.clock`.
     """
     record_start_time()
     if settings is None:
@@ -72,7 +74,7 @@ def create_app(
         generate_unique_id_function=_operation_id,
         exception_handlers=_exception_handlers(features),
         middleware=_middleware(settings, features),
-        lifespan=_create_lifespan(settings, database, http_transport, features),
+        lifespan=_create_lifespan(settings, database, http_transport, features, clock),
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     _include_features(app, settings, features)
@@ -89,6 +91,7 @@ def _create_lifespan(
     database: Database | None,
     http_transport: "AsyncBaseTransport | None",
     features: Sequence[Feature],
+    clock: Callable[[], float],
 ) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
@@ -114,6 +117,7 @@ def _create_lifespan(
                 passwords=PasswordHasher(settings),
                 tokens=TokenSigner(settings),
                 secret_box=SecretBox(settings),
+                clock=clock,
                 shutdown=shutdown,
                 http=http,
                 content_security_policy=_merge_policies(features),

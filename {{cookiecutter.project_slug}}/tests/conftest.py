@@ -154,9 +154,9 @@ def outgoing() -> Iterator[Outgoing]:
 
 
 @pytest.fixture
-async def app(settings: Settings, database: Database, outgoing: Outgoing) -> AsyncIterator[FastAPI]:
-    """The application with the test's database; a test with other settings calls `create_app` instead."""
-    app = create_app(settings, database, outgoing.transport)
+async def app(settings: Settings, database: Database, outgoing: Outgoing, clock: Clock) -> AsyncIterator[FastAPI]:
+    """The application with the test's database and clock; a test with other settings calls `create_app` instead."""
+    app = create_app(settings, database, outgoing.transport, clock=clock)
     yield app
     app.dependency_overrides.clear()
 

@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -59,13 +60,14 @@ async def find_caller(session: Session, user_id: UUID, session_id: UUID) -> Call
 class IdentityCache:
     """Callers of the last AUTH_CACHE_SECONDS, by user and session, in this process."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
+        self._clock = clock
         self._found: dict[tuple[UUID, UUID], tuple[float, Caller]] = {}
 
     async def get(self, database: Database, user_id: UUID, session_id: UUID) -> Caller | None:
         until, caller = self._found.get((user_id, session_id), (0.0, None))
-        if caller is not None and until > time.monotonic():
+        if caller is not None and until > self._clock():
             return caller
         caller = await self.refresh(database, user_id, session_id)
         if caller is not None and self._seconds:
@@ -82,4 +84,4 @@ class IdentityCache:
     def _remember(self, caller: Caller) -> None:
         if len(self._found) >= MAX_REMEMBERED:
             self._found.clear()
-        self._found[caller.user.id, caller.session_id] = (time.monotonic() + self._seconds, caller)
+        self._found[caller.user.id, caller.session_id] = (self._clock() + self._seconds, caller)

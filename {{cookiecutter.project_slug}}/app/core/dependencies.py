@@ -5,18 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends
 
-from app.core.audit.log import Audit
 from app.core.config.settings import Settings
 from app.core.db.session import Database, Session
 from app.core.errors import UnavailableError
 from app.core.http.request import SAFE_METHODS, AppRequest, ClientInfo, read_client_info
-from app.core.security.encryption import SecretBox
 from app.core.security.hashing import PasswordHasher
-from app.core.security.throttling import GuessThrottle
-from app.core.security.tokens import TokenSigner
 from app.core.storage.objects import ObjectStore
 from app.core.storage.store import require_store
-from app.core.upstream.http_client import LazyHttpClient
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
@@ -70,42 +65,6 @@ async def hold_reserved_hash(passwords: PasswordHasherDep) -> AsyncIterator[None
 # For routes whose service counts an attempt and then hashes a password: if the queue is full, the request is refused
 # before the attempt is counted.
 reserve_hash = Depends(hold_reserved_hash, scope="function")
-
-
-async def get_token_signer(request: AppRequest) -> TokenSigner:
-    return request.state["tokens"]
-
-
-TokenSignerDep = Annotated[TokenSigner, Depends(get_token_signer)]
-
-
-async def get_secret_box(request: AppRequest) -> SecretBox:
-    return request.state["secret_box"]
-
-
-SecretBoxDep = Annotated[SecretBox, Depends(get_secret_box)]
-
-
-async def get_throttle(request: AppRequest) -> GuessThrottle:
-    return GuessThrottle(request.state["database"], request.state["settings"])
-
-
-GuessThrottleDep = Annotated[GuessThrottle, Depends(get_throttle)]
-
-
-async def get_audit(session: SessionDep, client: ClientInfoDep) -> Audit:
-    return Audit(session, client)
-
-
-AuditDep = Annotated[Audit, Depends(get_audit)]
-
-
-async def get_lazy_http(request: AppRequest) -> LazyHttpClient:
-    return request.state["http"]
-
-
-# For routes that do not always need the client: it is opened at its first use.
-LazyHttpDep = Annotated[LazyHttpClient | None, Depends(get_lazy_http)]
 
 
 async def get_http_client(request: AppRequest) -> "AsyncClient":

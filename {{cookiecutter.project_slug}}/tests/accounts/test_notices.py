@@ -82,13 +82,12 @@ async def test_owner_is_notified_when_second_factor_is_switched_on_or_off(
 
 
 @pytest.mark.parametrize("command", [deactivate_user, remove_second_factor])
-@pytest.mark.usefixtures("clock")
 async def test_owner_is_notified_of_changes_by_operator(
-    live_url: str, command: Callable[[Settings, str], Awaitable[None]]
+    live_url: str, command: Callable[[Settings, str], Awaitable[None]], clock: Clock
 ) -> None:
     settings = make_settings(live_url)
     # With a database the application sends nothing itself.
-    async with open_client(create_app(settings)) as client:
+    async with open_client(create_app(settings, clock=clock)) as client:
         user = await create_account(client)
         await enable(client, user)
     await execute_async(live_url, "DELETE FROM outgoing_emails")

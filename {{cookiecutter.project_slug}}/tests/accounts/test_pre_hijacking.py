@@ -13,6 +13,7 @@ from app.core.db.session import Database
 from tests.support.accounts import PASSWORD, Account, create_account, request_token
 from tests.support.applications import create_app
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import make_settings
 from tests.support.mail import Mailbox, find_token
 from tests.support.second_factor import enable
@@ -32,9 +33,9 @@ def verifying(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-async def service(verifying: Settings, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
+async def service(verifying: Settings, database: Database, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
     """Where addresses have to be verified."""
-    async with open_client(create_app(verifying, database)) as client:
+    async with open_client(create_app(verifying, database, clock=clock)) as client:
         yield client
 
 

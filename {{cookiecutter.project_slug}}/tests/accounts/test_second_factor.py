@@ -223,7 +223,7 @@ async def test_concurrent_setups_leave_one_valid_secret(
         await asyncio.sleep(0.2)
         return factor
 
-    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5), clock=clock)) as client:
         user = await create_account(client)
         monkeypatch.setattr("app.accounts.second_factor.service.find_factor", find_slowly)
         begun = await asyncio.gather(*(client.post(PATH, json=PROOF, headers=user.headers) for _ in range(3)))
@@ -255,7 +255,7 @@ async def test_concurrent_setup_does_not_undo_confirmation(
         await meet(PATH, PROOF)
         return await use_totp(ctx, user_id, factor, code)
 
-    async with open_client(create_app(make_settings(live_url, database_pool_size=5))) as client:
+    async with open_client(create_app(make_settings(live_url, database_pool_size=5), clock=clock)) as client:
         user = await create_account(client)
         begun = await client.post(PATH, json=PROOF, headers=user.headers)
         code = {"code": show_code(begun.json()["secret"])}
@@ -300,10 +300,10 @@ async def test_a_copy_of_the_database_holds_no_secret(
 
 
 @pytest.fixture
-async def rotated(settings: Settings, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
+async def rotated(settings: Settings, database: Database, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
     """The service with a new key, which still knows the former one."""
     both = settings.model_copy(update={"secret_key": NEW_KEY, "secret_key_fallbacks": (SecretStr(SECRET_KEY),)})
-    async with open_client(create_app(both, database)) as client:
+    async with open_client(create_app(both, database, clock=clock)) as client:
         yield client
 
 
@@ -336,7 +336,7 @@ async def test_all_secrets_can_be_encrypted_anew_at_once(
         count = await reencrypt(Context.for_operator(session, database, both))
 
     assert count == 1
-    async with open_client(create_app(new, database)) as after:
+    async with open_client(create_app(new, database, clock=clock)) as after:
         assert await sign_in(after, user, otp=show_code(secret, clock.now)) == ""
 
 
@@ -344,7 +344,7 @@ async def test_a_confirmation_beyond_the_limit_uses_up_no_recovery_code(
     settings: Settings, database: Database, clock: Clock
 ) -> None:
     throttled = settings.model_copy(update={"throttling": True, "throttle_account_changes": 1})
-    async with open_client(create_app(throttled, database)) as client:
+    async with open_client(create_app(throttled, database, clock=clock)) as client:
         user = await create_account(client)
         _, codes = await enable(client, user)
 
@@ -361,7 +361,7 @@ async def test_a_confirmation_beyond_the_limit_uses_up_no_recovery_code(
 
 async def test_repeated_wrong_codes_are_throttled(settings: Settings, database: Database, clock: Clock) -> None:
     throttled = settings.model_copy(update={"throttling": True, "throttle_account_attempts": 3})
-    async with open_client(create_app(throttled, database)) as client:
+    async with open_client(create_app(throttled, database, clock=clock)) as client:
         user = await create_account(client)
         await enable(client, user)
 
@@ -481,7 +481,8 @@ async def test_concurrent_guesses_cannot_exceed_the_limit_of_failures(
 
     # A machine may be slow: nobody gives up waiting for a connection.
     patient = make_settings(live_url, database_pool_size=6, database_pool_timeout_seconds=60)
-    async with open_client(create_app(patient)) as one, open_client(create_app(patient)) as other:
+    apps = [create_app(patient, clock=clock) for _ in range(2)]
+    async with open_client(apps[0]) as one, open_client(apps[1]) as other:
         user = await create_account(one)
         await enable(one, user)
         monkeypatch.setattr(codes, "use_code", use_and_count)
@@ -511,7 +512,7 @@ async def test_administrators_need_a_second_factor_where_it_is_required(
     settings: Settings, database: Database, clock: Clock
 ) -> None:
     strict = settings.model_copy(update={"admin_second_factor_required": True})
-    async with open_client(create_app(strict, database)) as client:
+    async with open_client(create_app(strict, database, clock=clock)) as client:
 
         async def list_users(token: str) -> int:
             return (await client.get("/api/v1/users", headers={"Authorization": f"Bearer {token}"})).status_code

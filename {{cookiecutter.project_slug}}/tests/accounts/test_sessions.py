@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import httpx2
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.commands import end_sessions
 from app.accounts.dependencies import MAX_BODY_SECONDS
+from app.accounts.identity_cache import IdentityCache
 from app.accounts.models import UserSession
 from app.core.config.settings import Settings
 from app.core.db.models import utc_now
@@ -93,15 +95,8 @@ async def test_session_ended_while_request_body_arrives_changes_nothing(
 async def test_cached_session_answers_reads_until_the_cache_expires(
     migrated_url: str, connection: AsyncConnection, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
-
-    class Clock:
-        @staticmethod
-        def monotonic() -> float:
-            return now[0]
-
-    # Not the function itself, which the event loop asks too.
-    monkeypatch.setattr("app.accounts.identity_cache.time", Clock)
+    now = 0.0
+    monkeypatch.setattr("app.accounts.feature.IdentityCache", partial(IdentityCache, clock=lambda: now))
     settings = make_settings(migrated_url, auth_cache_seconds=5)
     async with open_client(create_app(settings, database)) as client:
         user = await create_account(client)
@@ -111,7 +106,7 @@ async def test_cached_session_answers_reads_until_the_cache_expires(
         # As another worker does.
         await connection.execute(delete(UserSession))
         cached = await client.get(ME, headers=user.headers)
-        now[0] = 5.1
+        now = 5.1
         late = await client.get(ME, headers=user.headers)
         written = await client.patch(ME, json={"name": "Eve"}, headers=user.headers)
 

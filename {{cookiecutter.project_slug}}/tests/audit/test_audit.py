@@ -22,6 +22,7 @@ from app.features import FEATURES
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, request_token, sign_in
 from tests.support.applications import create_app
 from tests.support.clients import open_client
+from tests.support.clock import Clock
 from tests.support.databases import execute_async, make_settings
 
 ME = "/api/v1/users/me"
@@ -229,7 +230,7 @@ def test_event_lifetime_below_one_day_is_refused() -> None:
 
 
 async def test_expired_sessions_networks_counts_and_events_are_purged(
-    user: Account, connection: AsyncConnection, database: Database, settings: Settings
+    user: Account, connection: AsyncConnection, database: Database, settings: Settings, clock: Clock
 ) -> None:
     async def count(model: type[Base]) -> object:
         return await connection.scalar(select(func.count()).select_from(model))
@@ -238,7 +239,7 @@ async def test_expired_sessions_networks_counts_and_events_are_purged(
     short_lived = settings.model_copy(update={"audit_log_lifetime_seconds": 24 * 3600, "throttle_memory_seconds": 0})
     old = {"event": "old", "device": "", "details": {}, "created_at": utc_now() - timedelta(days=1)}
     await connection.execute(insert(AuditEvent).values(old))
-    await connection.execute(insert(ThrottleCount).values(key="x", attempts=1, delay_seconds=0, last_at=time.time()))
+    await connection.execute(insert(ThrottleCount).values(key="x", attempts=1, delay_seconds=0, last_at=clock.now))
     tables = (UserSession, KnownNetwork, ThrottleCount)
 
     nothing = await purge(database, settings, purges)

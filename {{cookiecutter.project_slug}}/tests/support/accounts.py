@@ -56,3 +56,7 @@ async def confirmed(client: httpx2.AsyncClient, account: Account, otp: str | Non
 
 async def request_token(client: httpx2.AsyncClient, grant_type: str = "password", **form: str) -> httpx2.Response:
     return await client.post(TOKEN_PATH, data={"grant_type": grant_type, **form})
+
+
+def new_address() -> str:
+    return f"{uuid4().hex}@example.com"

@@ -1,6 +1,7 @@
 """Applications that share their routes, which FastAPI prepares at their first use: longer than most tests take."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from fastapi import FastAPI
@@ -20,12 +21,13 @@ def create_app(
     database: Database | None = None,
     http_transport: AsyncBaseTransport | None = None,
     features: Sequence[Feature] = FEATURES,
+    clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """Create the application with its own settings, middleware and lifespan.
 
     The routers of FEATURES are shared with all other applications, and with them the overrides of dependencies.
     """
-    app = application.create_app(settings, database, http_transport, features)
+    app = application.create_app(settings, database, http_transport, features, clock)
     if features is FEATURES:
         shared = _create_shared_app(settings.api_prefix)
         routers = (route for route in shared.router.routes if not isinstance(route, Route))

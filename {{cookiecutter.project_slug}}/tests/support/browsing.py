@@ -7,11 +7,15 @@ from html.parser import HTMLParser
 
 import httpx2
 from fastapi import FastAPI
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.core.audit.models import AuditEvent
 from tests.support.accounts import PASSWORD
 from tests.support.clients import open_client
 
 ORIGIN = "https://localhost"
+EMAIL = "ada@example.com"
 
 
 class _Forms(HTMLParser):
@@ -99,3 +103,12 @@ class Browser:
 async def open_browser(app: FastAPI, base_url: str = ORIGIN) -> AsyncIterator[Browser]:
     async with open_client(app, base_url, device="a browser") as client:
         yield Browser(client)
+
+
+async def list_events(connection: AsyncConnection) -> list[str]:
+    return list((await connection.scalars(select(AuditEvent.event).order_by(AuditEvent.id))).all())
+
+
+def list_cookies(response: httpx2.Response) -> dict[str, str]:
+    cookies = response.headers.get_list("set-cookie")
+    return {cookie.partition("=")[0]: cookie.partition(";")[2] for cookie in cookies}

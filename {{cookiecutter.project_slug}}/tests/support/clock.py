@@ -1,6 +1,6 @@
 """A clock that stands still until a test advances it."""
 
-from types import SimpleNamespace
+from functools import cache
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.support.second_factor import NOW
 
 
 class Clock:
-    """The time of the codes of second factors, and of the throttle, which otherwise reads the database's clock.
+    """The time of an application that gets this clock, and of the throttle, which otherwise reads the database's clock.
 
     Code that takes a clock as an argument calls it.
     """
@@ -18,7 +18,6 @@ class Clock:
         self._monkeypatch = monkeypatch
         self._real = dict(throttling.CLOCKED)
         self.now = NOW
-        monkeypatch.setattr("app.accounts.second_factor.codes.time", SimpleNamespace(time=self))
 
     @property
     def now(self) -> float:
@@ -28,8 +27,7 @@ class Clock:
     @now.setter
     def now(self, now: float) -> None:
         self._now = now
-        stopped = throttling.ClockedStatements(repr(float(now)))
-        self._monkeypatch.setattr(throttling, "CLOCKED", dict.fromkeys(self._real, stopped))
+        self._monkeypatch.setattr(throttling, "CLOCKED", dict.fromkeys(self._real, _stop_at(float(now))))
 
     def __call__(self) -> float:
         return self._now
@@ -37,3 +35,9 @@ class Clock:
     def run(self) -> None:
         """Let the throttle read the database's clock again."""
         self._monkeypatch.setattr(throttling, "CLOCKED", self._real)
+
+
+@cache
+def _stop_at(now: float) -> throttling.ClockedStatements:
+    # Cached, because every test with the application creates a clock.
+    return throttling.ClockedStatements(repr(now))

@@ -6,17 +6,23 @@ import json
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import httpx2
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 from webauthn.helpers import encode_cbor
 
-from tests.support.accounts import PASSWORD, Account
+from app.core.audit.models import AuditEvent
+from app.outbox.models import OutgoingEmail
+from tests.support.accounts import PASSWORD, Account, request_token
 
 PATH = "/api/v1/auth/passkeys"
 SIGN_IN = f"{PATH}/sign-in"
 ORIGIN = "https://localhost"
+ME = "/api/v1/users/me"
 PRESENT, VERIFIED, ATTESTED = 1, 4, 64
 
 
@@ -103,3 +109,48 @@ async def use(client: httpx2.AsyncClient, key: Authenticator) -> dict[str, Any]:
 
 async def sign_in(client: httpx2.AsyncClient, key: Authenticator, **more: object) -> httpx2.Response:
     return await client.post(SIGN_IN, json={"credential": await use(client, key), **more})
+
+
+async def list_events(connection: AsyncConnection, user: Account) -> list[str]:
+    statement = select(AuditEvent.event).where(AuditEvent.user_id == UUID(user.id)).order_by(AuditEvent.id)
+    return list((await connection.scalars(statement)).all())
+
+
+async def list_messages(connection: AsyncConnection, user: Account) -> list[str]:
+    return list((await connection.scalars(select(OutgoingEmail.kind).where(OutgoingEmail.address == user.email))).all())
+
+
+async def list_names(client: httpx2.AsyncClient, user: Account) -> list[str]:
+    return [passkey["name"] for passkey in (await client.get(PATH, headers=user.headers)).json()]
+
+
+async def remove_oldest(client: httpx2.AsyncClient, user: Account, **proof: object) -> httpx2.Response:
+    passkey = (await client.get(PATH, headers=user.headers)).json()[0]
+    body = {"current_password": PASSWORD, **proof}
+    return await client.request("DELETE", f"{PATH}/{passkey['id']}", json=body, headers=user.headers)
+
+
+async def sign_in_with_password(client: httpx2.AsyncClient, user: Account, **form: str) -> str:
+    """Return the error."""
+    answer = await request_token(client, username=user.email, password=PASSWORD, **form)
+    return str(answer.json().get("error", ""))
+
+
+def named(credential: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "Key", "credential": credential}
+
+
+# Invalid base64url, JSON, CBOR or content; none may cause an internal error.
+GARBAGE: list[object] = [
+    "",
+    "A",
+    "%",
+    "AA",
+    "x" * 9000,
+    "e30",
+    encode(b'{"challenge": 1}'),
+    encode(b"[" * 5000),
+    None,
+    1,
+    {},
+]

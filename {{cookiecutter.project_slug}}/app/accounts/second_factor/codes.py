@@ -3,7 +3,6 @@
 import base64
 import re
 import secrets
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -175,7 +174,7 @@ async def use_code(ctx: Context, user_id: UUID, factor: FactorRecord | None, cod
 
 async def use_totp(ctx: Context, user_id: UUID, factor: FactorRecord, code: str) -> bool:
     secret = ctx.secret_box.decrypt(factor.secret)
-    step = _find_step(make_totp(secret), code)
+    step = _find_step(make_totp(secret), code, ctx.clock())
     if step is None:
         return False
     # Re-encrypt at each use, so that SECRET_KEY replaces SECRET_KEY_FALLBACKS.
@@ -183,11 +182,11 @@ async def use_totp(ctx: Context, user_id: UUID, factor: FactorRecord, code: str)
     return await ctx.session.fetch_value(USE_STEP, owner_id=user_id, used_step=step, new_secret=new_secret) is not None
 
 
-def _find_step(totp: TOTP, code: str) -> int | None:
+def _find_step(totp: TOTP, code: str, now: float) -> int | None:
     if not TOTP_CODE.fullmatch(code):
         return None
-    now = int(time.time()) // STEP_SECONDS
-    for step in range(now - TOLERATED_STEPS, now + TOLERATED_STEPS + 1):
+    current = int(now) // STEP_SECONDS
+    for step in range(current - TOLERATED_STEPS, current + TOLERATED_STEPS + 1):
         try:
             totp.verify(code.encode(), step * STEP_SECONDS)
         except InvalidToken:

@@ -1,5 +1,5 @@
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from urllib.parse import urlsplit
@@ -43,6 +43,8 @@ class State(TypedDict):
     passwords: "PasswordHasher"
     tokens: "TokenSigner"
     secret_box: "SecretBox"
+    # Returns seconds since the epoch.
+    clock: Callable[[], float]
     shutdown: "ShutdownFlag"
     http: "LazyHttpClient"
     # None if no storage is configured.

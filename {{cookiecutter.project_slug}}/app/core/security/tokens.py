@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
@@ -39,9 +40,13 @@ class AccessClaims(BaseModel):
 
 
 class TokenSigner:
-    """Signs access tokens with SECRET_KEY; also verifies tokens that were signed with SECRET_KEY_FALLBACKS."""
+    """Signs access tokens with SECRET_KEY; also verifies tokens that were signed with SECRET_KEY_FALLBACKS.
 
-    def __init__(self, settings: Settings) -> None:
+    `clock` returns seconds since the epoch. At the first use of a token python-jose also reads the system's clock.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._issuer = read_project().name
         self._lifetime = settings.access_token_lifetime_seconds
         # Construct the keys: python-jose would parse a secret that happens to be valid JSON as a key document.
@@ -51,7 +56,7 @@ class TokenSigner:
         self._cached_decode = lru_cache(maxsize=REMEMBERED_TOKENS)(self._decode)
 
     def sign(self, user_id: UUID, session_id: UUID, scope: str) -> str:
-        now = int(time.time())
+        now = int(self._clock())
         claims = {
             "iss": self._issuer,
             "aud": self._issuer,
@@ -73,7 +78,7 @@ class TokenSigner:
         # For malformed input python-jose also raises errors other than JOSEError.
         except (JOSEError, RecursionError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UnauthorizedError("The access token is not valid.") from error
-        if claims.exp < time.time() - LEEWAY_SECONDS:
+        if claims.exp < self._clock() - LEEWAY_SECONDS:
             raise UnauthorizedError("The access token is not valid.")
         return claims
 
@@ -90,7 +95,7 @@ class TokenSigner:
         if header.get("typ") != ACCESS_TOKEN_TYPE or "crit" in header:
             raise ValueError("is not an access token of this service")
         claims = AccessClaims.model_validate(payload)
-        if claims.iat > time.time() + LEEWAY_SECONDS:
+        if claims.iat > self._clock() + LEEWAY_SECONDS:
             raise ValueError("was issued in the future")
         return claims
 

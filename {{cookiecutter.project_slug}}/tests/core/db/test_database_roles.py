@@ -103,7 +103,7 @@ def roles(empty: Roles) -> Roles:
 
 async def test_the_service_works_as_a_role_that_does_not_own_its_tables(roles: Roles, clock: Clock) -> None:
     settings = make_settings(roles.url_of(roles.service))
-    async with open_database(settings) as database, open_client(create_app(settings, database)) as client:
+    async with open_database(settings) as database, open_client(create_app(settings, database, clock=clock)) as client:
         ready = await client.get("/health/ready")
         admin = await create_account(client, database, is_admin=True)
         user = await create_account(client)

@@ -30,8 +30,7 @@ from app.core.security.password_strength import (
     find_weakness,
     normalize_password,
 )
-from tests.accounts.test_recovery import new_address
-from tests.support.accounts import PASSWORD, Account, create_account, request_token
+from tests.support.accounts import PASSWORD, Account, create_account, new_address, request_token
 from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.outgoing import Outgoing
