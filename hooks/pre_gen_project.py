@@ -18,7 +18,7 @@ from pathlib import Path
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# Older versions leave the template's tags in the project, or do not support labels for questions.
+# Older versions leave Jinja tags of the template in the project, or do not support labels for questions.
 OLDEST_COOKIECUTTER = (2, 6)
 
 # The only invisible characters that are allowed: they join the parts of an emoji, and of words in some scripts.

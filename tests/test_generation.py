@@ -273,7 +273,7 @@ def assert_no_blank_lines_are_left(texts: dict[str, str], template: Path) -> Non
 def test_each_file_is_correct_with_every_combination_of_its_options(
     name: str, template: Path, other: BakedProject
 ) -> None:
-    """Rendered as cookiecutter does, and not baked: with all options there are thousands."""
+    """The file is rendered without baking a project: all options together give thousands of projects."""
     for chosen, text in render_combinations(name, template, other.answers):
         texts = {name: text}
         assert_nothing_is_left(texts)

@@ -35,7 +35,7 @@ def origin(bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="session")
 def manual(origin: BakedProject) -> dict[str, list[str]]:
-    """The commands of docs/containers.md by heading; test_every_command_of_the_manual_is_run looks for all uses."""
+    """The commands of docs/containers.md by heading; test_manual.py checks that the tests use each heading."""
     return read_manual(origin)
 
 

@@ -65,7 +65,7 @@ def test_proxy_with_a_new_address_is_trusted(stack: Stack, manual: dict[str, lis
     stack.compose("rm", "--stop", "--force", "proxy")
     squatter = run_docker("run", "--detach", f"--network={name}", stack.image, "sleep", "60").strip()
     try:
-        # The image of this machine is used: there may be no registry.
+        # The local image is used, because there may be no registry to pull from.
         stack.follow(manual["Update, roll back, scale"][5].replace("docker compose pull proxy\n", ""))
         stack.wait_until_ready()
         stack.request("GET", path)
