@@ -78,7 +78,7 @@ async def test_password_is_changed_and_other_sessions_end(
 
         assert "Your password was changed." in browser.text
         assert other.path == "/sign-in"
-        # A copy of the browser's own cookies is worth nothing either.
+        # The session in a copy of the browser's own cookies has also ended.
         other.client.cookies.clear()
         other.client.cookies.update(copied)
         await other.open("/account")

@@ -82,7 +82,7 @@ async def test_environment_and_database_cannot_override_session_settings(
     with monkeypatch.context() as patch:
         for name, value in FOREIGN_SETTINGS.items():
             patch.setenv(name, value)
-        # PostgreSQL itself in the place of a pooler: what is asked of a connection is what counts here.
+        # PostgreSQL itself takes the place of a pooler: only the settings of the connection matter here.
         patch.setattr(type(settings), "pooled_url", property(lambda given: given.url.set(**pooler)))
 
         async with open_database(settings) as database, database.read() as session:

@@ -1,4 +1,4 @@
-"""Uploads to a route such as teams write, in the whole application: valid and rejected requests."""
+"""Uploads to a sample route in the whole application: valid and rejected requests."""
 
 import asyncio
 import io
