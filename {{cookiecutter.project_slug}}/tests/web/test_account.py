@@ -182,7 +182,7 @@ async def test_second_factor_is_turned_on_and_off(
 
     await browser.open("/account/second-factor")
     await browser.send("/account/second-factor/disable", current_password=PASSWORD)
-    assert "send a code as otp" in browser.text
+    assert "enter a code" in browser.text
     await browser.send("/account/second-factor/disable", current_password=PASSWORD, otp=recovery_codes[0])
     assert "Your second factor is off." in browser.text
 
