@@ -55,7 +55,7 @@ def test_start_fails_if_no_network_identifies_the_proxy(stack: Stack) -> None:
         check=False,
     )
 
-    assert output == "No network has a way out, so none is known to be the proxy's: set FORWARDED_ALLOW_IPS.\n"
+    assert output == "No network has a default route, so the proxy's network is unknown: set FORWARDED_ALLOW_IPS.\n"
 
 
 def test_proxy_with_a_new_address_is_trusted(stack: Stack, manual: dict[str, list[str]]) -> None:
