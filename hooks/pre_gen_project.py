@@ -77,11 +77,11 @@ TEXT = (is_text, "1 to 200 printable characters without line breaks and control 
 RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
     "project_name": [TEXT],
     "project_slug": [
-        (is_slug, "2 to 50 lower-case letters, digits and hyphens, the first a letter and the last no hyphen"),
+        (is_slug, "2 to 50 lower-case letters, digits and hyphens, starting with a letter, not ending with a hyphen"),
         (
             is_free,
-            "none of app, test, tests, a keyword of Python, a module of its standard library, or a package that the "
-            "service depends on",
+            "another name than app, test, tests, a keyword of Python, a module of its standard library, or a package "
+            "that the service depends on",
         ),
     ],
     "description": [TEXT],
