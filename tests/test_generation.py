@@ -142,7 +142,7 @@ def test_python_and_mail_templates_are_copied_unchanged(files: dict[str, Path], 
 def test_tagged_lines_are_kept_only_for_options_answered_yes(project: BakedProject, template: Path) -> None:
     expected = (template / SERVICE / TAGGED).read_text(encoding="utf-8")
     for option in TAGGED_OPTIONS:
-        # Remove only the tag, or the whole line.
+        # Remove only the tag if the answer is yes, and the whole line otherwise.
         is_kept = project.answers[option] == "yes"
         pattern = rf"(?m)  # only: {option}$" if is_kept else rf"(?m)^.*  # only: {option}\n"
         expected, count = re.subn(pattern, "", expected)

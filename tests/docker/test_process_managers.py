@@ -1,4 +1,4 @@
-"""Supervisor and circus; the other chapters run under gunicorn."""
+"""The process managers supervisor and circus; most other test modules of this folder use gunicorn."""
 
 import json
 

@@ -296,7 +296,7 @@ def load(stack: Stack, headers: dict[str, str]) -> Iterator[Load]:
 
 
 def read_manual_text(project: BakedProject) -> str:
-    """Return the manual's page on containers."""
+    """Return the operator's manual, docs/containers.md."""
     return project.read("docs/containers.md")
 
 

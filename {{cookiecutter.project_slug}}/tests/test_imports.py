@@ -1,4 +1,4 @@
-"""Modules that a serving process has imported, and its start."""
+"""Modules that a process of the service imports at its start, and its garbage collector."""
 
 import os
 import subprocess

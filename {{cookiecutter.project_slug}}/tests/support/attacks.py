@@ -19,7 +19,7 @@ Ids = Mapping[str, object]
 TOKEN_SCHEME = "OAuth2PasswordBearer"
 # The status of a response to the owner, if the state of the item forbids the request.
 CONFLICT = 409
-BY_HAND = "Say what it takes in BODIES of tests/test_attacks.py, or name the attacked route in CHECKED_ELSEWHERE there."
+BY_HAND = "Give a valid body in BODIES of tests/test_attacks.py, or name the attacked route in CHECKED_ELSEWHERE there."
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def list_operations(document: Schema) -> list[Operation]:
 
 
 def list_owned(document: Schema) -> list[Operation]:
-    """List the guarded operations below an item, without those that need the scope of administrators."""
+    """List the operations on items of users that require authentication, without those of administrators."""
     return [
         (method, path)
         for method, path in list_operations(document)
@@ -170,7 +170,7 @@ async def _plan(target: Target, method: str, path: str, ids: Ids, attacker: Acco
     """Return attempts on the owner's items, also inside the attacker's own parents.
 
     The fields of the body refer to the attacker's items, and then to the owner's: a refusal because of a field would
-    hide that the owner of the path is not compared.
+    hide that the route does not check the owner of the items in its path.
     """
     names = [name for name, _ in _list_parameters(path)]
     own = await _make_references(target, method, path, await make_items(target, path, attacker), attacker)

@@ -113,7 +113,7 @@ def hang_up(handler: Handler) -> None:
 
 
 def drip(handler: Handler) -> None:
-    """Send a byte now and then, so that no single wait is long."""
+    """Send single bytes with short pauses: no single read takes long, but the response does not end."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()

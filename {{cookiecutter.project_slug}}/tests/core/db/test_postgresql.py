@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the t
 
 NAMES = Query(select(User.name))
 WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
-# psycopg prepares a statement on the server after this number of executions.
+# More executions than the five after which psycopg prepares a statement on the server.
 MANY = 8
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 READ_ONLY = "transaction_read_only"

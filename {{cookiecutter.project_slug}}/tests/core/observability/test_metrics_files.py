@@ -21,7 +21,7 @@ from app.core.observability.metrics import render_metrics
 from app.core.observability.metrics_files import FOLDER, RESERVED_BYTES, list_files, locked, open_files
 
 if sys.platform == "win32":
-    pytest.skip("workers have no locks there, and nothing is added up", allow_module_level=True)
+    pytest.skip("on Windows, workers have no file locks, and no metrics are merged", allow_module_level=True)
 
 import resource
 

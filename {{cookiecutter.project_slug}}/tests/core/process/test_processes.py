@@ -170,7 +170,7 @@ def test_environment_sets_number_of_workers(url: str, command: Sequence[str]) ->
         assert server.get("/health").status_code == 200
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="nobody tells the environment of a process")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc to read an environment from")
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -230,7 +230,7 @@ class TestBreachedPasswords:
             yield client
 
     def answer(self, outgoing: Outgoing, url: str, text: str) -> None:
-        # A body that has not been read yet, as one from the network.
+        # Like a response from the network, this one has a body that has not been read yet.
         outgoing.answer("GET", url, stream=httpx2.ByteStream(text.encode()))
 
     async def sign_up(self, client: httpx2.AsyncClient) -> httpx2.Response:
