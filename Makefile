@@ -25,7 +25,7 @@ EXPLAIN_PIP_CONF := ! python3 -m pip config list 2> /dev/null | grep -Eq 'index-
 
 .PHONY: install demo bake test test-docker bench bench-process-managers bench-sign-ins screenshots check fix help
 
-help: ## List the verbs
+help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
 
 install: $(INSTALLED_UV)
@@ -45,16 +45,16 @@ test: install ## Run every test that this machine can run
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory test-docker; \
 	else echo 'Left out: the tests of the containers, because no container engine answers (docker info).'; fi
 
-test-docker: $(INSTALLED_UV) ## Bring up and use the containers, alone: minutes that depend on time
+test-docker: $(INSTALLED_UV) ## Test the containers, with no other tests at the same time; takes minutes
 	$(UV) run pytest tests/docker $(if $(BROWSER),,-m 'not browser')
 
-bench: $(INSTALLED_UV) ## Measure the service beside the least that gives the same answers, and at scale
+bench: $(INSTALLED_UV) ## Compare the service with minimal applications that give the same answers, and measure it at scale
 	$(UV) run --group bench python -m benchmarks.service
 
 bench-process-managers: $(INSTALLED_UV) ## Compare gunicorn, supervisor and circus
 	$(UV) run python -m benchmarks.process_managers
 
-bench-sign-ins: $(INSTALLED_UV) ## Measure what many sign-ins at once cost everybody else
+bench-sign-ins: $(INSTALLED_UV) ## Measure the effect of many concurrent sign-ins on other requests
 	$(UV) run python -m benchmarks.sign_ins
 
 screenshots: $(INSTALLED_UV) ## Retake the pictures of the README

@@ -1,4 +1,4 @@
-"""Requests of the service beside the least that answers them, round by round in turns."""
+"""Compare requests of the service with the same requests to a minimal application, in alternating rounds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from benchmarks.servers import HOST, Server
 ROUNDS = 5
 WARM_UP_SECONDS = 0.5
 PAGE = 50
-EMAIL, PASSWORD = "ada@example.com", "correct horse battery staple"  # of this benchmark alone
+EMAIL, PASSWORD = "ada@example.com", "correct horse battery staple"  # used only by the benchmarks
 API = "/api/v1"
 LIVE = Call("GET", "/health/live", {"Host": HOST})
 SIGN_IN = Call(
@@ -122,7 +122,7 @@ class Comparison:
 
 
 def compare_live(service: Server, bare: Server, raw: Server) -> Iterator[Row]:
-    """Beside a framework that does nothing else, and beside none."""
+    """Compare the liveness probe with bare FastAPI, and with an ASGI application without a framework."""
     for name, goal, floor in (("bare FastAPI", 1.4, bare), ("raw ASGI", None, raw)):
         yield Comparison("GET /health/live", name, goal, Target(service, LIVE), Target(floor, LIVE)).run()
 
@@ -133,7 +133,7 @@ def compare_cached(cached: Server, driver: Server, account: Account) -> Row:
 
 
 def compare_queries(service: Server, driver: Server, account: Account) -> Iterator[Row]:
-    """Compare queries of the service with the same queries of the driver."""
+    """Compare routes of the service with minimal routes that run the same queries by the database driver alone."""
     assert service.database
     one = "FastAPI, JWT, one query of the driver"
     for name, goal, floor, ours, theirs in (

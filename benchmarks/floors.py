@@ -1,7 +1,7 @@
-"""Minimal applications with the same responses, which the service is compared with.
+"""Minimal applications with the same responses as the service; the benchmarks compare the service with them.
 
-They have no settings, errors, logs or checks. `FLOOR_DATABASE` is where the service's data is, `FLOOR_KEY` its
-key, `FLOOR_ISSUER` the name in its tokens.
+They have no settings, error handling, logs or checks. Three environment variables configure them: `FLOOR_DATABASE` is
+the address of the service's database, `FLOOR_KEY` the key that signs its tokens, `FLOOR_ISSUER` the issuer in them.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ INSERT = f"""
 
 
 class Postgres:
-    """psycopg's own connections, which run each statement by itself."""
+    """Connections of psycopg in autocommit mode: each statement is a transaction."""
 
     def __init__(self) -> None:
         self._free: asyncio.Queue[psycopg.AsyncConnection[Any]] = asyncio.Queue()
@@ -100,7 +100,7 @@ class Postgres:
 
 
 class Sqlite:
-    """aiosqlite's own connections; one of them writes."""
+    """Connections of aiosqlite; one of them runs all writes, one at a time."""
 
     def __init__(self) -> None:
         self._free: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
@@ -130,7 +130,7 @@ class Sqlite:
 
 
 def _adapt(value: object) -> object:
-    """As SQLAlchemy stores it."""
+    """Return the value in the form in which SQLAlchemy stores it."""
     if isinstance(value, UUID):
         return value.hex
     return str(value.replace(tzinfo=None)) if isinstance(value, datetime) else value
@@ -194,7 +194,7 @@ async def read_liveness() -> Liveness:
 
 
 def idle() -> FastAPI:
-    """The minimum of a worker: an engine that has connected once."""
+    """Return the application of a minimal worker: FastAPI, and an SQLAlchemy engine that has connected once."""
 
     @asynccontextmanager
     async def connect(_app: FastAPI) -> AsyncIterator[None]:
@@ -211,7 +211,7 @@ def idle() -> FastAPI:
 
 
 async def raw(scope: Scope, _receive: Receive, send: Send) -> None:
-    """Without a framework."""
+    """Answer the liveness probe as an ASGI application without a framework."""
     if scope["type"] == "http":
         headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -225,7 +225,7 @@ def bare() -> FastAPI:
 
 
 def driver() -> FastAPI:
-    """With a token and, but for /claims, one statement."""
+    """Return an application whose routes verify a token and, except for /claims, run one statement."""
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     app.add_api_route("/health/live", read_liveness)
     app.include_router(router)

@@ -1,6 +1,7 @@
 """A closed-loop load on loopback: a number of clients, each of which sends its next request after a response.
 
-It runs in a process of its own, on cores of its own. It needs some 30 us a request: a slower server has no rest.
+The load runs in a separate process, on cores that the server does not use. It needs about 30 us for each request, so
+a server that needs longer is always busy.
 """
 
 import json
@@ -26,7 +27,7 @@ END_OF_HEAD = b"\r\n\r\n"
 
 @dataclass(frozen=True)
 class Call:
-    """A request; of several, each client takes one at random every time."""
+    """A request. If a load has several, a client chooses one of them at random each time."""
 
     method: str
     path: str
@@ -46,7 +47,7 @@ class Outcome:
     seconds: float
     # How many answers had each status; 0 stands for a connection that was lost.
     statuses: dict[int, int]
-    # Milliseconds: those of the answers below 300, and of all others.
+    # Response times in milliseconds: of statuses below 300, and in `refused_p99` of all others.
     p50: float
     p99: float
     worst: float
@@ -88,7 +89,7 @@ class Client:
         self.socket.send(random.choice(self._requests))  # noqa: S311  # nothing secret
 
     def read(self) -> int | None:
-        """Return the status of an answer that has come whole."""
+        """Return the status when the response is complete, and None before."""
         chunk = self.socket.recv(65536)
         if not chunk:
             raise ConnectionError
@@ -155,7 +156,7 @@ def _percentile(seconds: Sequence[float], number: int) -> float:
 
 @dataclass
 class Load:
-    """A load that runs; `wait` for its outcome."""
+    """A running load; `wait` returns its outcome."""
 
     process: "subprocess.Popen[str]"
 

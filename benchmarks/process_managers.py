@@ -1,7 +1,8 @@
 """How gunicorn, supervisor and circus compare: `make bench-process-managers`.
 
-Serves three baked projects (SQLite, two workers), one after the other, on loopback, and prints a table. The load is
-bounded: four clients that keep their connection and ask for what touches no database, for a few seconds at a time.
+Serves three baked projects (SQLite, two workers) on loopback, puts load on one at a time, and prints a table. The load
+is small: for a few seconds, four clients with persistent connections request the liveness probe, which uses no
+database.
 """
 
 import os
@@ -35,7 +36,7 @@ HANG_SECONDS = 10
 
 
 def ask_until(base_url: str, is_over: Callable[[], bool]) -> list[bool]:
-    """Return for each request whether it was answered."""
+    """Send requests until `is_over`, and return for each whether it succeeded."""
     outcomes = []
     connection = HTTPConnection(urlsplit(base_url).netloc, timeout=PATIENCE_SECONDS)
     while not is_over():
@@ -52,7 +53,7 @@ def ask_until(base_url: str, is_over: Callable[[], bool]) -> list[bool]:
 
 
 def put_under_load(server: RunningServer, act: Callable[[], None]) -> tuple[int, int, float]:
-    """Return how many requests failed and how many were made, and the seconds that the act took."""
+    """Run `act` under load; return the number of failed and of all requests, and the seconds that `act` took."""
     ended = Event()
     with ThreadPoolExecutor() as threads:
         loads = [threads.submit(ask_until, server.base_url, ended.is_set) for _ in range(CLIENTS)]
@@ -73,7 +74,7 @@ class Measured:
         self.wait(lambda: len(self.workers()) == WORKERS, "the workers")
 
     def workers(self) -> set[int]:
-        """The manager's children that serve."""
+        """Return the process ids of the workers, which are the manager's children."""
         children = Path(f"/proc/{self.manager}/task/{self.manager}/children")
         return {int(pid) for pid in children.read_text().split()} if children.exists() else set()
 
@@ -97,12 +98,12 @@ class Measured:
         self.wait_for_starts(before + 1)
 
     def crash_again_and_again(self) -> tuple[int, float]:
-        """End each worker at sight; return how many were started a minute, and the seconds until all serve again."""
+        """Kill each worker as soon as it appears; return the starts a minute, and the seconds until all serve again."""
         before, seen = self.workers(), set()
         deadline = time.monotonic() + CRASH_SECONDS
         while time.monotonic() < deadline:
             for pid in self.workers():
-                # It may have been waited for since.
+                # The manager may already have reaped the process.
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 seen.add(pid)
@@ -117,7 +118,7 @@ class Measured:
         os.kill(self.manager, signal.SIGKILL)
         self.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers")
         seconds = time.monotonic() - started
-        # Whoever is killed does not clean up.
+        # A killed manager cannot remove the folder of metrics.
         for folder in Path("/dev/shm").glob("metrics-*"):  # noqa: S108  # only what these workers have made
             if any((folder / f"gauge_livesum_{pid}.db").exists() for pid in workers):
                 shutil.rmtree(folder)
@@ -125,7 +126,7 @@ class Measured:
 
 
 def read_memory_mib(pid: int) -> float:
-    """Return its private memory and its share of the memory that it shares (PSS)."""
+    """Return the proportional set size (PSS) of a process: private memory, and a share of shared memory."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
@@ -173,7 +174,7 @@ def measure_manager(project: Path, settings: dict[str, str]) -> dict[str, str]:
 
 
 def measure_throughput(projects: dict[str, Path], settings: dict[str, str]) -> dict[str, Row]:
-    """In turns, so that what disturbs the machine disturbs all."""
+    """Measure the managers in turns, so that other load on the machine affects all of them."""
     rates: dict[str, list[float]] = {manager: [] for manager in projects}
     with ExitStack() as stack:
         servers = {

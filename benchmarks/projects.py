@@ -1,4 +1,4 @@
-"""Projects to measure, baked as a person would bake them."""
+"""Projects to measure, baked from the template as a user bakes them."""
 
 import shutil
 import sys
@@ -8,7 +8,7 @@ from cookiecutter.main import cookiecutter
 
 from tests.support.template import ROOT, SERVICE, list_files
 
-# The template's own environment has what every project needs.
+# The virtual environment of the template contains the packages of every project.
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
 
 
@@ -17,7 +17,7 @@ def bake(folder: Path, **answers: str) -> Path:
 
 
 def copy_template(folder: Path) -> Path:
-    """Copy it as a clone would have it."""
+    """Copy the template as a clone of the repository would contain it."""
     template = folder / "template"
     for path in list_files("cookiecutter.json", "hooks", SERVICE):
         (template / path).parent.mkdir(parents=True, exist_ok=True)

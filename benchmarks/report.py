@@ -1,4 +1,4 @@
-"""The report of the measurements: tables for people and READMEs, and a plot."""
+"""The report of the measurements: Markdown tables, and a plot."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """A request of the service beside its floor; times of the processor are microseconds a request."""
+    """A request of the service, compared with a minimal application (its floor); `_us`: CPU microseconds a request."""
 
     request: str
     database: str
     floor: str
-    # None where the floor is there to compare with, and not to come near to.
+    # None if the ratio is only shown and has no goal.
     goal: float | None
     ratio: float
     server_us: float
@@ -20,7 +20,7 @@ class Row:
     database_us: float
     per_second: float
     floor_per_second: float
-    # In milliseconds, with enough clients to saturate the server.
+    # Response times in milliseconds, with enough clients to saturate the server.
     p50: float
     p99: float
 
@@ -52,7 +52,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Anything else: what it is, what was found, and the goal that it meets or not."""
+    """Any other measurement: its name, its value, its goal, and whether the value meets the goal."""
 
     what: str
     value: str
@@ -70,7 +70,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
-    """Draw each ratio that has a goal beside it. matplotlib is asked for when it is needed: no other benchmark does."""
+    """Draw each ratio that has a goal, with the goal. Imports matplotlib, which only this plot needs."""
     import matplotlib as mpl
 
     mpl.use("svg")

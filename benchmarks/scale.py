@@ -25,7 +25,7 @@ ADD_ROWS = """
 
 
 def measure_workers(project: Path, database: Database, account: Account) -> Iterator[Finding]:
-    """On whatever cores there are, the load's and the database's included."""
+    """Measure several numbers of workers, on all cores, including those of the load and of the database."""
     for workers in WORKERS:
         with serve_project(project, database, prefix=(), WEB_CONCURRENCY=str(workers)) as server:
             server.load([account.todo], clients=32, seconds=0.5)
@@ -37,7 +37,7 @@ def measure_workers(project: Path, database: Database, account: Account) -> Iter
 
 
 def measure_clients(service: Server, account: Account) -> Iterator[Finding]:
-    """At last with one again: what was refused must leave nothing behind."""
+    """Measure several numbers of clients; finally one again, to show that refused requests have no lasting effect."""
     for clients in (*CLIENTS, 1):
         outcome = service.load([account.todo], clients=clients, seconds=SECONDS)
         refused = outcome.statuses.get(503, 0)
@@ -81,7 +81,7 @@ def _walk(service: Server, account: Account, pages: int, limit: int = 100) -> st
 
 
 def measure_soak(service: Server, database: Database, account: Account) -> Iterator[Finding]:
-    """Half of the time to warm up, half to grow."""
+    """Warm up for half of the time, then measure in the other half how much the resources in use grow."""
     calls = [account.me, account.todo, account.page(), account.new_todo]
     service.load(calls, clients=32, seconds=SOAK_SECONDS / 2)
     before, started = _inventory(service, database), time.monotonic()

@@ -1,4 +1,4 @@
-"""Servers to measure: each has one core of its own, everything else the others."""
+"""Servers to measure, pinned to one core; the load and the databases run on the other cores."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tests.support.template import ROOT
 SERVER_CORE = min(os.sched_getaffinity(0))
 OTHER_CORES = os.sched_getaffinity(0) - {SERVER_CORE} or {SERVER_CORE}
 HOST = "service.example.com"
-SECRET_KEY = "5f0c9e1ab34d7826" * 4  # of these benchmarks alone
+SECRET_KEY = "5f0c9e1ab34d7826" * 4  # used only by the benchmarks
 PINNED = ("taskset", "--cpu-list", str(SERVER_CORE))
 FLOOR = "exec gunicorn --worker-class uvicorn_worker.UvicornWorker --bind 127.0.0.1:$PORT --no-control-socket"
 
@@ -38,7 +38,7 @@ class Usage:
         return sum(time.user + time.system for time in times)
 
     def memory_mib(self) -> float:
-        """Return the private memory of each process and its share of the memory that it shares (PSS)."""
+        """Return the proportional set size (PSS) of all processes: private memory, and a share of shared memory."""
         return sum(process.memory_full_info().pss for process in tree(self._pid)) / 1024**2
 
     def open_files(self) -> int:
@@ -46,7 +46,7 @@ class Usage:
 
 
 class Database:
-    """A PostgreSQL server of its own, or a file of SQLite."""
+    """A PostgreSQL server that only the benchmarks use, or an SQLite file."""
 
     def __init__(self, url: str, pid: int | None = None) -> None:
         self.url = url
@@ -105,7 +105,7 @@ class Server:
 def serve_project(
     project: Path, database: Database, *, prefix: Sequence[str] = PINNED, **settings: str
 ) -> Iterator[Server]:
-    """As in production: gunicorn, all middleware, the access lines left to the proxy; with one worker."""
+    """Serve a project as in production: gunicorn with one worker, all middleware, and no access log (nginx has one)."""
     production = {
         "ENVIRONMENT": "production",
         "SECRET_KEY": SECRET_KEY,
@@ -141,7 +141,7 @@ def cpu_seconds_to_first_answer(project: Path, database: Database) -> float:
 
 
 def cpu_seconds_of_imports(*modules: str) -> float:
-    """The floor of a start: the interpreter, and what nobody can do without."""
+    """Return the CPU time to start Python and import these modules: the minimum that any start needs."""
     before = os.times()
     subprocess.run([*PINNED, sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
     after = os.times()

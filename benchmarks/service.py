@@ -1,8 +1,8 @@
-"""The service beside the least that could give the same answers, and what becomes of it under load: `make bench`.
+"""The service compared with minimal applications that give the same answers, and measured under load: `make bench`.
 
-Serves baked projects as in production, on loopback, on a core of their own, for some six minutes; prints tables, and
-leaves them with a plot in .bench/. What is compared runs in turns, so that what disturbs the machine disturbs both:
-the figure to trust is the ratio.
+Serves baked projects as in production, on loopback, pinned to one core, for about six minutes; prints tables, and
+writes them with a plot to .bench/. The service and the minimal application are measured in turns, so that other load
+on the machine affects both: their ratio is the most reliable figure.
 """
 
 import tempfile
@@ -51,7 +51,7 @@ def compare(folder: Path, database: Database, project: Path, *, with_bare: bool)
 def measure_sign_ins(service: Server) -> Iterator[Finding]:
     before = service.usage.cpu_seconds()
     alone = service.load([SIGN_IN], clients=4, seconds=SIGN_IN_SECONDS)
-    # Four at once at one account are close to what the throttle lets pass.
+    # Four concurrent sign-ins to one account are near the limit of the throttle, which may refuse some.
     assert alone.succeeded > 0.9 * alone.answered, alone.statuses
     seconds, verify = (service.usage.cpu_seconds() - before) / alone.succeeded, _verify_seconds()
     text = f"{seconds / verify:.2f} ({seconds * 1000:.1f} / {verify * 1000:.1f} ms)"
@@ -114,7 +114,7 @@ def measure_postgres(folder: Path) -> Iterator[Row | Finding]:
         yield from measure_start(folder, project, database)
         with serve_project(project, database) as service:
             yield from measure_sign_ins(service)
-            # Afterwards, because this many sign-ins end older sessions.
+            # After the sign-ins, because this many of them end the account's older sessions.
             account = open_account(service)
             yield from scale.measure_soak(service, database, account)
             yield from scale.measure_clients(service, account)

@@ -1,7 +1,7 @@
 """The effect of many concurrent sign-ins on other requests: `make bench-sign-ins`.
 
-Serves a baked project (SQLite, gunicorn, one worker, production's hash parameters) on loopback, and asks for
-`/health/live` while people sign in, 50 at a time: with hashing bounded, as it is by default, and without the bound.
+Serves a baked project (SQLite, gunicorn, one worker, production's hash parameters) on loopback, and requests
+`/health/live` during 50 concurrent sign-ins: with the default limit of concurrent hashes, and without a limit.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from tests.support.serving import RunningServer, serve
 AT_ONCE = 50
 SIGN_INS = 300
 IDLE_SECONDS = 5
-PASSWORD = "correct horse battery staple"  # noqa: S105  # of this benchmark alone
+PASSWORD = "correct horse battery staple"  # noqa: S105  # used only by this benchmark
 ACCOUNT = {"email": "ada@example.com", "password": PASSWORD}
 FORM = {"grant_type": "password", "username": ACCOUNT["email"], "password": PASSWORD}
 CASES = {"bounded, as by default": "1", f"not bounded ({AT_ONCE} at once)": str(AT_ONCE)}
 
 
 async def probe(client: httpx2.AsyncClient, is_over: Callable[[], bool]) -> list[float]:
-    """Ask again and again; return the seconds of each answer."""
+    """Request the liveness probe until `is_over`; return the seconds that each response took."""
     waits = []
     while not is_over():
         started = time.perf_counter()
@@ -47,7 +47,7 @@ async def sign_in_at_once(client: httpx2.AsyncClient) -> None:
 
 
 def read_memory_mib(server: RunningServer) -> float:
-    """The most that all processes together have had in memory, at worst at the same time."""
+    """Return the sum of the peak memory of all processes; their peaks may be at different times."""
     peaks = [
         int(line.split()[1])
         for pid in server.list_processes()
@@ -60,7 +60,7 @@ def read_memory_mib(server: RunningServer) -> float:
 async def measure(server: RunningServer) -> None:
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=server.base_url, timeout=120, limits=limits) as client:
-        # The second case finds the account that the first has made.
+        # Both cases use the same database, so the account already exists in the second case.
         assert (await client.post("/api/v1/users", json=ACCOUNT)).status_code in (201, 409)
         idle_until = time.monotonic() + IDLE_SECONDS
         report("idle", await probe(client, lambda: time.monotonic() > idle_until))

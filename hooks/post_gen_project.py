@@ -56,7 +56,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "tests/support/weather_service.py": ("weather_example", "yes"),
 }
 
-# The only Python file that depends on options: a line with this tag is kept, without the tag, if the answer is yes.
+# The only Python file that depends on options. A line with this tag is kept, without the tag, if the answer is yes, and
+# removed otherwise.
 TAGGED = Path("app/features.py")
 TAG = re.compile(r"  # only: ([a-z_]+)$")
 
@@ -96,7 +97,7 @@ def write_env() -> None:
 
 
 def write_secrets() -> None:
-    """Create the secrets as deploy/docker/secrets.sh does; for the modes, see there."""
+    """Create the secrets as deploy/docker/secrets.sh does; that script explains the file modes."""
     folder = Path("secrets")
     folder.chmod(0o700)
     for name in re.findall(r"(?m)^    file: \./secrets/(.+)$", Path("compose.yaml").read_text(encoding="utf-8")):

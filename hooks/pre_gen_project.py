@@ -18,7 +18,7 @@ from pathlib import Path
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# Older versions leave the template's tags in the project, or do not support labels for questions.
+# Older versions leave Jinja tags of the template in the project, or do not support labels for questions.
 OLDEST_COOKIECUTTER = (2, 6)
 
 # The only invisible characters that are allowed: they join the parts of an emoji, and of words in some scripts.
@@ -77,11 +77,11 @@ TEXT = (is_text, "1 to 200 printable characters without line breaks and control 
 RULES: dict[str, list[tuple[Callable[[str], bool], str]]] = {
     "project_name": [TEXT],
     "project_slug": [
-        (is_slug, "2 to 50 lower-case letters, digits and hyphens, the first a letter and the last no hyphen"),
+        (is_slug, "2 to 50 lower-case letters, digits and hyphens, starting with a letter, not ending with a hyphen"),
         (
             is_free,
-            "none of app, test, tests, a keyword of Python, a module of its standard library, or a package that the "
-            "service depends on",
+            "another name than app, test, tests, a keyword of Python, a module of its standard library, or a package "
+            "that the service depends on",
         ),
     ],
     "description": [TEXT],

@@ -410,7 +410,7 @@ def test_copied_passkey_is_refused(open_page: OpenPage) -> None:
     assert thief.path == "/sign-in?next=/account"
 
 
-# Chromium refuses to sign; the tests of the service cover an authenticator that signs anyway.
+# Chromium refuses to sign for another site. The tests of the service cover an authenticator that signs anyway.
 def test_passkey_is_not_used_for_another_site(open_page: OpenPage) -> None:
     person = open_page(PUBLIC_URL)
     enter(person)
@@ -455,7 +455,7 @@ def test_passkey_button_is_hidden_without_javascript(open_page: OpenPage) -> Non
 
 
 def walk_outside(person: Person) -> Iterator[str]:
-    """Yield at each page, and each of its messages, that is shown without a sign-in."""
+    """Open each page that needs no sign-in, in each of its states; yield a name of the state."""
     for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
         person.open(path)
         yield path

@@ -1,4 +1,4 @@
-"""The script that creates the roles and the database in the container of PostgreSQL, run by a real server."""
+"""The script that creates the roles and the database in the container of PostgreSQL, run against a real server."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.support.projects import Bake
 from tests.support.serving import wait_until
 
 TIMEOUT_SECONDS = 60
-# Replaces `trust`, which accepts any password.
+# Takes precedence over the server's own rule `trust`, which accepts any password.
 RULE = "local all service,owner scram-sha-256\n"
 
 
@@ -70,7 +70,7 @@ def test_roles_get_the_passwords_in_the_secret_files(server: tuple[Path, str], t
     assert members == (False,)
     for role, password in passwords.items():
         wait_until(partial(is_refused, url, role), TIMEOUT_SECONDS, lambda: "wrong passwords are refused")
-        # pydantic-settings strips a secret.
+        # The service reads the secret file without surrounding white space: pydantic-settings strips it.
         assert can_sign_in(url, role, password.strip())
 
 

@@ -49,7 +49,7 @@ class Rendered:
     page: str
     readme: str
     settings: str
-    # File name to source.
+    # The sources of the service by file name.
     files: dict[str, str]
 
 

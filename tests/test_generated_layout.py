@@ -20,14 +20,15 @@ TEXTS = [
     if (ROOT / path).is_file() and b"\0" not in (ROOT / path).read_bytes()
 ]
 RENDERED = [name for name in TEXTS if not is_copied(name)]
-# Names as long as their tags: a paragraph that is filled in the template is filled in the project.
+# Answers as long as the Jinja tags that they replace, so that rendering keeps the length of each line.
 ANSWERS = {
     **{name: value for name, value in CONTEXT.items() if isinstance(value, str)},
     "project_slug": "as-long-as-its-own-tag-in-text",
     "domain_name": "as-long-as-its.tag.example.com",
     "_jinja2_env_vars": CONTEXT["_jinja2_env_vars"],
 }
-# A line in the middle of a paragraph that is shorter, and that the next word would fit on, looks broken.
+# A line in the middle of a paragraph looks broken if it is shorter than SHORTEST_LINE, and the next word would fit
+# within FILL characters.
 SHORTEST_LINE, FILL = 64, 100
 # Python's own style has two blank lines between definitions.
 PYTHON = {".py", ".mako"}
@@ -45,7 +46,7 @@ COMMENT = re.compile(r"\s*[#;](?!!)")
 CLOSING = re.compile(r"\s*([\]})]|fi$|done$|esac$|else$|elif )")
 OPENING = re.compile(r"[\[{(]$|\b(then|do|else)$")
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
-# The first words of a line; a link is never broken.
+# The first word of a line; a link counts as one word, because it is never broken.
 FIRST_WORD = re.compile(r"\s*(\[[^\]]*\]\([^)]*\)\S*|\S+)")
 # The first line of a part of a file; a blank line separates it from the previous part.
 PARTS = {
@@ -131,7 +132,7 @@ def is_new_part(kind: str, above: str, line: str) -> bool:
 
 
 def find_lost_comments(kind: str, lines: list[str]) -> Iterator[str]:
-    """Comments whose subject is missing. The first paragraph of a file may be about the whole of it."""
+    """Find comments without the code that they describe; the first comment may describe the whole file."""
     start = lines.index("") if "" in lines else len(lines)
     for number, line in enumerate(lines):
         following = lines[number + 1] if number + 1 < len(lines) else ""
@@ -194,7 +195,7 @@ def find_scars_of_markdown(lines: list[str]) -> Iterator[str]:
 
 
 def count_level(line: str) -> int:
-    """The level of a heading, and none of other lines."""
+    """Return the level of a heading, and 0 for any other line."""
     heading = re.match(r"(#+) ", line)
     return len(heading[1]) if heading else 0
 
@@ -222,7 +223,7 @@ def test_no_combination_of_choices_leaves_a_scar(name: str, template: Path) -> N
 
 @pytest.mark.parametrize("name", RENDERED)
 def test_no_blank_line_is_lost_with_a_tag(name: str, template: Path) -> None:
-    """Jinja removes a tag together with the blank lines after it; one that separates two blocks stands before it."""
+    """Jinja removes a tag with the blank lines after it, so a blank line between two blocks must be before the tag."""
     text = (template / SERVICE / name).read_text(encoding="utf-8")
 
     assert re.findall(r"[^\n]\n( *#%.*)\n\n", text) == []
@@ -247,7 +248,7 @@ def test_no_text_refers_to_a_file_that_is_not_there(name: str, template: Path) -
 
 
 def is_there(name: str, chosen: Mapping[str, str]) -> bool:
-    """Whether a file is there with each choice of the options that are not settled."""
+    """Whether a file exists with these choices, for every choice of the other options."""
     return all(
         {chosen[option]} <= set(choices) if option in chosen else set(CHOICES[option]) == set(choices)
         for option, choices in list_conditions(name)

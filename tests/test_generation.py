@@ -142,7 +142,7 @@ def test_python_and_mail_templates_are_copied_unchanged(files: dict[str, Path], 
 def test_tagged_lines_are_kept_only_for_options_answered_yes(project: BakedProject, template: Path) -> None:
     expected = (template / SERVICE / TAGGED).read_text(encoding="utf-8")
     for option in TAGGED_OPTIONS:
-        # Remove only the tag, or the whole line.
+        # Remove only the tag if the answer is yes, and the whole line otherwise.
         is_kept = project.answers[option] == "yes"
         pattern = rf"(?m)  # only: {option}$" if is_kept else rf"(?m)^.*  # only: {option}\n"
         expected, count = re.subn(pattern, "", expected)
@@ -273,7 +273,7 @@ def assert_no_blank_lines_are_left(texts: dict[str, str], template: Path) -> Non
 def test_each_file_is_correct_with_every_combination_of_its_options(
     name: str, template: Path, other: BakedProject
 ) -> None:
-    """Rendered as cookiecutter does, and not baked: with all options there are thousands."""
+    """The file is rendered without baking a project: all options together give thousands of projects."""
     for chosen, text in render_combinations(name, template, other.answers):
         texts = {name: text}
         assert_nothing_is_left(texts)

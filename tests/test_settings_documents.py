@@ -1,4 +1,4 @@
-"""The documents of the settings say in each baked project what its own `make docs` would write."""
+"""The documents of the settings in each baked project are identical to the output of its `make docs`."""
 
 import re
 import sys

@@ -50,7 +50,7 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
         assert process.poll() is None, log.read_text()
         yield url
     finally:
-        # SIGKILL: after SIGTERM, SeaweedFS waits half a minute for its own parts.
+        # SIGKILL: after SIGTERM, SeaweedFS waits half a minute for its own components.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for port in ports.values():
@@ -73,7 +73,7 @@ def test_s3_bucket_passes_the_tests_of_the_object_stores(endpoint: str) -> None:
         TEST_S3_BUCKET="files",
         TEST_S3_ACCESS_KEY_ID=KEY["accessKey"],
         TEST_S3_SECRET_ACCESS_KEY=KEY["secretKey"],
-        # The tests of the object stores need no database.
+        # The tests of the object stores use no database; with SQLite, no database server is started.
         TEST_DATABASE_URL="sqlite://",
     )
     pytest_options = ["-p", "no:cacheprovider", "-q", "-k", "s3", "tests/core/storage/test_storage.py"]

@@ -1,4 +1,4 @@
-"""The verbs, the documents and the pipelines of this repository."""
+"""The make targets, the documents and the CI pipelines of this repository."""
 
 import math
 import os
@@ -65,7 +65,7 @@ def test_every_page_of_the_manual_with_commands_is_followed_by_a_test() -> None:
         page.name for page in pages if re.search("(?m)^```(?:sh|console)$", page.read_text(encoding="utf-8"))
     }
 
-    # By tests/docker, test_without_driver.py, test_service.py and tests/vm.
+    # Tested by tests/docker, test_without_driver.py, test_service.py and tests/vm, in this order.
     assert with_commands == {"containers.md", "database.md", "developing.md", "server.md"}
 
 
@@ -86,7 +86,7 @@ def list_layout() -> Iterator[str]:
 
 def test_layout_in_contributing_matches_the_tree() -> None:
     shown = list(list_layout())
-    # The root holds more files than a reader looks for.
+    # The layout need not list all files of the root folder.
     opened = {f"{Path(name).parent}/" for name in shown} - {"./"}
 
     assert [name for name in shown if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()] == []

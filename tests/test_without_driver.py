@@ -1,4 +1,4 @@
-"""The service works without `app/core/db/driver`, once the page's steps have removed it."""
+"""The service works after the steps in docs/database.md have removed `app/core/db/driver`."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from tests.support.programs import person_environment, run_program
 from tests.support.projects import TIMEOUT_SECONDS
 from tests.support.template import ROOT, SERVICE
 
-# The whole suite would take as long again as in place: these tests run most typed statements.
+# The tests that run most typed statements; the whole suite would take too long.
 TESTED = ("tests/core/db", "tests/todos", "tests/projects", "tests/accounts/test_auth.py")
 
 

@@ -1,4 +1,4 @@
-"""The containers that all chapters share. They are built and started once."""
+"""The containers that all test modules of this folder, its chapters, share. They are built and started once."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -12,7 +12,7 @@ from tests.support.serving import wait_until
 MARKS = [
     pytest.mark.docker,
     pytest.mark.slow,
-    # Includes the first build.
+    # The first test also builds the image.
     pytest.mark.timeout(600),
     pytest.mark.skipif(not has_engine(), reason="no container engine: `docker info` fails"),
 ]
@@ -35,7 +35,7 @@ def origin(bake: Bake) -> BakedProject:
 
 @pytest.fixture(scope="session")
 def manual(origin: BakedProject) -> dict[str, list[str]]:
-    """The commands of docs/containers.md by heading; test_every_command_of_the_manual_is_run looks for all uses."""
+    """The commands of docs/containers.md by heading; test_manual.py checks that the tests use each heading."""
     return read_manual(origin)
 
 

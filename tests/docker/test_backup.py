@@ -33,7 +33,8 @@ def test_restore_recovers_deleted_rows_and_files(stack: Stack, manual: dict[str,
 
 
 def backup_of_the_files_fails(stack: Stack) -> bool:
-    # Removed each time: a backup that began before the loss writes this marker when it ends.
+    # Without this marker, the next backup of the files starts. It is removed each time, because a backup that began
+    # before the files were deleted creates it again.
     stack.execute("backup", "rm", "-f", "/backups/.files-done")
     return "has no files, but" in stack.compose("logs", "backup")
 
@@ -88,7 +89,7 @@ def test_database_moves_to_a_new_server(stack: Stack, manual: dict[str, list[str
     stack.add_todo(stack.sign_in(email), "moved")
 
     stack.follow(reach, typed={"service=#": "\\q\n"})
-    # The image of this machine is used: there may be no registry.
+    # The local image is used, because there may be no registry to pull from.
     stack.follow(minor.replace("docker compose pull db\n", ""))
     stack.follow(leave)
     volumes = run_docker("volume", "ls", "--quiet")

@@ -55,7 +55,7 @@ def test_start_fails_if_no_network_identifies_the_proxy(stack: Stack) -> None:
         check=False,
     )
 
-    assert output == "No network has a way out, so none is known to be the proxy's: set FORWARDED_ALLOW_IPS.\n"
+    assert output == "No network has a default route, so the proxy's network is unknown: set FORWARDED_ALLOW_IPS.\n"
 
 
 def test_proxy_with_a_new_address_is_trusted(stack: Stack, manual: dict[str, list[str]]) -> None:
@@ -65,7 +65,7 @@ def test_proxy_with_a_new_address_is_trusted(stack: Stack, manual: dict[str, lis
     stack.compose("rm", "--stop", "--force", "proxy")
     squatter = run_docker("run", "--detach", f"--network={name}", stack.image, "sleep", "60").strip()
     try:
-        # The image of this machine is used: there may be no registry.
+        # The local image is used, because there may be no registry to pull from.
         stack.follow(manual["Update, roll back, scale"][5].replace("docker compose pull proxy\n", ""))
         stack.wait_until_ready()
         stack.request("GET", path)

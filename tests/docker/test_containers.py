@@ -126,7 +126,7 @@ def test_stop_timeouts_grow_from_workers_to_application_to_proxy(stack: Stack) -
     )
 
     assert proxy > app > int(config["environment"]["GRACEFUL_TIMEOUT_SECONDS"])
-    # PostgreSQL closes its connections and writes a checkpoint.
+    # PostgreSQL needs time to close its connections and to write a checkpoint.
     assert db >= 60
 
 
@@ -151,7 +151,7 @@ def test_containers_start_after_their_dependencies_are_ready(stack: Stack) -> No
 def test_application_does_not_start_without_its_schema(stack: Stack) -> None:
     other = ["--project-name", f"{stack.project.path.name}-gate"]
     try:
-        # The wildcard is refused in production: the migration fails.
+        # Production refuses `*` as an allowed host, so the migration fails.
         output = stack.compose(*other, "up", "--detach", "--no-build", "app", check=False, DOMAIN="*")
         states = stack.compose(*other, "ps", "--all", "--format", "{{.Service}} {{.State}}", "app", "db")
     finally:

@@ -54,10 +54,10 @@ def test_sign_ins_are_rate_limited_and_other_requests_are_not(stack: Stack, user
         data, headers = form | {"username": f"{uuid4().hex}@example.com"}, {"Origin": PAGE_ORIGIN}
         return stack.request("POST", "/api/v1/auth/token", data=data, headers=headers)
 
-    # All at once: nginx lets one more request through each second.
+    # Concurrently: nginx allows one more request each second, so sequential ones might not exceed the limit.
     with ThreadPoolExecutor(CONCURRENCY) as threads:
         answers = list(threads.map(sign_in, range(CONCURRENCY)))
-    # Several requests to each path, for the same reason.
+    # Several requests to each path, so that they exceed the rate limit.
     as_costly = {path: [stack.request("POST", f"/api/v1/{path}", json={}) for _ in range(6)] for path in ALSO_LIMITED}
 
     # Responses of nginx have no request id; those of the application come from the throttles of accounts.

@@ -1,4 +1,4 @@
-"""The operator's manual."""
+"""The operator's manual, docs/containers.md."""
 
 import re
 from pathlib import Path

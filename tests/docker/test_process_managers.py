@@ -1,4 +1,4 @@
-"""Supervisor and circus; the other chapters run under gunicorn."""
+"""The process managers supervisor and circus; most other test modules of this folder use gunicorn."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_update_under_other_process_managers_fails_no_request(sqlite: Stack, man
 
     with load(sqlite, headers) as clients:
         clients.wait_for_answers(20)
-        # The images of this machine are used: there may be no registry.
+        # The local images are used, because there may be no registry to pull from.
         sqlite.follow(renew.replace(" --pull --no-cache", ""))
         clients.wait_for_answers(20)
 

@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect, sync_playwright
 
-# The system's browsers; Playwright would download its own.
+# Browsers of the system, because Playwright's own would have to be downloaded.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     *("--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -17,7 +17,7 @@ FLAGS = (
 )
 # Long, so that a busy machine fails no test.
 PATIENCE_MILLISECONDS = 60_000
-# More than any page has focusable elements.
+# More focusable elements than any page has.
 MOST_STOPS = 60
 # Chromium logs this for every page with an error status.
 REFUSAL = "Failed to load resource: the server responded with a status of "
@@ -34,7 +34,7 @@ def find_chromium() -> str:
 
 @contextmanager
 def open_chromium(*more_flags: str) -> Iterator[Browser]:
-    # Its sandbox does not work for root.
+    # Chromium's sandbox does not work for root.
     flags = [*FLAGS, *more_flags, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -85,7 +85,7 @@ class Person:
         scope.get_by_role("button", name=name, exact=True).click()
 
     def follow(self, key: str = "Enter") -> None:
-        """Press a key on what has the focus, and wait until the browser is where that leads."""
+        """Press a key on the focused element, and wait for the navigation that it starts."""
         with self.page.expect_navigation():
             self.page.keyboard.press(key)
 
@@ -96,7 +96,7 @@ class Person:
         expect(self.page.locator("body")).not_to_contain_text(text)
 
     def tab_to(self, name: str) -> None:
-        """Press Tab until the control of this name has the focus, and a person sees that it has."""
+        """Press Tab until the control of this name has the focus, and check that its focus outline is visible."""
         for _ in range(MOST_STOPS):
             self.page.keyboard.press("Tab")
             focused = self.page.locator(":focus")
@@ -111,14 +111,14 @@ class Person:
         return label.strip()
 
     def width_that_is_cut_off(self) -> int:
-        """How many pixels there are to scroll to the side."""
+        """Return the number of pixels by which the page is wider than the window."""
         pixels: int = self.page.evaluate(
             "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
         )
         return pixels
 
     def find_barriers(self) -> list[str]:
-        """Judge the page by axe, all of its rules; they need no network."""
+        """Check the page with all rules of axe; return violations, and results that need a review by a person."""
         found = Axe().run(self.page, options={"resultTypes": ["violations", "incomplete"]}).response
         return [
             f"{kind['id']} on {self.path}: {node['html']} ({node['failureSummary']})"

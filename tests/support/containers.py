@@ -215,7 +215,7 @@ class Stack:
         assert response.status_code == 200, response.text
         return {"Authorization": f"Bearer {response.json()['access_token']}"}
 
-    def add_todo(self, headers: dict[str, str], title: str = "todo", **options: Any) -> httpx2.Response:  # noqa: ANN401  # to the client
+    def add_todo(self, headers: dict[str, str], title: str = "todo", **options: Any) -> httpx2.Response:  # noqa: ANN401  # passed on to httpx2, which declares them
         return self.request("POST", "/api/v1/todos", json={"title": title}, headers=headers, **options)
 
     def list_todos(self, headers: dict[str, str]) -> set[str]:
@@ -258,7 +258,7 @@ class Load:
         while not self._stop.wait(self._pause):
             title = uuid4().hex
             try:
-                # HTTP allows nginx to close an idle connection at any moment, as it does when it reloads.
+                # A new connection for each request: nginx may close an idle one at any moment, for example on a reload.
                 with httpx2.Client(verify=unverified(), timeout=30) as client:
                     written = self._stack.add_todo(self._headers, title, client=client).status_code
                 with httpx2.Client(verify=unverified(), timeout=30) as client:
@@ -296,18 +296,18 @@ def load(stack: Stack, headers: dict[str, str]) -> Iterator[Load]:
 
 
 def read_manual_text(project: BakedProject) -> str:
-    """Return the manual's page on containers."""
+    """Return the operator's manual, docs/containers.md."""
     return project.read("docs/containers.md")
 
 
 def read_manual(project: BakedProject) -> dict[str, list[str]]:
-    """Return the blocks of commands on that page, by heading."""
+    """Return the blocks of commands in docs/containers.md, by heading."""
     sections = dict(section.split("\n", 1) for section in re.split(r"(?m)^## ", read_manual_text(project))[1:])
     return {heading: re.findall(r"(?ms)^```sh\n(.*?)^```", text) for heading, text in sections.items()}
 
 
 def unverified() -> ssl.SSLContext:
-    """Return a context that accepts any certificate: it is self-signed until the operator installs one."""
+    """Return a TLS context without verification: the certificate is self-signed until the operator installs one."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

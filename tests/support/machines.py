@@ -114,7 +114,7 @@ class Site:
         self.address = address
         self.domain = domain
         self.context = ssl.create_default_context(cadata=trusted)
-        # The self-signed certificate is not that of an authority.
+        # Strict verification would refuse the self-signed certificate, because it is not one of an authority.
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
     def request(

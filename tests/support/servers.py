@@ -68,7 +68,7 @@ class Server:
 
     @property
     def owner(self) -> str:
-        """The owner of the database: a role of PostgreSQL and its account, or on SQLite the service's account."""
+        """The owner of the database: the PostgreSQL role and system account, or with SQLite the service's account."""
         if self.project.answers["database"] == "postgresql":
             return f"{self.slug[:25]}-owner"
         return self.slug[:31]
@@ -98,7 +98,7 @@ class Server:
         return main, set(map(int, self.machine.run(f"pgrep -P {main} || true").split()))
 
     def wait_for_workers(self) -> tuple[int, set[int]]:
-        """Wait until all workers run (one per core, at least two), and return the same ids."""
+        """Wait until all workers run (one per core, at least two), and return the ids as `pids` does."""
         count = max(2, int(self.machine.run("nproc")))
         wait_until(lambda: len(self.pids()[1]) == count, 60, lambda: f"{count} workers: {self.pids()}")
         return self.pids()

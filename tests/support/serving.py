@@ -54,7 +54,7 @@ class Answer:
 
 
 class RunningServer:
-    """A command that serves, in a separate session, as a terminal would start it."""
+    """A server, started by a command in a new session, as a terminal would start it."""
 
     def __init__(self, command: Sequence[str], folder: Path, *, probe: str = "/docs", **variables: str) -> None:
         """Start the command and wait until the path `probe` responds with 200."""

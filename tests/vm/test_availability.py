@@ -119,7 +119,7 @@ def test_service_reconnects_after_a_database_restart(server: Server, token: str)
 
     server.machine.run("systemctl restart postgresql")
 
-    # A pool finds a dead connection only when it uses it.
+    # A connection pool detects a closed connection only when a request uses the connection.
     wait_until(lambda: all(is_served(server, token) for _ in range(20)), 30, lambda: "the database is found again")
     assert created.json["title"] in server.titles(token)
     assert server.pids() == before

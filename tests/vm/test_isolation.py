@@ -40,7 +40,7 @@ def test_only_the_services_account_reads_the_secrets_and_it_has_no_shell(server:
 
 
 # A malicious dependency: its code runs when it is built, and at every start of a Python that has it installed.
-# It needs no other package to be built.
+# Building it requires no other package.
 DEPENDENCY = {
     "pyproject.toml": """
 [project]

@@ -1,4 +1,4 @@
-"""Deployments that fail, and the way back to an older release."""
+"""Failed deployments, and rollbacks to an older release."""
 
 import shlex
 
@@ -117,7 +117,7 @@ def test_a_failed_migration_keeps_the_old_release(server: Server, copy: str) -> 
 def test_rollback_downgrades_the_schema_only_on_request(server: Server, copy: str, token: str) -> None:
     release = server.release
     head = add_migration(server, copy)
-    # A checkout under umask 077.
+    # The file modes of a checkout under umask 077; the service must be able to read its release nevertheless.
     server.machine.run(f"chmod -R go= {copy}")
     server.deploy(folder=copy)
     newer = server.release

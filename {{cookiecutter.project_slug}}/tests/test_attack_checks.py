@@ -1,4 +1,4 @@
-"""The attacks of tests/support/attacks.py notice the holes of a small service, and need no help for what is closed."""
+"""The checks of tests/support/attacks.py find the holes of a sample service, and pass for its protected routes."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,7 +50,7 @@ class ExpenseCreate(Everything):
 def make_app(*, unowned: Operation | None = None, unbound: Operation | None = None) -> FastAPI:
     """Projects with expenses and their receipts.
 
-    The operation `unowned` does not compare the owner of the project, `unbound` not the project of the expense.
+    The operation `unowned` does not check the owner of the project, and `unbound` not the project of the expense.
     """
     app = FastAPI()
     projects: dict[UUID, Row] = {}
@@ -212,7 +212,7 @@ class Note(RequestModel):
 
 
 def make_notes(**behaviour: bool) -> FastAPI:
-    """Notes of which one thing is wrong."""
+    """Return a service of notes that has the one fault in `behaviour`."""
     app = FastAPI()
     notes: dict[str, str] = {}
     scheme = HTTPBearer()

@@ -25,7 +25,7 @@ from tests.support.databases import make_settings, unreachable_url
 
 ME = "/api/v1/users/me"
 USERS = "/api/v1/users"
-# Who calls these has no token yet, or brings one that the route itself checks.
+# Routes that need no access token: the caller has none yet, or sends another token that the route checks.
 PUBLIC = {
     ("get", "/health"),
     ("get", "/health/live"),
@@ -43,7 +43,8 @@ PUBLIC = {
 # Fields that cannot be made from the OpenAPI document, such as {("post", "/api/v1/orders"): {"currency": "EUR"}}.
 # A file is (name, content, media type).
 BODIES: dict[Operation, object] = {}
-# Routes on items that others may use as well, or that cannot be made from the document: their own tests check who may.
+# Routes on items that other users may also access, or that cannot be created from the document: separate tests check
+# the access to them.
 CHECKED_ELSEWHERE: set[Operation] = {
     ("delete", "/api/v1/auth/passkeys/{passkey_id}"),
     ("get", "/api/v1/users/{user_id}"),
@@ -113,7 +114,7 @@ async def test_user_cannot_set_protected_fields(
 async def test_sign_in_ignores_planted_tokens_and_creates_new_session(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
-    """Fixation: whoever planted a token in somebody's browser does not share what the person gets."""
+    """Session fixation: an attacker who planted a token in a browser has no access to the session of its user."""
     victim = await create_account(client)
     form = {"grant_type": "password", "username": victim.email, "password": PASSWORD}
     form |= {"refresh_token": user.refresh_token, "session_id": "planted"}
@@ -222,7 +223,7 @@ async def test_invalid_address_is_refused_at_sign_up(client: httpx2.AsyncClient,
 async def test_lookalike_address_is_separate_account(client: httpx2.AsyncClient) -> None:
     await client.post(USERS, json={"email": "ada@example.com", "password": PASSWORD})
 
-    # A Cyrillic a: a person is warned by the mail program, and the account is not Ada's.
+    # The first letter is Cyrillic, so this is another address, and the new account gives no access to Ada's.
     created = await client.post(USERS, json={"email": "\u0430da@example.com", "password": "another long password"})
 
     assert created.status_code == 201
@@ -258,7 +259,7 @@ async def test_request_cannot_add_response_headers_or_log_lines(
 async def test_response_time_does_not_reveal_whether_address_has_account(
     settings: Settings, database: Database
 ) -> None:
-    """Against a hash that costs something, as it does in production."""
+    """Uses a hash as expensive as in production: with a cheap one, a difference would not be measurable."""
     costly = settings.model_copy(update={"password_hash_memory_cost": 19 * 1024, "password_hash_time_cost": 2})
     async with open_client(create_app(costly, database)) as client:
         user = await create_account(client)
@@ -268,17 +269,17 @@ async def test_response_time_does_not_reveal_whether_address_has_account(
             await request_token(client, username=username, password="not the password")
             return time.perf_counter() - started
 
-        # In turns: what disturbs the machine disturbs both.
+        # Measured in turns, so that other load on the machine affects both.
         ratios = [await measure(user.email) / await measure(f"{uuid4().hex}@example.com") for _ in range(25)]
 
-    # Without a hash the one would be many times as fast.
+    # Without a dummy hash, the response for an unknown address would be many times as fast.
     assert 0.5 < statistics.median(ratios) < 2
 
 
 async def test_concurrent_sign_ins_do_not_block_event_loop(settings: Settings, live_url: str) -> None:
-    """By processor time, which a busy machine does not change."""
+    """Compares CPU times, which other load on the machine does not change."""
     live = make_settings(live_url, password_hash_memory_cost=19 * 1024, password_hash_time_cost=2)
-    # The first one also loads the library.
+    # The minimum, because the first hash also loads the library.
     seconds_of_a_hash = min([await measure_hash(PasswordHasher(live)) for _ in range(3)])
     async with open_client(create_app(live)) as client:
         user = await create_account(client)
@@ -292,7 +293,7 @@ async def test_concurrent_sign_ins_do_not_block_event_loop(settings: Settings, l
         seconds = seconds_beside_the_loop() - started
 
     assert set(answers) == {200}
-    # SQLite's statements, which are not on the loop either, are a tenth of it.
+    # SQLite's statements, which also run in other threads, take only a tenth of this time.
     assert seconds > AT_ONCE * seconds_of_a_hash / 2
 
 

@@ -71,7 +71,7 @@ def test_openapi_document_and_its_defaults_are_valid(settings: Settings) -> None
 
 
 def test_a_default_that_breaks_its_own_schema_is_found() -> None:
-    """So that the test above means something."""
+    """Proves that test_openapi_document_and_its_defaults_are_valid can fail."""
     app = FastAPI()
 
     class Named(BaseModel):
@@ -167,7 +167,7 @@ def test_every_error_code_is_documented() -> None:
 
     assert {"busy", "not-found"} <= codes
     assert codes - documented == set(), "document these codes in docs/errors.md"
-    # A code may be a constant that is passed on; without a code of its own, an error has that of its status.
+    # A code may be a constant that is passed on; an error without an explicit code has the code of its status.
     constants = {node.value for module in modules for node in ast.walk(module) if isinstance(node, ast.Constant)}
     of_statuses = {code for code, status, _ in rows if code in {STATUS_CODES.get(int(status)), phrase(int(status))}}
     of_nginx = {code for code, _, nginx in rows if nginx}
@@ -251,7 +251,7 @@ def test_readme_lists_every_page() -> None:
 
 
 def test_no_body_of_a_partial_update_has_a_default(settings: Settings) -> None:
-    """Clients that are generated from the document would send it, and change what they were not asked to change."""
+    """Clients generated from the document would send defaults, and so change fields that the user did not change."""
     schema = create_app(settings).openapi()
 
     bodies = [

@@ -10,9 +10,9 @@ from app.core import errors
 from app.core.errors import AppError
 from app.core.project import ROOT
 
-# The classes of errors in core and web have their codes.
+# In core and web, the classes of errors define the codes.
 FEATURES = [folder for folder in (ROOT / "app").iterdir() if folder.is_dir() and folder.name not in {"core", "web"}]
-# Classes whose code belongs to the class.
+# Classes that define the code of their errors.
 GENERAL = {"InsufficientScopeError", "TooManyRequestsError"}
 ERRORS = {
     name
@@ -22,7 +22,7 @@ ERRORS = {
 
 
 def find_refusals() -> Iterator[tuple[str, str, str | None]]:
-    """Yield the place, the detail as it is written, and the code as it is written."""
+    """Yield the place of each refusal, and the source text of its detail and of its code."""
     for folder in FEATURES:
         for path in sorted(folder.rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

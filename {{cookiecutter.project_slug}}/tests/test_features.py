@@ -182,7 +182,7 @@ async def members_url(live_url: str) -> str:
 
 @pytest.fixture
 def settings(members_url: str) -> Settings:
-    # Messages become files. What is waited for comes long before a sender looks again by itself, in a minute.
+    # Without a mail server, e-mails become files. Tests expect them long before the sender polls after a minute.
     own = InvitationSettings(_env_file=None, invitation_lifetime_seconds=7200)
     settings = make_settings(members_url, cors_origins=SITE["Origin"], purge_interval_seconds=1, outbox_poll_seconds=60)
     return settings.join(own)

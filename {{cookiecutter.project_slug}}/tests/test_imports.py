@@ -1,4 +1,4 @@
-"""Modules that a serving process has imported, and its start."""
+"""Modules that a process of the service imports at its start, and its garbage collector."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from app.core.project import ROOT
 from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
-# For some requests only, for commands, for development, and for tests.
+# Packages that only some requests, commands, the development tools or the tests need.
 UNUSED = {
     "alembic",
     "mako",

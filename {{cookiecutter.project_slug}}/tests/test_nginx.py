@@ -1,4 +1,4 @@
-"""nginx's own errors look like the service's, so that clients need to know one form."""
+"""Errors of nginx have the same format as errors of the service, so that clients handle only one format."""
 
 import json
 import re
@@ -12,7 +12,7 @@ NGINX = ROOT / "deploy" / "nginx"
 def test_errors_of_nginx_have_the_codes_of_the_service() -> None:
     table = (NGINX / "http.conf").read_text(encoding="utf-8").partition("$refusal_code {")[2].partition("}")[0]
     codes = {int(status): code for status, code in re.findall(r"(\d{3}) ([a-z-]+);", table)}
-    # The phrase that the service's code is made from depends on Python's version.
+    # The service derives this code from a phrase of Python that differs between versions.
     del codes[416]
 
     assert len(codes) > 10

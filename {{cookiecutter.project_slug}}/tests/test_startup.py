@@ -34,9 +34,9 @@ TOGETHER = 8
 
 
 def start_together(url: str, **changes: str) -> list[object]:
-    """Start many processes at once, stop them when all are ready, and return what they said."""
+    """Start many processes at once, stop them when all are ready, and return the events that they logged."""
     with ExitStack() as stack:
-        # One moment for all: what starts after a reset that another one has made would reset again.
+        # All have the same start time: a process with a later one would reset the database again.
         environment = make_environment(url, DATABASE_POOL_SIZE="1", SERVICE_STARTED_AT=str(time.time()), **changes)
         servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
         for server in servers:
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_while_the_database_is_out_of_reach_is_replaced(
 
 @contextmanager
 def out_of_reach(url: str) -> Iterator[None]:
-    """New connections fail; where a server can, it also ends the old ones."""
+    """Make new connections fail; on PostgreSQL, also end the existing ones."""
     database = make_url(url).database or ""
     if make_url(url).get_backend_name() == "sqlite":
         away = Path(database).rename(f"{database}.away")

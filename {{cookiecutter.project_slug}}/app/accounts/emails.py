@@ -86,12 +86,12 @@ _ASK_FOR_HELP = "If you did not expect this, contact the operators of this servi
 CHANGES = {
     AccountChange.PASSWORD: (
         "Your password was changed",
-        "The password of your account was changed, and it was signed out everywhere.",
+        "The password of your account was changed, and all its sessions were ended.",
         _TAKE_BACK,
     ),
     AccountChange.EMAIL: (
         "Your address was changed",
-        "Your account has a new e-mail address. Messages about it are no longer sent here.",
+        "Your account has a new e-mail address. Messages about the account are no longer sent to this address.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_ENABLED: (
@@ -126,7 +126,7 @@ CHANGES = {
     ),
     AccountChange.DEACTIVATED: (
         "Your account was deactivated",
-        "Your account was deactivated, and it was signed out everywhere.",
+        "Your account was deactivated, and all its sessions were ended.",
         _ASK_FOR_HELP,
     ),
     AccountChange.REACTIVATED: (
@@ -260,7 +260,8 @@ async def render_account_changed(_session: Session, settings: Settings, email: Q
 
 
 async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
-    return _render(settings, email, "second_factor_failures", "Somebody signs in with your password")
+    subject = "Someone signs in with your password, but without a correct code"
+    return _render(settings, email, "second_factor_failures", subject)
 
 
 async def render_passkey_copied(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:

@@ -14,7 +14,7 @@ class WeatherSettings(FeatureSettings):
         default="https://api.openweathermap.org/data/2.5",
         description="URL of the weather service.",
     )
-    weather_timeout_seconds: Wait = Field(default=5, description="Longest time for an response, over all attempts.")
+    weather_timeout_seconds: Wait = Field(default=5, description="Longest time for a response, over all attempts.")
     weather_connect_timeout_seconds: Wait = Field(
         default=2,
         description="Longest time to connect to the weather service.",
@@ -31,8 +31,8 @@ class WeatherSettings(FeatureSettings):
     )
     weather_requests_per_minute: Count = Field(
         default=60,
-        description="Requests of one account to the weather service per minute and worker, without those that a fresh"
-        " value of the cache serves.",
+        description="Requests of one account to the weather service per minute and worker. Responses from the cache do"
+        " not count.",
     )
     weather_concurrency: Count = Field(
         default=10,
@@ -57,9 +57,12 @@ class WeatherSettings(FeatureSettings):
         default=6 * 3600,
         ge=0,
         le=MAX_LIFETIME_SECONDS,
-        description="How long after that a stale response is used when the weather service fails.",
+        description="How long after `WEATHER_CACHE_SECONDS` a stale response is used when the weather service fails.",
     )
-    weather_cache_size: Count = Field(default=1000, description="Answers in the cache of each worker.")
+    weather_cache_size: Count = Field(
+        default=1000,
+        description="Maximum number of responses in the cache of each worker.",
+    )
 
     @property
     def upstream_options(self) -> UpstreamOptions:
@@ -76,5 +79,5 @@ class WeatherSettings(FeatureSettings):
     @property
     def notes(self) -> list[str]:
         if self.weather_api_key is None:
-            return ["WEATHER_API_KEY is not set: GET /weather responses 503"]
+            return ["WEATHER_API_KEY is not set: GET /weather answers 503"]
         return []

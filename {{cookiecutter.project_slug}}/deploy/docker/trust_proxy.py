@@ -34,7 +34,7 @@ def main() -> None:
     if "FORWARDED_ALLOW_IPS" not in os.environ:
         networks = trusted_networks(ROUTES.read_text(encoding="ascii"))
         if not networks:
-            sys.exit("No network has a way out, so none is known to be the proxy's: set FORWARDED_ALLOW_IPS.")
+            sys.exit("No network has a default route, so the proxy's network is unknown: set FORWARDED_ALLOW_IPS.")
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(map(str, networks))
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # the command of compose.yaml
 

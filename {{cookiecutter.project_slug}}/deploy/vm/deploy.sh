@@ -85,7 +85,7 @@ build() {
             # Safe: no process of the builder is left, chown -h does not follow links, and from then on only root can write.
             chown -hR root:root .venv .build &&
             chmod -R u=rwX,go=rX .venv .build
-    ) || die "the release could not be built: nothing was changed"
+    ) || die "the release could not be built (see above): nothing was changed"
 }
 
 # The steps that run code of the release and of its dependencies. Prints the revision of the schema.

@@ -84,9 +84,9 @@ check_system() {
         *) die "unsupported system (${PRETTY_NAME:-unknown}): use Debian 12 or Ubuntu 24.04, or a newer release" ;;
     esac
     [[ ! -d /etc/nginx/service || -e /etc/nginx/conf.d/$SLUG.conf ]] ||
-        die "this server already runs another service of this template: use a server of its own for each service"
+        die "this server already runs another service of this template: use a separate server for each service"
     [[ -z $SWAP ]] || ! systemd-detect-virt --quiet --container ||
-        die "--swap: this is a container and cannot have swap of its own: leave the option out"
+        die "--swap: this is a container, which uses the swap of its host: leave the option out"
     local unit
     for unit in "$SLUG@.service" "$SLUG.target" "$SLUG.service"; do
         [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system already has a unit $unit: choose another project_slug"

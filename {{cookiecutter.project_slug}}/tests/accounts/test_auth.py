@@ -103,7 +103,7 @@ async def test_wrong_password_with_unusual_characters_or_length_is_refused(
         ("username=a&password=b", "application/x-www-form-urlencoded", "invalid_request"),
         ("grant_type=password", "application/x-www-form-urlencoded", "invalid_request"),
         ("grant_type=password&username=a", "application/x-www-form-urlencoded", "invalid_request"),
-        # RFC 6749 §3.1: without a value is as good as left out.
+        # RFC 6749 §3.1: a parameter without a value is treated as if it were omitted.
         ("grant_type=password&username=a&password=", "application/x-www-form-urlencoded", "invalid_request"),
         ("grant_type=refresh_token", "application/x-www-form-urlencoded", "invalid_request"),
         ("grant_type=password&grant_type=password", "application/x-www-form-urlencoded", "invalid_request"),

@@ -1,4 +1,4 @@
-"""Changes that let somebody in or keep somebody out ask for the password, and for a code of the second factor."""
+"""Changes that grant or remove access require a confirmation: the password, and a code of the second factor."""
 
 import httpx2
 import pytest
@@ -38,7 +38,7 @@ async def test_sensitive_change_without_confirmation_is_refused(
     path: str,
     body: dict[str, object] | None,
 ) -> None:
-    # The last administrator stays in any case.
+    # A second administrator: removing the last one would be refused even with a confirmation.
     await create_account(client, database, is_admin=True)
     owner = await sign_in(client, admin.id, admin.email)
     sessions = (await client.get(SESSIONS, headers=admin.headers)).json()

@@ -1,4 +1,4 @@
-"""Transactions that lock the same rows do so in the same order: otherwise PostgreSQL would end one of them."""
+"""Transactions lock the same rows in the same order: otherwise they could deadlock, and PostgreSQL would abort one."""
 
 import asyncio
 from uuid import UUID
@@ -35,8 +35,8 @@ def is_postgresql(url: str) -> bool:
 
 
 async def somebody_is_blocked(url: str) -> None:
-    """Return when a transaction waits for a lock on a row; SQLite has none, and no order that could be wrong."""
-    while is_postgresql(url) and await execute_async(url, BLOCKED) == [(0,)]:  # noqa: ASYNC110  # the database tells nobody
+    """Return when a transaction waits for a row lock; return at once on SQLite, which has no row locks."""
+    while is_postgresql(url) and await execute_async(url, BLOCKED) == [(0,)]:  # noqa: ASYNC110  # the database sends no event for it
         await asyncio.sleep(0.05)
 
 
@@ -55,7 +55,8 @@ async def test_concurrent_sign_ins_lock_attempt_counts_in_the_same_order(
                 passwords: PasswordHasher, password: str, password_hash: str | None
             ) -> PasswordCheck:
                 check = await check_password(passwords, password, password_hash)
-                # Another attempt is counted while this one's password was checked: its own count first.
+                # While this password is checked, a concurrent sign-in locks the same counts: first that of the account,
+                # and below that of the address.
                 await another.execute(LOCK_COUNT, {"key": own.key})
                 is_locked.set()
                 return check
@@ -91,7 +92,7 @@ async def use_while_the_user_is_changed(
     client: httpx2.AsyncClient, settings: Settings, other: Database, path: str, values: dict[str, str]
 ) -> httpx2.Response:
     async with other.write() as another:
-        # As a change of the password does: the user, and then every code.
+        # In the order of a password change: first the user, then every code.
         await another.execute(text("UPDATE users SET name = 'x'"))
         using = asyncio.create_task(client.post(path, json=values))
         await somebody_is_blocked(settings.url.render_as_string(hide_password=False))
@@ -107,7 +108,7 @@ async def test_address_confirmation_during_password_change_is_refused(live_url: 
             await outbox_service.enqueue(session, EmailKind.EMAIL_CHANGE, "new@example.com", UUID(user.id))
         token = await make_token(other, Purpose.CHANGE_EMAIL, user.id, "new@example.com")
         async with other.write() as another:
-            # As a change of the password does: the user, then what waits to be sent, then every code.
+            # In the order of a password change: first the user, then the queued e-mails, then every code.
             await another.execute(text("UPDATE users SET name = 'x'"))
             confirming = asyncio.create_task(
                 client.post("/api/v1/auth/email/verify", json={"token": token, "password": PASSWORD})

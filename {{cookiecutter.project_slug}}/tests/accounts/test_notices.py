@@ -86,7 +86,7 @@ async def test_owner_is_notified_of_changes_by_operator(
     live_url: str, command: Callable[[Settings, str], Awaitable[None]], clock: Clock
 ) -> None:
     settings = make_settings(live_url)
-    # With a database the application sends nothing itself.
+    # The application ends before the command runs, so that its sender does not take the notice from the queue.
     async with open_client(create_app(settings, clock=clock)) as client:
         user = await create_account(client)
         await enable(client, user)

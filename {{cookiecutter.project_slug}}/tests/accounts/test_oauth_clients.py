@@ -1,4 +1,4 @@
-"""The client libraries that people use, as they come, over a real socket."""
+"""The OAuth client libraries requests-oauthlib and Authlib, unmodified, over a real socket."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

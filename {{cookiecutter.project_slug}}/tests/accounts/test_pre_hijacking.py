@@ -1,4 +1,4 @@
-"""Accounts that a stranger has made with somebody's address, before the person came."""
+"""Account pre-hijacking: a stranger creates an account with the victim's address before the victim signs up."""
 
 from collections.abc import AsyncIterator
 
@@ -34,7 +34,7 @@ def verifying(settings: Settings) -> Settings:
 
 @pytest.fixture
 async def service(verifying: Settings, database: Database, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
-    """Where addresses have to be verified."""
+    """A client of the service with EMAIL_VERIFICATION_REQUIRED."""
     async with open_client(create_app(verifying, database, clock=clock)) as client:
         yield client
 
@@ -105,7 +105,7 @@ async def test_confirmed_sign_up_gets_the_account_regardless_of_order(
 
 
 async def make_strangers_account(client: httpx2.AsyncClient) -> Account:
-    """With a session, a known network and a second factor."""
+    """Create an account with the victim's address, and with a session, a known network and a second factor."""
     created = await client.post(f"{API}/users", json={"email": EMAIL, "password": PASSWORD, "name": "Eve"})
     tokens = (await request_token(client, username=EMAIL, password=PASSWORD)).json()
     account = Account(created.json()["id"], EMAIL, tokens["access_token"], tokens["refresh_token"])
@@ -143,7 +143,7 @@ async def test_password_reset_removes_second_factor_only_if_address_was_unverifi
     reset = await client.post(f"{API}/auth/password/reset", json={"token": token, "new_password": OWN})
 
     assert reset.status_code == 204
-    # The network that is left is that of the reset.
+    # The password reset itself adds its network to the known networks.
     assert await count(connection) == ([1, 10, 1] if is_verified else [0, 0, 1])
     assert await can_sign_in(client, OWN) is not is_verified
 

@@ -65,7 +65,7 @@ async def test_refresh_can_narrow_but_not_widen_the_scope(client: httpx2.AsyncCl
     granted = await request_scope(client, admin, "account admin")
 
     less = await request_token(client, "refresh_token", refresh_token=granted.json()["refresh_token"], scope="account")
-    # RFC 6749 §6: the session keeps what it was granted.
+    # RFC 6749 §6: a narrower scope applies to one access token; the session keeps the scope of the sign-in.
     again = await request_token(client, "refresh_token", refresh_token=less.json()["refresh_token"])
     narrow = await request_scope(client, admin, "account")
     more = await request_token(client, "refresh_token", refresh_token=narrow.json()["refresh_token"], scope="admin")

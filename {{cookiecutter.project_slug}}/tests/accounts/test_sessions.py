@@ -103,7 +103,7 @@ async def test_cached_session_answers_reads_until_the_cache_expires(
         await client.get(ME, headers=user.headers)
         changed = await client.patch(ME, json={"name": "Ada"}, headers=user.headers)
         seen = await client.get(ME, headers=user.headers)
-        # As another worker does.
+        # Ends the session without clearing this worker's cache, as another worker would.
         await connection.execute(delete(UserSession))
         cached = await client.get(ME, headers=user.headers)
         now = 5.1
@@ -170,7 +170,7 @@ async def test_session_ends_at_maximum_age_despite_refreshes(
     async with open_client(app) as client:
         user = await create_account(client)
         (begun,) = await list_sessions(client, user)
-        # From before there was the setting.
+        # A session from before the setting, with a later expiry than the setting allows.
         earlier = utc_now() - timedelta(seconds=3000)
         await connection.execute(
             update(UserSession).values(created_at=earlier, expires_at=utc_now() + timedelta(days=30))

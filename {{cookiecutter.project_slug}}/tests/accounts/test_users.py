@@ -78,7 +78,7 @@ async def test_invalid_sign_up_is_refused(client: httpx2.AsyncClient, change: di
 
 @pytest.mark.parametrize("password", ["lower casex", "x" * 1023, "\0" * 11, "🎉" * 1023, "with spaces in it "])
 async def test_a_password_of_any_characters_signs_in(client: httpx2.AsyncClient, password: str) -> None:
-    # Its last one saves it from being a mere repetition.
+    # A password that only repeats one character is refused, so another character is added.
     password += "!"
     created = await client.post(USERS, json={"email": "ada@example.com", "password": password})
 
@@ -225,7 +225,7 @@ async def test_a_page_of_accounts_is_read_from_an_index(connection: AsyncConnect
     explain = "EXPLAIN QUERY PLAN"
     if connection.dialect.name == "postgresql":
         explain = "EXPLAIN"
-        # A table as small as this one is read as a whole otherwise.
+        # Otherwise PostgreSQL would scan a table this small sequentially.
         await connection.execute(text("SET LOCAL enable_seqscan = off"))
 
     plan = await connection.execute(text(f"{explain} {page}"), {"page_limit": 20})
@@ -285,13 +285,14 @@ async def test_two_administrators_who_delete_each_other_at_once_leave_one(live_u
             await wait_for_both(live_url)
         statuses = sorted([(await removal).status_code for removal in removals])
 
-    # The confirmation of the one who was removed is gone with the account, if the session was still found.
+    # The second deletion fails as that of the last administrator (409), without a session (401), or without a
+    # confirmation (403): the first deletion removes the session and the confirmation of the other administrator.
     assert statuses in ([204, 409], [204, 401], [204, 403])
     assert await execute_async(live_url, "SELECT count(*) FROM users") == [(1,)]
 
 
 async def wait_for_both(url: str) -> None:
-    """For the lock, after all that they have checked; on SQLite the one is done before the other is let in."""
+    """Wait until both deletions wait for the lock; return at once on SQLite, which runs one write after the other."""
     if make_url(url).get_backend_name() == "sqlite":
         return
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

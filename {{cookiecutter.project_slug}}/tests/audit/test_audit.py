@@ -218,7 +218,7 @@ async def test_the_database_refuses_to_delete_an_event_of_today(
     connection: AsyncConnection, user: Account, statement: str
 ) -> None:
     if connection.dialect.name == "sqlite":
-        # It has no other statement.
+        # SQLite has no TRUNCATE.
         statement = "DELETE FROM audit_events"
     with pytest.raises(DBAPIError, match="audit events stay for a day"):
         await connection.execute(text(statement))
@@ -280,7 +280,7 @@ async def test_the_service_purges_by_itself(live_url: str) -> None:
     old = f"'{uuid4().hex}', 'old', '', '[]', '2020-01-01 00:00:00+00:00'"
     async with open_client(create_app(settings)):
         columns = "id, event, device, details, created_at"
-        await execute_async(live_url, f"INSERT INTO audit_events ({columns}) VALUES ({old})")  # noqa: S608  # our own
+        await execute_async(live_url, f"INSERT INTO audit_events ({columns}) VALUES ({old})")  # noqa: S608  # fixed values
         deadline = time.monotonic() + 30
         while await execute_async(live_url, "SELECT count(*) FROM audit_events") != [(0,)]:
             assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Files of users: what is stored when, what is purged, and how it is downloaded."""
+"""Files of users: upload, deletion, purging and download."""
 
 import asyncio
 import hashlib
@@ -241,7 +241,7 @@ async def test_undeletable_object_does_not_prevent_deletion_of_others(
     ]
     path = storage_folder / object_path(stuck.id)
     path.unlink()
-    # A folder cannot be deleted as a file.
+    # Deleting the object fails, because its path is a folder.
     path.mkdir()
     await let_a_day_pass(database)
 
@@ -342,7 +342,7 @@ async def test_slow_clients_hold_no_database_connection(live_url: str, storage_f
             group.create_task(slow.post("/files", f"owner_id={owner.json()['id']}"))
         await slow.are_stuck.wait()
 
-        # With a connection each, they would have both that there are, and this would wait for one in vain.
+        # If the slow clients held connections, the pool of two would be exhausted, and these statements would fail.
         database: Database = (state or {})["database"]
         rows = await list_rows(database)
         async with database.write() as session:
@@ -355,7 +355,7 @@ async def test_slow_clients_hold_no_database_connection(live_url: str, storage_f
 
 
 class SlowClients:
-    """They send a first chunk, and read a first one, and nothing more until they are told to."""
+    """Clients that send or read one chunk, and wait before the next one until `go_on` is set."""
 
     def __init__(self, app: FastAPI, state: dict[str, Any], count: int) -> None:
         self.are_stuck = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Backups of the folder with files, and what is brought back from them."""
+"""Backups of the folder with the files of users, and restoring them."""
 
 import asyncio
 import os
@@ -106,7 +106,7 @@ def test_only_the_newest_backups_are_kept(storage_folder: Path, backups: Path) -
 
 def test_failed_backup_leaves_no_files_behind(storage_folder: Path, backups: Path) -> None:
     (key,) = add_objects(storage_folder, 10)
-    # No file, so that copying it fails.
+    # A folder in the place of a file, so that copying it fails.
     (storage_folder / object_path(uuid7())).mkdir(parents=True)
 
     failed = manage(unreachable_url(), "files", "backup", str(backups), STORAGE_FOLDER=str(storage_folder))
@@ -139,7 +139,7 @@ def test_restore_from_folder_without_backup_is_refused(storage_folder: Path, bac
     write_backup(storage_folder, backups)
     shutil.rmtree(storage_folder)
 
-    # The folder with the backups, and not one of them.
+    # The argument is the folder that contains the backups instead of one backup.
     refused = manage(unreachable_url(), "files", "restore", str(backups), STORAGE_FOLDER=str(storage_folder))
 
     assert refused.returncode == 1

@@ -130,7 +130,7 @@ async def test_readiness_check_is_answered_in_time_while_database_hangs(
         try:
             await asyncio.Event().wait()
         finally:
-            # As psycopg, which tells the server to stop and waits for it.
+            # Like psycopg, which on cancellation asks the server to cancel the statement, and waits for the server.
             await let_go.wait()
         return True
 

@@ -1,4 +1,4 @@
-"""Messages of real processes: none is lost with one, none is sent twice by several, no request waits for one."""
+"""E-mails of real processes: none is lost in a crash or sent twice, and no request waits for the mail server."""
 
 import signal
 import time
@@ -18,7 +18,7 @@ from tests.support.sockets import hold_port
 pytestmark = pytest.mark.processes
 
 FORGOT = "/api/v1/auth/password/forgot"
-# Leases of minutes, longer than any pause of the machine.
+# SMTP_TIMEOUT_SECONDS makes the lease of a message longer than any pause of the machine.
 PATIENT = {"SMTP_TIMEOUT_SECONDS": "60", "OUTBOX_POLL_SECONDS": "0.1", "THROTTLING": "false"}
 
 
@@ -49,7 +49,7 @@ def sign_up(server: Server) -> str:
 
 
 def forget(server: Server, *emails: str) -> list[float]:
-    """Ask for a new password for each, and return how many seconds each answer took."""
+    """Request a password reset for each address; return the seconds that each response took."""
     seconds = []
     with server.open_client() as client:
         for email in emails:
@@ -67,7 +67,7 @@ def test_message_of_killed_process_is_sent_by_the_next_process(url: str, mail: M
         wait_for(lambda: mail.attempts, "the first attempt")
         server.kill()
     left = execute(url, "SELECT attempts, due_at > CURRENT_TIMESTAMP FROM outgoing_emails")
-    # Its time ends: tests/outbox/test_outbox.py is about when it does.
+    # Ends the lease of the message; tests/outbox/test_outbox.py tests when a lease expires.
     execute(url, "UPDATE outgoing_emails SET due_at = created_at")
     mail.speak()
     with run(url, mail.environment | PATIENT):
@@ -95,7 +95,7 @@ def test_no_request_waits_for_the_mail_server(url: str, is_silent: bool) -> None
         environment = {**mail.environment, **PATIENT, "SMTP_PORT": str(port)}
         seconds = measure(url, environment, mail if is_silent else None)
 
-    # Far less than the patience with a mail server.
+    # Far less than SMTP_TIMEOUT_SECONDS.
     assert max(seconds) < 30
 
 

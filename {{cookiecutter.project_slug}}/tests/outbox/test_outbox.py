@@ -54,7 +54,7 @@ def mail() -> Iterator[MailServer]:
 
 @pytest.fixture
 def settings(live_url: str, mail: MailServer) -> Settings:
-    """Retries come at once, and nothing by polling."""
+    """Settings with immediate retries, and a poll interval that is longer than a test."""
     quick = {"email_retry_seconds": 0.01, "smtp_timeout_seconds": 60, "outbox_poll_seconds": 60}
     return make_settings(live_url, database_pool_size=4, **quick, **mail.settings)
 
@@ -234,7 +234,7 @@ async def test_retries_end_at_the_limit_and_operator_can_retry(
     async with run_sender(impatient, database, RENDERERS):
         await enqueue(database, ADA)
         await wait_for(lambda: count_emails("failed") > failed)
-        # It is counted first, and written down afterwards.
+        # The failure is counted before it is stored.
         await wait_until_nothing_is_due(live_url)
         attempts = len(mail.attempts)
     mail.data_answer = "250 OK"

@@ -1,4 +1,4 @@
-"""The second sample; it goes when app/projects does."""
+"""The second sample feature. Delete this file together with app/projects."""
 
 import asyncio
 import csv
@@ -265,7 +265,7 @@ async def test_an_account_stores_no_row_beyond_its_quotas(settings: Settings, da
         expenses = [await add_expense(client, user, project) for project in projects]
         paths = [f"{PROJECTS}/{project['id']}/expenses" for project in projects]
         receipt = f"{paths[0]}/{expenses[0]['id']}"
-        # The first receipt is stored until it is purged.
+        # The replaced receipt also counts towards the quota until it is purged.
         attached = [(await upload(client, receipt, user)).status_code for _ in range(2)]
 
         refused = [

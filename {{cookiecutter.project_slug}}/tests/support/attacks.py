@@ -13,13 +13,13 @@ from tests.support.accounts import Account
 from tests.support.bodies import Schema, UnmakeableError, fill_path, list_fields, make_request
 
 Operation = tuple[str, str]
-# Of the items that the parameters of a path and the fields of a body refer to, by name.
+# The ids of the items that path parameters and body fields refer to, by the name of the parameter or field.
 Ids = Mapping[str, object]
 
 TOKEN_SCHEME = "OAuth2PasswordBearer"
-# Responses to an owner if the state of the item forbids the request.
+# The status of a response to the owner, if the state of the item forbids the request.
 CONFLICT = 409
-BY_HAND = "Say what it takes in BODIES of tests/test_attacks.py, or name the attacked route in CHECKED_ELSEWHERE there."
+BY_HAND = "Give a valid body in BODIES of tests/test_attacks.py, or name the attacked route in CHECKED_ELSEWHERE there."
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Target:
 
     document: Schema
     client: httpx2.AsyncClient
-    # Makes what only administrators may make.
+    # Creates the items that only administrators may create.
     admin: Account
     # Bodies, or fields of them, that cannot be made from the document.
     bodies: Mapping[Operation, object] = field(default_factory=dict)
@@ -39,7 +39,7 @@ def list_operations(document: Schema) -> list[Operation]:
 
 
 def list_owned(document: Schema) -> list[Operation]:
-    """List the guarded operations below an item, without those that need the scope of administrators."""
+    """List the operations on items of users that require authentication, without those of administrators."""
     return [
         (method, path)
         for method, path in list_operations(document)
@@ -65,7 +65,7 @@ async def call(target: Target, method: str, path: str, ids: Ids, headers: Mappin
 async def check_guard(target: Target, method: str, path: str, powerless: Mapping[str, str]) -> None:
     """Check that a route refuses a caller without a token, and one whose token has none of its scopes.
 
-    Other schemes than our tokens refuse both in their own way.
+    Routes with another security scheme than our tokens may refuse each of them with 401 or 403.
     """
     operation = target.document["paths"][path][method]
     ids = {name: uuid4() for name, _ in _list_parameters(path)}
@@ -170,7 +170,7 @@ async def _plan(target: Target, method: str, path: str, ids: Ids, attacker: Acco
     """Return attempts on the owner's items, also inside the attacker's own parents.
 
     The fields of the body refer to the attacker's items, and then to the owner's: a refusal because of a field would
-    hide that the owner of the path is not compared.
+    hide that the route does not check the owner of the items in its path.
     """
     names = [name for name, _ in _list_parameters(path)]
     own = await _make_references(target, method, path, await make_items(target, path, attacker), attacker)
@@ -195,7 +195,7 @@ async def _read_as_owner(target: Target, path: str, ids: Ids, owner: Account) ->
 
 
 def _check_refusal(method: str, path: str, ids: Ids, answer: httpx2.Response) -> None:
-    # Whether there is such an item is nobody else's business; that a collection exists may be known.
+    # A refusal must not reveal whether an item exists (404), but may reveal that a collection exists (403).
     allowed = {404} if path.endswith("}") else {403, 404}
     assert answer.status_code in allowed, (
         f"{_name(method, path)} answers {answer.status_code} and not {allowed} where the item is someone else's "

@@ -45,7 +45,7 @@ class UnmakeableError(Exception):
 def make_request(
     document: Schema, method: str, path: str, known: Mapping[str, object], given: object = None
 ) -> dict[str, Any]:
-    """Return what httpx needs beside the address: the required parameters, and the body in its media type.
+    """Return the arguments of httpx except the URL: the required parameters, and the body in its media type.
 
     `known` are values of fields and parameters by their names. `given` are fields of the body that replace or complete
     what is made, or the whole body where it is no object. Raises UnmakeableError.
@@ -143,7 +143,7 @@ class Maker:
         return _make_text(schema, name)
 
     def choice(self, schema: Schema, options: list[Schema], name: str, within: tuple[str, ...]) -> Any:  # noqa: ANN401  # see value
-        # Null is the smallest value, and needs nothing else to exist.
+        # If null is allowed, it is the simplest value: it refers to no other item.
         if {"type": "null"} in options:
             return None
         problems = []
@@ -154,7 +154,7 @@ class Maker:
                 problems.append(str(error))
                 continue
             if tag := schema.get("discriminator", {}).get("propertyName"):
-                # Required even where it has a default.
+                # The discriminator is required even if its field has a default.
                 value[tag] = self.value(self.resolve(option)["properties"][tag], tag)
             return value
         raise UnmakeableError("; ".join(problems))
@@ -211,13 +211,13 @@ def _make_text(schema: Schema, name: str) -> str:
 
 
 def _match(pattern: str, repeats: int) -> str:
-    """Return a text for a simple pattern, or one that does not match; open quantifiers are met with `repeats`."""
+    """Return a text for a simple pattern, or one that does not match; quantifiers without a maximum use `repeats`."""
     while OPTIONAL_GROUP.search(pattern) or GROUP.search(pattern):
         pattern = GROUP.sub(r"\1", OPTIONAL_GROUP.sub("", pattern))
     text = ""
     for atom, quantifier in ATOM.findall(pattern.removeprefix("^").removesuffix("$")):
         least, most = _bounds(quantifier)
-        # Random ones first, where a class has them.
+        # Random characters first, if the class contains them.
         matching = [character for character in uuid4().hex + CHARACTERS if re.fullmatch(atom, character)]
         count = max(least, min(most, repeats))
         text += "".join((matching * count)[:count])

@@ -9,7 +9,7 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificate(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 signed by itself, with its key."""
+    """Write a self-signed certificate for 127.0.0.1 and its key to one file, and return the file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)

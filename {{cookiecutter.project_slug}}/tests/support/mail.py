@@ -43,7 +43,7 @@ class MailServer:
     messages: list[EmailMessage] = field(default_factory=list)
     # The recipients of all attempts, successful or not.
     attempts: list[str] = field(default_factory=list)
-    # For each message: the recipient in the envelope, and the name in the client's EHLO.
+    # For each message: the sender in the envelope, and the name in the client's EHLO.
     senders: list[str | None] = field(default_factory=list)
     clients: list[str | None] = field(default_factory=list)
     recipient_answer: str = "250 OK"
@@ -149,7 +149,7 @@ class Mailbox:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.email_folder
-        # One at a time: most tests have one connection, whose transaction is rolled back at the end.
+        # Sends one message at a time: most tests have one connection, whose transaction is rolled back at the end.
         self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def read(self, address: str) -> list[EmailMessage]:

@@ -43,7 +43,7 @@ class Outgoing:
         )
         if not outcomes:
             self.unexpected.append(f"{request.method} {request.url}")
-            # pytest's failure is no Exception, which the service would handle.
+            # pytest.fail raises a BaseException; the service would handle an Exception.
             pytest.fail(self.complaint)
         outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
         if isinstance(outcome, Exception):

@@ -32,7 +32,7 @@ def encode(data: bytes) -> str:
 
 @dataclass
 class Authenticator:
-    """A passkey in a browser at `origin`. Its counter counts up unless it is 0."""
+    """A passkey in a browser at `origin`. Each use increases its signature counter, unless the counter is 0."""
 
     origin: str = ORIGIN
     host: str = "localhost"

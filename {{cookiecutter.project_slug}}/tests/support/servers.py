@@ -36,7 +36,7 @@ MANAGERS: dict[str, tuple[str, ...]] = {
 }
 if (ROOT / "gunicorn_conf.py").exists():
     MANAGERS["gunicorn"] = ("python", "-m", "gunicorn", "--config", "gunicorn_conf.py")
-# gunicorn's own worker is of no use to the others.
+# The worker class `asgi` is gunicorn's own, so it is not tested with other process managers.
 WORKER_CLASSES = {
     f"{name}-{worker_class}": (command, worker_class)
     for name, command in MANAGERS.items()
@@ -67,14 +67,14 @@ def make_environment(url: str, **changes: str) -> dict[str, str]:
         "DATABASE_URL": url,
         "PASSWORD_HASH_TIME_COST": "1",
         "PASSWORD_HASH_MEMORY_COST": "8",
-        # A pause of the machine must not fail a test; tests of timeouts set their own.
+        # A pause of the machine must not fail a test; tests of timeouts set their own values.
         "DATABASE_POOL_TIMEOUT_SECONDS": "60",
         "DATABASE_STATEMENT_TIMEOUT_SECONDS": "60",
         "READINESS_TIMEOUT_SECONDS": "60",
         "LOG_FORMAT": "json",
         "PORT": "0",
         "WEB_CONCURRENCY": "1",
-        # Set for each test; a server shared by several tests sends no e-mails.
+        # A fixture sets these folders for each test; a server that several tests share has no folders.
         "EMAIL_FOLDER": os.environ.get("EMAIL_FOLDER", ""),
         "STORAGE_FOLDER": os.environ.get("STORAGE_FOLDER", ""),
         **changes,
@@ -218,7 +218,7 @@ def start_process(
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        # A zombie has ended; only its parent has not waited for it.
+        # A zombie has ended, but its parent has not waited for it yet.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
@@ -228,7 +228,7 @@ def is_running(pid: int) -> bool:
 
 
 def sign_up(client: httpx2.Client) -> dict[str, str]:
-    """Return the headers of a new user."""
+    """Create a user, and return the headers that authenticate the user."""
     email = f"{uuid4().hex}@example.com"
     created = client.post("/api/v1/users", json={"email": email, "password": PASSWORD})
     assert created.status_code == 201, created.text

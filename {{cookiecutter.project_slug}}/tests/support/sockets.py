@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.servers import Server, run_server, wait_for
 
 FORWARDED = {"X_Forwarded_For": "203.0.113.9", "X_Forwarded_Proto": "https"}
-# As systemd does: the sockets have the descriptors from 3 on, and LISTEN_PID is the receiver.
+# Passes sockets as systemd does: as file descriptors from 3 on, with the id of the receiving process in LISTEN_PID.
 HAND_OVER = """
 import os, sys
 for number, fd in enumerate(map(int, sys.argv[1].split(","))):
@@ -20,7 +20,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def see_client(server: Server, **headers: str) -> object:
-    """Return the client address that the service sees; servers handle the scheme in the same way."""
+    """Return the client address that the service sees; servers trust the forwarded scheme in the same cases."""
     before = len(access_lines(server))
     answer = server.get("/api/v1/users", **headers)
     assert answer.status_code == 401, answer.text

@@ -73,7 +73,7 @@ def run_upstream_server(body: object) -> Iterator[UpstreamServer]:
 
 
 def answer(status: int = 200, body: object = None, **headers: str) -> Behaviour:
-    """Send a complete response; anything but a string becomes JSON, and without a body, the server's is sent."""
+    """Send a complete response; a body is sent as JSON unless it is a string. The default is the body of the server."""
 
     def behave(handler: Handler) -> None:
         content = handler.upstream.body if body is None else body
@@ -113,7 +113,7 @@ def hang_up(handler: Handler) -> None:
 
 
 def drip(handler: Handler) -> None:
-    """Send a byte now and then, so that no single wait is long."""
+    """Send single bytes with short pauses: no single read takes long, but the response does not end."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()

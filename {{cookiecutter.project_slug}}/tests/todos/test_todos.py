@@ -19,7 +19,7 @@ from tests.support.clients import open_client
 from tests.support.databases import execute_async, make_settings
 
 TODOS = "/api/v1/todos"
-# In UTC it falls into the year 0, which Python's calendar does not have.
+# The time in this cursor is in the year 0 in UTC, which Python's datetime does not support.
 BEFORE_THE_CALENDAR = base64.urlsafe_b64encode(
     b'["-created_at","0001-01-01T00:00:00+14:00","01890000-0000-7000-8000-000000000000"]'
 ).decode()

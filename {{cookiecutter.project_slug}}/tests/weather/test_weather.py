@@ -364,7 +364,7 @@ async def test_concurrent_requests_for_a_place_are_one_call(live_url: str, servi
     async with open_weather_client(make_settings(live_url), None, service) as (client, user):
         asking = [asyncio.create_task(client.get(LONDON, headers=user.headers)) for _ in range(20)]
         await wait_until(lambda: bool(service.paths))
-        # By then the others have finished with the database, and wait.
+        # Meanwhile the other requests finish with the database, and wait for the first call.
         for _ in range(3):
             await client.get(ME, headers=user.headers)
         service.released.set()
@@ -381,7 +381,7 @@ async def read_many(client: httpx2.AsyncClient, user: Account, count: int) -> li
 
 async def test_flood_is_answered_in_time_while_the_service_hangs(live_url: str, service: UpstreamServer) -> None:
     service.behaviour = hang
-    # Without the help of the breaker.
+    # The limit of failures is high, so that the circuit breaker does not open.
     changes = {"weather_concurrency": 3, "weather_timeout_seconds": 0.5, "weather_breaker_failures": 1000}
     async with open_weather_client(make_settings(live_url), None, service, **changes) as (client, user):
         started = time.perf_counter()
@@ -389,7 +389,7 @@ async def test_flood_is_answered_in_time_while_the_service_hangs(live_url: str, 
 
     assert {response.status_code for response in answers} == {503, 504}
     assert all(response.headers["retry-after"] for response in answers)
-    # Hanging calls last far longer.
+    # Without the time limit, hanging calls would last far longer.
     assert time.perf_counter() - started < 20
     assert len(service.paths) < 40
 

@@ -79,7 +79,7 @@ async def test_password_is_changed_and_other_sessions_end(
 
         assert "Your password was changed." in browser.text
         assert other.path == "/sign-in"
-        # A copy of the browser's own cookies is worth nothing either.
+        # The session in a copy of the browser's own cookies has also ended.
         other.client.cookies.clear()
         other.client.cookies.update(copied)
         await other.open("/account")
@@ -183,7 +183,7 @@ async def test_second_factor_is_turned_on_and_off(
 
     await browser.open("/account/second-factor")
     await browser.send("/account/second-factor/disable", current_password=PASSWORD)
-    assert "send a code as otp" in browser.text
+    assert "enter a code" in browser.text
     await browser.send("/account/second-factor/disable", current_password=PASSWORD, otp=recovery_codes[0])
     assert "Your second factor is off." in browser.text
 

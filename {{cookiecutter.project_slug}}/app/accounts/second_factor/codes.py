@@ -42,7 +42,7 @@ RECOVERY_CODE_BYTES = 10
 NOTICE_FAILURES, MAX_FAILURES = 5, 50
 
 INCORRECT_CODE = "Incorrect code."
-FACTOR_REQUIRED = "A second factor is required: send a code as otp, or the response of a passkey as passkey."
+FACTOR_REQUIRED = "A second factor is required: enter a code (field otp), or use a passkey (field passkey)."
 
 
 class FactorCheck(Enum):

@@ -35,11 +35,15 @@ INVALID_SIGNATURE = "invalid-passkey-signature"
 INACTIVE_ACCOUNT = "inactive-account"
 COPIED_PASSKEY = "copied-passkey"
 REFUSALS = {
-    INVALID_CHALLENGE: "Invalid challenge: it was used, has expired, or is of another session. Request new options.",
+    INVALID_CHALLENGE: (
+        "Invalid challenge: it was used, has expired, or is of another session. Request new options, and try again."
+    ),
     UNKNOWN_PASSKEY: "No account has this passkey.",
-    INVALID_SIGNATURE: "Invalid passkey signature.",
+    INVALID_SIGNATURE: "Invalid passkey signature. Try again, or use another passkey.",
     INACTIVE_ACCOUNT: "The account is deactivated, or its address is not verified.",
-    COPIED_PASSKEY: "The passkey may have been copied: its counter went backwards. Sign in another way and remove it.",
+    COPIED_PASSKEY: (
+        "The passkey may have been copied: its counter did not increase. Sign in another way, and remove it."
+    ),
 }
 
 

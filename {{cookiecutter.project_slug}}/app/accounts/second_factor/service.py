@@ -61,7 +61,7 @@ async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> Sec
     await lock_user(ctx.session, user.id)
     if await find_factor(ctx.session, user.id) is not None:
         raise ConflictError(
-            "The account has an authenticator app already. Disable it first.", code="second-factor-exists"
+            "The account already has an authenticator app. Disable it first.", code="second-factor-exists"
         )
     await ctx.session.run(DELETE_UNCONFIRMED, owner_id=user.id)
     secret = base64.b32encode(secrets.token_bytes(SECRET_BYTES)).decode()
@@ -87,7 +87,9 @@ async def confirm(ctx: Context, caller: Caller, data: SecondFactorCode) -> Recov
     await require_session(ctx.session, caller)
     factor = await ctx.session.fetch_one_or_none(FACTOR_TO_CONFIRM, owner_id=user.id)
     if factor is None or factor.confirmed_at is not None:
-        raise ConflictError("There is no second factor to confirm.", code="no-second-factor-to-confirm")
+        raise ConflictError(
+            "There is no second factor to confirm. Set it up again.", code="no-second-factor-to-confirm"
+        )
     if not await use_totp(ctx, user.id, factor, data.code):
         raise UnprocessableError(INCORRECT_CODE, code="incorrect-code")
     codes = [] if await find_factors(ctx.session, user.id) else await make_recovery_codes(ctx.session, user.id)

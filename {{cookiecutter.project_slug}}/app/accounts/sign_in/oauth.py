@@ -17,7 +17,7 @@ class OAuthRoute(FeatureRoute):
         """Refuse repeated parameters (RFC 6749 §3.2)."""
         names = [name for name, _ in form.multi_items()]
         if len(names) != len(set(names)):
-            raise OAuthError("invalid_request", "A parameter is repeated. Send each once.")
+            raise OAuthError("invalid_request", "A parameter is repeated. Send each parameter once.")
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()

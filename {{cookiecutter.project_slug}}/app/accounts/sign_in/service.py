@@ -146,7 +146,8 @@ async def _authenticate(ctx: Context, form: TokenForm, username: str, password: 
     """Return the user and the scope. Time and error do not differ between unknown users and incorrect passwords."""
     email = normalize_email(username)
     network = network_of(ctx.client.ip_address)
-    # Query the network before the user, since a concurrent sign-in may make it known between the two queries.
+    # Query the network before the user: a concurrent sign-in of this user may make the network known between the two
+    # queries, and in the reverse order it would count as known to other users only.
     is_known_to_any = await ctx.session.fetch_value(IS_KNOWN_TO_ANY, from_network=network)
     user = await ctx.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     attempt = await _take_attempt(ctx, email, user, network, is_known_to_any=bool(is_known_to_any))

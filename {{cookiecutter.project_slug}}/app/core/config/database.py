@@ -33,7 +33,7 @@ class DatabaseSettings(GeneralSettings):
     )
     database_owner_user: str | None = Field(
         default=None,
-        description="Role that owns the tables; only the `db` commands use it, so that `DATABASE_USER` can do with"
+        description="Role that owns the tables; only the `db` commands use it, so that `DATABASE_USER` needs"
         " fewer rights. Database servers only.",
     )
     database_owner_password: SecretStr | None = Field(
@@ -53,7 +53,7 @@ class DatabaseSettings(GeneralSettings):
     )
     database_pool_timeout_seconds: Wait = Field(
         default=5,
-        description="Longest wait for a connection; then 503.",
+        description="Longest wait for a connection; after that, the request gets a 503.",
     )
     database_pool_recycle_seconds: Lifetime = Field(
         default=1800,

@@ -147,10 +147,10 @@ class _UploadReader:
                 f"The upload took longer than {self._field.max_seconds} seconds.", code="upload-too-slow"
             ) from error
         except ClientDisconnect as error:
-            raise UnprocessableError("The upload was interrupted.", code="upload-interrupted") from error
+            raise UnprocessableError("The upload was interrupted. Send it again.", code="upload-interrupted") from error
         if data is None:
             if not self._is_complete:
-                raise UnprocessableError("The multipart body is incomplete.", code="invalid-multipart")
+                raise UnprocessableError("The multipart body is incomplete. Send it again.", code="invalid-multipart")
             return False
         self._received_bytes += len(data)
         try:
@@ -192,7 +192,8 @@ class _UploadReader:
         media_type, _ = parse_options_header(self._headers.get(b"content-type"))
         self.media_type = media_type.decode("latin-1")
         if self.media_type not in self._field.media_types:
-            raise UnsupportedMediaTypeError(f"The file must be one of {', '.join(self._field.media_types)}.")
+            accepted = ", ".join(self._field.media_types)
+            raise UnsupportedMediaTypeError(f"The media type of the file must be one of {accepted}.")
         self.filename = _base_name(options[b"filename"].decode(errors="replace"))
         self._is_in_file = self._has_file = True
 

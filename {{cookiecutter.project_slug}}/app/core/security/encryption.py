@@ -24,7 +24,7 @@ class SecretBox:
         try:
             return self._ciphers.decrypt(encrypted).decode()
         except InvalidToken as error:
-            raise KeyError("Neither SECRET_KEY nor SECRET_KEY_FALLBACKS has the key of this secret.") from error
+            raise KeyError("The secret was encrypted with another key: add it to SECRET_KEY_FALLBACKS.") from error
 
 
 def _derive_cipher(secret_key: str) -> Fernet:

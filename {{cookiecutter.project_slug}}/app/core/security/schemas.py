@@ -12,7 +12,7 @@ def _check_password(value: SecretStr) -> SecretStr:
     password = normalize_password(value.get_secret_value())
     # JSON can contain lone surrogates, which UTF-8 cannot encode.
     if any(unicodedata.category(character) == "Cs" for character in password):
-        raise PydanticCustomError("surrogates", "must not contain surrogates")
+        raise PydanticCustomError("surrogates", "must be valid Unicode, without lone surrogates")
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise PydanticCustomError(
             "password_length",

@@ -72,14 +72,14 @@ class TokenSigner:
     def verify(self, token: str) -> AccessClaims:
         """Return the claims of a valid access token; raises UnauthorizedError for anything else."""
         if len(token) > MAX_TOKEN_LENGTH or token.find(".") > MAX_HEADER_LENGTH:
-            raise UnauthorizedError("The access token is not valid.")
+            raise UnauthorizedError("The access token is not valid. Refresh it, or sign in again.")
         try:
             claims = self._cached_decode(token)
         # For malformed input python-jose also raises errors other than JOSEError.
         except (JOSEError, RecursionError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UnauthorizedError("The access token is not valid.") from error
+            raise UnauthorizedError("The access token is not valid. Refresh it, or sign in again.") from error
         if claims.exp < self._clock() - LEEWAY_SECONDS:
-            raise UnauthorizedError("The access token is not valid.")
+            raise UnauthorizedError("The access token is not valid. Refresh it, or sign in again.")
         return claims
 
     def _decode(self, token: str) -> AccessClaims:

@@ -1,4 +1,4 @@
-"""Every setting, with values that its type invites: each is refused with a sentence, or the service works with it."""
+"""Many values for each setting: the configuration refuses a value with a clear sentence, or the service works."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,7 +69,7 @@ DATABASES = (
     *words("postgresql://u:p@h:5432/n postgresql://h:0/n postgresql://h:99999/n postgresql://h:x/n mysql://h/n"),
     *words("sqlite:// sqlite:///x.db sqlite:///:memory: postgres://h/n postgresql://"),
 )
-# Constraints that a name implies beyond its type.
+# Further values for settings whose names imply more than their types.
 BY_NAME: dict[str, Iterable[str]] = {
     "allowed_hosts": HOSTS,
     "cors_origins": (*ORIGINS, "*", "null", ","),
@@ -81,7 +81,7 @@ BY_NAME: dict[str, Iterable[str]] = {
     "web_language": words("en xx EN ../en en.toml"),
     "storage_s3_bucket": ("files", "a..b", "Files", "ab", "a" * 64),
 }
-# Without these, a value has no meaning.
+# Other variables that a setting requires.
 BUCKET = ("STORAGE_S3_BUCKET", "files")
 NEEDED = {
     "database_host": [("DATABASE_NAME", "x")],
@@ -90,13 +90,13 @@ NEEDED = {
     "storage_s3_secret_access_key": [BUCKET, ("STORAGE_S3_ACCESS_KEY_ID", "x")],
 }
 TEXT_NAMES = re.compile(r"_(user|name|region|id)\Z")
-# Each guards the service by refusing: what is asked may be answered with a refusal, yet never with a failure.
+# Settings that restrict requests: the service may refuse a request, but must never answer with a server error.
 GUARDS = {
     *("access_token_lifetime_seconds", "allowed_hosts", "email_verification_required", "max_body_bytes"),
     *("max_concurrent_requests", "max_rows_per_user", "refresh_token_lifetime_seconds", "registration_open"),
     *(name for name in FIELDS if name.startswith("throttle_")),
 }
-# These decide what is done at a start, or which database is used, and have tests that do it.
+# Settings that affect the start or the choice of the database; separate tests cover these effects.
 ELSEWHERE = {
     *("environment", "purge_interval_seconds", "reset_db", "update_db", "secret_key", "throttling"),
     *(name for name in FIELDS if name.startswith("database_")),
@@ -109,12 +109,12 @@ GROUPS = [tuple(FIELDS)[start::12] for start in range(12)]
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative folders, such as that of the messages, are not the project's."""
+    """Change to a temporary folder, so that relative paths, such as that of EMAIL_FOLDER, are not in the project."""
     monkeypatch.chdir(tmp_path)
 
 
 def kinds_of(field: FieldInfo) -> set[Any]:
-    """Return the types, without None and without what annotates them."""
+    """Return the types that a setting accepts, without None and without their annotations."""
     options = [*get_args(field.annotation)] if NoneType in get_args(field.annotation) else [field.annotation]
     kinds = set()
     for option in options:
@@ -124,7 +124,7 @@ def kinds_of(field: FieldInfo) -> set[Any]:
 
 
 def list_values(name: str, field: FieldInfo) -> tuple[str, ...]:
-    """Return what is tried; a field of a new kind fails here, and needs values."""
+    """Return the values to try; fails for a setting of an unknown type, for which values must be added here."""
     values = [*BY_NAME.get(name, ())]
     for kind in kinds_of(field):
         if kind in (int, float):
@@ -151,7 +151,7 @@ def list_values(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _bounds(field: FieldInfo, kind: type) -> Iterator[str]:
-    """Yield the bounds of a number and what is beside them; without both of them it is unbounded."""
+    """Yield the bounds of a number, and the numbers next to them; a number without both bounds is an error."""
     bounds = {
         bound: getattr(each, bound) for each in _constraints(field) for bound in ("ge", "le") if hasattr(each, bound)
     }
@@ -181,7 +181,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def list_accepted(name: str) -> list[Any]:
-    """Load the configuration with each value of a setting; return what became of those that are taken, in order."""
+    """Load the configuration with each value of a setting; return the parsed accepted values, numbers sorted."""
     accepted: dict[str, Any] = {}
     for value in list_values(name, FIELDS[name]):
         with pytest.MonkeyPatch.context() as patch:
@@ -222,7 +222,7 @@ def check_server(settings: ServerSettings) -> None:
     assert worker_count(settings) >= 1
     assert logging_config(settings)["root"]["level"] == settings.log_level
     middleware = ProxyHeadersMiddleware(lambda *_: None, trusted_proxies(settings))  # type: ignore[arg-type]  # nothing calls it
-    # What uvicorn does not understand it takes for the name of a socket.
+    # uvicorn treats text that is not an IP address as the name of a socket.
     assert middleware.trusted_hosts.trusted_literals <= {""}
 
 
@@ -244,7 +244,7 @@ async def ask(settings: Settings, database: Database | None) -> list[int]:
 
 
 def settle(url: str, values: dict[str, Any]) -> Settings:
-    """Make settings of values that are taken one by one, without those that refuse each other."""
+    """Make settings from values that are each valid alone, without those that are invalid in combination."""
     while True:
         try:
             return make_settings(url, **values)
@@ -271,7 +271,7 @@ async def test_each_setting_value_is_refused_with_message_or_works(
         if name not in GUARDS | ELSEWHERE
     }
     for number in range(ROUNDS):
-        # From the first to the last, which of numbers are the bounds.
+        # The rounds choose from the first to the last value; for a number, these are its bounds.
         chosen = {name: values[number * (len(values) - 1) // (ROUNDS - 1)] for name, values in usual.items()}
         assert await ask(settle(migrated_url, chosen), database) == [201, 200, 200], chosen
 
@@ -289,7 +289,7 @@ async def test_restrictive_settings_cause_no_server_error(migrated_url: str, dat
 async def test_database_works_with_minimum_and_maximum_settings(live_url: str, choose: Callable[..., Any]) -> None:
     names = [name for name in ELSEWHERE if kinds_of(FIELDS[name]) <= {int, float} and not name.endswith("port")]
     values = {name: choose(list_accepted(name)) for name in names}
-    # The shortest times are none that a database answers in.
+    # The minimum timeouts are too short for any response of a database.
     if choose is min:
         values = {name: value for name, value in values.items() if not name.endswith("timeout_seconds")}
 

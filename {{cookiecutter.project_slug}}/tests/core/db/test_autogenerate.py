@@ -1,4 +1,4 @@
-"""Migrations that Alembic writes, in a copy of the project's: each is clean, and goes up, down and up again."""
+"""Migrations that Alembic generates: each passes ruff, and can be applied, reverted and applied again."""
 
 import ast
 import json
@@ -77,7 +77,7 @@ MESSAGES = [
     "w" * 200,
     "\x23% if",
 ]
-# A required column with a default, and the value of the rows that were there before.
+# A required column with a default, and the value that a migration gives to existing rows.
 DEFAULTS: list[tuple[Column[Any], object]] = [
     (Column("text", String(20), default="it's 100% \\ :x 'y'"), "it's 100% \\ :x 'y'"),
     (Column("empty", Text, default=""), ""),
@@ -164,7 +164,7 @@ class Project:
         return set(self.versions.glob("*.py"))
 
     async def write(self, message: str = "change the models") -> Path:
-        """Write a migration, and return its file, which is clean."""
+        """Generate a migration, check its file with ruff, and return the file."""
         before = self.files
         await migrations.write_migration(self.settings, message)
         read_revisions.cache_clear()
@@ -331,7 +331,7 @@ async def test_required_columns_are_added_to_rows_with_their_defaults(project: P
 
     await project.write()
     await project.go_up_down_up()
-    # As the previous release does, which does not know the columns.
+    # An insert as by the previous release, which does not know the new columns.
     await project.add_session()
 
     rows = await project.fetch(select(*(sessions.columns[column.name] for column, _value in added)))
@@ -401,7 +401,7 @@ async def test_migration_that_orphans_rows_is_rolled_back(project: Project) -> N
 
 
 def add_family(metadata: MetaData) -> None:
-    """Add tables whose names say nothing of their order."""
+    """Add tables whose foreign keys require another order than the alphabetical one."""
     family = {"m_root": [], "z_child": ["m_root"], "a_child": ["m_root"], "q_grandchild": ["a_child", "z_child"]}
     for name, parents in family.items():
         Table(
@@ -443,7 +443,8 @@ async def test_tables_of_removed_feature_are_dropped_and_restored_by_downgrade(p
     assert await project.fetch(text("SELECT count(*) FROM users")) == [(1,)]
     await project.downgrade()
     project.use(with_family)
-    # The tables are those of before, with indexes and foreign keys.
+    # After the last migration's file is deleted, the check compares the restored tables with the models, including
+    # indexes and foreign keys.
     with pytest.raises(CommandError, match="not up to date"):
         await migrations.check(project.settings)
     (project.versions / max(file.name for file in project.files)).unlink()
@@ -503,7 +504,7 @@ def test_make_migrate_needs_a_message(tmp_path: Path, arguments: list[str]) -> N
 
 
 def make_migrate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the recipe with a program that notes its arguments in place of Python."""
+    """Run `make migrate` with a program in place of Python that records its arguments."""
     program = folder / "python"
     note = f"import json, sys; open({str(folder / 'heard')!r}, 'w').write(json.dumps(sys.argv))"
     python = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(note)}"

@@ -1,4 +1,4 @@
-"""Backups in a database that others use as well, by roles with few rights."""
+"""Backups of a database that other roles also use, by roles with few rights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tests.test_cli import Outcome, manage
 pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
 
 PASSWORD = "correct-horse"
-# Some server has one of them.
+# One of these extensions; the server determines which of them are available.
 EXTENSION = (
     "SELECT name FROM pg_available_extensions WHERE name IN ('citext', 'hstore', 'vector') ORDER BY name LIMIT 1"
 )
@@ -148,7 +148,7 @@ def test_restore_keeps_current_grants(tenant: Tenant, tmp_path: Path) -> None:
     tenant.run(f"REVOKE ALL ON users FROM {other}", tenant.role)
     tenant.run(f"GRANT SELECT (email) ON users TO {other}", tenant.role)
     tenant.run(f"GRANT SELECT ON sessions TO {other} WITH GRANT OPTION", tenant.role)
-    # For tables of later: those that are there were meant not to be read.
+    # Applies only to tables created later; the restored tables must keep their own grants.
     tenant.run(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO {other}", tenant.role)
 
     restored = tenant.restore(file)
@@ -214,7 +214,7 @@ def test_restore_stops_before_dropping_tables_that_other_objects_depend_on(
     assert "first, and create" in restored.stderr
     assert "Traceback" not in restored.stderr
     assert tenant.run("SELECT name FROM users", tenant.role) == [("Ω",)]
-    # A backup holds the service's own, and needs nothing of them.
+    # A backup is still possible, because it contains only the service's own objects.
     assert tenant.back_up(tmp_path / "again").exists()
 
 
@@ -295,7 +295,7 @@ def test_database_that_is_not_utf8_can_be_backed_up_but_not_restored_to(
     with create_test_database(tmp_path, "SQL_ASCII") as url:
         wrong = make_tenant(url, roles)
         refused = wrong.restore(file)
-        # As the service has filled it before it asked for UTF-8.
+        # Fills the database as a release could before the service required UTF-8.
         address = backup_postgresql._database(make_settings(wrong.url).url)
         backup_postgresql._run(
             ["pg_restore", "--no-owner", "--no-privileges", "--schema=public", address, str(file)],

@@ -1,4 +1,4 @@
-"""Files that are no backup of the service's database on SQLite, and databases that are not the service's."""
+"""Files that are not backups of the service, and databases of other programs, are refused (SQLite)."""
 
 import sqlite3
 from collections.abc import Iterator

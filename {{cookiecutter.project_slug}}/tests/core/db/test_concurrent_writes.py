@@ -23,7 +23,7 @@ WRITERS = 8
 
 @pytest.fixture
 def url(empty_url: str) -> str:
-    """A database of the test's own, with its schema."""
+    """A database with the schema, which only this test uses."""
     migrate(empty_url)
     return empty_url
 
@@ -42,14 +42,14 @@ def test_concurrent_writes_to_many_workers_lose_nothing(url: str) -> None:
 
         assert Counter(statuses) == {201: WRITES}
         assert read_emails(url) == sorted(map(name_user, range(WRITES)))
-        # Written in the same transactions.
+        # Each event is written in the transaction of its user.
         assert execute(url, "SELECT count(*) FROM audit_events") == [(WRITES,)]
         assert server.stop() == 0
         assert {event["level"] for event in server.events} == {"info"}
 
 
 async def write_users(server: Server) -> list[int]:
-    """Each over a connection of its own, one writer beside the other."""
+    """Create all users by concurrent writers, each with its own connection; return the statuses."""
     writers = [write_some(server, range(number, WRITES, AT_ONCE)) for number in range(AT_ONCE)]
     return [status for statuses in await asyncio.gather(*writers) for status in statuses]
 
@@ -61,7 +61,7 @@ async def write_some(server: Server, numbers: range) -> list[int]:
 
 
 def test_server_crash_loses_no_confirmed_writes(url: str, tmp_path: Path) -> None:
-    # With a folder of the test's own for the metrics, which nobody clears away after a crash.
+    # The metrics get a temporary folder, because no process removes it after a crash.
     with (
         run_server(url, workers=2, PROMETHEUS_MULTIPROC_DIR=str(tmp_path), THROTTLING="false") as server,
         ThreadPoolExecutor(WRITERS) as threads,

@@ -31,11 +31,11 @@ async def live_client(live_url: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
-    """Released by each request that changes a user: it has a connection by then, or stands in line for one."""
+    """A semaphore that each request to change a user releases once it has a connection, or waits for one."""
     begun = asyncio.Semaphore(0)
     update = users_service.update_user
 
-    async def tell_and_update(*arguments: Any, **options: Any) -> UserRecord:  # noqa: ANN401  # whatever they are
+    async def tell_and_update(*arguments: Any, **options: Any) -> UserRecord:  # noqa: ANN401  # passed on
         begun.release()
         return await update(*arguments, **options)
 
@@ -61,7 +61,7 @@ async def test_a_busy_service_answers_503_and_recovers(live_url: str, updates: a
     settings = make_settings(live_url, database_pool_size=1, database_pool_timeout_seconds=3)
     async with open_client(create_app(settings)) as client:
         async with open_database(settings) as other, other.write() as blocker:
-            # Whoever changes this user waits for the blocker, and holds the only connection meanwhile.
+            # A request that changes this user waits for the blocker, and holds the only connection meanwhile.
             await blocker.execute(text("UPDATE users SET name = 'x'"))
             blocked = asyncio.create_task(client.patch(ME, json={"name": "y"}, headers=user.headers))
             await updates.acquire()
@@ -76,7 +76,7 @@ async def test_a_busy_service_answers_503_and_recovers(live_url: str, updates: a
 
 
 async def test_readers_do_not_wait_for_writers(live_url: str, updates: asyncio.Semaphore) -> None:
-    # On PostgreSQL each of them holds one connection; on SQLite they share one that is for writing alone.
+    # On PostgreSQL, each writer holds a connection; on SQLite, all share one connection that is only for writing.
     holders = 1 if live_url.startswith("sqlite") else WRITERS
     settings = make_settings(live_url, database_pool_size=holders + 1)
     async with open_client(create_app(settings)) as client:

@@ -1,4 +1,4 @@
-"""Where another role owns the tables: what the service's role may do, and what is refused."""
+"""Rights of the service's role in a database whose tables another role owns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Roles:
 
     @property
     def settings(self) -> Settings:
-        """The settings of migrations; the service has no password of the owner."""
+        """The settings for migrations, with the owner's password, which the service itself does not have."""
         password = SecretStr(PASSWORD)
         return make_settings(
             self.url_of(self.service), database_owner_user=self.owner, database_owner_password=password
@@ -281,7 +281,7 @@ def test_a_backup_brings_back_data_owner_and_rights(roles: Roles, names: list[st
 
 
 def describe(roles: Roles) -> tuple[list[tuple[object, ...]], ...]:
-    """Return the owners, some rights of the service's role and of everybody, and the events."""
+    """Return the owners, some rights of the service's role and of PUBLIC, and the events."""
     granted = [
         f"has_table_privilege('{roles.service}', 'users', 'DELETE')",
         f"has_table_privilege('{roles.service}', 'audit_events', 'INSERT')",

@@ -1,4 +1,4 @@
-"""Records and entities side by side, in the same session: docs/database.md quotes the example."""
+"""Records and entities in the same session; docs/database.md quotes the example in this file."""
 
 import re
 from collections.abc import AsyncIterator, Callable

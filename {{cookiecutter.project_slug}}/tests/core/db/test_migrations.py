@@ -99,7 +99,7 @@ async def test_workers_of_one_start_reset_database_once(empty_url: str) -> None:
     async with open_client(create_app(settings)) as client:
         user = await create_account(client)
 
-    # The same start, as a worker that replaces another one sees it.
+    # A second worker of the same start, such as one that replaces a crashed worker.
     async with open_client(create_app(settings)):
         emails = await execute_async(empty_url, "SELECT email FROM users")
 

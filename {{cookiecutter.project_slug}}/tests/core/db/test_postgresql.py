@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the t
 
 NAMES = Query(select(User.name))
 WIDEN = "ALTER TABLE users ALTER COLUMN name TYPE VARCHAR(999)"
-# psycopg prepares a statement on the server after this number of executions.
+# More executions than the five after which psycopg prepares a statement on the server.
 MANY = 8
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 READ_ONLY = "transaction_read_only"
@@ -82,7 +82,7 @@ async def test_environment_and_database_cannot_override_session_settings(
     with monkeypatch.context() as patch:
         for name, value in FOREIGN_SETTINGS.items():
             patch.setenv(name, value)
-        # PostgreSQL itself in the place of a pooler: what is asked of a connection is what counts here.
+        # PostgreSQL itself takes the place of a pooler: only the settings of the connection matter here.
         patch.setattr(type(settings), "pooled_url", property(lambda given: given.url.set(**pooler)))
 
         async with open_database(settings) as database, database.read() as session:

@@ -1,4 +1,4 @@
-"""Typed statements give what SQLAlchemy would give, in a transaction and without one."""
+"""Typed statements have the same results as with SQLAlchemy, in a transaction and without one."""
 
 import gc
 import pkgutil
@@ -334,7 +334,7 @@ def is_nullable(hint: object) -> bool:
 
 
 def test_each_field_of_each_record_has_the_type_of_its_column() -> None:
-    """The type checker believes records: this compares them with the models."""
+    """The type checker trusts the annotations of records; this test compares them with the models."""
     for query in all_queries():
         hints = get_type_hints(query.record)
         for column in query.statement.exported_columns:  # type: ignore[attr-defined]  # checked by Query
@@ -343,7 +343,7 @@ def test_each_field_of_each_record_has_the_type_of_its_column() -> None:
             (python_type,) = [get_origin(each) or each for each in python_types]
 
             column_type = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
-            # SQLAlchemy knows nothing of what a JSON column holds.
+            # SQLAlchemy does not know the types in a JSON column.
             if not isinstance(column_type, JSON):
                 assert issubclass(column_type.python_type, python_type), (query.record, column.key)
             if getattr(column, "nullable", None) is not None and getattr(column, "table", None) is not None:

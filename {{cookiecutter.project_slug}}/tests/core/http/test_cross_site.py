@@ -46,7 +46,7 @@ OWN = [
     {"Origin": ALLOWED, "Sec-Fetch-Site": "cross-site"},
     {"Origin": ALLOWED, "Sec-Fetch-Site": "same-site"},
 ]
-# The headers of `fetch` with mode "no-cors", and of a form.
+# The media types that a form, or `fetch` with the mode "no-cors", can send.
 FORMS = ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
 
 

@@ -37,7 +37,7 @@ USERS = "/api/v1/users"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 JSON = {"Content-Type": "application/json"}
 ORIGIN = "https://app.example.com"
-# Values that differ for each response.
+# Headers whose values differ between responses.
 VOLATILE = {"content-length", "set-cookie", "x-request-id"}
 CYRILLIC = "пароль от сервера"
 
@@ -58,7 +58,8 @@ def list_pages(app: FastAPI) -> list[str]:
 
 async def test_head_is_answered_as_get_without_a_body(app: FastAPI, client: httpx2.AsyncClient, admin: Account) -> None:
     for path in [*list_pages(app), "/docs/assets/swagger-ui.css", "/nowhere"]:
-        # Without authentication, these values cannot cause a request to another service.
+        # Paths with generated ids are requested only without authentication, so that none causes a request to another
+        # service.
         callers = ({},) if path.count("-") >= 4 else ({}, admin.headers)
         for caller in callers:
             got = await client.get(path, headers=caller)
@@ -187,7 +188,7 @@ async def test_configured_cors_origin_can_send_head_and_options(migrated_url: st
 
 
 async def chunks(content: bytes) -> AsyncIterator[bytes]:
-    """A body that ends in the middle of a character."""
+    """Yield single bytes, so that chunks end in the middle of characters."""
     for byte in content:
         yield bytes([byte])
 
@@ -264,7 +265,7 @@ async def test_query_is_decoded_as_utf8_or_refused(app: FastAPI, query: bytes, s
     app.include_router(router)
     app.user_middleware.append(Middleware(QueryMiddleware, query))
     async with open_client(app) as client:
-        # The middleware above is the innermost; the readers of queries come after it.
+        # Swap the last two: QueryMiddleware must be outside of the one that checks queries.
         app.user_middleware[-2:] = reversed(app.user_middleware[-2:])
         response = await client.get("/tested-names")
 
@@ -431,7 +432,7 @@ async def test_no_header_value_causes_server_error(
     )
     app = create_app(settings, database)
     requests = [("GET", path) for path in ("/", f"{USERS}/me", f"{USERS}/", "/docs/assets/swagger-ui.css")]
-    # Of every kind: JSON, a form, a page's form where there are pages, a preflight.
+    # One of each kind: JSON, a form, the form of a page (if there are pages), and a preflight request.
     requests += [("POST", USERS), ("POST", TOKEN_PATH), ("POST", "/sign-in"), ("OPTIONS", USERS)]
     async with open_client(app) as client:
         for method, path in requests:

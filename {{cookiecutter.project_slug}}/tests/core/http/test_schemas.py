@@ -47,7 +47,7 @@ SEEN = [
     "🏴\N{TAG LATIN SMALL LETTER G}\N{CANCEL TAG}",
     "⠁",
     "가",
-    # Unassigned in the Unicode of Python 3.11: an emoji of 2024.
+    # An emoji of 2024, which is unassigned in the Unicode data of older versions of Python.
     "\U0001fae9",
     "\ue000",
 ]

@@ -34,7 +34,7 @@ EMAILS = Query(select(*columns(UserEmail, User)), UserEmail)
 
 
 def add_routes(app: FastAPI) -> list[str]:
-    """Add routes that a team might write; return the log of their background tasks."""
+    """Add routes as a feature might have them; return the list to which their background tasks append."""
     done: list[str] = []
 
     @app.get("/session/stream")

@@ -1,4 +1,4 @@
-"""Uploads to a route such as teams write, in the whole application: valid and rejected requests."""
+"""Uploads to a sample route in the whole application: valid and rejected requests."""
 
 import asyncio
 import io
@@ -179,7 +179,7 @@ def count(path: str, status: int) -> float:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 100, 10_000])
 async def test_upload_is_complete_for_any_chunk_size(client: httpx2.AsyncClient, user: Account, size: int) -> None:
-    # Contains many exact or partial boundaries.
+    # The content contains many byte sequences that look like the boundary, or like a part of it.
     content = (PNG + f"\r\n--{BOUNDARY[:-1]}x\r\n--\r\r\n".encode() + bytes(range(256))) * 3
     body = make_body(form_part(b"x" * 100, name="comment", filename=None, media_type=None), form_part(content))
     pieces = [body[start : start + size] for start in range(0, len(body), size)] if size else [body]
@@ -301,7 +301,7 @@ async def test_file_of_unaccepted_media_type_is_refused(
 ) -> None:
     response = await put(client, user, make_body(form_part(PNG, media_type=media_type)))
 
-    assert_refused(response, 415, "The file must be one of image/png, application/pdf.")
+    assert_refused(response, 415, "The media type of the file must be one of image/png, application/pdf.")
 
 
 async def test_media_type_of_file_ignores_case_and_parameters(client: httpx2.AsyncClient, user: Account) -> None:

@@ -21,7 +21,7 @@ from app.core.observability.metrics import render_metrics
 from app.core.observability.metrics_files import FOLDER, RESERVED_BYTES, list_files, locked, open_files
 
 if sys.platform == "win32":
-    pytest.skip("workers have no locks there, and nothing is added up", allow_module_level=True)
+    pytest.skip("on Windows, workers have no file locks, and no metrics are merged", allow_module_level=True)
 
 import resource
 
@@ -118,7 +118,7 @@ def test_damaged_file_prevents_neither_metrics_nor_start(folder: Path) -> None:
 
 
 def in_process(work: Callable[[Path], None], folder: Path) -> None:
-    """Run the function in a separate process without threads and without metrics in the folder."""
+    """Run the function in a new process, which has no threads and no open metrics files."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(work, folder).result()
 
@@ -141,7 +141,7 @@ def kill_at_each_step(folder: Path) -> None:
             read_samples()
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        # By the next scrape, together with the files of another worker that has ended.
+        # The next scrape completes the merge, together with the files of another ended worker.
         leave_files(folder, ENDED + 2)
         assert read_samples() == expect(workers=3, living=0), step
         if status == 0:
@@ -150,7 +150,7 @@ def kill_at_each_step(folder: Path) -> None:
 
 
 def kill_at(step: int) -> None:
-    """End this process before it opens, renames or removes its next file but `step`."""
+    """Kill this process at its file operation number `step`, counted from 0."""
     steps = count()
 
     def watch(event: str, _: object) -> None:
@@ -193,7 +193,7 @@ def test_worker_on_full_disk_counts_in_memory_only(tmp_path: Path) -> None:
 
 def start_without_room(folder: Path) -> None:
     os.environ[FOLDER] = str(folder)
-    # As if the folder had been set before the start.
+    # The class that prometheus_client would choose if the folder had been set before the start.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # no annotation in the library
     leave_files(folder, os.getppid())
     before = set(folder.iterdir())

@@ -21,7 +21,7 @@ PATIENT_SECONDS = "60"
 REQUESTS = 150
 MAX_REQUESTS = 50
 left = pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-# At its limit of requests, gunicorn's own worker closes other connections that it has promised to keep alive.
+# Without gunicorn's own worker class, which closes kept-alive connections at its limit of requests.
 DRAINED = {name: way for name, way in WORKER_CLASSES.items() if "asgi" not in way}
 drained = pytest.mark.parametrize(("command", "worker_class"), DRAINED.values(), ids=DRAINED)
 
@@ -31,7 +31,7 @@ def connect(server: Server) -> HTTPConnection:
 
 
 def ask(connection: HTTPConnection, path: str, method: str = "GET") -> tuple[int, str | None]:
-    """Return the status, and whether the connection stays open."""
+    """Return the status and the Connection header."""
     connection.request(method, path)
     response = connection.getresponse()
     response.read()
@@ -55,7 +55,8 @@ def test_replaced_workers_reset_no_connection(empty_url: str, command: Sequence[
 
         outcomes = sum((submitted.result() for submitted in loads), Counter[object]())
         assert outcomes == {200: 2 * REQUESTS, 405: 2 * REQUESTS}
-        # Of two. Workers look at their limit ten times a second: a busy machine serves many requests between.
+        # At least one of the two workers was replaced. Workers check their limit only ten times a second, and may serve
+        # many requests between two checks.
         assert server.count_started() > 2
 
 
@@ -84,7 +85,7 @@ def test_a_request_on_an_open_connection_is_answered_after_the_stop_began(
         closing(connect(server)) as used,
     ):
         unused.connect()
-        # The worker accepts one connection after the other.
+        # The worker accepts connections in order: after this response it has also accepted `unused`.
         assert ask(used, LIVE)[0] == 200
         server.send(signal.SIGTERM)
         wait_for(lambda: refuses_connections(server), "the closed socket")

@@ -130,7 +130,8 @@ def test_supervisor_starts_no_worker_after_a_stop_signal(empty_url: str, tmp_pat
 
     signal.raise_signal(signal.SIGTERM)
 
-    # At once, and not at the end of the iteration, in which supervisor would replace a worker that has ended.
+    # The state must change at once: at the end of the current iteration, supervisor would already have replaced a
+    # worker that has ended.
     assert options.mood < supervisor.SupervisorStates.RESTARTING < running
     assert monitor.listening.fileno() == -1
     # A worker that is just being started gets a socket on which it cannot listen.

@@ -117,14 +117,14 @@ def test_stopping_service_answers_open_requests_and_is_not_ready(
 
 @contextmanager
 def run_with_one_connection(url: str, command: Sequence[str], worker_class: str) -> Iterator[Server]:
-    """To the database: what is asked second waits behind the first, into the time of the stop."""
+    """Run the service with one database connection, so that a second request still waits for it during the stop."""
     with run_server(
         url,
         command,
         WORKER_CLASS=worker_class,
         DATABASE_POOL_SIZE="1",
     ) as server:
-        # The others say nothing of it.
+        # Only gunicorn logs its worker class.
         assert command != MANAGERS.get("gunicorn") or f"Using worker: {worker_class}" in server.log
         yield server
 
@@ -170,7 +170,7 @@ def test_environment_sets_number_of_workers(url: str, command: Sequence[str]) ->
         assert server.get("/health").status_code == 200
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="nobody tells the environment of a process")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc to read an environment from")
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -205,7 +205,7 @@ def test_a_killed_worker_is_replaced_and_its_counts_are_kept(url: str, command: 
         wait_for(lambda: ask(server, answers, counts) and server.count_started() == 3, "the new worker")
 
         wait_for(lambda: count_requests(server) == len(answers), "the counts of all three")
-        # The request that reads the metric.
+        # Only the request that reads the metric is in flight.
         wait_for(lambda: read_metric(server, "http_requests_in_flight") == 1, "the end of all other requests")
         assert counts == sorted(counts)
         assert set(answers) == {401}
@@ -255,7 +255,7 @@ def test_counts_of_replaced_workers_are_kept_and_their_files_removed(url: str, c
 
         wait_for(lambda: count_requests(server) == len(answers), "the counts of all")
         assert counts == sorted(counts)
-        # Four files of each live worker and of one that has just ended, and the totals.
+        # At most four files for each of four workers, live or just ended, and two files of totals.
         wait_for(lambda: read_metric(server, "http_requests_in_flight") == 1, "the end of all other requests")
         assert len(list(folder.glob("*.db"))) <= 4 * 4 + 2
 
@@ -275,7 +275,7 @@ def find_metrics(server: Server) -> Path:
     """Return the metrics folder of the workers: in a tmpfs or, if there is none, on the disk."""
     for memory in (Path("/dev/shm"), Path(tempfile.gettempdir())):  # noqa: S108  # only looked at
         for folder in memory.glob("metrics-*"):
-            # Without those of other users.
+            # Folders of other users are not accessible.
             if os.access(folder, os.X_OK) and all(
                 (folder / f"gauge_livesum_{worker}.db").exists() for worker in server.workers
             ):
@@ -292,7 +292,7 @@ def test_a_reload_under_load_fails_no_request(url: str, command: Sequence[str]) 
         ThreadPoolExecutor() as threads,
         ExitStack() as stack,
     ):
-        # Otherwise a failure would only show after the whole load.
+        # Also ends the load if the test fails.
         stack.callback(ended.set)
         before = server.workers
         with server.open_client() as client:
@@ -395,7 +395,7 @@ def is_reloading(server: Server, changed: Path) -> bool:
 
 
 def read_status(server: Server) -> str | None:
-    """Return None while the service restarts; it may restart twice, as several files were changed."""
+    """Return None while the service restarts; it may restart several times, because the file is touched repeatedly."""
     try:
         return str(server.get("/health").json()["status"])
     except httpx2.TransportError:
@@ -415,7 +415,7 @@ def test_the_development_server_ends_with_its_parent(url: str) -> None:
 
 
 def started_processes(server: Server) -> set[int]:
-    """The processes of uvicorn, including the reloader."""
+    """Return the process ids of uvicorn, including that of the reloader."""
     return {int(pid) for pid in re.findall(r"Started (?:reloader|server) process \[(\d+)\]", server.log)}
 
 

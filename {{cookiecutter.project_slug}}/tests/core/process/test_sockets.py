@@ -41,7 +41,7 @@ def test_unix_socket_is_private_and_its_forwarded_headers_are_trusted(
 def test_only_entry_added_by_trusted_proxy_names_client_over_tcp(
     empty_url: str, command: Sequence[str], worker_class: str
 ) -> None:
-    # LISTEN_PID names another process.
+    # LISTEN_PID names another process, so the service must ignore LISTEN_FDS.
     with run_server(empty_url, command, WORKER_CLASS=worker_class, LISTEN_PID="1", LISTEN_FDS="1") as server:
         forged = see_client(server, X_Forwarded_For="198.51.100.7, 203.0.113.9", X_Forwarded_Proto="https")
         none = see_client(server)

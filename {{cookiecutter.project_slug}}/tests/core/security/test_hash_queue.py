@@ -1,4 +1,4 @@
-"""The queue for hashing passwords: what is refused when it is full, and that everything else goes on."""
+"""The queue for password hashes: when it is full, requests that need a hash are refused, and others succeed."""
 
 import asyncio
 import threading
@@ -70,7 +70,7 @@ async def test_concurrent_sign_ins_do_not_delay_other_requests(live_url: str) ->
     goes_on = threading.Event()
     async with find_hasher(app) as (client, passwords), asyncio.timeout(PATIENCE_SECONDS):
         user = await create_account(client)
-        # The one thread for hashing is busy until the others have been answered.
+        # The only thread for hashing is busy until the other requests have been answered.
         busy = asyncio.create_task(anyio.to_thread.run_sync(goes_on.wait, limiter=passwords._limiter))
         sign_ins = [
             asyncio.create_task(request_token(client, username=f"{uuid4().hex}@example.com", password="a wrong guess"))

@@ -35,10 +35,10 @@ async def test_missing_or_invalid_hash_never_matches(passwords: PasswordHasher, 
 async def test_an_unknown_user_costs_as_much_as_a_wrong_password() -> None:
     passwords = make_hasher(password_hash_time_cost=2, password_hash_memory_cost=19456)
     password_hash = await passwords.hash("correct horse")
-    # The dummy is made at its first use.
+    # The dummy hash for unknown users is created at its first use.
     await passwords.verify("wrong", None)
 
-    # In turns, and the best of each: what disturbs the machine disturbs both.
+    # Measured in turns, and compared by their minimum, so that other load on the machine affects both.
     pairs = [(await measure(passwords, password_hash), await measure(passwords, None)) for _ in range(10)]
     known, unknown = (min(side) for side in zip(*pairs, strict=True))
 

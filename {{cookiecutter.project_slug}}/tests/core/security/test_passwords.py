@@ -1,4 +1,4 @@
-"""The rules for new passwords, over HTTP and one by one."""
+"""The rules for new passwords, over HTTP and in separate functions."""
 
 import asyncio
 import hashlib
@@ -42,7 +42,7 @@ NAME = "Ada Lovelace-Byron"
 
 
 def widen(text: str) -> str:
-    """Write it in the full-width characters of East Asian keyboards."""
+    """Convert the text to the full-width characters of East Asian keyboards."""
     return "".join(chr(ord(character) + 0xFEE0) for character in text)
 
 
@@ -157,7 +157,7 @@ async def test_password_in_another_unicode_form_is_accepted(
         ("ab" + "é" * 9 + "z", 201),
         ("xy" * 500 + "z" * 24, 201),
         ("xy" * 500 + "z" * 25, 422),
-        # One character, which is eighteen once normalised.
+        # The ligature is one character, and eighteen characters after normalisation.
         ("xy\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}" * 55, 422),
     ],
 )
@@ -207,7 +207,7 @@ def test_common_passwords_are_normalised_sorted_and_unique() -> None:
 
     assert entries == sorted(listed)
     assert [entry for entry in entries if entry != normalize_password(entry).casefold() or " " in entry] == []
-    # Shorter ones would refuse passwords of which they are a small part.
+    # Shorter entries would refuse passwords of which they are only a small part.
     assert [entry for entry in entries if len(entry) < 4] == []
     assert [entry for entry in entries if (word := entry.rstrip(TAIL)) != entry and word in listed] == []
     assert COMMON_PASSWORDS.stat().st_size < 400_000
@@ -229,7 +229,7 @@ class TestBreachedPasswords:
             yield client
 
     def answer(self, outgoing: Outgoing, url: str, text: str) -> None:
-        # A body that has not been read yet, as one from the network.
+        # Like a response from the network, this one has a body that has not been read yet.
         outgoing.answer("GET", url, stream=httpx2.ByteStream(text.encode()))
 
     async def sign_up(self, client: httpx2.AsyncClient) -> httpx2.Response:

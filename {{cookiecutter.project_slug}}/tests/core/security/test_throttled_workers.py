@@ -1,4 +1,4 @@
-"""The throttle of real worker processes: they count together."""
+"""Real worker processes share the attempt counts of the throttle."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ def test_workers_count_guesses_together(live_url: str) -> None:
         live_url,
         workers=WORKERS,
         THROTTLE_ACCOUNT_ATTEMPTS=str(FREE),
-        # One worker may get them all.
+        # One worker may receive all guesses, and must have room for them in its queue.
         PASSWORD_HASH_QUEUE=str(AT_ONCE),
     ) as server:
         with server.open_client() as client:
@@ -31,14 +31,14 @@ def test_workers_count_guesses_together(live_url: str) -> None:
 
         statuses = Counter(asyncio.run(guess_at_once(server)))
 
-        # After those that are free one is allowed a second later, the next two seconds after that, and so on.
+        # After the free attempts, one is allowed after a second, the next after two more seconds, then after four.
         allowed = FREE + int(time.monotonic() - started + 1).bit_length()
         assert FREE <= statuses[400] <= allowed
         assert statuses[400] + statuses[429] == AT_ONCE
 
 
 async def guess_at_once(server: Server) -> list[int]:
-    """Each over a connection of its own, so that all workers get some."""
+    """Send all guesses at once, each over its own connection, so that they reach all workers; return the statuses."""
 
     async def guess() -> int:
         transport = httpx2.AsyncHTTPTransport(verify=NO_TLS)

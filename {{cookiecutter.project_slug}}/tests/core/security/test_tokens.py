@@ -1,4 +1,4 @@
-"""Access tokens, forged in every way that python-jose is known to accept without its wrapper."""
+"""Access tokens, forged in every way that python-jose is known to accept without the checks of TokenSigner."""
 
 import base64
 import hashlib
@@ -48,7 +48,7 @@ def encode(part: bytes) -> str:
 
 
 def sign(header: object, payload: object, key: str = SECRET_KEY, digest: str = "sha256") -> str:
-    """Sign like an attacker who writes every byte; a part that is a string goes in as it is."""
+    """Sign a token with any header and payload; a string is used unchanged, so that it need not be valid JSON."""
     parts = [
         encode(part.encode() if isinstance(part, str) else json.dumps(part).encode()) for part in (header, payload)
     ]

@@ -28,7 +28,7 @@ MEBIBYTE = 1024 * 1024
 LARGE = 12 * MEBIBYTE
 S3_VARIABLES = ("ENDPOINT", "BUCKET", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
 KINDS = ["folder", "s3"] if "TEST_S3_ENDPOINT" in os.environ else ["folder"]
-# Saves an object, and ends when and how the test says.
+# Saves an object. With the argument `kill`, the process is killed during the upload; otherwise it ends normally.
 SCRIPT = """
 import asyncio, os, sys
 from uuid import UUID
@@ -179,7 +179,7 @@ async def test_object_of_killed_process_is_invisible_and_can_be_deleted(
 
 
 async def test_process_ends_without_error_after_using_store(variables: dict[str, str]) -> None:
-    # Several with a client of S3: threads that outlive the interpreter abort it now and then.
+    # Several runs with S3: threads of the client that outlive the interpreter abort the process only sometimes.
     for _ in range(1 if "STORAGE_FOLDER" in variables else 3):
         done = await asyncio.to_thread(run_script, variables, str(uuid4()), "end")
 
@@ -252,7 +252,7 @@ async def test_unreachable_bucket_is_reported_as_unavailable() -> None:
 
 async def test_hanging_store_does_not_use_up_threads_of_other_work() -> None:
     released = threading.Event()
-    # More than asyncio's own pool ever has.
+    # More than the maximum number of threads in asyncio's default pool.
     hanging = [asyncio.create_task(run_blocking(released.wait)) for _ in range(40)]
     try:
         await asyncio.sleep(0)

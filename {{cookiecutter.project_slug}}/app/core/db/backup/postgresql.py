@@ -363,7 +363,7 @@ def _program(name: str) -> str:
     found = shutil.which(name, path=folder) if folder else None
     if program := found or shutil.which(name):
         return program
-    raise BackupError(f"{name} is not installed: it is among the client programs of PostgreSQL.")
+    raise BackupError(f"{name} is not installed: install the client programs of PostgreSQL.")
 
 
 def _parameters(url: URL) -> dict[str, Any]:

@@ -34,7 +34,7 @@ async def test_newcomer_does_not_overtake_a_waiting_task(empty_url: str) -> None
             pool = pool_of(session)
             waiter = asyncio.create_task(use(database, "waiter"))
             await wait_for(lambda: pool.waiting)
-            # The newcomer asks when the connection comes back, before the waiter wakes.
+            # The newcomer requests a connection when one returns to the pool, before the waiting task resumes.
             newcomers = []
             event.listen(
                 pool, "checkin", lambda *_: newcomers.append(asyncio.create_task(use(database, "newcomer"))), once=True

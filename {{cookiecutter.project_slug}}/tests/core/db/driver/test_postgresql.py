@@ -11,7 +11,7 @@ from tests.support.databases import execute_async, make_settings, server_url
 pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
 
 NAMES = Query(select(User.name))
-# psycopg lets the server prepare a statement after five executions.
+# More executions than the five after which psycopg prepares a statement on the server.
 MANY = 8
 
 

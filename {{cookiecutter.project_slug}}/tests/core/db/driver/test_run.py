@@ -29,7 +29,7 @@ async def test_reader_holds_no_connection_between_two_statements(live_url: str) 
     async with open_database(settings) as database, database.read() as session, database.read() as another:
         assert await session.fetch_value(ONE) == 1
         assert await another.fetch_value(ONE) == 1
-        # SQLAlchemy's own methods keep one until the session is closed.
+        # SQLAlchemy's own methods hold a connection until the session is closed.
         assert await session.scalar(text("SELECT 1")) == 1
         await session.close()
         assert await another.fetch_value(ONE) == 1
@@ -41,7 +41,7 @@ async def test_connections_as_old_as_a_discarded_one_are_not_used_again(live_url
             raw = [await (await each.connection()).get_raw_connection() for each in (one, other)]
             return {each.driver_connection for each in raw}
 
-    # One of them is for writing, on SQLite.
+    # On SQLite, one connection of the pool is only for writing.
     async with open_database(make_settings(live_url, database_pool_size=3)) as database:
         before = await find_drivers(database)
         async with database.read() as session:
@@ -97,7 +97,7 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch, session: Session, count: int) 
 
 
 async def test_read_is_repeated_until_a_connection_is_alive(live_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One of them is for writing, on SQLite.
+    # On SQLite, one connection of the pool is only for writing.
     async with open_database(make_settings(live_url, database_pool_size=3)) as database, database.read() as session:
         ran = lose_answers(monkeypatch, session, 2)
 
