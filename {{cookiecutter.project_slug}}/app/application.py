@@ -221,6 +221,11 @@ def _cors_middleware(settings: Settings, features: Sequence[Feature]) -> Middlew
 
 def _include_features(app: FastAPI, settings: Settings, features: Sequence[Feature]) -> None:
     # Include each router in the app itself: every level of nested routers repeats the search for the route.
+    outside = [router for feature in features for router in feature.root_routers]
+    # Routers with a prefix come first: other requests skip them, and probes of /health find their route at once.
+    for router in outside:
+        if router.prefix:
+            app.include_router(router)
     for feature in features:
         for router in feature.api_routers:
             app.include_router(
@@ -228,9 +233,9 @@ def _include_features(app: FastAPI, settings: Settings, features: Sequence[Featu
                 prefix=settings.api_prefix,
                 responses=problem_responses(413, 415, 422, 503),
             )
-    for feature in features:
-        if feature.root is not None:
-            app.include_router(feature.root)
+    for router in outside:
+        if not router.prefix:
+            app.include_router(router)
 
 
 def _operation_id(route: APIRoute) -> str:

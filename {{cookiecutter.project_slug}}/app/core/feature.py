@@ -26,8 +26,8 @@ class Feature:
 
     # One or more routers below API_PREFIX.
     api: APIRouter | Sequence[APIRouter] = ()
-    # A router outside of API_PREFIX, such as for web pages.
-    root: APIRouter | None = None
+    # One or more routers outside of API_PREFIX, such as for web pages.
+    root: APIRouter | Sequence[APIRouter] = ()
     # The feature's own settings, read from the same sources as all others.
     settings: type[FeatureSettings] | None = None
     # Resources that live as long as the worker, such as a client of another service or a background task. A task must
@@ -62,7 +62,15 @@ class Feature:
 
     @property
     def api_routers(self) -> Sequence[APIRouter]:
-        return (self.api,) if isinstance(self.api, APIRouter) else self.api
+        return _as_sequence(self.api)
+
+    @property
+    def root_routers(self) -> Sequence[APIRouter]:
+        return _as_sequence(self.root)
+
+
+def _as_sequence(routers: APIRouter | Sequence[APIRouter]) -> Sequence[APIRouter]:
+    return (routers,) if isinstance(routers, APIRouter) else routers
 
 
 def settings_of(features: Iterable[Feature]) -> tuple[type[FeatureSettings], ...]:

@@ -1,4 +1,4 @@
 from app.core.feature import Feature
-from app.health.router import router
+from app.health.router import metrics_router, router
 
-feature = Feature(root=router)
+feature = Feature(root=(router, metrics_router))

@@ -6,28 +6,30 @@ from app.core.dependencies import SettingsDep
 from app.core.errors import UnavailableError
 from app.core.http.problems import problem_responses
 from app.core.http.request import AppRequest
+from app.core.http.routing import FeatureRouter
 from app.core.observability.metrics import render_metrics
 from app.core.project import read_project
 from app.health import service
 from app.health.schemas import Health, Liveness, Readiness
 
-router = APIRouter(tags=["health"])
+router = FeatureRouter(prefix="/health", tags=["health"])
+metrics_router = APIRouter(include_in_schema=False)
 
 
-@router.get("/health")
+@router.get("")
 async def read_health() -> Health:
     """Return the name and version of the service; checks nothing."""
     project = read_project()
     return Health(name=project.name, version=project.version)
 
 
-@router.get("/health/live")
+@router.get("/live")
 async def read_liveness() -> Liveness:
     """Liveness: the process responds; checks nothing else."""
     return Liveness()
 
 
-@router.get("/health/ready", responses=problem_responses(503))
+@router.get("/ready", responses=problem_responses(503))
 async def read_readiness(request: AppRequest, settings: SettingsDep) -> Readiness:
     """Readiness: the database is writable, its schema is up to date, and the process is not shutting down."""
     await service.require_ready(request.state["database"], settings.readiness_timeout_seconds)
@@ -37,7 +39,7 @@ async def read_readiness(request: AppRequest, settings: SettingsDep) -> Readines
     return Readiness()
 
 
-@router.get("/metrics", include_in_schema=False)
+@metrics_router.get("/metrics")
 async def read_metrics() -> Response:
     # In a thread, because merging the files of many workers takes a while.
     return Response(await asyncio.to_thread(render_metrics), media_type="text/plain; version=0.0.4; charset=utf-8")

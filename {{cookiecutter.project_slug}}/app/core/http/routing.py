@@ -73,7 +73,8 @@ class FeatureRoute(APIRoute):
             # Only tests override dependencies, such as the caller, and then send no valid token.
             if scheme is not None and not request.app.dependency_overrides:
                 await scheme.authenticate(request)
-            require_utf8(request.scope["query_string"])
+            if query := request.scope["query_string"]:
+                require_utf8(query)
             if takes_body:
                 require_media_type(request, takes_form=takes_form)
             if takes_form:

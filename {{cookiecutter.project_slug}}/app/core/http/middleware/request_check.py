@@ -1,6 +1,7 @@
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
+from itertools import chain
 from urllib.parse import quote_from_bytes
 
 from starlette.responses import PlainTextResponse
@@ -37,7 +38,8 @@ class RequestCheckMiddleware:
             return
         refusal = _check_request(scope["path"], scope["query_string"], scope["headers"])
         if refusal is None:
-            scope["query_string"] = _percent_encode(scope["query_string"])
+            if scope["query_string"]:
+                scope["query_string"] = _percent_encode(scope["query_string"])
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await WebSocketClose(POLICY_VIOLATION)(scope, receive, send)
@@ -55,7 +57,7 @@ def _check_request(path: str, query: bytes, headers: Iterable[tuple[bytes, bytes
         return PlainTextResponse(f"The query must have at most {MAX_FIELDS} fields.", HTTPStatus.BAD_REQUEST)
     if CONTROL_CHARACTER.search(path):
         return PlainTextResponse("The path must not contain control characters.", HTTPStatus.BAD_REQUEST)
-    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+    if sum(map(len, chain.from_iterable(headers))) > MAX_HEADER_BYTES:
         return PlainTextResponse(
             f"The headers must have at most {MAX_HEADER_BYTES} bytes.", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         )
