@@ -3,7 +3,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
@@ -27,12 +26,13 @@ from app.core.http.middleware.internal_error import InternalErrorMiddleware
 from app.core.http.middleware.metrics import MetricsMiddleware
 from app.core.http.middleware.problems import ProblemDetailsMiddleware
 from app.core.http.middleware.request_check import RequestCheckMiddleware
+from app.core.http.middleware.request_id import request_id_middleware
 from app.core.http.middleware.startup_error import StartupErrorMiddleware
 from app.core.http.middleware.trusted_host import ProbeFriendlyHostMiddleware
 from app.core.http.openapi import add_docs, customize_openapi
 from app.core.http.paths import redirect_slashes
 from app.core.http.problems import EXCEPTION_HANDLERS, problem_responses
-from app.core.http.request import State, is_request_id, mark_request_id
+from app.core.http.request import State
 from app.core.observability.logging import configure_logging
 from app.core.process.lifecycle import record_start_time, track_shutdown_signals
 from app.core.process.sockets import trusted_proxies
@@ -168,18 +168,7 @@ def _middleware(settings: Settings, features: Sequence[Feature]) -> list[Middlew
     if settings.worker_class == "asgi":
         # With any other worker class, uvicorn handles the forwarded headers.
         middleware.append(Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted_proxies(settings)))
-    middleware += [
-        Middleware(
-            CorrelationIdMiddleware,
-            validator=is_request_id,
-            # Without a valid id from the client, `str` returns an empty one, and `mark_request_id` generates an id.
-            generator=str,
-            transformer=mark_request_id,
-            # Leave the request's header unchanged: the service does not read it.
-            update_request_header=False,
-        ),
-        Middleware(MetricsMiddleware),
-    ]
+    middleware += [request_id_middleware(), Middleware(MetricsMiddleware)]
     if settings.access_log:
         middleware.append(Middleware(AccessLogMiddleware))
     # HeadMiddleware must be outside of the features' middleware, which may need the body of an error response.

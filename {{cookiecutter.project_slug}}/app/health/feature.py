@@ -1,4 +1,5 @@
 from app.core.feature import Feature
-from app.health.router import metrics_router, router
+from app.health import metrics
+from app.health.router import router
 
-feature = Feature(root=(router, metrics_router))
+feature = Feature(root=(router, metrics.router))

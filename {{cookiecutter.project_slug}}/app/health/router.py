@@ -1,19 +1,13 @@
-import asyncio
-
-from fastapi import APIRouter, Response
-
 from app.core.dependencies import SettingsDep
 from app.core.errors import UnavailableError
 from app.core.http.problems import problem_responses
 from app.core.http.request import AppRequest
 from app.core.http.routing import FeatureRouter
-from app.core.observability.metrics import render_metrics
 from app.core.project import read_project
 from app.health import service
 from app.health.schemas import Health, Liveness, Readiness
 
 router = FeatureRouter(prefix="/health", tags=["health"])
-metrics_router = APIRouter(include_in_schema=False)
 
 
 @router.get("")
@@ -37,9 +31,3 @@ async def read_readiness(request: AppRequest, settings: SettingsDep) -> Readines
     if request.state["shutdown"].is_set:
         raise UnavailableError("The service is stopping.", code="stopping")
     return Readiness()
-
-
-@metrics_router.get("/metrics")
-async def read_metrics() -> Response:
-    # In a thread, because merging the files of many workers takes a while.
-    return Response(await asyncio.to_thread(render_metrics), media_type="text/plain; version=0.0.4; charset=utf-8")

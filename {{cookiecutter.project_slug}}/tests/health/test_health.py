@@ -145,7 +145,7 @@ async def test_readiness_check_is_answered_in_time_while_database_hangs(
 async def test_metrics_are_rendered_outside_event_loop(
     migrated_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.health.router.render_metrics", lambda: threading.current_thread().name.encode())
+    monkeypatch.setattr("app.health.metrics.render_metrics", lambda: threading.current_thread().name.encode())
 
     async with open_client(create_app(make_settings(migrated_url), database)) as client:
         response = await client.get("/metrics")

@@ -3,7 +3,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from fastapi import Request
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Paths that monitoring requests every few seconds.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
-CLIENT_PREFIX = "client-"
-# At most 128 characters together with CLIENT_PREFIX: the length of the column `request_id` of audit_events.
-REQUEST_ID = re.compile("[A-Za-z0-9._-]{8,121}")
 MAX_USER_AGENT_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"
 # Values of Sec-Fetch-Site; "none" is a request that the user started, such as a bookmark.
@@ -95,12 +92,3 @@ def _is_own_host(request: Request[Any], origin: str) -> bool:
         return host is not None and host == urlsplit(f"//{request.headers.get('host', '')}").hostname
     except ValueError:
         return False
-
-
-def is_request_id(value: str) -> bool:
-    return REQUEST_ID.fullmatch(value) is not None
-
-
-def mark_request_id(chosen: str) -> str:
-    """Return a new id, or the client's with a prefix, so that no client can forge an id of the service."""
-    return f"{CLIENT_PREFIX}{chosen}" if chosen else uuid4().hex
