@@ -268,7 +268,7 @@ class DrillTests:
     database: str
     # The own tests of the class ServiceTests run without the pages on PostgreSQL, and with them on SQLite.
     web_pages: str
-    # Whether all tests run before the removal of the samples, too: they take minutes.
+    # Whether all tests also run before the removal of the samples; they take minutes.
     tests_at_once: bool
 
     def test_all_checks_pass_after_the_samples_are_removed(self, outputs: dict[str, str]) -> None:
