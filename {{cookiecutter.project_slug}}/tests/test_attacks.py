@@ -114,7 +114,7 @@ async def test_user_cannot_set_protected_fields(
 async def test_sign_in_ignores_planted_tokens_and_creates_new_session(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
-    """Session fixation: an attacker who planted a token in a browser has no access to the session of its user."""
+    """Session fixation: an attacker who planted a token in a browser has no access to the session of the user."""
     victim = await create_account(client)
     form = {"grant_type": "password", "username": victim.email, "password": PASSWORD}
     form |= {"refresh_token": user.refresh_token, "session_id": "planted"}

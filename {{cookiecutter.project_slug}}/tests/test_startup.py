@@ -119,7 +119,7 @@ def out_of_reach(url: str) -> Iterator[None]:
 
 
 def add_user(server: Server) -> object:
-    """Return the new account's address."""
+    """Create an account, and return its e-mail address."""
     with server.open_client() as client:
         return client.get("/api/v1/users/me", headers=sign_up(client)).json()["email"]
 
@@ -184,7 +184,7 @@ def test_start_ends_with_readable_error_when_database_is_unreachable(
     empty_url: str, tmp_path: Path, command: Sequence[str], worker_class: str
 ) -> None:
     is_sqlite = make_url(empty_url).get_backend_name() == "sqlite"
-    # A folder where the file should be; a port where nobody listens.
+    # With SQLite, a folder in place of the file; with PostgreSQL, a port on which nothing listens.
     url = f"sqlite:///{tmp_path}" if is_sqlite else "postgresql://127.0.0.1:1/name"
 
     with start_process(command, make_environment(url, UPDATE_DB="1", WORKER_CLASS=worker_class)) as server:

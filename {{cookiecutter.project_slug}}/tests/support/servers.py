@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 def make_environment(url: str, **changes: str) -> dict[str, str]:
-    """Return the environment of a process; it inherits nothing else from this one."""
+    """Return the environment of a process; it inherits only PATH and the folders for tests from this process."""
     return {
         # The folder of this `python`, which also contains `gunicorn` and `uvicorn`, comes first.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -115,7 +115,7 @@ class Server:
 
     @property
     def workers(self) -> set[int]:
-        """The live workers; uvicorn logs those that serve, gunicorn also those that it starts."""
+        """The process ids of the live workers; uvicorn logs workers that serve, gunicorn also workers that start."""
         booted = re.findall(r"(?:Booting worker with pid: |Started server process \[)(\d+)", self.log)
         return {int(pid) for pid in booted if is_running(int(pid))}
 

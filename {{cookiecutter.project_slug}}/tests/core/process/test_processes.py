@@ -94,10 +94,10 @@ def test_stopping_service_answers_open_requests_and_is_not_ready(
         client = server.open_client()
         user = sign_up(client)
         with blocked_writes(url):
-            # From now on only the write uses the connection.
+            # Wait until nothing uses the connection: from now on, only the write does.
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 0, "the end of all else")
             writing = threads.submit(client.patch, ME, json={"name": "Slow"}, headers=user)
-            # Includes the request that reads the metric.
+            # The number includes the request that reads the metric.
             wait_for(lambda: read_metric(server, "http_requests_in_flight") == 2, "the write")
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 1, "its transaction")
             asking = threads.submit(server.get, "/health/ready")
