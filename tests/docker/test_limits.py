@@ -24,7 +24,7 @@ def test_nginx_refuses_a_body_that_is_too_large(stack: Stack, user: dict[str, st
 
 
 def test_upload_routes_accept_larger_bodies(stack: Stack) -> None:
-    # There is no such route: the application's own limit refuses the bodies that nginx lets through.
+    # This route does not exist, so a body that nginx forwards is refused by the application's own, smaller limit.
     path = f"/api/v1/{uuid4().hex}/file"
     forwarded = stack.request("PUT", path, content=b"x" * 10 * 1024 * 1024)
     refused = stack.request("PUT", path, content=b"x" * (11 * 1024 * 1024 + 1))

@@ -24,7 +24,7 @@ from tests.support.serving import Answer, wait_until
 
 # The folder of the commands up, run, push, reboot and down; see CONTRIBUTING.md.
 COMMANDS = os.environ.get("TEST_MACHINE_COMMANDS")
-# The release of the system for all servers, instead of those that the tests choose.
+# The release of the operating system for all servers, in place of the releases that the tests choose.
 RELEASE = os.environ.get("TEST_MACHINE_RELEASE")
 # A provision takes the longest: a minute or two on an idle machine.
 TIMEOUT_SECONDS = 600
@@ -61,7 +61,7 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """The address from which the server answers this machine."""
+        """The IPv4 address that the server uses to reach other machines."""
         return self.run("ip -4 -o route get 192.0.2.1 | sed 's/.* src \\([0-9.]*\\).*/\\1/'")
 
 

@@ -122,7 +122,7 @@ class RunningServer:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def list_processes(self) -> dict[int, str]:
-        """Return the command and all its descendants, found by a variable that they inherit."""
+        """Return the command and all its descendants, found by an environment variable that they inherit."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
