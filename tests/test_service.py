@@ -131,7 +131,7 @@ class ServiceTests:
         project = bake(database=self.database)
         subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
         path = [str(project.path / ".venv" / "bin"), str(tmp_path / "bin"), person_environment()["PATH"]]
-        # The README last: one of its commands removes the development tools.
+        # Run the commands of the README last: one of them removes the development tools.
         text = project.read("docs/features.md") + project.read("README.md")
         blocks = "".join(re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```", text)).splitlines()
 

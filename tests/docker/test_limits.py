@@ -60,7 +60,7 @@ def test_sign_ins_are_rate_limited_and_other_requests_are_not(stack: Stack, user
     # Several requests to each path, so that they exceed the rate limit.
     as_costly = {path: [stack.request("POST", f"/api/v1/{path}", json={}) for _ in range(6)] for path in ALSO_LIMITED}
 
-    # Responses of nginx have no request id; those of the application come from the throttles of accounts.
+    # nginx's own responses have no request id; responses with one come from the application's throttles of accounts.
     refused = [answer for answer in answers if answer.status_code == 429 and "x-request-id" not in answer.headers]
     assert len(refused) >= 10
     assert refused[0].headers["retry-after"] == "1"

@@ -128,7 +128,8 @@ class Stack:
             "ACCESS_LOG": "true",
             "TAG": TAG,
         }
-        # No connection is reused: a reload of nginx closes idle connections, and a request on one would fail.
+        # No connection is reused: a reload of nginx closes idle connections, and a request on a closed connection would
+        # fail.
         fresh = httpx2.Limits(max_keepalive_connections=0)
         self.client = httpx2.Client(verify=unverified(), timeout=30, limits=fresh)
 

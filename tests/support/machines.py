@@ -87,7 +87,7 @@ def start_machine(release: str | None) -> Iterator[Machine]:
     options = ["-r", chosen] if (chosen := RELEASE or release) else []
     machine = Machine(Path(COMMANDS), f"t{uuid4().hex[:7]}")
     try:
-        # One at a time: the first call may build the image that the others start from.
+        # One call at a time: the first one may build the image from which the other servers start.
         with exclusive_lock("test-machine"):
             machine._must("up", *options, machine.name)
         yield machine

@@ -23,7 +23,7 @@ from tests.support.programs import person_environment
 START_TIMEOUT_SECONDS = 300  # the first start installs the packages
 STOP_TIMEOUT_SECONDS = 60
 ANSWER_TIMEOUT_SECONDS = 60
-# Below the ephemeral ports: another connection could take one of those before the server binds it.
+# Below the ephemeral ports, because another connection could take an ephemeral port before the server binds it.
 PORTS = range(20_000, 32_000)
 
 

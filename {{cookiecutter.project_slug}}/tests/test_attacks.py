@@ -269,7 +269,7 @@ async def test_response_time_does_not_reveal_whether_address_has_account(
             await request_token(client, username=username, password="not the password")
             return time.perf_counter() - started
 
-        # Measured in turns, so that other load on the machine affects both.
+        # Measured in turns, so that other load on the machine affects both requests.
         ratios = [await measure(user.email) / await measure(f"{uuid4().hex}@example.com") for _ in range(25)]
 
     # Without a dummy hash, the response for an unknown address would be many times as fast.

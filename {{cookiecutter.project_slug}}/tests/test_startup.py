@@ -36,7 +36,7 @@ TOGETHER = 8
 def start_together(url: str, **changes: str) -> list[object]:
     """Start many processes at once, stop them when all are ready, and return the events that they logged."""
     with ExitStack() as stack:
-        # All have the same start time: a process with a later one would reset the database again.
+        # All processes get the same start time: a process with a later start time would reset the database again.
         environment = make_environment(url, DATABASE_POOL_SIZE="1", SERVICE_STARTED_AT=str(time.time()), **changes)
         servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
         for server in servers:

@@ -78,7 +78,7 @@ def fill_path(path: str, ids: Mapping[str, object]) -> str:
 
 
 def list_fields(value: object) -> Iterator[str]:
-    """Yield the names of all fields of a body, nested ones included."""
+    """Yield the names of all fields of a body, including nested fields."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())

@@ -29,7 +29,7 @@ from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_setti
 # Generous, for busy machines; the usual wait is below a second.
 PATIENCE_SECONDS = 120
 START = ("./start.sh",)
-# start.sh runs one of these. If the files of several are present, each one is tested.
+# start.sh runs one of these process managers. If the files of several managers are present, each manager is tested.
 MANAGERS: dict[str, tuple[str, ...]] = {
     path.parent.name: ("python", "-m", f"deploy.{path.parent.name}.{path.stem}")
     for path in sorted(ROOT.glob("deploy/*/run_*.py"))

@@ -109,7 +109,7 @@ GROUPS = [tuple(FIELDS)[start::12] for start in range(12)]
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change to a temporary folder, so that relative paths, such as that of EMAIL_FOLDER, are not in the project."""
+    """Change to a temporary folder, so that relative paths, such as in EMAIL_FOLDER, are not in the project."""
     monkeypatch.chdir(tmp_path)
 
 

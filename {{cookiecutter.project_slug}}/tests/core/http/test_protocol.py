@@ -1,4 +1,4 @@
-"""HTTP rules for all routes, including those of features that are added later."""
+"""HTTP rules for all routes, including routes of features that are added later."""
 
 import io
 import json

@@ -39,7 +39,7 @@ from tests.support.servers import (
 
 pytestmark = pytest.mark.processes
 
-# A route that reads, and one that writes.
+# A route that reads from the database, and a route that writes to it.
 SESSIONS = "/api/v1/auth/sessions"
 ME = "/api/v1/users/me"
 # Each way to start the service with workers.
@@ -415,7 +415,7 @@ def test_the_development_server_ends_with_its_parent(url: str) -> None:
 
 
 def started_processes(server: Server) -> set[int]:
-    """Return the process ids of uvicorn, including that of the reloader."""
+    """Return the ids of uvicorn's processes, including the reloader."""
     return {int(pid) for pid in re.findall(r"Started (?:reloader|server) process \[(\d+)\]", server.log)}
 
 
