@@ -44,7 +44,7 @@ RUNNING = HARDENED[:-1]
 
 
 def has_engine() -> bool:
-    """Whether a container engine answers, on this machine or where DOCKER_HOST says."""
+    """Whether a container engine answers, on this machine or at DOCKER_HOST."""
     try:
         return subprocess.run(["docker", "info"], capture_output=True, timeout=30).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

@@ -96,7 +96,7 @@ def start_machine(release: str | None) -> Iterator[Machine]:
 
 
 class Connection(HTTPSConnection):
-    """Connects to the server's address, whatever the name resolves to."""
+    """Connects to the server's address, regardless of the address that the domain name resolves to."""
 
     def __init__(self, site: "Site") -> None:
         super().__init__(site.domain, timeout=20, context=site.context)

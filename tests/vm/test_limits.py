@@ -102,7 +102,7 @@ def test_failed_sign_ins_of_an_ipv6_network_are_counted_together(
 
     for client in crowd[:10]:
         ask_from(server, [client], TOKEN, *GUESS)
-        # Slower than nginx's rate limit: requests above it count in another jail of fail2ban.
+        # Slower than nginx's rate limit: requests above the limit count in another jail of fail2ban.
         time.sleep(1.1)
 
     wait_until(lambda: server.machine.run(banned) == "2001:db8:0:a::/64", 60, lambda: server.machine.run(banned))
@@ -190,7 +190,7 @@ def test_repeated_failed_sign_ins_lead_to_a_ban(server: Server) -> None:
     def offend() -> None:
         for _ in range(10):
             server.site.request("POST", TOKEN, form, form=True)
-            # Slower than nginx's rate limit: requests above it count in another jail of fail2ban.
+            # Slower than nginx's rate limit: requests above the limit count in another jail of fail2ban.
             time.sleep(1.1)
 
     server.site.request("GET", "/health")

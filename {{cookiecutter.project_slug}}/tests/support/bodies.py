@@ -211,7 +211,7 @@ def _make_text(schema: Schema, name: str) -> str:
 
 
 def _match(pattern: str, repeats: int) -> str:
-    """Return a text for a simple pattern, or one that does not match; quantifiers without a maximum use `repeats`."""
+    """Return a text that matches the pattern if it is simple; quantifiers repeat `repeats` times, if they may."""
     while OPTIONAL_GROUP.search(pattern) or GROUP.search(pattern):
         pattern = GROUP.sub(r"\1", OPTIONAL_GROUP.sub("", pattern))
     text = ""

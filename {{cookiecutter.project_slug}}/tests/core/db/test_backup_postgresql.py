@@ -148,7 +148,7 @@ def test_restore_keeps_current_grants(tenant: Tenant, tmp_path: Path) -> None:
     tenant.run(f"REVOKE ALL ON users FROM {other}", tenant.role)
     tenant.run(f"GRANT SELECT (email) ON users TO {other}", tenant.role)
     tenant.run(f"GRANT SELECT ON sessions TO {other} WITH GRANT OPTION", tenant.role)
-    # Applies only to tables created later; the restored tables must keep their own grants.
+    # These privileges apply only to tables created later; the restored tables must keep their own grants.
     tenant.run(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO {other}", tenant.role)
 
     restored = tenant.restore(file)

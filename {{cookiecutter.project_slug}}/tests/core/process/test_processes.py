@@ -117,7 +117,7 @@ def test_stopping_service_answers_open_requests_and_is_not_ready(
 
 @contextmanager
 def run_with_one_connection(url: str, command: Sequence[str], worker_class: str) -> Iterator[Server]:
-    """Run the service with one database connection, so that a second request still waits for it during the stop."""
+    """Run the service with one database connection: a second request waits for the connection when the stop begins."""
     with run_server(
         url,
         command,
