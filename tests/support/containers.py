@@ -316,7 +316,7 @@ def unverified() -> ssl.SSLContext:
 
 
 def list_with_exited(stack: Stack, service: str) -> list[str]:
-    """List the containers of a service, including those that have exited."""
+    """List the containers of a service, including exited containers."""
     return stack.compose("ps", "--all", "--quiet", service).split()
 
 

@@ -110,7 +110,7 @@ async def test_concurrency_bounds_the_requests_at_the_same_time(server: Upstream
         in_progress.append(handler)
         counts.append(len(in_progress))
         server.released.wait(0.02)
-        # Remove the request before the response is sent, because the client may send the next one at once.
+        # Remove the request before the response is sent, because the client may send its next request at once.
         in_progress.remove(handler)
         answer()(handler)
 
@@ -160,8 +160,8 @@ async def test_attempt_with_little_time_does_not_count_against_the_upstream(
         FAILS(handler)
 
     server.behaviour = in_turn(fail_late, hang, answer())
-    # Less than 0.95 of the time is left for the second attempt, so its timeout is no failure of the upstream. The time
-    # is long enough for a machine that pauses.
+    # The second attempt has less than 0.95 of the time, so its timeout does not count as a failure of the upstream; the
+    # time is still enough on a machine that pauses.
     client = make_client(server.url, http, timeout_seconds=4, retry_limit=1, breaker_failures=2, min_attempt_share=0.95)
     with pytest.raises(UpstreamTimeoutTooShortError):
         await fetch(client)
