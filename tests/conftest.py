@@ -15,7 +15,7 @@ from tests.support.template import ROOT, SERVICE, list_files
 
 
 class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Runs the tests of a subfolder in one xdist worker, or in one per server, so that fixtures are set up once."""
+    """Runs a subfolder's tests in one xdist worker, or in one worker per server, so that fixtures are set up once."""
 
     def _split_scope(self, nodeid: str) -> str:
         folder = PurePosixPath(nodeid.partition("::")[0]).parent

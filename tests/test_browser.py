@@ -455,7 +455,7 @@ def test_passkey_button_is_hidden_without_javascript(open_page: OpenPage) -> Non
 
 
 def walk_outside(person: Person) -> Iterator[str]:
-    """Open each page that needs no sign-in, in each of its states; yield a name of the state."""
+    """Open each page that needs no sign-in, in each of its states; yield the name of the state."""
     for path in ("/", "/sign-up", "/forgot-password", "/reset-password", "/verify-email", "/nothing"):
         person.open(path)
         yield path

@@ -51,7 +51,7 @@ def test_roles_get_the_passwords_in_the_secret_files(server: tuple[Path, str], t
     assert package.origin
     psql = Path(package.origin).parent / "pginstall/bin/psql"
 
-    # The options are those of docker_process_sql in the image's entrypoint.
+    # The function docker_process_sql in the image's entrypoint passes the same options.
     options = ["-v", "ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", "-f", str(script), url]
     done = run_program([str(psql), *options], TIMEOUT_SECONDS)
     rules = project / ".postgres/pg_hba.conf"

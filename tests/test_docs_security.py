@@ -15,7 +15,8 @@ from tests.support.template import CHOICES, ROOT, SERVICE, is_chosen, read_sourc
 
 PAGE = "docs/security.md"
 STATES = {"met", "operator", "not met", "n/a"}
-# The level of each requirement, in order: V1.1 has two requirements of level 2. The page leaves level 3 out.
+# The level of each requirement, by chapter and section: section V1.1 has two requirements, each of level 2. The page
+# leaves level 3 out.
 LEVELS = {
     "V1": ("22", "1111122223", "112222222223", "222", "123"),
     "V2": ("122", "112", "12223", "23"),

@@ -117,7 +117,7 @@ def find_missing_blank_lines(kind: str, lines: list[str]) -> Iterator[str]:
 
 
 def skip_comments(kind: str, lines: list[str]) -> list[str]:
-    """Leave out the comments, which belong to what follows them; in a file of settings they separate its parts."""
+    """Leave out comments, which belong to the line after them; in a file of settings, comments separate its parts."""
     return lines if kind == "settings" else [line for line in lines if not COMMENT.match(line)]
 
 
@@ -153,7 +153,7 @@ def find_broken_comments(lines: list[str]) -> Iterator[str]:
 
 
 def list_prose(lines: list[str]) -> list[str]:
-    """Put an empty pair of fences in the place of each block of code."""
+    """Replace each block of code by an empty block."""
     prose: list[str] = []
     fence = ""
     for line in lines:
@@ -216,7 +216,7 @@ def test_no_combination_of_choices_leaves_a_scar(name: str, template: Path) -> N
         for chosen, text in render_combinations(name, template, ANSWERS)
         if (found := find_scars(name, text))
     }
-    # The first combination that shows a scar is enough to find it.
+    # Name one combination for each scar, which is enough to find it.
     shown = {scar: chosen for found, chosen in reversed(scars.values()) for scar in found}
     assert shown == {}
 

@@ -237,7 +237,7 @@ def test_project_mentions_no_choice_that_was_not_taken(
 
 
 def assert_nothing_else_is_mentioned(texts: dict[str, str], answers: dict[str, str]) -> None:
-    """Check that the texts mention only chosen options; without an answer, no choice of that option."""
+    """Check that the texts mention only chosen options, and no choice of an option that has no answer."""
     for (option, choice), words in WORDS.items():
         if answers.get(option) not in {choice, "both"}:
             line = f"(?m)^.*(?:{words}).*$"
@@ -273,7 +273,7 @@ def assert_no_blank_lines_are_left(texts: dict[str, str], template: Path) -> Non
 def test_each_file_is_correct_with_every_combination_of_its_options(
     name: str, template: Path, other: BakedProject
 ) -> None:
-    """The file is rendered without baking a project: all options together give thousands of projects."""
+    """Renders only the file, because baking all combinations of the options would give thousands of projects."""
     for chosen, text in render_combinations(name, template, other.answers):
         texts = {name: text}
         assert_nothing_is_left(texts)

@@ -173,7 +173,7 @@ def test_unknown_choice_in_a_replay_file_is_refused_with_an_explanation(
 
 
 def replay(template: Path, folder: Path, answers: dict[str, object]) -> subprocess.CompletedProcess[str]:
-    """Bake from a replay file, such as cookiecutter writes after each bake: the default answers, changed by these."""
+    """Bake from a replay file, such as cookiecutter writes after each bake; `answers` replace the default answers."""
     first = {option: value[0] if isinstance(value, list) else value for option, value in CONTEXT.items()}
     path = folder / "replay.json"
     path.write_text(json.dumps({"cookiecutter": first | {"project_slug": "slug"} | answers}), encoding="utf-8")

@@ -12,7 +12,7 @@ from tests.support.projects import TIMEOUT_SECONDS
 from tests.support.stored_files import READ_FILE, STORE_FILE
 from tests.support.template import ROOT, SERVICE, list_files
 
-# With both optional parts, the pages and the weather.
+# In its folder of the template, the service has both optional parts, the pages and the weather.
 FOLDERS = ("tests/todos", "tests/web", "tests/weather")
 
 
@@ -72,7 +72,7 @@ def test_programs_for_stored_files_import_existing_names(program: str) -> None:
 
 @pytest.mark.slow
 def test_service_tests_run_in_place_and_leave_no_files() -> None:
-    """Only FOLDERS: test_service.py runs all tests, in baked projects."""
+    """Runs only the tests in FOLDERS; test_service.py runs all tests, in baked projects."""
     before = list_files(SERVICE, ignored=True)
 
     done = run_program(

@@ -131,14 +131,14 @@ class ServiceTests:
         project = bake(database=self.database)
         subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
         path = [str(project.path / ".venv" / "bin"), str(tmp_path / "bin"), person_environment()["PATH"]]
-        # The README last: one of its commands removes the development tools.
+        # Run the commands of the README last: one of them removes the development tools.
         text = project.read("docs/features.md") + project.read("README.md")
         blocks = "".join(re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```", text)).splitlines()
 
         for line in [*blocks, *re.findall(r"`((?:make|uv) [^`]+)`", text)]:
             command = line.partition(" #")[0].strip()
-            # `make` starts a database; other commands get one here.
-            # `copy` and `set` are commands of Windows; `set` has no effect here.
+            # `make` starts a database; for other commands, the test starts one. `copy` and `set` are commands of
+            # Windows: a function replaces `copy`, and `set` has no effect here.
             database = [] if command.startswith("make") else RUN_DATABASE[self.database]
             script = [*database, "sh", "-ec", f'copy() {{ cp "$@"; }}; {command}']
             if command in SERVING:
@@ -266,9 +266,9 @@ class DrillTests:
     """A new developer's day: build features by the documents, then remove the samples, which hold data."""
 
     database: str
-    # The own tests of the class ServiceTests run without the pages on PostgreSQL, and with them on SQLite.
+    # ServiceTests runs the service's own tests without the pages on PostgreSQL, and with the pages on SQLite.
     web_pages: str
-    # Whether all tests also run before the removal of the samples; they take minutes.
+    # Whether all tests also run before the samples are removed; they take minutes.
     tests_at_once: bool
 
     def test_all_checks_pass_after_the_samples_are_removed(self, outputs: dict[str, str]) -> None:

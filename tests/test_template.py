@@ -98,7 +98,8 @@ def test_layout_in_contributing_matches_the_tree() -> None:
         assert {name for name in shown if f"{Path(name).parent}/" == folder} == names
 
 
-# The order of the hooks differs: pytest loads the conftest.py of a folder on its command line before the collection.
+# In the second case the hooks run in another order: pytest loads the conftest.py of a folder on its command line before
+# the collection.
 @pytest.mark.parametrize("folders", [[], ["tests/docker", "tests/vm"]], ids=["all", "given"])
 def test_chapters_share_each_server_and_the_containers(tmp_path: Path, folders: list[str]) -> None:
     engine = tmp_path / "docker"

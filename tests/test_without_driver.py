@@ -12,7 +12,7 @@ from tests.support.programs import person_environment, run_program
 from tests.support.projects import TIMEOUT_SECONDS
 from tests.support.template import ROOT, SERVICE
 
-# The tests that run most typed statements; the whole suite would take too long.
+# These tests run most of the typed statements; the whole suite would take too long.
 TESTED = ("tests/core/db", "tests/todos", "tests/projects", "tests/accounts/test_auth.py")
 
 

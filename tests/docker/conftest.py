@@ -1,4 +1,4 @@
-"""The containers that all test modules of this folder, its chapters, share. They are built and started once."""
+"""The containers that all test modules of this folder (its chapters) share: they are built and started once."""
 
 from collections.abc import Iterator
 from uuid import uuid4

@@ -33,8 +33,8 @@ def test_restore_recovers_deleted_rows_and_files(stack: Stack, manual: dict[str,
 
 
 def backup_of_the_files_fails(stack: Stack) -> bool:
-    # Without this marker, the next backup of the files starts. It is removed each time, because a backup that began
-    # before the files were deleted creates it again.
+    # The next backup of the files starts when this marker is absent. Remove the marker on every call, because a backup
+    # that began before the files were deleted creates it again.
     stack.execute("backup", "rm", "-f", "/backups/.files-done")
     return "has no files, but" in stack.compose("logs", "backup")
 

@@ -32,7 +32,7 @@ def test_readiness_follows_the_state_of_the_database(stack: Stack, user: dict[st
 
     def is_refused() -> bool:
         answer = stack.request("GET", "/api/v1/todos", headers=user)
-        # Responses of the application have a request id; those of nginx have none.
+        # The application's responses have a request id; nginx's own responses have none.
         return answer.status_code == 503 and "x-request-id" in answer.headers
 
     # `compose kill` counts as a deliberate stop; after a crash the engine would restart the database at once.

@@ -1,4 +1,4 @@
-"""The image: its contents, and that it holds no secrets."""
+"""The contents of the image, which must include no secrets."""
 
 import tarfile
 from collections.abc import Iterator

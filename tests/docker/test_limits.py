@@ -24,7 +24,7 @@ def test_nginx_refuses_a_body_that_is_too_large(stack: Stack, user: dict[str, st
 
 
 def test_upload_routes_accept_larger_bodies(stack: Stack) -> None:
-    # There is no such route: the application's own limit refuses the bodies that nginx lets through.
+    # This route does not exist, so a body that nginx forwards is refused by the application's own, smaller limit.
     path = f"/api/v1/{uuid4().hex}/file"
     forwarded = stack.request("PUT", path, content=b"x" * 10 * 1024 * 1024)
     refused = stack.request("PUT", path, content=b"x" * (11 * 1024 * 1024 + 1))
@@ -60,7 +60,7 @@ def test_sign_ins_are_rate_limited_and_other_requests_are_not(stack: Stack, user
     # Several requests to each path, so that they exceed the rate limit.
     as_costly = {path: [stack.request("POST", f"/api/v1/{path}", json={}) for _ in range(6)] for path in ALSO_LIMITED}
 
-    # Responses of nginx have no request id; those of the application come from the throttles of accounts.
+    # nginx's own responses have no request id; responses with one come from the application's throttles of accounts.
     refused = [answer for answer in answers if answer.status_code == 429 and "x-request-id" not in answer.headers]
     assert len(refused) >= 10
     assert refused[0].headers["retry-after"] == "1"

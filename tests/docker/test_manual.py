@@ -17,7 +17,7 @@ def test_logs_show_each_request_and_the_probe_answers(stack: Stack, manual: dict
     path = f"/api/v1/{uuid4().hex}"
     request_id = stack.request("GET", path).headers["x-request-id"]
 
-    # Ctrl-C as soon as nginx and the application have logged the request.
+    # Type Ctrl-C as soon as nginx and the application have logged the request.
     output = stack.follow(look, typed={f'"request_id":"{request_id}"': "\x03"})
 
     assert '{"status":"ready"' in output

@@ -203,7 +203,7 @@ def test_connections_to_the_application_are_kept_open(stack: Stack, user: dict[s
 
         opened = count_connections(stack) - before
 
-    # This includes the connections of the health probe.
+    # The number includes the connections of the health probe.
     assert opened <= 5
 
 

@@ -94,7 +94,7 @@ def wait_for_version(stack: Stack, version: str) -> None:
 
 
 def test_draining_an_instance_without_requests_returns_at_once(stack: Stack) -> None:
-    """An instance that never became ready has served no request."""
+    """An instance has no requests, for example, if it never became ready."""
     drain = ("/bin/sh", "/etc/nginx/proxy/proxy.sh", "drain")
     started = time.monotonic()
 

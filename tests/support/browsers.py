@@ -47,7 +47,7 @@ def open_chromium(*more_flags: str) -> Iterator[Browser]:
 
 
 class Person:
-    """A browser page and the complaints of the browser. Elements are found by their accessible names."""
+    """A browser page, and the browser's errors and warnings. Elements are found by their accessible names."""
 
     def __init__(self, context: BrowserContext, base_url: str) -> None:
         self.context = context

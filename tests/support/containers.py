@@ -44,7 +44,7 @@ RUNNING = HARDENED[:-1]
 
 
 def has_engine() -> bool:
-    """Whether a container engine answers, on this machine or where DOCKER_HOST says."""
+    """Whether a container engine answers, on this machine or at DOCKER_HOST."""
     try:
         return subprocess.run(["docker", "info"], capture_output=True, timeout=30).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -128,7 +128,8 @@ class Stack:
             "ACCESS_LOG": "true",
             "TAG": TAG,
         }
-        # No connection is reused: a reload of nginx closes idle connections, and a request on one would fail.
+        # No connection is reused: a reload of nginx closes idle connections, and a request on a closed connection would
+        # fail.
         fresh = httpx2.Limits(max_keepalive_connections=0)
         self.client = httpx2.Client(verify=unverified(), timeout=30, limits=fresh)
 
@@ -315,7 +316,7 @@ def unverified() -> ssl.SSLContext:
 
 
 def list_with_exited(stack: Stack, service: str) -> list[str]:
-    """List the containers of a service, including those that have exited."""
+    """List the containers of a service, including exited containers."""
     return stack.compose("ps", "--all", "--quiet", service).split()
 
 

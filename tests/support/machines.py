@@ -24,7 +24,7 @@ from tests.support.serving import Answer, wait_until
 
 # The folder of the commands up, run, push, reboot and down; see CONTRIBUTING.md.
 COMMANDS = os.environ.get("TEST_MACHINE_COMMANDS")
-# The release of the system for all servers, instead of those that the tests choose.
+# The release of the operating system for all servers, in place of the releases that the tests choose.
 RELEASE = os.environ.get("TEST_MACHINE_RELEASE")
 # A provision takes the longest: a minute or two on an idle machine.
 TIMEOUT_SECONDS = 600
@@ -61,7 +61,7 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """The address from which the server answers this machine."""
+        """The IPv4 address that the server uses to reach other machines."""
         return self.run("ip -4 -o route get 192.0.2.1 | sed 's/.* src \\([0-9.]*\\).*/\\1/'")
 
 
@@ -87,7 +87,7 @@ def start_machine(release: str | None) -> Iterator[Machine]:
     options = ["-r", chosen] if (chosen := RELEASE or release) else []
     machine = Machine(Path(COMMANDS), f"t{uuid4().hex[:7]}")
     try:
-        # One at a time: the first call may build the image that the others start from.
+        # One call at a time: the first one may build the image from which the other servers start.
         with exclusive_lock("test-machine"):
             machine._must("up", *options, machine.name)
         yield machine
@@ -96,7 +96,7 @@ def start_machine(release: str | None) -> Iterator[Machine]:
 
 
 class Connection(HTTPSConnection):
-    """Connects to the server's address, whatever the name resolves to."""
+    """Connects to the server's address, regardless of the address that the domain name resolves to."""
 
     def __init__(self, site: "Site") -> None:
         super().__init__(site.domain, timeout=20, context=site.context)

@@ -36,7 +36,7 @@ def end_group(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> Non
 def run_program(
     command: Sequence[str], timeout_seconds: float, *, folder: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program and return its output; one that exceeds the time limit is ended and fails with its output."""
+    """Run a program and return its output; at the time limit, end the program and fail with its output."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,

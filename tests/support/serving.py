@@ -23,7 +23,7 @@ from tests.support.programs import person_environment
 START_TIMEOUT_SECONDS = 300  # the first start installs the packages
 STOP_TIMEOUT_SECONDS = 60
 ANSWER_TIMEOUT_SECONDS = 60
-# Below the ephemeral ports: another connection could take one of those before the server binds it.
+# Below the ephemeral ports, because another connection could take an ephemeral port before the server binds it.
 PORTS = range(20_000, 32_000)
 
 
@@ -122,7 +122,7 @@ class RunningServer:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def list_processes(self) -> dict[int, str]:
-        """Return the command and all its descendants, found by a variable that they inherit."""
+        """Return the command and all its descendants, found by an environment variable that they inherit."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:

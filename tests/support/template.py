@@ -15,12 +15,12 @@ CONTEXT = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 CHOICES: dict[str, list[str]] = {
     name: value for name, value in CONTEXT.items() if name[0] != "_" and type(value) is list
 }
-# Options that only fill in a version or a name or add a file; they do not interact with the others.
+# Options that fill in a version or a name, or add a file; they do not interact with other options.
 LABELS = ("python_version", "ci", "license")
 
 
 def list_variants() -> list[dict[str, str]]:
-    """Return every combination of the structural options, each with every label.
+    """Return every combination of the structural options, repeated until each choice of each label occurs with it.
 
     The labels rotate, so that each combination of labels also occurs in some project.
     """
@@ -64,7 +64,7 @@ def is_copied(name: str) -> bool:
 
 
 def list_files(*folders: str, ignored: bool = False) -> list[Path]:
-    """List the files that a commit of the work tree would contain, or those that git ignores."""
+    """List the files that a commit of the work tree would contain or, if `ignored`, the files that git ignores."""
     kind = ["--others", "--ignored"] if ignored else ["--cached", "--others"]
     command = ["git", "ls-files", "-z", *kind, "--exclude-standard", "--", *folders]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

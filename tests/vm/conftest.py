@@ -1,4 +1,4 @@
-"""The servers that all test modules of this folder, its chapters, share. Each is provisioned once."""
+"""The servers that all test modules of this folder (its chapters) share: each is provisioned once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on each server, or on those that its mark `servers` names."""
+    """Run a test on each server, or only on the servers that its mark `servers` names."""
     mark = metafunc.definition.get_closest_marker("servers")
     metafunc.parametrize("server", mark.args if mark else SERVERS, indirect=True, scope="session")
 

@@ -29,7 +29,7 @@ def test_killed_database_proxy_and_fail2ban_are_restarted(server: Server, token:
     created = create(server, token, "Before the crash")
     units = server.machine.run("systemctl list-units --plain --no-legend 'postgresql@*' | cut -d ' ' -f 1").split()
 
-    # Six times each: systemd's default limit of restarts is five.
+    # Kill each unit six times, because systemd's default limit of restarts is five.
     for unit in [*units, "nginx.service", "fail2ban.service"] * 6:
         kill_and_wait(server.machine, unit)
 

@@ -58,7 +58,7 @@ def test_certificate_is_issued_when_the_name_resolves_to_the_server_and_is_renew
     provisioned = server.machine.run(f"{PROJECT}/deploy/vm/provision.sh --email {EMAIL}")
     trusting_it.wait()
     contact = server.machine.run("certbot show_account")
-    # Back to the state before the name resolved to the server.
+    # Restore the state before the name resolved to the server.
     server.machine.run(
         f"""
         rm -r /etc/letsencrypt/{{archive,live,renewal}}

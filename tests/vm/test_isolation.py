@@ -1,4 +1,4 @@
-"""Privileges: of the units, the service's account, its dependencies and its network."""
+"""Privileges of the units, of the service's account and of its dependencies, and the ports that the firewall closes."""
 
 import json
 import re

@@ -15,7 +15,7 @@ from tests.support.serving import wait_until
 pytestmark = pytest.mark.servers("postgresql")
 
 
-# The site and its clients have addresses in the range for documentation; the server itself holds all of them.
+# The site and its clients have addresses that are reserved for documentation; the server itself holds all of them.
 SITE_ADDRESS = "2001:db8:ffff::1"
 
 
@@ -102,7 +102,7 @@ def test_failed_sign_ins_of_an_ipv6_network_are_counted_together(
 
     for client in crowd[:10]:
         ask_from(server, [client], TOKEN, *GUESS)
-        # Slower than nginx's rate limit: requests above it count in another jail of fail2ban.
+        # Slower than nginx's rate limit: requests above the limit count in another jail of fail2ban.
         time.sleep(1.1)
 
     wait_until(lambda: server.machine.run(banned) == "2001:db8:0:a::/64", 60, lambda: server.machine.run(banned))
@@ -152,7 +152,7 @@ def test_cross_site_requests_do_not_count_against_the_visitor(
     from_page = ask_from(server, [client] * 60, *sign_up, *foreign)
     own = ask_from(server, [client] * 5, *sign_up)
 
-    # Cross-site requests have a separate limit, so a client cannot avoid all limits by sending their headers.
+    # Cross-site requests have a separate limit, so a client cannot avoid all limits by sending cross-site headers.
     assert 429 in from_page
     assert own == [422] * 5
     assert client not in server.machine.run("cat /var/log/nginx/limited.log")
@@ -190,7 +190,7 @@ def test_repeated_failed_sign_ins_lead_to_a_ban(server: Server) -> None:
     def offend() -> None:
         for _ in range(10):
             server.site.request("POST", TOKEN, form, form=True)
-            # Slower than nginx's rate limit: requests above it count in another jail of fail2ban.
+            # Slower than nginx's rate limit: requests above the limit count in another jail of fail2ban.
             time.sleep(1.1)
 
     server.site.request("GET", "/health")

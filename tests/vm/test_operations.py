@@ -76,7 +76,7 @@ def test_metrics_add_up_the_counts_of_all_workers(server: Server) -> None:
 
 
 def test_every_log_line_of_the_service_is_json(server: Server) -> None:
-    # Only the lines of the service since its last start, without those of systemd about the unit.
+    # Only the service's lines since its last start, without systemd's lines about the unit.
     run = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {server.instance})"
 
     lines = server.machine.run(f"journalctl {run} -o cat").splitlines()

@@ -103,7 +103,7 @@ def storage_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 async def sqlite_threads_end() -> AsyncIterator[None]:
-    """Keep the event loop open until all threads of the driver have reported, including those of cancelled callers."""
+    """Keep the event loop open until all threads of the driver have reported, also threads of cancelled callers."""
     yield
     deadline = time.monotonic() + THREAD_PATIENCE_SECONDS
     while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):

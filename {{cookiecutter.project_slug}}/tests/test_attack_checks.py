@@ -48,9 +48,10 @@ class ExpenseCreate(Everything):
 
 
 def make_app(*, unowned: Operation | None = None, unbound: Operation | None = None) -> FastAPI:
-    """Projects with expenses and their receipts.
+    """Return a service of projects with expenses and their receipts.
 
-    The operation `unowned` does not check the owner of the project, and `unbound` not the project of the expense.
+    The operation `unowned` does not check the owner of the project; the operation `unbound` does not check that the
+    expense belongs to the project.
     """
     app = FastAPI()
     projects: dict[UUID, Row] = {}
@@ -100,7 +101,7 @@ def make_app(*, unowned: Operation | None = None, unbound: Operation | None = No
     def delete_project(project: Project) -> None:
         del projects[project["id"]]
 
-    # Its answer has no body: the item is found in the list.
+    # The response has no body, so that the checks must find the item in the list.
     @app.post(PROJECT + "/categories", status_code=204)
     def create_category(data: Named, project: Project) -> None:
         add(categories, project=project["id"], **data.model_dump())
@@ -212,7 +213,7 @@ class Note(RequestModel):
 
 
 def make_notes(**behaviour: bool) -> FastAPI:
-    """Return a service of notes that has the one fault in `behaviour`."""
+    """Return a service of notes with the fault that `behaviour` names."""
     app = FastAPI()
     notes: dict[str, str] = {}
     scheme = HTTPBearer()

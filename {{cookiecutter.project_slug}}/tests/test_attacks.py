@@ -114,7 +114,7 @@ async def test_user_cannot_set_protected_fields(
 async def test_sign_in_ignores_planted_tokens_and_creates_new_session(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
-    """Session fixation: an attacker who planted a token in a browser has no access to the session of its user."""
+    """Session fixation: an attacker who planted a token in a browser has no access to the session of the user."""
     victim = await create_account(client)
     form = {"grant_type": "password", "username": victim.email, "password": PASSWORD}
     form |= {"refresh_token": user.refresh_token, "session_id": "planted"}
@@ -269,7 +269,7 @@ async def test_response_time_does_not_reveal_whether_address_has_account(
             await request_token(client, username=username, password="not the password")
             return time.perf_counter() - started
 
-        # Measured in turns, so that other load on the machine affects both.
+        # Measured in turns, so that other load on the machine affects both requests.
         ratios = [await measure(user.email) / await measure(f"{uuid4().hex}@example.com") for _ in range(25)]
 
     # Without a dummy hash, the response for an unknown address would be many times as fast.

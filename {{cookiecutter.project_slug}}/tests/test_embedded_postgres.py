@@ -33,7 +33,7 @@ with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy, whose database is not the developer's."""
+    """A copy of the project, so that the tests do not use the developer's database."""
     for name in ("app", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name)
     return tmp_path
@@ -41,7 +41,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """With a folder of its own for the sockets, whose paths may have 107 bytes."""
+    """Variables with a separate folder for temporary files, because the path of a socket may have at most 107 bytes."""
     with TemporaryDirectory(prefix="t-") as folder:
         yield {"PATH": os.environ["PATH"], "TMPDIR": folder}
         wait_for(lambda: not any(Path(folder).iterdir()), "the end of the sockets' folder")
@@ -111,7 +111,7 @@ def read_pid(project: Path) -> int:
 
 
 def test_ctrl_c_ends_command_before_its_database(project: Path, environment: dict[str, str]) -> None:
-    # As a service does, it needs the database to end well.
+    # Like a service, the command needs the database until it ends: it runs a query when it gets the signal.
     slow = 'trap \'"$1" -c "$0" "SELECT 42"; exit 7\' INT TERM; echo started; while :; do sleep 0.1; done'
     with start_process([*EMBEDDED, "sh", "-c", slow, SQL, sys.executable], environment, cwd=project) as launcher:
         launcher.wait_for_event("started")

@@ -205,7 +205,7 @@ def list_messages(folder: Path) -> list[EmailMessage]:
 
 
 async def invite_person(client: httpx2.AsyncClient, folder: Path) -> str:
-    """Return the code in the message."""
+    """Send an invitation, and return the code in its message."""
     user = await create_account(client)
     invited = await client.post(PATH, json={"email": PERSON, "role": "editor"}, headers=user.headers)
     assert invited.status_code == 202, invited.text

@@ -1,4 +1,4 @@
-"""Modules that a process of the service imports at its start, and its garbage collector."""
+"""The modules that a process of the service imports at its start, and the setup of the process's garbage collector."""
 
 import os
 import subprocess

@@ -36,7 +36,7 @@ TOGETHER = 8
 def start_together(url: str, **changes: str) -> list[object]:
     """Start many processes at once, stop them when all are ready, and return the events that they logged."""
     with ExitStack() as stack:
-        # All have the same start time: a process with a later one would reset the database again.
+        # All processes get the same start time: a process with a later start time would reset the database again.
         environment = make_environment(url, DATABASE_POOL_SIZE="1", SERVICE_STARTED_AT=str(time.time()), **changes)
         servers = [stack.enter_context(start_process(SERVE, environment)) for _ in range(TOGETHER)]
         for server in servers:
@@ -119,7 +119,7 @@ def out_of_reach(url: str) -> Iterator[None]:
 
 
 def add_user(server: Server) -> object:
-    """Return the new account's address."""
+    """Create an account, and return its e-mail address."""
     with server.open_client() as client:
         return client.get("/api/v1/users/me", headers=sign_up(client)).json()["email"]
 
@@ -184,7 +184,7 @@ def test_start_ends_with_readable_error_when_database_is_unreachable(
     empty_url: str, tmp_path: Path, command: Sequence[str], worker_class: str
 ) -> None:
     is_sqlite = make_url(empty_url).get_backend_name() == "sqlite"
-    # A folder where the file should be; a port where nobody listens.
+    # With SQLite, a folder in place of the file; with PostgreSQL, a port on which nothing listens.
     url = f"sqlite:///{tmp_path}" if is_sqlite else "postgresql://127.0.0.1:1/name"
 
     with start_process(command, make_environment(url, UPDATE_DB="1", WORKER_CLASS=worker_class)) as server:

@@ -23,7 +23,7 @@ from app.files.models import FileRecord, StoredFile
 # How long the object of a deleted file is kept: a backup of the database may still refer to it, and the backup of the
 # files that is made afterwards must contain it.
 PURGE_DELAY = timedelta(days=1)
-# Far less than PURGE_DELAY, so that no upload writes an object after its row is purged.
+# Less than PURGE_DELAY, so that no upload writes an object after its row is purged.
 UPLOAD_TIMEOUT = PURGE_DELAY / 2
 # How long to wait before retrying the failed deletion of an object.
 PURGE_RETRY_DELAY = timedelta(hours=1)

@@ -106,7 +106,7 @@ class Sender:
         except (SMTPException, OSError, SQLAlchemyError) as error:
             await self._retry(email, f"{type(error).__name__}: {first_line(error)}")
         except Exception as error:
-            # A bug in one kind of e-mail must not stop the others.
+            # A bug in one kind of e-mail must not stop e-mails of other kinds.
             logger.exception("e-mail cannot be rendered", email_id=str(email.id), kind=email.kind)
             await self._retry(email, f"{type(error).__name__}: {first_line(error)}")
 

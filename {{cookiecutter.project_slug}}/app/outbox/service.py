@@ -71,7 +71,7 @@ _DUE = (
     .order_by(OutgoingEmail.due_at)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
-    # A CTE: PostgreSQL may evaluate a plain subquery several times and lock different rows each time.
+    # A CTE, because PostgreSQL may evaluate a plain subquery several times and lock different rows each time.
     .cte("due")
 )
 CLAIM = Query(
@@ -125,7 +125,7 @@ async def enqueue(
 ) -> None:
     """Send an e-mail after this transaction commits.
 
-    The number of e-mails is not limited here: for those that users cause, call `notify`, or check a limit first, as
+    The number of e-mails is not limited here: for e-mails that users cause, call `notify`, or check a limit first, as
     `commit_and_limit_messages` does. The payload is stored unencrypted, also in backups: it must not contain secrets.
     """
     await session.run(
@@ -145,9 +145,9 @@ async def notify(
     *,
     topic: str = "",
 ) -> None:
-    """Enqueue a notice, or drop it if its address or account gets too many of the kind.
+    """Enqueue a notice, or drop it if its address or account gets too many notices of this kind.
 
-    Topics are counted separately, so that many notices of one topic do not suppress those of other topics.
+    Topics are counted separately, so that many notices of one topic do not suppress notices of other topics.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [AttemptCounter(f"notice to address: {kind} {topic}", address, free)]
@@ -198,7 +198,7 @@ async def delete_email(session: Session, email: EmailRecord) -> None:
 
 
 async def reschedule(session: Session, email: EmailRecord, due_at: datetime | None, error: str) -> None:
-    """Record an attempt's error and the time of the next attempt, `due_at`; None if the e-mail has failed for good."""
+    """Record an attempt's error and the next attempt's time; `due_at` is None if the e-mail has failed for good."""
     reason = error[:MAX_ERROR_LENGTH]
     await session.run(RESCHEDULE, email_id=email.id, own_attempt=email.attempts, new_due_at=due_at, reason=reason)
 

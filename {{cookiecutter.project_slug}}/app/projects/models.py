@@ -33,7 +33,7 @@ class Project(TimestampMixin, Base):
     name: Mapped[str] = mapped_column(String(200))
     status: Mapped[ProjectStatus] = mapped_column(default=ProjectStatus.ACTIVE)
     starts_on: Mapped[date]
-    # None: no limit.
+    # None means that there is no limit.
     budget: Mapped[Decimal | None]
 
     # ON DELETE CASCADE deletes the expenses with their project.

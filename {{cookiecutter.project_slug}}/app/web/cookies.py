@@ -10,14 +10,14 @@ from app.web.signing import SignedValue, Signer
 
 
 class Cookies:
-    """Reads the signed cookies of a request, and collects those to set on its response."""
+    """Reads the signed cookies of a request, and collects the cookies to set on its response."""
 
     def __init__(self, request: Request[Any], settings: Settings, signer: Signer) -> None:
         # Browsers send Secure cookies only over TLS, which development may lack.
         self._is_secure = settings.environment.is_deployed or request.url.scheme == "https"
         self._received = request.cookies
         self._signer = signer
-        # The signed value and the max-age, by the name of the cookie.
+        # The signed value and the max-age of each cookie to set, by its name.
         self._changes: dict[str, tuple[str, int]] = {}
 
     def read(self, name: str) -> SignedValue | None:

@@ -13,7 +13,7 @@ from app.web.pages import open_web
 from app.web.settings import WebSettings
 from app.web.todos.router import page_group as todos
 
-# In the order of the menu.
+# The groups have the order of the menu.
 PAGE_GROUPS: tuple[PageGroup, ...] = (
     sign_in.page_group,
     recovery.page_group,

@@ -7,7 +7,7 @@ LOCALES = Path(__file__).with_name("locales")
 ENGLISH = LOCALES / "en.toml"
 PLACEHOLDER = "{detail}"
 
-# Name, format and conversion.
+# The name, the format and the conversion of a placeholder.
 Placeholder = tuple[str, str | None, str | None]
 
 

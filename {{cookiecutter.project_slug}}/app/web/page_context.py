@@ -31,7 +31,7 @@ SESSION, ANONYMOUS_ID, FLASH = "session", "anonymous_id", "flash"
 
 @dataclass(frozen=True)
 class SessionCookie:
-    """Names the row of a session; the row alone decides whether the user is signed in."""
+    """The content of the session cookie. The session's row alone decides whether the user is signed in."""
 
     user_id: UUID
     session_id: UUID
@@ -95,7 +95,7 @@ class PageContext:
 
 
 class SignInRequiredError(AppError):
-    """Redirects to the sign-in page, which leads back afterwards."""
+    """Redirects to the sign-in page, which leads back to this page after the sign-in."""
 
     status = 401
     code = "sign-in-required"

@@ -15,7 +15,7 @@ from app.web.page_context import PageContextDep
 
 VERIFY, FORGOT, RESET = "templates/verify_email.html", "templates/forgot_password.html", "templates/reset_password.html"
 
-# From the link in an e-mail.
+# The token in the link of an e-mail.
 LinkedToken = Annotated[str, Query(alias="token", max_length=100)]
 
 router = APIRouter()

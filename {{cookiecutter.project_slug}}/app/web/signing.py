@@ -20,7 +20,7 @@ class SignedValue:
 class Signer:
     """Signs with SECRET_KEY; also verifies values signed with SECRET_KEY_FALLBACKS.
 
-    Each purpose has a separate key, so that a value signed for one is invalid for any other.
+    Each purpose has a separate key, so that a value signed for one purpose is invalid for every other purpose.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -226,8 +226,8 @@ hand_over() {
     return 1
 }
 
-# Copy the static files to where nginx serves them. Those of older releases stay, because pages that browsers still show refer
-# to them. Of the build's files only regular ones are copied, so that root follows no link that the build left.
+# Copy the static files to where nginx serves them. The files of older releases stay, because pages that browsers still show
+# refer to these files. Only regular files of the build are copied, so that root follows no link that the build left.
 publish() {
     install -d -m 755 "$WEBROOT/static" &&
 #% if cookiecutter.web_pages == "yes"

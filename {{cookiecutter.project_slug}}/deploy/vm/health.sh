@@ -13,7 +13,7 @@ for _ in 1 2 3; do
     if probe "$instance" live >/dev/null; then exit 0; fi
     sleep 1
 done
-# <4> is the priority of a warning: the unit's LogLevelMax drops lower ones.
+# <4> is the priority of a warning: the unit's LogLevelMax drops messages of lower priority.
 log "<4>No answer three times in a row: restarting instance $instance"
 # KILL, because a process that hangs may not handle TERM; systemd starts it again.
 systemctl kill --signal=KILL "$SLUG@$instance.service"

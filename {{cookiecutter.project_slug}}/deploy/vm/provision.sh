@@ -161,7 +161,7 @@ create_accounts() {
     ensure_dir 755 root root "$WEBROOT"
 }
 
-# Written once: afterwards the operator maintains these files.
+# The files are written only once: afterwards the operator maintains them.
 write_configuration() {
 #% if cookiecutter.database == "postgresql"
     [[ -e $CONFIG/owner ]] || install_file 600 root "$CONFIG/owner" <"$HERE/owner"
@@ -215,7 +215,7 @@ prepare_postgresql() {
     run_handler postgresql "restart PostgreSQL" systemctl restart postgresql
 }
 
-# Print the configuration directory of the cluster on DATABASE_PORT, or a placeholder: before the first run there is none.
+# Print the configuration directory of the cluster on DATABASE_PORT, or a placeholder before the first run creates the cluster.
 cluster_dir() {
     pg_lsclusters --no-header 2>/dev/null |
         awk -v port="$DATABASE_PORT" '$3 == port { print "/etc/postgresql/" $1 "/" $2; found = 1 }
@@ -356,7 +356,7 @@ prepare_firewall() {
     systemctl is-active --quiet ufw.service || change "enable ufw.service" systemctl --quiet enable --now ufw.service
 }
 
-# Print the ports that sshd or its socket unit listens on, the ones it is configured for, and the one of this session.
+# Print the ports that sshd or its socket unit listens on, the ports in its configuration, and the port of this session.
 ssh_ports() {
     # `sshd -T` needs this directory, which does not exist when sshd is started by its socket.
     mkdir -p /run/sshd

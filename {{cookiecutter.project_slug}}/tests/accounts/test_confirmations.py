@@ -38,7 +38,7 @@ async def test_sensitive_change_without_confirmation_is_refused(
     path: str,
     body: dict[str, object] | None,
 ) -> None:
-    # A second administrator: removing the last one would be refused even with a confirmation.
+    # A second administrator, because removing the last administrator would be refused even with a confirmation.
     await create_account(client, database, is_admin=True)
     owner = await sign_in(client, admin.id, admin.email)
     sessions = (await client.get(SESSIONS, headers=admin.headers)).json()

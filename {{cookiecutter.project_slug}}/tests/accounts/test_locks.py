@@ -55,8 +55,8 @@ async def test_concurrent_sign_ins_lock_attempt_counts_in_the_same_order(
                 passwords: PasswordHasher, password: str, password_hash: str | None
             ) -> PasswordCheck:
                 check = await check_password(passwords, password, password_hash)
-                # While this password is checked, a concurrent sign-in locks the same counts: first that of the account,
-                # and below that of the address.
+                # Act as a concurrent sign-in that locks the same counts while this password is checked: the account's
+                # count here, and the address's count later in this test.
                 await another.execute(LOCK_COUNT, {"key": own.key})
                 is_locked.set()
                 return check
@@ -92,7 +92,7 @@ async def use_while_the_user_is_changed(
     client: httpx2.AsyncClient, settings: Settings, other: Database, path: str, values: dict[str, str]
 ) -> httpx2.Response:
     async with other.write() as another:
-        # In the order of a password change: first the user, then every code.
+        # Change the rows in the order of a password change: first the user, then every code.
         await another.execute(text("UPDATE users SET name = 'x'"))
         using = asyncio.create_task(client.post(path, json=values))
         await somebody_is_blocked(settings.url.render_as_string(hide_password=False))
@@ -108,7 +108,8 @@ async def test_address_confirmation_during_password_change_is_refused(live_url: 
             await outbox_service.enqueue(session, EmailKind.EMAIL_CHANGE, "new@example.com", UUID(user.id))
         token = await make_token(other, Purpose.CHANGE_EMAIL, user.id, "new@example.com")
         async with other.write() as another:
-            # In the order of a password change: first the user, then the queued e-mails, then every code.
+            # Change the rows in the order of a password change: first the user, then the queued e-mails, then every
+            # code.
             await another.execute(text("UPDATE users SET name = 'x'"))
             confirming = asyncio.create_task(
                 client.post("/api/v1/auth/email/verify", json={"token": token, "password": PASSWORD})

@@ -32,7 +32,7 @@ NEW_KEY = SecretStr("a new key with enough bytes 0123456")
 
 
 async def sign_in(client: httpx2.AsyncClient, user: Account, **form: str) -> str:
-    """Return the error, or nothing."""
+    """Return the error code of the response, or an empty string if the sign-in succeeds."""
     response = await request_token(client, username=user.email, password=user.password, **form)
     return str(response.json().get("error", ""))
 
@@ -83,7 +83,7 @@ async def test_a_code_works_one_step_early_or_late(
 
 async def test_used_code_and_earlier_codes_are_refused(client: httpx2.AsyncClient, user: Account, clock: Clock) -> None:
     secret, recovery_codes = await enable(client, user)
-    # The one of the confirmation.
+    # This code has already confirmed the second factor.
     assert await sign_in(client, user, otp=show_code(secret)) == "invalid_grant"
     clock.now += 30
     code, before = show_code(secret, clock.now), show_code(secret, clock.now - 30)
@@ -270,8 +270,9 @@ async def test_concurrent_setup_does_not_undo_confirmation(
                 (again,) = await asyncio.gather(*others)
         asked = await sign_in(client, user)
 
-    # Whichever was first; a code may come while its secret is no longer there, and the new one not yet. To begin after
-    # the confirmation takes a code.
+    # Either request may come first. After the confirmation, the new setup is refused: an app exists (409), or a code is
+    # missing (422). After the new setup, the confirmation is refused: the code belongs to the old secret (422), or the
+    # request finds neither the old secret nor the new one (409).
     assert (again.status_code, confirmed.status_code) in {(409, 200), (422, 200), (200, 422), (200, 409)}
     assert asked == ("mfa_required" if confirmed.status_code == 200 else "")
 
@@ -301,7 +302,7 @@ async def test_a_copy_of_the_database_holds_no_secret(
 
 @pytest.fixture
 async def rotated(settings: Settings, database: Database, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
-    """The service with a new key, which still knows the former one."""
+    """A client of the service after a key rotation: SECRET_KEY is new, and the old key is a fallback."""
     both = settings.model_copy(update={"secret_key": NEW_KEY, "secret_key_fallbacks": (SecretStr(SECRET_KEY),)})
     async with open_client(create_app(both, database, clock=clock)) as client:
         yield client
@@ -353,7 +354,7 @@ async def test_a_confirmation_beyond_the_limit_uses_up_no_recovery_code(
             answer = await client.post("/api/v1/auth/confirmation", json=proof, headers=user.headers)
             return answer.status_code
 
-        # Setting up the second factor was the first confirmation.
+        # The setup of the second factor needed a confirmation too, so this one exceeds the limit of one.
         assert await confirm(codes[0]) == 429
         clock.now += settings.throttle_memory_seconds
         assert await confirm(codes[0]) == 201
@@ -418,7 +419,7 @@ async def test_owner_is_notified_once_of_many_failures_in_a_row(
         told.append(await count_messages())
         if again:
             continue
-        # Of one who has forgotten the code at home, and then signs in.
+        # The owner, who had no code at hand, now signs in; this resets the count of failures.
         assert await sign_in(client, user, otp=show_code(secret, clock.now)) == ""
     for _ in range(4):
         await sign_in(client, user, **form)
@@ -479,7 +480,7 @@ async def test_concurrent_guesses_cannot_exceed_the_limit_of_failures(
         await asyncio.sleep(0.01)
         return await use_code(ctx, user_id, factor, code)
 
-    # A machine may be slow: nobody gives up waiting for a connection.
+    # Long enough that no request gives up waiting for a connection on a slow machine.
     patient = make_settings(live_url, database_pool_size=6, database_pool_timeout_seconds=60)
     apps = [create_app(patient, clock=clock) for _ in range(2)]
     async with open_client(apps[0]) as one, open_client(apps[1]) as other:

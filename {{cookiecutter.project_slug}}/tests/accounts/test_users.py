@@ -285,8 +285,8 @@ async def test_two_administrators_who_delete_each_other_at_once_leave_one(live_u
             await wait_for_both(live_url)
         statuses = sorted([(await removal).status_code for removal in removals])
 
-    # The second deletion fails as that of the last administrator (409), without a session (401), or without a
-    # confirmation (403): the first deletion removes the session and the confirmation of the other administrator.
+    # The second deletion fails, because it would delete the last administrator (409), or because the first deletion has
+    # removed the session (401) or the confirmation (403) of the other administrator.
     assert statuses in ([204, 409], [204, 401], [204, 403])
     assert await execute_async(live_url, "SELECT count(*) FROM users") == [(1,)]
 

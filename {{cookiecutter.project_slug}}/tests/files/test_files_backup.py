@@ -139,7 +139,7 @@ def test_restore_from_folder_without_backup_is_refused(storage_folder: Path, bac
     write_backup(storage_folder, backups)
     shutil.rmtree(storage_folder)
 
-    # The argument is the folder that contains the backups instead of one backup.
+    # The argument is not a backup, but the folder that contains the backups.
     refused = manage(unreachable_url(), "files", "restore", str(backups), STORAGE_FOLDER=str(storage_folder))
 
     assert refused.returncode == 1

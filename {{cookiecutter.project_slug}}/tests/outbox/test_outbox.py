@@ -1,6 +1,6 @@
 """The queue of messages, with real transactions, a real mail server and several senders.
 
-Expected events happen long before the next poll of a sender, which is after a minute.
+Senders poll only once a minute, so that the events that a test expects must happen without a poll.
 """
 
 import asyncio

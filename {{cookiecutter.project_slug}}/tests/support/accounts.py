@@ -28,7 +28,7 @@ class Account:
 async def create_account(
     client: httpx2.AsyncClient, database: Database | None = None, *, is_admin: bool = False
 ) -> Account:
-    """Sign up and sign in over HTTP; only the rights of an administrator are set in the database."""
+    """Sign up and sign in over HTTP; the rights of an administrator are set in the database directly."""
     email = f"{uuid4().hex}@example.com"
     response = await client.post("/api/v1/users", json={"email": email, "password": PASSWORD})
     assert response.status_code == 201, response.text

@@ -1,4 +1,4 @@
-"""Applications that share their routes, which FastAPI prepares at their first use: longer than most tests take."""
+"""Applications that share their routes, because FastAPI needs longer to prepare routes than most tests take."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ def create_app(
 ) -> FastAPI:
     """Create the application with its own settings, middleware and lifespan.
 
-    The routers of FEATURES are shared with all other applications, and with them the overrides of dependencies.
+    All applications share the routers of FEATURES and the overrides of dependencies.
     """
     app = application.create_app(settings, database, http_transport, features, clock)
     if features is FEATURES:
         shared = _create_shared_app(settings.api_prefix)
         routers = (route for route in shared.router.routes if not isinstance(route, Route))
-        # The routes of the documentation belong to one application: they return its OpenAPI document.
+        # The routes of the documentation are not shared: they return the OpenAPI document of one application.
         app.router.routes = [route if isinstance(route, Route) else next(routers) for route in app.router.routes]
         app.dependency_overrides = shared.dependency_overrides
     return app

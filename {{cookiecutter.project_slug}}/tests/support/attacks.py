@@ -39,7 +39,7 @@ def list_operations(document: Schema) -> list[Operation]:
 
 
 def list_owned(document: Schema) -> list[Operation]:
-    """List the operations on items of users that require authentication, without those of administrators."""
+    """List the operations on users' items that require authentication, except operations for administrators."""
     return [
         (method, path)
         for method, path in list_operations(document)
@@ -53,7 +53,7 @@ def list_owned(document: Schema) -> list[Operation]:
 
 
 async def call(target: Target, method: str, path: str, ids: Ids, headers: Mapping[str, str]) -> httpx2.Response:
-    """Send a small valid request; the ids are those of the path, and of fields of the same names."""
+    """Send a small valid request; `ids` fill the parameters of the path, and fields of the body with the same names."""
     try:
         request = make_request(target.document, method, path, ids, target.bodies.get((method, path)))
     except UnmakeableError as error:
@@ -63,9 +63,9 @@ async def call(target: Target, method: str, path: str, ids: Ids, headers: Mappin
 
 
 async def check_guard(target: Target, method: str, path: str, powerless: Mapping[str, str]) -> None:
-    """Check that a route refuses a caller without a token, and one whose token has none of its scopes.
+    """Check that a route refuses a caller without a token, and a caller whose token has none of the route's scopes.
 
-    Routes with another security scheme than our tokens may refuse each of them with 401 or 403.
+    Routes with another security scheme than our tokens may refuse both callers with 401 or 403.
     """
     operation = target.document["paths"][path][method]
     ids = {name: uuid4() for name, _ in _list_parameters(path)}
@@ -102,7 +102,7 @@ async def check_owner(target: Target, method: str, path: str, owner: Account, at
 
 
 async def make_items(target: Target, path: str, owner: Account, ids: Ids | None = None) -> Ids:
-    """Make an item for each parameter of a path, each in the one before it, and return their ids."""
+    """Create an item for each parameter of a path, each inside the previous item, and return the ids."""
     made: dict[str, object] = {"user_id": owner.id, **(ids or {})}
     for name, collection in _list_parameters(path):
         if name not in made:
@@ -133,7 +133,10 @@ async def _make_item(target: Target, collection: str, name: str, ids: Ids, owner
 
 
 async def _make_references(target: Target, method: str, path: str, ids: Ids, maker: Account) -> Ids:
-    """Return the ids, and those of new items for the fields of the body that refer to other collections."""
+    """Create an item for each field of the body that refers to another collection, such as `category_id`.
+
+    Return `ids` with the ids of the new items added. An item whose id is in `ids` is not created again.
+    """
     try:
         request = make_request(target.document, method, path, ids, target.bodies.get((method, path)))
     except UnmakeableError:
@@ -157,7 +160,7 @@ def _find_collection(document: Schema, name: str) -> str | None:
 
 
 async def _make_part(target: Target, path: str, ids: Ids, owner: Account) -> None:
-    """Make what the last part of a path such as `/expenses/{expense_id}/receipt` reads or deletes."""
+    """Create the resource that the last part of a path such as `/expenses/{expense_id}/receipt` reads or deletes."""
     methods = target.document["paths"][path].keys()
     if path.endswith("}") or not methods & {"get", "delete"}:
         return
@@ -167,10 +170,11 @@ async def _make_part(target: Target, path: str, ids: Ids, owner: Account) -> Non
 
 
 async def _plan(target: Target, method: str, path: str, ids: Ids, attacker: Account) -> list[tuple[Account, Ids]]:
-    """Return attempts on the owner's items, also inside the attacker's own parents.
+    """Return an attacker's attempts on the owner's items, also by paths that begin with the attacker's own items.
 
-    The fields of the body refer to the attacker's items, and then to the owner's: a refusal because of a field would
-    hide that the route does not check the owner of the items in its path.
+    If the body refers to items, each attempt is made twice: with items of the attacker, and then with items of the
+    owner. The first one is needed because a refusal of the owner's item in the body would hide that the route does not
+    check the owner of the items in its path.
     """
     names = [name for name, _ in _list_parameters(path)]
     own = await _make_references(target, method, path, await make_items(target, path, attacker), attacker)
@@ -183,7 +187,7 @@ async def _plan(target: Target, method: str, path: str, ids: Ids, attacker: Acco
 
 
 async def _read_as_owner(target: Target, path: str, ids: Ids, owner: Account) -> dict[str, bytes]:
-    """Return what each part of a path shows to the owner, who must see the items."""
+    """Return the response to the owner for each part of a path that can be read; the owner must see the items."""
     shown = {}
     parts = path.split("/")
     for part in ("/".join(parts[:count]) for count in range(2, len(parts) + 1)):
@@ -217,7 +221,7 @@ def _read_json(answer: httpx2.Response) -> Any:  # noqa: ANN401  # whatever the 
 
 
 def _list_parameters(path: str) -> list[tuple[str, str]]:
-    """Return each parameter of a path with the collection that it is of, the outermost first."""
+    """Return each parameter of a path with the path of its collection, the outermost first."""
     return [(match[1], path[: match.start() - 1]) for match in re.finditer(r"\{(\w+)\}", path)]
 
 

@@ -47,8 +47,8 @@ def make_request(
 ) -> dict[str, Any]:
     """Return the arguments of httpx except the URL: the required parameters, and the body in its media type.
 
-    `known` are values of fields and parameters by their names. `given` are fields of the body that replace or complete
-    what is made, or the whole body where it is no object. Raises UnmakeableError.
+    `known` maps the names of fields and parameters to their values. `given` is a whole body or, for an object, fields
+    that replace or complete the generated fields. Raises UnmakeableError.
     """
     operation = document["paths"][path][method]
     make = Maker(document, known)
@@ -78,7 +78,7 @@ def fill_path(path: str, ids: Mapping[str, object]) -> str:
 
 
 def list_fields(value: object) -> Iterator[str]:
-    """Yield the names of all fields of a body, nested ones included."""
+    """Yield the names of all fields of a body, including nested fields."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())
@@ -115,7 +115,7 @@ class Maker:
         }
 
     def value(self, schema: Schema, name: str = "", within: tuple[str, ...] = ()) -> Any:  # noqa: ANN401  # whatever the schema describes
-        """Return a value of a schema; `within` are the references that led to it, against endless recursion."""
+        """Return a value of a schema; `within` holds the references that led to it, to stop endless recursion."""
         if name in self.known:
             return self.known[name]
         if schema.get("$ref") in within:
@@ -211,7 +211,7 @@ def _make_text(schema: Schema, name: str) -> str:
 
 
 def _match(pattern: str, repeats: int) -> str:
-    """Return a text for a simple pattern, or one that does not match; quantifiers without a maximum use `repeats`."""
+    """Return a text that matches the pattern if it is simple; quantifiers repeat `repeats` times, if they may."""
     while OPTIONAL_GROUP.search(pattern) or GROUP.search(pattern):
         pattern = GROUP.sub(r"\1", OPTIONAL_GROUP.sub("", pattern))
     text = ""

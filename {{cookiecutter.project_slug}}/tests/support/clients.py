@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 async def open_client(
     app: FastAPI, base_url: str = "http://localhost", address: str = "127.0.0.1", device: str = "tests"
 ) -> AsyncIterator[httpx2.AsyncClient]:
-    """Yield a client; like a server, run the lifespan and add its state to each request, as ASGITransport does not."""
+    """Yield a client. Like a server, run the lifespan and add its state to each request; ASGITransport does neither."""
     async with app.router.lifespan_context(app) as state:
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:

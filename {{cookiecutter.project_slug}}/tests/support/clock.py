@@ -9,9 +9,9 @@ from tests.support.second_factor import NOW
 
 
 class Clock:
-    """The time of an application that gets this clock, and of the throttle, which otherwise reads the database's clock.
+    """The clock of an application, and of the throttle, which otherwise reads the database's clock.
 
-    Code that takes a clock as an argument calls it.
+    Pass it as an argument where code takes a clock: a call returns `now`.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

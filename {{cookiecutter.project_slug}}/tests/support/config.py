@@ -1,4 +1,4 @@
-"""Settings read from the environment, and those of a made-up feature."""
+"""Functions that load settings from the environment, and the settings of an invented feature."""
 
 import pytest
 from pydantic import Field, SecretStr
@@ -37,7 +37,7 @@ def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
-    """Return the problems, one line each."""
+    """Load settings that must be refused, and return the reported problems, one per line."""
     with pytest.raises(ConfigurationError) as refusal:
         load(monkeypatch, **values)
     return [line.strip() for line in str(refusal.value).splitlines()[1:]]

@@ -29,7 +29,7 @@ T = TypeVar("T", bound=BaseSettings)
 
 
 def make_settings(url: str, **changes: object) -> Settings:
-    """Return settings for tests, those of features included: no `.env`, and hashing that costs nothing.
+    """Return the settings of the service and of features for tests: no `.env`, and cheap password hashing.
 
     Raises TypeError for a name that is no setting.
     """
@@ -38,12 +38,12 @@ def make_settings(url: str, **changes: object) -> Settings:
         "secret_key": SecretStr(SECRET_KEY),
         "database_url": SecretStr(url),
         "database_pool_size": 2,
-        # A pause of the machine must not fail a test; tests of timeouts set their own.
+        # A pause of the machine must not fail a test; tests of timeouts set their own values.
         "database_pool_timeout_seconds": 60,
         "database_statement_timeout_seconds": 60,
         "database_direct_statements": DIRECT_STATEMENTS,
         "readiness_timeout_seconds": 60,
-        # All tests share one address; tests of the throttle enable it.
+        # Off, because all tests share one address; the tests of the throttle switch it on.
         "throttling": False,
         "password_hash_time_cost": 1,
         "password_hash_memory_cost": 8,
@@ -115,7 +115,7 @@ async def execute_async(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def add_migration(folder: Path, revision: str, previous: str | None) -> None:
-    """Write a migration that does nothing into a copy of the project's."""
+    """Write a migration that does nothing into `folder`, a copy of the project's migrations."""
     lines = [f"{name} = {value!r}" for name, value in {"revision": revision, "down_revision": previous}.items()]
     functions = [f"def {name}() -> None:\n    pass" for name in ("upgrade", "downgrade")]
     (folder / "versions" / f"{revision}_extra.py").write_text("\n".join([*lines, *functions]), encoding="utf-8")

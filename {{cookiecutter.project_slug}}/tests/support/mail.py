@@ -97,7 +97,7 @@ def run_mail_server(
     tls: ssl.SSLContext | None = None,
     takes_utf8: bool = False,
 ) -> Iterator[MailServer]:
-    """Serve on a port of 127.0.0.1, which the caller may have reserved; with STARTTLS it requires a password."""
+    """Run a mail server on 127.0.0.1, on the port of `held` or on a free port; with STARTTLS it requires a password."""
     logging.getLogger("mail.log").setLevel(logging.WARNING)
     loop = asyncio.new_event_loop()
     mail = MailServer(loop)
@@ -153,7 +153,7 @@ class Mailbox:
         self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def read(self, address: str) -> list[EmailMessage]:
-        """Send the queued messages, and return all messages to the address in the order of sending."""
+        """Send the queued messages; return all messages to the address, in the order in which they were sent."""
         while await self._sender.send_due():
             pass
         files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)

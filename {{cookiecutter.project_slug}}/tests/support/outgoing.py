@@ -1,4 +1,4 @@
-"""A fake of the services that this one calls: a test sets their responses and reads the requests they received."""
+"""A fake of the other services that the service calls: a test sets their responses, and reads the requests to them."""
 
 from collections import defaultdict
 from collections.abc import Callable

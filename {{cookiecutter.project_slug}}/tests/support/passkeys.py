@@ -93,7 +93,7 @@ async def add(
 
 
 async def add_first(client: httpx2.AsyncClient, user: Account, key: Authenticator) -> list[str]:
-    """Return the recovery codes."""
+    """Add the account's first passkey, and return the recovery codes."""
     added = await add(client, user, key)
     assert added.status_code == 201, added.text
     codes: list[str] = added.json()["recovery_codes"]
@@ -131,7 +131,7 @@ async def remove_oldest(client: httpx2.AsyncClient, user: Account, **proof: obje
 
 
 async def sign_in_with_password(client: httpx2.AsyncClient, user: Account, **form: str) -> str:
-    """Return the error."""
+    """Return the error code of the response, or an empty string if the sign-in succeeds."""
     answer = await request_token(client, username=user.email, password=PASSWORD, **form)
     return str(answer.json().get("error", ""))
 

@@ -14,7 +14,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 @dataclass
 class Proxy:
     url: str
-    # The request lines that clients sent to it.
+    # The request lines that clients sent to the proxy.
     asked: list[str] = field(default_factory=list)
 
 

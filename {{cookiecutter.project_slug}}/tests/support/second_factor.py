@@ -36,7 +36,7 @@ def _in_arabic_digits(code: str) -> str:
     return code.translate({ord("0") + digit: 0x660 + digit for digit in range(10)}) if code.isdigit() else code
 
 
-# How people type and copy a code.
+# Ways in which people type and copy a code.
 TYPED: list[Callable[[str], str]] = [
     lambda code: f"{code[:3]} {code[3:]}",
     lambda code: f"{code[:3]}\N{NO-BREAK SPACE}{code[3:]}",

@@ -29,7 +29,7 @@ from tests.support.databases import REQUIRED_ENVIRONMENT, SECRET_KEY, make_setti
 # Generous, for busy machines; the usual wait is below a second.
 PATIENCE_SECONDS = 120
 START = ("./start.sh",)
-# start.sh runs one of these. If the files of several are present, each one is tested.
+# start.sh runs one of these process managers. If the files of several managers are present, each manager is tested.
 MANAGERS: dict[str, tuple[str, ...]] = {
     path.parent.name: ("python", "-m", f"deploy.{path.parent.name}.{path.stem}")
     for path in sorted(ROOT.glob("deploy/*/run_*.py"))
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 def make_environment(url: str, **changes: str) -> dict[str, str]:
-    """Return the environment of a process; it inherits nothing else from this one."""
+    """Return the environment of a process; it inherits only PATH and the folders for tests from this process."""
     return {
         # The folder of this `python`, which also contains `gunicorn` and `uvicorn`, comes first.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -115,7 +115,7 @@ class Server:
 
     @property
     def workers(self) -> set[int]:
-        """The live workers; uvicorn logs those that serve, gunicorn also those that it starts."""
+        """The process ids of the live workers; uvicorn logs workers that serve, gunicorn also workers that start."""
         booted = re.findall(r"(?:Booting worker with pid: |Started server process \[)(\d+)", self.log)
         return {int(pid) for pid in booted if is_running(int(pid))}
 

@@ -1,4 +1,4 @@
-"""Guesses, and the limits of the tests of the throttle."""
+"""Functions that guess passwords, and the limits that the tests of the throttle set."""
 
 import httpx2
 

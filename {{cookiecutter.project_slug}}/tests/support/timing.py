@@ -5,9 +5,10 @@ ROUNDS = 60
 
 
 async def share_of_slower(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> float:
-    """Return how often the first is the slower one of a pair.
+    """Run the two functions in pairs, and return the share of pairs in which `one` is the slower function.
 
-    Other load affects both equally: without a difference, a share of one in ten has a probability below 1e-6.
+    Other load affects both functions equally: if they take the same time, a share of at most one in ten has a
+    probability below 1e-6.
     """
     slower = 0
     for number in range(ROUNDS):

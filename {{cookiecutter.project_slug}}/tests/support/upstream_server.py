@@ -73,7 +73,7 @@ def run_upstream_server(body: object) -> Iterator[UpstreamServer]:
 
 
 def answer(status: int = 200, body: object = None, **headers: str) -> Behaviour:
-    """Send a complete response; a body is sent as JSON unless it is a string. The default is the body of the server."""
+    """Send a complete response with `body`, by default the server's own; it is sent as JSON unless it is a string."""
 
     def behave(handler: Handler) -> None:
         content = handler.upstream.body if body is None else body

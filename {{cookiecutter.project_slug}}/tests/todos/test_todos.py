@@ -48,7 +48,7 @@ async def test_todo_is_refused_when_account_is_deleted_during_request(
     app: FastAPI, client: httpx2.AsyncClient, user: Account
 ) -> None:
     await client.delete("/api/v1/users/me", headers=await confirmed(client, user))
-    # The user as authenticated before the deletion.
+    # Simulate a request that was authenticated before the account was deleted.
     app.dependency_overrides[get_current_user] = lambda: SimpleNamespace(id=UUID(user.id))
 
     response = await client.post(TODOS, json={"title": "Buy milk"}, headers=user.headers)

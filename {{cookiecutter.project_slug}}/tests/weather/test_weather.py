@@ -364,7 +364,8 @@ async def test_concurrent_requests_for_a_place_are_one_call(live_url: str, servi
     async with open_weather_client(make_settings(live_url), None, service) as (client, user):
         asking = [asyncio.create_task(client.get(LONDON, headers=user.headers)) for _ in range(20)]
         await wait_until(lambda: bool(service.paths))
-        # Meanwhile the other requests finish with the database, and wait for the first call.
+        # These requests take time, in which the other requests finish their queries and begin to wait for the first
+        # call.
         for _ in range(3):
             await client.get(ME, headers=user.headers)
         service.released.set()

@@ -1,4 +1,4 @@
-"""Pages of passkeys. Tests in a real browser run their script."""
+"""Pages of passkeys. Their script needs a real browser; here, Python does its work."""
 
 import html
 import json
@@ -34,14 +34,14 @@ async def begin(browser: Browser, **proof: str) -> dict[str, Any]:
 
 
 async def add(browser: Browser, key: Authenticator, name: str = "Phone", **proof: str) -> list[str]:
-    """Return the recovery codes."""
+    """Add a passkey, and return the recovery codes."""
     options = await begin(browser, **proof)
     await browser.send(PASSKEYS, name=name, credential=json.dumps(key.create(options)))
     return re.findall("<code>([A-Z2-7-]+)</code>", browser.text)
 
 
 async def use(browser: Browser, key: Authenticator, form: str = "/sign-in/passkey") -> str:
-    """Do what passkeys.js does with the form of a page."""
+    """Do the work of passkeys.js: request options for the form, and return the passkey's response."""
     fields = {"csrf_token": browser.find_form(form)["csrf_token"]}
     headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin", "Accept": "*/*"}
     asked = await browser.client.post("/sign-in/passkey/options", data=fields, headers=headers)

@@ -156,7 +156,8 @@ async def _authenticate(ctx: Context, form: TokenForm, username: str, password: 
     if user is None or not check.is_correct or not await _recheck_under_lock(ctx, user, password, check.new_hash):
         raise await _record_failure(ctx, user, attempt, "password")
     owner, factors = Owner(user.id, email), await codes.find_factors(ctx.session, user.id)
-    # Choose the scope first: checking the second factor uses up its code, which a refused scope must not do.
+    # Choose the scope first: checking the second factor uses up its code, and a refused scope must not cost the user a
+    # code.
     scope = await _choose_scope(ctx, user, owner, factors, attempt, form.scope)
     if factors is not None:
         await _check_second_factor(ctx, user, owner, factors, attempt, Proof(form.otp, form.passkey))

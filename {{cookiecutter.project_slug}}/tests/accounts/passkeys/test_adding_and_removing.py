@@ -150,7 +150,7 @@ async def test_no_passkey_is_added_once_the_session_has_ended(live_url: str) -> 
         user, key = await create_account(client), Authenticator()
         credential = key.create(await begin(client, user))
         async with other.write() as another:
-            # As a reset of the password does: the user, then the sessions.
+            # Change the rows in the order of a password reset: first the user, then the sessions.
             await another.execute(text("UPDATE users SET name = 'x'"))
             adding = asyncio.create_task(
                 client.post(PATH, json={"name": "Key", "credential": credential}, headers=user.headers)

@@ -68,7 +68,8 @@ async def test_passkey_without_signature_counter_works_repeatedly(client: httpx2
     assert answers == [200] * 3
 
 
-# Another key, a browser elsewhere, a browser that lies about where it is, nobody who proves to be there.
+# In this order: another key, three other origins, another relying party, a user who is not verified, and a user who is
+# not even present.
 WRONG: list[Callable[[Authenticator], Authenticator]] = [
     lambda key: Authenticator(id=key.id, count=9),
     lambda key: Authenticator(id=key.id, count=9, key=key.key, origin="https://evil.example"),

@@ -70,7 +70,7 @@ async def test_options_name_no_account_and_require_user_verification(client: htt
 async def test_passkey_does_not_sign_in_deactivated_or_unverified_account(
     migrated_url: str, client: httpx2.AsyncClient, user: Account, database: Database, is_active: bool
 ) -> None:
-    """Deactivated, or with an address that nobody has verified where that is asked for."""
+    """The account is deactivated, or it is active but its address is unverified, which the settings do not allow."""
     key = Authenticator()
     await add_first(client, user, key)
     async with database.write() as session:
@@ -174,7 +174,7 @@ async def test_passkey_being_removed_cannot_sign_in(live_url: str) -> None:
         await add_first(client, user, key)
         credential = await use(client, key)
         async with other.write() as another:
-            # As its removal does: the user, then the passkey.
+            # Change the rows in the order of a passkey's removal: first the user, then the passkey.
             await another.execute(text("UPDATE users SET name = 'x'"))
             signing_in = asyncio.create_task(client.post(SIGN_IN, json={"credential": credential}))
             await somebody_is_blocked(live_url)

@@ -86,7 +86,7 @@ async def test_code_works_only_for_its_purpose(client: httpx2.AsyncClient, user:
 
     assert [answer.status_code for answer in answers] == [422] * 4
     assert verified.status_code == 204
-    # To verify an address ends what else was under way.
+    # The verification of the address has revoked the code of the password reset.
     assert reset.status_code == 422
 
 
@@ -129,7 +129,7 @@ async def test_deactivation_revokes_all_codes(
 ) -> None:
     await post(client, "/auth/password/forgot", email=user.email)
     sent = await postman.read_token(user.email)
-    # These wait while the mail server is away.
+    # Nothing delivers the messages of these requests before the account is deactivated.
     await post(client, "/auth/password/forgot", email=user.email)
     await post(client, "/auth/email/verification", email=user.email)
     new_email = await ask_for_change(client, user)
@@ -200,7 +200,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
     async def revoke_late(session: Session, user_id: UUID) -> None:
         asked.append(asyncio.create_task(post(client, "/auth/password/forgot", email=user.email)))
         await asyncio.wait(asked, timeout=1)
-        # The sender is at work meanwhile, where others can write.
+        # Give the sender of e-mails time to run: PostgreSQL lets it write during this transaction, SQLite does not.
         await asyncio.sleep(0.5)
         await revoke_tokens(session, user_id)
 

@@ -25,7 +25,7 @@ async def test_verified_address_gets_no_further_verification_message(
     assert before is None
     assert (verified.status_code, again.status_code) == (204, 202)
     assert (await client.get(f"{API}/users/me", headers=user.headers)).json()["email_verified_at"] is not None
-    # There is nothing left to verify.
+    # The second request sends no message, because the address is already verified.
     assert len(await postman.read(user.email)) == 1
 
 

@@ -133,7 +133,7 @@ def test_unreadable_secret_file_is_reported(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "secrets" / "secret_key").touch()
 
     def refuse_to_read(file: Path, **_: object) -> str:
-        # As to an account that may not; the tests may run as one that may everything.
+        # Simulate a missing permission: the tests may run as root, who may read every file.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
 
     monkeypatch.setattr(Path, "read_text", refuse_to_read)

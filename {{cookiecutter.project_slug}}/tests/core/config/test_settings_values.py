@@ -69,7 +69,7 @@ DATABASES = (
     *words("postgresql://u:p@h:5432/n postgresql://h:0/n postgresql://h:99999/n postgresql://h:x/n mysql://h/n"),
     *words("sqlite:// sqlite:///x.db sqlite:///:memory: postgres://h/n postgresql://"),
 )
-# Further values for settings whose names imply more than their types.
+# More values for settings whose type alone suggests too few, by the name of the setting.
 BY_NAME: dict[str, Iterable[str]] = {
     "allowed_hosts": HOSTS,
     "cors_origins": (*ORIGINS, "*", "null", ","),
@@ -109,7 +109,7 @@ GROUPS = [tuple(FIELDS)[start::12] for start in range(12)]
 
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change to a temporary folder, so that relative paths, such as that of EMAIL_FOLDER, are not in the project."""
+    """Change to a temporary folder, so that relative paths, such as in EMAIL_FOLDER, are not in the project."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -151,7 +151,7 @@ def list_values(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _bounds(field: FieldInfo, kind: type) -> Iterator[str]:
-    """Yield the bounds of a number, and the numbers next to them; a number without both bounds is an error."""
+    """Yield the two bounds of a number, and the numbers next to each bound; a missing bound is an error."""
     bounds = {
         bound: getattr(each, bound) for each in _constraints(field) for bound in ("ge", "le") if hasattr(each, bound)
     }
@@ -271,7 +271,8 @@ async def test_each_setting_value_is_refused_with_message_or_works(
         if name not in GUARDS | ELSEWHERE
     }
     for number in range(ROUNDS):
-        # The rounds choose from the first to the last value; for a number, these are its bounds.
+        # The first round takes the first value of each setting, and the last round takes the last one; for a number,
+        # these are its bounds.
         chosen = {name: values[number * (len(values) - 1) // (ROUNDS - 1)] for name, values in usual.items()}
         assert await ask(settle(migrated_url, chosen), database) == [201, 200, 200], chosen
 

@@ -331,7 +331,7 @@ async def test_required_columns_are_added_to_rows_with_their_defaults(project: P
 
     await project.write()
     await project.go_up_down_up()
-    # An insert as by the previous release, which does not know the new columns.
+    # Insert a row as the previous release does, which does not know the new columns.
     await project.add_session()
 
     rows = await project.fetch(select(*(sessions.columns[column.name] for column, _value in added)))

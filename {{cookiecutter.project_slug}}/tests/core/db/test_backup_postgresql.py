@@ -16,7 +16,7 @@ from tests.test_cli import Outcome, manage
 pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
 
 PASSWORD = "correct-horse"
-# One of these extensions; the server determines which of them are available.
+# The first of these extensions that the server has available.
 EXTENSION = (
     "SELECT name FROM pg_available_extensions WHERE name IN ('citext', 'hstore', 'vector') ORDER BY name LIMIT 1"
 )
@@ -25,14 +25,14 @@ MAY_READ = "SELECT has_table_privilege('{}', '{}', 'SELECT')"
 
 @dataclass(frozen=True)
 class Tenant:
-    """The service's role in a database of the server's administrator, and another role."""
+    """A database of the server's administrator, and two roles that use it: the service's role and another one."""
 
     server: URL
     role: str
     other: str
 
     def run(self, statement: str, role: str = "") -> list[tuple[object, ...]]:
-        """Run a statement as the administrator, or as another role."""
+        """Run a statement as `role`, by default as the administrator."""
         return execute(self.url_of(role), statement)
 
     def url_of(self, role: str = "") -> str:
@@ -148,7 +148,7 @@ def test_restore_keeps_current_grants(tenant: Tenant, tmp_path: Path) -> None:
     tenant.run(f"REVOKE ALL ON users FROM {other}", tenant.role)
     tenant.run(f"GRANT SELECT (email) ON users TO {other}", tenant.role)
     tenant.run(f"GRANT SELECT ON sessions TO {other} WITH GRANT OPTION", tenant.role)
-    # Applies only to tables created later; the restored tables must keep their own grants.
+    # These privileges apply only to tables created later; the restored tables must keep their own grants.
     tenant.run(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO {other}", tenant.role)
 
     restored = tenant.restore(file)

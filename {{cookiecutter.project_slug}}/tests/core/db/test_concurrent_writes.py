@@ -78,7 +78,7 @@ def test_server_crash_loses_no_confirmed_writes(url: str, tmp_path: Path) -> Non
 
 
 def write_until_the_crash(server: Server, writer: int) -> list[str]:
-    """Return the addresses of the accounts that were confirmed."""
+    """Create accounts until the server crashes; return the addresses of the accounts that it confirmed."""
     confirmed = []
     with server.open_client() as client:
         for number in range(WRITES):

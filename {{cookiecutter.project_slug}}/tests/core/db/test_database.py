@@ -76,7 +76,8 @@ async def test_a_busy_service_answers_503_and_recovers(live_url: str, updates: a
 
 
 async def test_readers_do_not_wait_for_writers(live_url: str, updates: asyncio.Semaphore) -> None:
-    # On PostgreSQL, each writer holds a connection; on SQLite, all share one connection that is only for writing.
+    # On PostgreSQL, each writer holds a connection; on SQLite, all writers share one connection that is only for
+    # writing.
     holders = 1 if live_url.startswith("sqlite") else WRITERS
     settings = make_settings(live_url, database_pool_size=holders + 1)
     async with open_client(create_app(settings)) as client:

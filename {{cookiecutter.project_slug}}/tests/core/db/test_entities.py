@@ -26,7 +26,7 @@ each_way = pytest.mark.parametrize("way", [Database.read, Database.write], ids=[
 
 
 class Base(DeclarativeBase):
-    # Separate metadata: the migrations are compared with the tables of the service.
+    # Separate metadata, because the tables of the service's metadata are compared with the migrations.
     metadata = MetaData(naming_convention=models.Base.metadata.naming_convention)
     type_annotation_map = models.Base.type_annotation_map
 

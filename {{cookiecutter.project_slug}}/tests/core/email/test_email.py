@@ -152,7 +152,7 @@ def test_header_is_decoded_to_its_original_value(settings: Settings, monkeypatch
         (sender,) = message["From"].addresses
         assert decode(content, "Subject") == line
         assert decode(content, "From") in (f"{line} <{settings.sender}>", f'"{quote(line)}" <{settings.sender}>')
-        # Python's parser replaces several spaces by one, and up to Python 3.12.8 adds one between encoded words.
+        # Python's parser replaces several spaces by one, and up to Python 3.12.8 adds a space between encoded words.
         assert squeeze(message["Subject"]) == squeeze(line)
         assert squeeze(sender.display_name) == squeeze(line) or len(line.encode()) > MAX_WORD_BYTES
         assert sender.addr_spec == settings.sender

@@ -88,7 +88,7 @@ def take_time(act: Callable[[bytes], object], body: bytes) -> float:
 
 
 def replace_each(body: bytes) -> bytes:
-    """Do work of a known kind, whose time is the unit of the other times, because machines differ in speed."""
+    """Do work whose time is the unit of all measured times, because machines differ in speed."""
     return re.sub(rb"%(?!x)", b"%25", body)
 
 

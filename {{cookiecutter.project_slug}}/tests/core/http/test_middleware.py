@@ -111,7 +111,7 @@ async def test_metrics_are_available_while_worker_starts(
     key = mmap_key("cakes", "cakes_total", ["kind"], ["plum"], "Cakes baked.")
     counts.write_value(key, 3, time.time())  # type: ignore[no-untyped-call]  # no annotation in the library
     counts.close()  # type: ignore[no-untyped-call]  # no annotation in the library
-    # Files of a worker that has created them and written nothing yet.
+    # Empty files, as of a worker that has created its files and has written nothing yet.
     for name in ("counter_2.db", "gauge_livesum_2.db"):
         (tmp_path / name).touch()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""HTTP rules for all routes, including those of features that are added later."""
+"""HTTP rules for all routes, including routes of features that are added later."""
 
 import io
 import json
@@ -265,7 +265,7 @@ async def test_query_is_decoded_as_utf8_or_refused(app: FastAPI, query: bytes, s
     app.include_router(router)
     app.user_middleware.append(Middleware(QueryMiddleware, query))
     async with open_client(app) as client:
-        # Swap the last two: QueryMiddleware must be outside of the one that checks queries.
+        # Swap the last two middlewares: QueryMiddleware must run before the middleware that checks queries.
         app.user_middleware[-2:] = reversed(app.user_middleware[-2:])
         response = await client.get("/tested-names")
 
@@ -432,7 +432,7 @@ async def test_no_header_value_causes_server_error(
     )
     app = create_app(settings, database)
     requests = [("GET", path) for path in ("/", f"{USERS}/me", f"{USERS}/", "/docs/assets/swagger-ui.css")]
-    # One of each kind: JSON, a form, the form of a page (if there are pages), and a preflight request.
+    # One request of each kind: JSON, a form, the form of a page (if there are pages), and a preflight request.
     requests += [("POST", USERS), ("POST", TOKEN_PATH), ("POST", "/sign-in"), ("OPTIONS", USERS)]
     async with open_client(app) as client:
         for method, path in requests:

@@ -124,7 +124,7 @@ def make_body(*parts: bytes) -> bytes:
 
 
 class Sending:
-    """A body in chunks without Content-Length, which counts the bytes that were read."""
+    """A body that is sent in chunks without Content-Length; `sent_bytes` counts the bytes that were read."""
 
     def __init__(self, *pieces: bytes, filler_bytes: int = 0) -> None:
         self._pieces = pieces
@@ -137,7 +137,7 @@ class Sending:
             yield chunk
 
     def _chunks(self) -> Iterator[bytes]:
-        """Yield the first piece, zeros, and the other pieces."""
+        """Yield the first piece, then zeros as a filler, then the other pieces."""
         yield self._pieces[0]
         for start in range(0, self._filler_bytes, CHUNK):
             yield bytes(min(CHUNK, self._filler_bytes - start))
@@ -392,7 +392,7 @@ async def test_file_name_that_is_not_utf8_is_accepted(client: httpx2.AsyncClient
 
 
 def hang_up(app: FastAPI, messages: int) -> FastAPI:
-    """Serve clients that disconnect after the given number of messages of their body."""
+    """Simulate clients that disconnect after this number of messages of their request body."""
 
     class HangUpMiddleware:
         def __init__(self, app: ASGIApp) -> None:

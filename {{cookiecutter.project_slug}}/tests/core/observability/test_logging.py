@@ -12,7 +12,7 @@ import pytest
 from app.core.project import ROOT
 
 ESCAPE = "\x1b"
-# A line of the service, one that uvicorn duplicates in colors, one of a library, and a traceback.
+# Logs a line of the service, a line that uvicorn also writes in colors, a line of a library, and a traceback.
 LINES = """
 import logging, structlog
 from app.core.config.server import ServerSettings

@@ -56,7 +56,7 @@ def leave_files(folder: Path, pid: int) -> None:
 
 
 def read_samples() -> dict[tuple[str, str], float]:
-    """Return the samples; the bound of a histogram is part of the name of the sample."""
+    """Return the value of each sample, by the sample's name and, in a histogram, the upper bound of its bucket."""
     families = text_string_to_metric_families(render_metrics().decode())
     return {
         (sample.name, sample.labels.get("le", "")): sample.value for family in families for sample in family.samples
@@ -193,7 +193,7 @@ def test_worker_on_full_disk_counts_in_memory_only(tmp_path: Path) -> None:
 
 def start_without_room(folder: Path) -> None:
     os.environ[FOLDER] = str(folder)
-    # The class that prometheus_client would choose if the folder had been set before the start.
+    # Use the class that prometheus_client would choose if the folder had been set before the start.
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # no annotation in the library
     leave_files(folder, os.getppid())
     before = set(folder.iterdir())

@@ -17,11 +17,13 @@ pytestmark = pytest.mark.processes
 LIVE = "/health/live"
 # Longer than the pauses of the client, so that the service does not close an idle connection.
 PATIENT_SECONDS = "60"
-# Without draining, one in 40 requests on a kept-alive connection failed, and one in 70 on a new one.
+# Enough requests to notice a loss: without draining, one in 40 requests failed on a kept-alive connection, and one in
+# 70 on a new connection.
 REQUESTS = 150
 MAX_REQUESTS = 50
 left = pytest.mark.parametrize(("command", "worker_class"), WORKER_CLASSES.values(), ids=WORKER_CLASSES)
-# Without gunicorn's own worker class, which closes kept-alive connections at its limit of requests.
+# Every way to start workers except gunicorn's own worker class, which closes kept-alive connections at its limit of
+# requests.
 DRAINED = {name: way for name, way in WORKER_CLASSES.items() if "asgi" not in way}
 drained = pytest.mark.parametrize(("command", "worker_class"), DRAINED.values(), ids=DRAINED)
 
@@ -31,7 +33,7 @@ def connect(server: Server) -> HTTPConnection:
 
 
 def ask(connection: HTTPConnection, path: str, method: str = "GET") -> tuple[int, str | None]:
-    """Return the status and the Connection header."""
+    """Send a request; return the status and the Connection header of the response."""
     connection.request(method, path)
     response = connection.getresponse()
     response.read()
@@ -61,7 +63,7 @@ def test_replaced_workers_reset_no_connection(empty_url: str, command: Sequence[
 
 
 def load(server: Server, *, is_kept: bool) -> Counter[object]:
-    """Count the responses; on a kept-alive connection, use a method that clients do not retry."""
+    """Send requests and count the outcomes; on a kept-alive connection, use a method that clients do not retry."""
     outcomes: Counter[object] = Counter()
     with closing(connect(server)) as connection:
         for _ in range(REQUESTS):

@@ -25,7 +25,7 @@ kept = pytest.mark.parametrize("command", [command for name, command in MANAGERS
 
 
 def explain(command: Sequence[str], url: str, sockets: Sequence[socket.socket] = (), **changes: str) -> str:
-    """Return the log of a start that fails."""
+    """Start the service in a way that must fail, and return its log."""
     fds = [handed.fileno() for handed in sockets]
     if fds:
         command = [sys.executable, "-c", HAND_OVER, ",".join(map(str, fds)), *command]

@@ -39,7 +39,7 @@ from tests.support.servers import (
 
 pytestmark = pytest.mark.processes
 
-# A route that reads, and one that writes.
+# A route that reads from the database, and a route that writes to it.
 SESSIONS = "/api/v1/auth/sessions"
 ME = "/api/v1/users/me"
 # Each way to start the service with workers.
@@ -94,10 +94,10 @@ def test_stopping_service_answers_open_requests_and_is_not_ready(
         client = server.open_client()
         user = sign_up(client)
         with blocked_writes(url):
-            # From now on only the write uses the connection.
+            # Wait until nothing uses the connection: from now on, only the write does.
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 0, "the end of all else")
             writing = threads.submit(client.patch, ME, json={"name": "Slow"}, headers=user)
-            # Includes the request that reads the metric.
+            # The number includes the request that reads the metric.
             wait_for(lambda: read_metric(server, "http_requests_in_flight") == 2, "the write")
             wait_for(lambda: read_metric(server, "database_pool_in_use") == 1, "its transaction")
             asking = threads.submit(server.get, "/health/ready")
@@ -117,7 +117,7 @@ def test_stopping_service_answers_open_requests_and_is_not_ready(
 
 @contextmanager
 def run_with_one_connection(url: str, command: Sequence[str], worker_class: str) -> Iterator[Server]:
-    """Run the service with one database connection, so that a second request still waits for it during the stop."""
+    """Run the service with one database connection: a second request waits for the connection when the stop begins."""
     with run_server(
         url,
         command,
@@ -415,7 +415,7 @@ def test_the_development_server_ends_with_its_parent(url: str) -> None:
 
 
 def started_processes(server: Server) -> set[int]:
-    """Return the process ids of uvicorn, including that of the reloader."""
+    """Return the ids of uvicorn's processes, including the reloader."""
     return {int(pid) for pid in re.findall(r"Started (?:reloader|server) process \[(\d+)\]", server.log)}
 
 

@@ -38,7 +38,8 @@ async def test_an_unknown_user_costs_as_much_as_a_wrong_password() -> None:
     # The dummy hash for unknown users is created at its first use.
     await passwords.verify("wrong", None)
 
-    # Measured in turns, and compared by their minimum, so that other load on the machine affects both.
+    # Measure the two cases in turns, and compare their minimum times, so that other load on the machine affects both
+    # cases.
     pairs = [(await measure(passwords, password_hash), await measure(passwords, None)) for _ in range(10)]
     known, unknown = (min(side) for side in zip(*pairs, strict=True))
 

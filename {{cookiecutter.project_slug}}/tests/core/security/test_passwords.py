@@ -177,7 +177,7 @@ async def test_long_passwords_are_refused_before_they_are_normalised(client: htt
     signed_up = await client.post(USERS, json={"email": new_address(), "password": marks})
 
     assert (signed_in.status_code, signed_up.status_code) == (413, 422)
-    # Normalising takes seconds each time. Process time leaves out other processes.
+    # Normalising these passwords would take seconds each time. Process time leaves out other processes.
     assert time.process_time() - started < 2
 
 

@@ -31,7 +31,8 @@ def test_workers_count_guesses_together(live_url: str) -> None:
 
         statuses = Counter(asyncio.run(guess_at_once(server)))
 
-        # After the free attempts, one is allowed after a second, the next after two more seconds, then after four.
+        # After the free attempts, one more is allowed after one second, another after two more seconds, and another
+        # after four more seconds.
         allowed = FREE + int(time.monotonic() - started + 1).bit_length()
         assert FREE <= statuses[400] <= allowed
         assert statuses[400] + statuses[429] == AT_ONCE

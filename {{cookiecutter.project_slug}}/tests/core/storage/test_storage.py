@@ -24,7 +24,7 @@ from app.core.storage.store import create_store
 from tests.support.databases import make_settings, unreachable_url
 
 MEBIBYTE = 1024 * 1024
-# More than a client of S3 sends at once.
+# Larger than a part of an S3 upload.
 LARGE = 12 * MEBIBYTE
 S3_VARIABLES = ("ENDPOINT", "BUCKET", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
 KINDS = ["folder", "s3"] if "TEST_S3_ENDPOINT" in os.environ else ["folder"]

@@ -110,7 +110,7 @@ async def test_concurrency_bounds_the_requests_at_the_same_time(server: Upstream
         in_progress.append(handler)
         counts.append(len(in_progress))
         server.released.wait(0.02)
-        # Before the response, because the next request comes after it.
+        # Remove the request before the response is sent, because the client may send its next request at once.
         in_progress.remove(handler)
         answer()(handler)
 
@@ -125,14 +125,14 @@ async def test_concurrency_bounds_the_requests_at_the_same_time(server: Upstream
 async def test_flood_is_answered_in_time_while_the_upstream_hangs(server: UpstreamServer, http: LazyHttpClient) -> None:
     server.behaviour = hang
     started = time.perf_counter()
-    # Without the help of the breaker.
+    # The circuit breaker stays closed, so that only the time limit bounds the calls.
     outcomes = await fetch_many(
         make_client(server.url, http, concurrency=3, timeout_seconds=0.5, breaker_failures=1000), 60
     )
 
     assert all(isinstance(outcome, UpstreamSkippedError | UpstreamTimeoutError) for outcome in outcomes)
     assert "UpstreamSkippedError" in type_names(outcomes)
-    # Hanging calls last far longer.
+    # Without the time limit, hanging calls would last far longer.
     assert time.perf_counter() - started < 20
     assert len(server.paths) < 40
 
@@ -160,7 +160,8 @@ async def test_attempt_with_little_time_does_not_count_against_the_upstream(
         FAILS(handler)
 
     server.behaviour = in_turn(fail_late, hang, answer())
-    # With a share of 0.95, the second attempt has less than its share, and time enough on a machine that pauses.
+    # The second attempt has less than 0.95 of the time, so its timeout does not count as a failure of the upstream; the
+    # time is still enough on a machine that pauses.
     client = make_client(server.url, http, timeout_seconds=4, retry_limit=1, breaker_failures=2, min_attempt_share=0.95)
     with pytest.raises(UpstreamTimeoutTooShortError):
         await fetch(client)

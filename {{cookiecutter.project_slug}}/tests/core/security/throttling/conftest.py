@@ -37,5 +37,5 @@ async def elsewhere(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 async def user(home: httpx2.AsyncClient) -> Account:
-    """Has signed in from home."""
+    """A user who has signed in from HOME."""
     return await create_account(home)

@@ -1,4 +1,4 @@
-"""Limits of a network, also of IPv6, and of an address that many people share."""
+"""Limits of networks, including IPv6 networks, and of an address that many people share."""
 
 import httpx2
 import pytest

@@ -1,4 +1,4 @@
-"""Attempts at the same time, and those whose outcome is not known yet."""
+"""Concurrent attempts, and attempts whose outcome is not known yet."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 async def test_concurrent_guesses_do_not_bypass_throttling(live_url: str, settings: Settings) -> None:
-    """With real transactions, beside each other."""
+    """Two applications guess at the same time, each in real transactions."""
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
     async with (
         open_client(create_app(live), address=ELSEWHERE) as one,
@@ -36,9 +36,12 @@ async def test_concurrent_guesses_do_not_bypass_throttling(live_url: str, settin
 async def test_concurrent_successful_sign_ins_to_one_account_are_not_throttled(
     live_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock, at_once: int
 ) -> None:
-    """Two processes, first from a network that is new to the account, and then from one that it knows."""
+    """Sign in through two applications, which act as two processes.
+
+    In the first round their network is new to the account; from then on the account knows it.
+    """
     clock.run()
-    # However slow this machine is.
+    # Long enough that every attempt reports its outcome while others wait for it, even on a slow machine.
     monkeypatch.setattr("app.core.security.throttling.UNDECIDED_SECONDS", 120)
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
     async with (

@@ -1,4 +1,4 @@
-"""Who guesses is slowed down, and nobody else."""
+"""The throttle slows down guesses, but no sign-in from a network that the account knows."""
 
 import re
 import time
@@ -55,7 +55,7 @@ async def test_guesses_of_others_do_not_block_sign_in_from_known_address(
     home: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient, user: Account
 ) -> None:
     await guess(elsewhere, user.email, FREE_OF_ADDRESS)
-    # Also not by a neighbour behind the same address, who guesses at somebody else.
+    # A neighbour behind the home address, who guesses the password of another account, does not block the user either.
     await guess(home, "nobody@example.com", FREE_OF_ADDRESS + 1)
 
     at_home = await request_token(home, username=user.email, password=PASSWORD)

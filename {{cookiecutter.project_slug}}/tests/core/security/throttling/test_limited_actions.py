@@ -1,4 +1,4 @@
-"""Sign-ups, messages, confirmations, changes of an account, and requests per minute."""
+"""Limits of sign-ups, messages, confirmations, changes of an account, and requests per minute."""
 
 from uuid import UUID, uuid4
 
@@ -44,7 +44,7 @@ def test_a_rate_limit_allows_each_account_its_rate(monkeypatch: pytest.MonkeyPat
     assert after_a_sixth_of_a_minute == [0, 10]
     assert others == 0
     assert after_an_hour == [0] * 6 + [10]
-    # The account was forgotten, and not the other one, which came later.
+    # Only one bucket fits: the limit has forgotten `account`, and keeps `other`, which came later.
     assert [take(other), len(limit._buckets)] == [0, 1]
 
 
