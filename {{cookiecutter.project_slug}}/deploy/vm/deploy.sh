@@ -147,7 +147,7 @@ undo() {
 
 run_rollback() {
     local current previous
-    current=$(readlink "$BASE/current") || die "nothing is deployed"
+    current=$(readlink "$BASE/current") || die "nothing is deployed: run deploy.sh first"
     previous=$(<"$current/.previous")
     [[ -n $previous && -d $previous ]] || die "there is no release before ${current##*/}"
     if [[ $(<"$previous/.schema") != "$(<"$current/.schema")" ]]; then
@@ -168,7 +168,7 @@ run_rollback() {
 
 run_restart() {
     local current
-    current=$(readlink "$BASE/current") || die "nothing is deployed"
+    current=$(readlink "$BASE/current") || die "nothing is deployed: run deploy.sh first"
     manage "$current" check || die "the configuration is not valid: nothing was changed; edit $CONFIG/env"
     switch_to "$current" || die "the new instance did not become ready (see above): the old one keeps serving"
     log "Restarted: ${current##*/}"

@@ -18,8 +18,8 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     email_verification_required: bool = Field(
         default=False,
         description="Whether users must verify their address before they can sign in. Sign-up then answers the same for"
-        " new and taken addresses, and sign-in before the verification answers as for a wrong password. Of several"
-        " sign-ups with one address, the one whose code and password are confirmed counts.",
+        " new and taken addresses. Sign-in before the verification answers as for a wrong password. If one address has"
+        " several sign-ups, only the one whose code and password are confirmed becomes the account.",
     )
     account_pages_url: WebUrl | None = Field(
         default=None,
@@ -80,7 +80,7 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     )
     throttle_account_changes: Count = Field(
         default=100,
-        description="Profile changes, and confirmations, that one account makes without a delay.",
+        description="Profile changes, and confirmations, that one account may make without a delay.",
     )
     throttle_max_delay_seconds: Lifetime = Field(default=15 * 60, description="Longest delay between two attempts.")
     throttle_memory_seconds: Lifetime = Field(

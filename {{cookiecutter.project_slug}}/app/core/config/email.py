@@ -10,8 +10,8 @@ from app.core.config.base import Folder, GeneralSettings, Host, Port, Wait, is_d
 class EmailSettings(GeneralSettings, title="E-mail"):
     smtp_host: Host | None = Field(
         default=None,
-        description="Mail server. Unset: messages become files in `EMAIL_FOLDER` (local and test), or routes that need"
-        " e-mail answer 503.",
+        description="Mail server. Unset: messages become files in `EMAIL_FOLDER` if `ENVIRONMENT` is local or test;"
+        " otherwise routes that need e-mail answer 503.",
     )
     smtp_port: Port = Field(default=587, description="Port of the mail server.")
     smtp_user: str | None = Field(default=None, description="User that signs in to the mail server. Unset: no sign-in.")

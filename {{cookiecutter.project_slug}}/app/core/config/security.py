@@ -52,8 +52,8 @@ class SecuritySettings(GeneralSettings):
     breached_passwords_url: WebUrl | None = Field(
         default=None,
         description="Service that tells whether a new password is known from a data breach; such passwords are refused."
-        " `https://api.pwnedpasswords.com/range`, which receives five digits of a hash, or a mirror. A password that"
-        " cannot be checked within 2 s is accepted, with a warning in the log.",
+        " Set `https://api.pwnedpasswords.com/range` or a mirror: it receives five digits of the password's hash. A"
+        " password that cannot be checked within 2 s is accepted, with a warning in the log. Unset: no check.",
     )
 
     @field_validator("secret_key")
