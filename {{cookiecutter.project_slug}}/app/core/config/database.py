@@ -49,7 +49,8 @@ class DatabaseSettings(GeneralSettings):
         default=10,
         ge=1,
         le=MAX_POOL_SIZE,
-        description="Connections of each worker. Further requests wait for a connection, first come, first served.",
+        description="Number of connections of each worker. Further requests wait for a connection, first come, first"
+        " served.",
     )
     database_pool_timeout_seconds: Wait = Field(
         default=5,
@@ -85,8 +86,7 @@ class DatabaseSettings(GeneralSettings):
     )
     reset_db: bool = Field(
         default=False,
-        description="Whether to delete everything at start and load the sample data. Refused in staging and"
-        " production.",
+        description="Whether to delete all data at start and load the sample data. Refused in staging and production.",
     )
 
     @field_validator("database_host", "database_owner_host", "database_pooler_host")

@@ -18,7 +18,7 @@ class EmailSettings(GeneralSettings, title="E-mail"):
     smtp_password: SecretStr | None = Field(default=None, description="Password of `SMTP_USER`.")
     smtp_security: Literal["starttls", "tls", "none"] = Field(
         default="starttls",
-        description="Encryption of the connection to the mail server. `tls` mostly needs port 465.",
+        description="Encryption of the connection to the mail server. `tls` usually needs port 465.",
     )
     smtp_timeout_seconds: Wait = Field(default=30, description="Longest time for an attempt to send a message.")
     email_from: SenderAddress | None = Field(

@@ -42,12 +42,12 @@ class SecuritySettings(GeneralSettings):
         default=1,
         ge=1,
         le=1000,
-        description="Passwords that each worker hashes at once.",
+        description="Number of passwords that each worker hashes at once.",
     )
     password_hash_queue: Count | None = Field(
         default=None,
-        description="Requests that may wait for a hash in each worker. A further request gets a 503 and does not count"
-        " as an attempt. Unset: a quarter of `MAX_CONCURRENT_REQUESTS`.",
+        description="Number of requests that may wait for a hash in each worker. A further request gets a 503 and does"
+        " not count as an attempt. Unset: a quarter of `MAX_CONCURRENT_REQUESTS`.",
     )
     breached_passwords_url: WebUrl | None = Field(
         default=None,
