@@ -90,7 +90,7 @@ CHANGES = {
         _TAKE_BACK,
     ),
     AccountChange.EMAIL: (
-        "Your address was changed",
+        "Your e-mail address was changed",
         "Your account has a new e-mail address. Messages about the account are no longer sent to this address.",
         _ASK_FOR_HELP,
     ),
@@ -241,7 +241,7 @@ async def render_email_change(
         return None
     token = await _create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
     link = link_to(settings, "verify-email", token)
-    return _render_with_token(settings, email, "email_change", "Confirm your new address", token, link)
+    return _render_with_token(settings, email, "email_change", "Confirm your new e-mail address", token, link)
 
 
 async def render_already_registered(session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage | None:
@@ -251,7 +251,7 @@ async def render_already_registered(session: Session, settings: Settings, email:
 
 
 async def render_email_change_notice(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
-    return _render(settings, email, "email_change_notice", "Your address is about to change")
+    return _render(settings, email, "email_change_notice", "Your e-mail address is about to change")
 
 
 async def render_account_changed(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
