@@ -189,7 +189,7 @@ def test_form_of_another_site_changes_nothing(open_page: OpenPage, origin: str, 
     with person.page.expect_request(f"{person.base_url}/todos") as request:
         person.press("Win")
 
-    person.sees("The form was sent from another site.")
+    person.sees("The form was sent from another site. Use the form of this site.")
     assert ("session=" in request.value.all_headers().get("cookie", "")) == sends_cookies
     person.open("/todos")
     person.sees("You have no todos.")
@@ -252,7 +252,7 @@ def test_forgotten_password_is_reset_with_the_link_in_an_email(open_page: OpenPa
     address = sign_up(person)
     person.open("/forgot-password")
     person.fill("E-mail address", address)
-    person.press("Send code")
+    person.press("Send message")
     person.sees("Check your e-mail for instructions")
 
     wait_until(lambda: find_link(project, address) is not None, MAIL_SECONDS, lambda: "the message is there")

@@ -46,7 +46,7 @@ def test_failed_provision_reports_the_step_and_the_next_one_completes_it(server:
     completed = server.machine.run(provision)
 
     assert "unknown directive" in stopped or "unexpected end of file" in stopped
-    assert "could not reload nginx. Fix the cause and run it again" in stopped
+    assert "could not reload nginx. Fix the cause, and run the script again" in stopped
     assert served
     assert "- reload nginx" in completed
     assert "Nothing changed" in server.machine.run(provision)
@@ -104,7 +104,7 @@ def test_swap_file_is_created_except_in_containers(server: Server) -> None:
     output = server.machine.fails(provision) if is_container else server.machine.run(provision)
 
     assert is_container or "- create a swap file of 64M" in planned
-    assert ("--swap: this is a container" in output) == is_container
+    assert ("--swap does not work in a container" in output) == is_container
     assert ("/swapfile" in server.machine.run("cat /proc/swaps /etc/fstab")) != is_container
 
 

@@ -225,7 +225,7 @@ def restore(
     except (AppError, BackupError, OSError) as error:
         fail(str(error))
     for note in lost:
-        typer.echo(f"Not granted: {note}.", err=True)
+        typer.echo(f"A right was not restored: {note}.", err=True)
     typer.echo("Done. After restoring a backup of an older release, run `db upgrade`.")
 
 

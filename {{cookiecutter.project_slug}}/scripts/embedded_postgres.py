@@ -110,8 +110,8 @@ def refuse_unquoted(program: Path) -> None:
     """Exit if the path has characters that a shell expands: initdb passes it to a shell in double quotes."""
     if found := set(str(program)) & set('$`"\\'):
         sys.exit(
-            f"PostgreSQL's initdb does not work in this path: {program} contains {' '.join(sorted(found))}. "
-            "Move the project to a folder without it, or set DATABASE_URL to another server."
+            f"PostgreSQL's initdb does not work in a path with {' '.join(sorted(found))}: {program}. "
+            "Move the project to a path without these characters, or set DATABASE_URL to another server."
         )
 
 

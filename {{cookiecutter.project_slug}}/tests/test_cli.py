@@ -257,13 +257,13 @@ def test_invalid_account_or_password_is_reported_without_traceback(empty_url: st
     ("arguments", "said"),
     [
         (("purge",), "Done: 0 rows deleted.\n"),
-        (("users", "reencrypt"), "Done: 0 secrets.\n"),
+        (("users", "reencrypt"), "Done: 0 secrets re-encrypted.\n"),
         (
             ("users", "disable-second-factor", "ada@example.com"),
             "ada@example.com has no second factor any more.\n",
         ),
         (("outbox", "list"), ""),
-        (("outbox", "retry"), "E-mails to send again: 0\n"),
+        (("outbox", "retry"), "E-mails queued again: 0\n"),
     ],
 )
 def test_commands_of_operator_print_their_result(live_url: str, arguments: tuple[str, ...], said: str) -> None:

@@ -178,7 +178,7 @@ def test_embedded_server_is_not_started_for_configured_database(project: Path, e
 
 @pytest.mark.parametrize("folder", ["a$b", "a`b`", 'a"b', "a\\b"])
 def test_folder_unusable_for_initdb_is_refused_with_readable_message(folder: str) -> None:
-    with pytest.raises(SystemExit, match=r"Move the project to a folder without it, or set DATABASE_URL"):
+    with pytest.raises(SystemExit, match=r"Move the project to a path without these characters, or set DATABASE_URL"):
         refuse_unquoted(Path("/home", folder, "initdb"))
 
 

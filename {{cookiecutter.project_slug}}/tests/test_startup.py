@@ -136,7 +136,7 @@ def test_a_reset_is_refused_in_production(empty_url: str) -> None:
     with start_process(START, make_environment(empty_url, RESET_DB="1", **deployed)) as server:
         assert server.wait() == 3
         assert server.log.splitlines() == [
-            "The configuration cannot work:",
+            "The configuration is invalid:",
             "  RESET_DB: would delete all data: allowed only if ENVIRONMENT is local or test",
         ]
     assert list_emails(empty_url) == [email]

@@ -79,7 +79,7 @@ async def deactivate_user(settings: Settings, email: str) -> None:
 def reencrypt(context: typer.Context) -> None:
     """Re-encrypt all second-factor secrets with SECRET_KEY, so that SECRET_KEY_FALLBACKS can be removed."""
     count = run(reencrypt_secrets(load_settings(context)))
-    typer.echo(f"Done: {count:,} secrets.")
+    typer.echo(f"Done: {count:,} secrets re-encrypted.")
 
 
 async def reencrypt_secrets(settings: Settings) -> int:

@@ -90,7 +90,7 @@ CHANGES = {
         _TAKE_BACK,
     ),
     AccountChange.EMAIL: (
-        "Your address was changed",
+        "Your e-mail address was changed",
         "Your account has a new e-mail address. Messages about the account are no longer sent to this address.",
         _ASK_FOR_HELP,
     ),
@@ -116,12 +116,12 @@ CHANGES = {
     ),
     AccountChange.ADMIN_GRANTED: (
         "You are an administrator now",
-        "Your account was given the rights of an administrator.",
+        "Your account now has the rights of an administrator.",
         _ASK_FOR_HELP,
     ),
     AccountChange.ADMIN_REVOKED: (
         "You are no longer an administrator",
-        "The rights of an administrator were taken from your account.",
+        "Your account no longer has the rights of an administrator.",
         _ASK_FOR_HELP,
     ),
     AccountChange.DEACTIVATED: (
@@ -136,7 +136,7 @@ CHANGES = {
     ),
     AccountChange.DELETED: (
         "Your account was deleted",
-        "Your account was deleted, with everything that belongs to it.",
+        "Your account and all its data were deleted.",
         _ASK_FOR_HELP,
     ),
 }
@@ -241,7 +241,7 @@ async def render_email_change(
         return None
     token = await _create_token(session, Purpose.CHANGE_EMAIL, user_id, email.address)
     link = link_to(settings, "verify-email", token)
-    return _render_with_token(settings, email, "email_change", "Confirm your new address", token, link)
+    return _render_with_token(settings, email, "email_change", "Confirm your new e-mail address", token, link)
 
 
 async def render_already_registered(session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage | None:
@@ -251,7 +251,7 @@ async def render_already_registered(session: Session, settings: Settings, email:
 
 
 async def render_email_change_notice(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
-    return _render(settings, email, "email_change_notice", "Your address is about to change")
+    return _render(settings, email, "email_change_notice", "Your e-mail address is about to change")
 
 
 async def render_account_changed(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
@@ -260,12 +260,12 @@ async def render_account_changed(_session: Session, settings: Settings, email: Q
 
 
 async def render_second_factor_failures(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
-    subject = "Someone signs in with your password, but without a correct code"
+    subject = "Someone entered your password, but no correct code"
     return _render(settings, email, "second_factor_failures", subject)
 
 
 async def render_passkey_copied(_session: Session, settings: Settings, email: QueuedEmail) -> EmailMessage:
-    return _render(settings, email, "passkey_copied", "A passkey of yours was refused")
+    return _render(settings, email, "passkey_copied", "One of your passkeys was refused")
 
 
 async def _exists(session: Session, address: str) -> bool:

@@ -42,7 +42,7 @@ def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
     if repeated:
         sys.exit(
             f"Several commands or groups have the same name: {', '.join(repeated)}."
-            " Rename one, or add to the group as app/accounts/commands.py does."
+            " Rename one of them, or let the features share one group of commands."
         )
 
 

@@ -84,7 +84,8 @@ def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
         networks = [ip_network(text) for text in texts]
     except ValueError:
         raise ValueError(
-            "must be addresses, or networks that begin where their mask does, such as 192.0.2.1 or 10.0.0.0/8; no names"
+            "must be IP addresses or networks, such as 192.0.2.1 or 10.0.0.0/8: no host names, and no network with host"
+            " bits"
         ) from None
     of_version_4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
     of_version_6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))

@@ -24,7 +24,10 @@ def write_backup(source: Path, target: Path, keep: int | None = None) -> Path:
     target.mkdir(exist_ok=True)
     previous = max(_list_backups(target), default=None)
     if previous is not None and not any(_list_objects(source)) and any(_list_objects(previous)):
-        raise FileNotFoundError(f"{source} has no files, but {previous} has: set STORAGE_FOLDER, or mount the folder.")
+        raise FileNotFoundError(
+            f"{source} has no files, but the last backup {previous} has some: correct STORAGE_FOLDER, or mount the"
+            " folder."
+        )
     backup = target / f"{_prefix()}{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
     partial = Path(tempfile.mkdtemp(prefix=f".{backup.name}.", suffix=PARTIAL_SUFFIX, dir=target))
     try:
@@ -49,7 +52,7 @@ def restore_backup(backup: Path, folder: Path) -> int:
     Raises OSError if `backup` is no backup of files.
     """
     if any(backup.iterdir()) and not any(_list_objects(backup)):
-        raise FileNotFoundError(f"{backup} is not a backup of files: name one folder that `files backup` has written.")
+        raise FileNotFoundError(f"{backup} is not a backup of files: name a folder that `files backup` has written.")
     count = 0
     for path in _list_objects(backup):
         if not _has_size_of(folder / path, backup / path):

@@ -18,7 +18,7 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="Folder of the backups; each backup is a new folder in it.")],
     keep: Annotated[int | None, typer.Option(min=1, help="Remove all but the newest N backups.", metavar="N")] = None,
 ) -> None:
-    """Back up the stored files, after the database. Only files that are new since the last backup take space."""
+    """Back up the stored files; run `db backup` before it. Only files that are new since the last backup take space."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         typer.echo(f"Nothing to do. {IN_BUCKET}")
@@ -37,7 +37,7 @@ def restore(
     context: typer.Context,
     snapshot: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A backup made by `files backup`.")],
 ) -> None:
-    """Restore the stored files that are missing or have another size than in the backup."""
+    """Restore the stored files that are missing, or whose size differs from the backup."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         fail(f"Nothing was restored. {IN_BUCKET}")

@@ -9,7 +9,9 @@ from app.todos.schemas import TodoCreate
 SAMPLES = (
     TodoCreate(title="Read the README", completed=True),
     TodoCreate(title="Try the API at /docs"),
-    TodoCreate(title="Copy this feature, and delete it", description="app/todos is made for both."),
+    TodoCreate(
+        title="Copy app/todos for a new feature", description="Then delete app/todos if the service needs no todos."
+    ),
 )
 
 

@@ -31,17 +31,17 @@ class WeatherSettings(FeatureSettings):
     )
     weather_requests_per_minute: Count = Field(
         default=60,
-        description="Requests of one account to the weather service per minute and worker. Responses from the cache do"
-        " not count.",
+        description="Number of requests of one account to the weather service per minute and worker. Responses from"
+        " the cache do not count.",
     )
     weather_concurrency: Count = Field(
         default=10,
-        description="Requests of each worker to the weather service at once. Further requests wait for at most half of"
-        " `WEATHER_TIMEOUT_SECONDS`.",
+        description="Number of requests of each worker to the weather service at once. Further requests wait for at"
+        " most half of `WEATHER_TIMEOUT_SECONDS`.",
     )
     weather_breaker_failures: Count = Field(
         default=5,
-        description="Consecutive failures after which the circuit breaker stops further requests.",
+        description="Number of consecutive failures after which the circuit breaker stops further requests.",
     )
     weather_breaker_seconds: Wait = Field(
         default=30,

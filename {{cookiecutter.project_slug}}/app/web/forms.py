@@ -65,7 +65,9 @@ async def get_unverified_fields(request: Request) -> Fields:
     if request.method in SAFE_METHODS:
         return {}
     if comes_from_other_site(request):
-        raise ForbiddenError("The form was sent from another site.", code="form-from-another-site")
+        raise ForbiddenError(
+            "The form was sent from another site. Use the form of this site.", code="form-from-another-site"
+        )
     if read_media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaTypeError(f"The body must be {FORM}.")
     form = await read_form(request, MAX_FORM_BYTES)

@@ -58,7 +58,7 @@ async def open_web(
     translations, assets = Translations(settings.of(WebSettings).locale), Assets()
     if translations.gaps:
         logger.warning(
-            "English stands in for texts of the pages", language=translations.language, gaps=translations.gaps
+            "some texts of the pages are shown in English", language=translations.language, gaps=translations.gaps
         )
     environment = Environment(
         loader=FileSystemLoader(ROOT),

@@ -34,7 +34,8 @@ class WebSettings(FeatureSettings, title="Pages"):
     @property
     def notes(self) -> list[str]:
         gaps = Translations(self.locale).gaps
-        return [f"English stands in for texts of app/web/locales/{self.locale.name}: {'; '.join(gaps)}"] if gaps else []
+        file = f"app/web/locales/{self.locale.name}"
+        return [f"{file} has errors, so the pages show some texts in English: {'; '.join(gaps)}"] if gaps else []
 
 
 def _locale(language: str) -> Path:

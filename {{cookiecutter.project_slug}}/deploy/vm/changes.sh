@@ -20,7 +20,7 @@ change() {
 report_failed_change() {
     local result=$?
     [[ $result -eq 0 || -z $CURRENT_CHANGE ]] ||
-        log "${0##*/}: could not ${CURRENT_CHANGE%%,*}. Fix the cause and run it again: it skips what is already done" >&2
+        log "${0##*/}: could not ${CURRENT_CHANGE%%,*}. Fix the cause, and run the script again: it skips what is already done" >&2
 }
 
 # Print the output of a command only if it fails.

@@ -147,12 +147,12 @@ undo() {
 
 run_rollback() {
     local current previous
-    current=$(readlink "$BASE/current") || die "nothing is deployed"
+    current=$(readlink "$BASE/current") || die "nothing is deployed: run deploy.sh first"
     previous=$(<"$current/.previous")
     [[ -n $previous && -d $previous ]] || die "there is no release before ${current##*/}"
     if [[ $(<"$previous/.schema") != "$(<"$current/.schema")" ]]; then
-        [[ ${1:-} == --downgrade ]] || die "${previous##*/} needs an older schema of the database, and data that only the" \
-            "newer one holds would be lost. To accept this loss, run deploy.sh rollback --downgrade"
+        [[ ${1:-} == --downgrade ]] || die "${previous##*/} needs an older schema of the database: data that only the" \
+            "newer schema can hold would be lost. To accept this loss, run deploy.sh rollback --downgrade"
         log "Backing up the database and downgrading it to $(<"$previous/.schema")"
         systemctl start "$SLUG-backup.service" ||
             die "the backup failed, so nothing was changed: see journalctl -u '$SLUG-backup*'"
@@ -168,7 +168,7 @@ run_rollback() {
 
 run_restart() {
     local current
-    current=$(readlink "$BASE/current") || die "nothing is deployed"
+    current=$(readlink "$BASE/current") || die "nothing is deployed: run deploy.sh first"
     manage "$current" check || die "the configuration is not valid: nothing was changed; edit $CONFIG/env"
     switch_to "$current" || die "the new instance did not become ready (see above): the old one keeps serving"
     log "Restarted: ${current##*/}"
@@ -182,7 +182,7 @@ run_status() {
         if is_current "$release"; then log "* ${release##*/}"; else log "  ${release##*/}"; fi
     done < <(list_releases)
     systemctl --no-pager --lines=0 status "$SLUG@$active.service" || true
-    probe "$active" ready || die "not ready: see journalctl -u $SLUG@$active.service"
+    probe "$active" ready || die "the service is not ready: see journalctl -u $SLUG@$active.service"
     echo
 }
 

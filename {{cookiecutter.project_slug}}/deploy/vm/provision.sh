@@ -86,7 +86,7 @@ check_system() {
     [[ ! -d /etc/nginx/service || -e /etc/nginx/conf.d/$SLUG.conf ]] ||
         die "this server already runs another service of this template: use a separate server for each service"
     [[ -z $SWAP ]] || ! systemd-detect-virt --quiet --container ||
-        die "--swap: this is a container, which uses the swap of its host: leave the option out"
+        die "--swap does not work in a container, which uses the swap of its host: leave the option out"
     local unit
     for unit in "$SLUG@.service" "$SLUG.target" "$SLUG.service"; do
         [[ ! -e /usr/lib/systemd/system/$unit ]] || die "the system already has a unit $unit: choose another project_slug"

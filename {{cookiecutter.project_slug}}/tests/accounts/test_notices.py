@@ -32,7 +32,7 @@ async def read_subjects(mailbox: Mailbox, address: str) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "subject"),
     [
-        ({"email": "new@example.com"}, "your address was changed"),
+        ({"email": "new@example.com"}, "your e-mail address was changed"),
         ({"is_admin": True}, "you are an administrator now"),
         ({"is_active": False}, "your account was deactivated"),
         (None, "your account was deleted"),

@@ -409,7 +409,7 @@ async def test_owner_is_notified_once_of_many_failures_in_a_row(
 
     async def count_messages() -> int:
         messages = await mailbox.read(user.email)
-        return sum("signs in with your password" in message["Subject"] for message in messages)
+        return sum("entered your password" in message["Subject"] for message in messages)
 
     told = []
     for again in range(2):

@@ -84,7 +84,7 @@ def test_folder_that_has_lost_all_files_is_not_backed_up(storage_folder: Path, b
     backup = write_backup(storage_folder, backups)
     shutil.rmtree(storage_folder)
 
-    with pytest.raises(FileNotFoundError, match="set STORAGE_FOLDER, or mount the folder"):
+    with pytest.raises(FileNotFoundError, match="correct STORAGE_FOLDER, or mount the folder"):
         write_backup(storage_folder, backups, keep=1)
 
     assert len(read_all(backup)) == 1
@@ -143,7 +143,7 @@ def test_restore_from_folder_without_backup_is_refused(storage_folder: Path, bac
     refused = manage(unreachable_url(), "files", "restore", str(backups), STORAGE_FOLDER=str(storage_folder))
 
     assert refused.returncode == 1
-    assert "is not a backup of files: name one folder" in refused.stderr
+    assert "is not a backup of files: name a folder" in refused.stderr
 
 
 def test_an_operator_backs_up_and_restores(storage_folder: Path, backups: Path, tmp_path: Path) -> None:

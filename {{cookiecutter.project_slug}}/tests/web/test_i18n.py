@@ -87,7 +87,7 @@ async def test_missing_texts_fall_back_to_english(
         page = await client.get("/sign-up")
 
     (note,) = spoken.notes
-    (warning,) = [line for line in logs.getvalue().splitlines() if "English stands in" in line]
+    (warning,) = [line for line in logs.getvalue().splitlines() if "shown in English" in line]
     assert "app/web/locales/xx.toml" in note
     assert gap in note
     assert json.loads(warning)["level"] == "warning"

@@ -54,7 +54,7 @@ async def forgot_password(data: EmailRequest, ctx: ContextDep) -> None:
 
 @router.post("/password/reset", status_code=204, responses=problem_responses(429), dependencies=[reserve_hash])
 async def reset_password(data: PasswordReset, ctx: ContextDep) -> None:
-    """Set a new password with the code of a message, and end all sessions."""
+    """Set a new password with the code from the e-mail, and end all sessions."""
     await service.reset_password(ctx, data.token, data.new_password.get_secret_value())
 
 

@@ -33,7 +33,7 @@ from app.core.errors import ConflictError, UnprocessableError
 from app.core.security.throttling import client_counters
 from app.outbox import service as outbox_service
 
-INCORRECT_PASSWORD = "Incorrect password. Enter the password of the sign-up or account that the message is for."  # noqa: S105  # a message
+INCORRECT_PASSWORD = "Incorrect password. Enter the password of your account, or the one that you signed up with."  # noqa: S105  # a message
 
 
 async def request_verification(ctx: Context, email: str) -> None:

@@ -26,7 +26,7 @@ class OAuthRoute(FeatureRoute):
             try:
                 response = await handle(request)
             except (RequestValidationError, UnsupportedMediaTypeError) as error:
-                raise OAuthError("invalid_request", "The body must be a form.") from error
+                raise OAuthError("invalid_request", "The body must be a valid URL-encoded form.") from error
             except HTTPException as error:
                 if error.status_code != 400:
                     raise

@@ -18,8 +18,8 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     email_verification_required: bool = Field(
         default=False,
         description="Whether users must verify their address before they can sign in. Sign-up then answers the same for"
-        " new and taken addresses, and sign-in before the verification answers as for a wrong password. Of several"
-        " sign-ups with one address, the one whose code and password are confirmed counts.",
+        " new and taken addresses. Sign-in before the verification answers as for a wrong password. If one address has"
+        " several sign-ups, only the one whose code and password are confirmed becomes the account.",
     )
     account_pages_url: WebUrl | None = Field(
         default=None,
@@ -40,7 +40,7 @@ class AccountSettings(GeneralSettings, title="Accounts"):
         default=5,
         ge=0,
         le=MAX_WAIT_SECONDS,
-        description="How long a used refresh token may be presented again. Later, it counts as stolen and ends its"
+        description="How long a used refresh token may be used again. A later use counts as theft, and ends the"
         " session.",
     )
     auth_cache_seconds: float = Field(
@@ -52,14 +52,14 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     )
     max_sessions_per_user: Count = Field(
         default=20,
-        description="Sessions of one user. A further sign-in ends the least recently used one.",
+        description="Maximum number of sessions of one user. A further sign-in ends the least recently used one.",
     )
     max_rows_per_user: int = Field(
         default=10_000,
         ge=0,
         le=MAX_COUNT,
-        description="Items of each kind that one user may store; a further one gets a 409. Deleted files"
-        " count for another day. 0: no limit.",
+        description="Maximum number of items of each kind that one user may store; a further one gets a 409. Deleted"
+        " files count for another day. 0: no limit.",
     )
     admin_second_factor_required: bool = Field(
         default=False,
@@ -72,15 +72,16 @@ class AccountSettings(GeneralSettings, title="Accounts"):
     )
     throttle_account_attempts: Count = Field(
         default=5,
-        description="Attempts at one account without a delay; the delay doubles with each further attempt.",
+        description="Number of attempts at one account without a delay. With each further attempt, the delay doubles.",
     )
     throttle_address_attempts: Count = Field(
         default=50,
-        description="Attempts and sign-ups from one client address, over all accounts, without a delay.",
+        description="Number of attempts and sign-ups, over all accounts, that one client address may make without a"
+        " delay.",
     )
     throttle_account_changes: Count = Field(
         default=100,
-        description="Profile changes, and confirmations, that one account makes without a delay.",
+        description="Number of profile changes, and of confirmations, that one account may make without a delay.",
     )
     throttle_max_delay_seconds: Lifetime = Field(default=15 * 60, description="Longest delay between two attempts.")
     throttle_memory_seconds: Lifetime = Field(

@@ -59,7 +59,9 @@ def _split_list(value: object) -> object:
 def check_path(path: Path) -> Path:
     """Raise ValueError for a path longer than file systems allow."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
-        raise ValueError(f"must be a path of at most {MAX_PATH_BYTES} bytes, {MAX_NAME_BYTES} for each name")
+        raise ValueError(
+            f"must be a path of at most {MAX_PATH_BYTES} bytes, with names of at most {MAX_NAME_BYTES} bytes"
+        )
     return path
 
 

@@ -49,7 +49,8 @@ class DatabaseSettings(GeneralSettings):
         default=10,
         ge=1,
         le=MAX_POOL_SIZE,
-        description="Connections of each worker. Further requests wait for a connection, first come, first served.",
+        description="Number of connections of each worker. Further requests wait for a connection, first come, first"
+        " served.",
     )
     database_pool_timeout_seconds: Wait = Field(
         default=5,
@@ -70,8 +71,8 @@ class DatabaseSettings(GeneralSettings):
     )
     database_direct_statements: bool = Field(
         default=True,
-        description="Run typed statements directly on the driver. `false`: by SQLAlchemy's own pool and `execute`,"
-        " which takes several times the CPU time.",
+        description="Whether typed statements run directly on the driver. `false`: they run through SQLAlchemy's own"
+        " pool and `execute`, which takes several times the CPU time.",
     )
     database_pooler_host: str | None = Field(
         default=None,
@@ -80,12 +81,12 @@ class DatabaseSettings(GeneralSettings):
     database_pooler_port: Port = Field(default=6432, description="Port of the connection pooler.")
     update_db: bool = Field(
         default=False,
-        description="Migrate the database at start: once, even if several workers start together, and not when a worker"
-        " is replaced. A database that a newer release has migrated stays as it is.",
+        description="Whether to migrate the database at start. Workers that start together migrate it once, and a"
+        " replaced worker does not migrate it. A database that a newer release has migrated stays as it is.",
     )
     reset_db: bool = Field(
         default=False,
-        description="Delete everything at start and load the sample data. Refused in staging and production.",
+        description="Whether to delete all data at start and load the sample data. Refused in staging and production.",
     )
 
     @field_validator("database_host", "database_owner_host", "database_pooler_host")

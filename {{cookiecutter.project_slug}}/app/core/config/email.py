@@ -10,15 +10,15 @@ from app.core.config.base import Folder, GeneralSettings, Host, Port, Wait, is_d
 class EmailSettings(GeneralSettings, title="E-mail"):
     smtp_host: Host | None = Field(
         default=None,
-        description="Mail server. Unset: messages become files in `EMAIL_FOLDER` (local and test), or routes that need"
-        " e-mail answer 503.",
+        description="Mail server. Unset: messages become files in `EMAIL_FOLDER` if `ENVIRONMENT` is local or test;"
+        " otherwise routes that need e-mail answer 503.",
     )
     smtp_port: Port = Field(default=587, description="Port of the mail server.")
     smtp_user: str | None = Field(default=None, description="User that signs in to the mail server. Unset: no sign-in.")
     smtp_password: SecretStr | None = Field(default=None, description="Password of `SMTP_USER`.")
     smtp_security: Literal["starttls", "tls", "none"] = Field(
         default="starttls",
-        description="Encryption of the connection to the mail server. `tls` mostly needs port 465.",
+        description="Encryption of the connection to the mail server. `tls` usually needs port 465.",
     )
     smtp_timeout_seconds: Wait = Field(default=30, description="Longest time for an attempt to send a message.")
     email_from: SenderAddress | None = Field(

@@ -37,8 +37,8 @@ class HttpSettings(GeneralSettings, title="HTTP"):
     )
     max_concurrent_requests: Count = Field(
         default=200,
-        description="Requests that each worker processes at once. Further requests wait for up to half a second, then"
-        " get a 503.",
+        description="Number of requests that each worker processes at once. Further requests wait for up to half a"
+        " second, then get a 503.",
     )
     max_body_bytes: int = Field(
         default=1024 * 1024,

@@ -30,7 +30,7 @@ def load_settings(of_features: Sequence[type[FeatureSettings]] = ()) -> Settings
     settings = _read(Settings, problems)
     others = [_read(kind, problems) for kind in of_features]
     if settings is None or problems:
-        raise ConfigurationError("The configuration cannot work:\n" + "\n".join(problems))
+        raise ConfigurationError("The configuration is invalid:\n" + "\n".join(problems))
     return settings.join(*(other for other in others if other is not None))
 
 

@@ -42,18 +42,18 @@ class SecuritySettings(GeneralSettings):
         default=1,
         ge=1,
         le=1000,
-        description="Passwords that each worker hashes at once.",
+        description="Number of passwords that each worker hashes at once.",
     )
     password_hash_queue: Count | None = Field(
         default=None,
-        description="Requests that may wait for a hash in each worker. A further request gets a 503 and does not count"
-        " as an attempt. Unset: a quarter of `MAX_CONCURRENT_REQUESTS`.",
+        description="Number of requests that may wait for a hash in each worker. A further request gets a 503 and does"
+        " not count as an attempt. Unset: a quarter of `MAX_CONCURRENT_REQUESTS`.",
     )
     breached_passwords_url: WebUrl | None = Field(
         default=None,
         description="Service that tells whether a new password is known from a data breach; such passwords are refused."
-        " `https://api.pwnedpasswords.com/range`, which receives five digits of a hash, or a mirror. A password that"
-        " cannot be checked within 2 s is accepted, with a warning in the log.",
+        " Set `https://api.pwnedpasswords.com/range` or a mirror: it receives five digits of the password's hash. A"
+        " password that cannot be checked within 2 s is accepted, with a warning in the log. Unset: no check.",
     )
 
     @field_validator("secret_key")

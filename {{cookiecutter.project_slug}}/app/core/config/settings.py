@@ -63,7 +63,7 @@ class Settings(
         if self.database_url is not None and (self.database_host or self.database_name):
             notes.append("DATABASE_URL is set: DATABASE_HOST, _PORT, _USER, _PASSWORD and _NAME are ignored")
         if not self.sends_mail:
-            notes.append("SMTP_HOST is not set: nothing is sent, and routes that need mail answer 503")
+            notes.append("SMTP_HOST is not set: no e-mail is sent, and routes that need e-mail answer 503")
         if not self.stores_files:
             notes.append("STORAGE_FOLDER is not set: no file can be stored, and routes that store files answer 503")
         if self.storage_s3_bucket is not None and self.storage_folder is not None:

@@ -112,7 +112,7 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
     if value is None:
         raise CommandError(
             f"{column.table.name}.{column.name} is required, and existing rows have no value for it. Give the column"
-            " a constant default; or make it nullable, fill it in that migration, and require it in the next one."
+            " a constant default. Or make it nullable, fill it in this migration, and make it required in the next one."
         )
     # Copied, because the column itself belongs to the model.
     copied = column.table.to_metadata(MetaData()).columns[column.name]

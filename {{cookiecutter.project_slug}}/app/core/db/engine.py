@@ -30,8 +30,8 @@ SESSION_SETTINGS = {
     "standard_conforming_strings": "on",
 }
 WRONG_ENCODING = (
-    "The database is in {encoding}, and the service needs UTF8: make one with CREATE DATABASE name ENCODING 'UTF8'"
-    " TEMPLATE template0, and copy the data into it with `db backup` and `db restore`."
+    "The database has the encoding {encoding}, but the service needs UTF8. Create another database with CREATE DATABASE"
+    " name ENCODING 'UTF8' TEMPLATE template0, and copy the data into it with `db backup` and `db restore`."
 )
 
 

@@ -67,7 +67,7 @@ class Command(Statement):
     def __init__(self, statement: Executable) -> None:
         """Raise TypeError for a statement that returns rows."""
         if not isinstance(statement, TextClause) and _keys(statement):
-            raise TypeError("A command returns no rows: make a Query of a statement that does.")
+            raise TypeError("This statement returns rows, but a Command returns none: use Query.")
         super().__init__(statement)
 
 

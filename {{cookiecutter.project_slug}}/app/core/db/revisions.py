@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 REVISION = Query(select(column("version_num", String)).select_from(table("alembic_version")))
-REPAIR = "Give each migration its own number, in file name and revision, and the one before it as down_revision."
+REPAIR = (
+    "Give each migration its own number, in its file name and in `revision`, and set each `down_revision` to the"
+    " migration before it."
+)
 
 
 def alembic_config(connection: Connection | None = None) -> "Config":
@@ -66,7 +69,7 @@ def read_revisions() -> Revisions:
     except UserWarning as warning:
         raise MigrationsError(f"{warning}. {REPAIR}") from warning
     if len(heads) > 1:
-        raise MigrationsError(f"Several migrations are the last one: {', '.join(sorted(heads))}. {REPAIR}")
+        raise MigrationsError(f"More than one migration is the last: {', '.join(sorted(heads))}. {REPAIR}")
     known = frozenset(script.revision for script in scripts.walk_revisions())
     return Revisions(heads[0] if heads else None, known)
 

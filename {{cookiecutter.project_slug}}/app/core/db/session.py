@@ -18,7 +18,7 @@ WATCH_SECONDS = 1
 CHANGED_ROWS = text("SELECT changes()")
 # Without this option, SQLAlchemy does not count the rows of an `insert`.
 COUNT_ROWS = {"preserve_rowcount": True}
-CLOSED = "This session is closed: take DatabaseDep, and open a session for what runs after the request."
+CLOSED = "This session is closed. For work after the request, take DatabaseDep and open another session."
 
 
 class Session(AsyncSession):

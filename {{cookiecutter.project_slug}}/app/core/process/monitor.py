@@ -142,7 +142,7 @@ class WorkerMonitor:
 
 def _inherit() -> socket.socket:
     if len(systemd_socket_families()) != 1 or os.environ["LISTEN_FDS"] != "1":
-        _exit_with("The service accepts one socket from systemd and received several: keep one ListenStream.")
+        _exit_with("systemd passed several sockets, but the service accepts only one: keep one ListenStream.")
     return socket.socket(fileno=FIRST_INHERITED_FD)
 
 

@@ -24,7 +24,9 @@ class SecretBox:
         try:
             return self._ciphers.decrypt(encrypted).decode()
         except InvalidToken as error:
-            raise KeyError("The secret was encrypted with another key: add it to SECRET_KEY_FALLBACKS.") from error
+            raise KeyError(
+                "The secret was encrypted with another key: add this key to SECRET_KEY_FALLBACKS."
+            ) from error
 
 
 def _derive_cipher(secret_key: str) -> Fernet:

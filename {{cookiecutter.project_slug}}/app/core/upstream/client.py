@@ -87,7 +87,9 @@ class UpstreamClient:
             async with asyncio.timeout(timeout * self._options.max_queue_share):
                 await self._slots.acquire()
         except TimeoutError:
-            raise UpstreamSkippedError(f"Too many concurrent requests to the {self._name}.") from None
+            raise UpstreamSkippedError(
+                f"Too many concurrent requests to the {self._name}. Try again in a moment."
+            ) from None
         try:
             return await self._send_with_retries(request, model, deadline)
         finally:

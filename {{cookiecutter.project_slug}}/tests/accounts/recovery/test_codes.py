@@ -147,7 +147,7 @@ async def test_deactivation_revokes_all_codes(
     assert sorted(subjects[1:]) == [
         "your account was activated again",
         "your account was deactivated",
-        "your address is about to change",
+        "your e-mail address is about to change",
     ]
 
 
@@ -217,7 +217,7 @@ async def test_an_address_that_is_being_replaced_gets_no_code(
 
     assert [changed.status_code, *(answer.status_code for answer in answers)] == [200, 202]
     (notice,) = mail.to(user.email)
-    assert "your address was changed" in notice["Subject"]
+    assert "your e-mail address was changed" in notice["Subject"]
     assert await execute_async(empty_url, "SELECT 1 FROM one_time_tokens") == []
 
 

@@ -468,7 +468,7 @@ async def test_two_migrations_with_the_same_predecessor_are_refused(project: Pro
         add_migration(project.versions.parent, revision, head_revision())
     read_revisions.cache_clear()
 
-    with pytest.raises(MigrationsError, match="Several migrations are the last one: 9998, 9999"):
+    with pytest.raises(MigrationsError, match="More than one migration is the last: 9998, 9999"):
         await project.upgrade()
 
 
@@ -499,7 +499,7 @@ def test_make_migrate_needs_a_message(tmp_path: Path, arguments: list[str]) -> N
     result = make_migrate(tmp_path, *arguments)
 
     assert result.returncode == 2
-    assert 'Say what changes: make migrate m="add a column"' in result.stderr
+    assert 'Summarize the change: make migrate m="add a column"' in result.stderr
     assert not (tmp_path / "heard").exists()
 
 

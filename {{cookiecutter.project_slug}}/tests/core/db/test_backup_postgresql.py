@@ -181,7 +181,7 @@ def test_restore_to_empty_database_applies_grants_of_existing_roles(
         restored = empty.restore(file)
 
         assert restored.returncode == 0
-        assert restored.stderr == f'Not granted: role "{gone}" does not exist.\n'
+        assert restored.stderr == f'A right was not restored: role "{gone}" does not exist.\n'
         assert [empty.may_read(table) for table in ("users", "sessions")] == [True, True]
         assert manage(empty.url, "db", "check").returncode == 0
 
@@ -237,7 +237,7 @@ def test_service_in_separate_schema_is_restored_without_changing_its_neighbour(t
     assert own.run("SELECT name FROM users", own.role) == [("Ω",)]
     assert tenant.run("SELECT name FROM users", tenant.role) == [("neighbour",)]
     tenant.run('DROP SCHEMA "Tenant 1" CASCADE')
-    assert "No schema in search_path exists: create it first" in own.restore(file).stderr
+    assert "None of the schemas in search_path exists: create one of them first" in own.restore(file).stderr
 
 
 def test_member_of_owner_role_can_restore_and_ownership_is_kept(tenant: Tenant, tmp_path: Path) -> None:
@@ -265,10 +265,10 @@ def test_backup_and_restore_refuse_service_table_of_another_owner(tenant: Tenant
 
 
 PREPARATIONS = {
-    'tables: GRANT CREATE ON SCHEMA "public" to it': "REVOKE CREATE ON SCHEMA public FROM {role}, PUBLIC",
+    'tables: run GRANT CREATE ON SCHEMA "public" TO "{role}"': "REVOKE CREATE ON SCHEMA public FROM {role}, PUBLIC",
     "belong to {other}: restore as this role, or as a member": "ALTER TABLE alembic_version OWNER TO {other}",
     "is read-only: restore to the primary server": "ALTER ROLE {role} SET default_transaction_read_only = on",
-    "has no alembic_version, and other objects of": "ALTER TABLE alembic_version RENAME TO versions",
+    "has no table alembic_version, but it contains other objects of": "ALTER TABLE alembic_version RENAME TO versions",
 }
 
 
@@ -307,7 +307,7 @@ def test_database_that_is_not_utf8_can_be_backed_up_but_not_restored_to(
     restored = tenant.restore(rescued)
 
     assert refused.returncode == 1
-    assert "The database is in SQL_ASCII: restore to one that was made with ENCODING 'UTF8'" in refused.stderr
+    assert "The database has the encoding SQL_ASCII: restore to a database with the encoding UTF8" in refused.stderr
     assert (restored.returncode, restored.stderr) == (0, "")
     assert tenant.run("SELECT name FROM users", tenant.role) == [("Ω",)]
 

@@ -111,16 +111,16 @@ def test_database_that_is_not_utf8_is_refused_without_traceback(
         commands = ("db upgrade", "db check", "db wait --timeout 0", "db downgrade base", "db reset --yes", "purge")
         outcomes = [manage(url, *command.split()) for command in commands]
         answers = asyncio.run(ask())
-        with pytest.raises(OperationalError, match=f"is in {encoding}, and the service needs UTF8"):
+        with pytest.raises(OperationalError, match=f"has the encoding {encoding}, but the service needs UTF8"):
             asyncio.run(update_once(make_settings(url)))
 
     for outcome in outcomes:
         assert outcome.returncode == 1
-        assert f"The database is in {encoding}, and the service needs UTF8: make one with" in outcome.stderr
+        assert f"The database has the encoding {encoding}, but the service needs UTF8. Create another" in outcome.stderr
         assert "Traceback" not in outcome.stderr
     assert [answer.status_code for answer in answers] == [503, 503]
     assert encoding not in "".join(answer.text for answer in answers)
-    assert f"The database is in {encoding}" in logs.getvalue()
+    assert f"The database has the encoding {encoding}" in logs.getvalue()
 
 
 async def test_statement_of_sqlalchemy_fails_once_when_a_migration_changes_the_columns(

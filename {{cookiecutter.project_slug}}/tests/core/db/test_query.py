@@ -310,7 +310,7 @@ def test_record_that_does_not_fit_its_statement_is_refused() -> None:
         paginate(select(User), SomeUser, User, descending=True, after_cursor=False)
     with pytest.raises(TypeError, match=r"SomeUser\.email is not a column of UserSession"):
         columns(SomeUser, UserSession)
-    with pytest.raises(TypeError, match="A command returns no rows"):
+    with pytest.raises(TypeError, match="a Command returns none: use Query"):
         Command(select(User.id))
 
 

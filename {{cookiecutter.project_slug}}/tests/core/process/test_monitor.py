@@ -44,7 +44,7 @@ def test_more_than_one_socket_from_systemd_is_refused(empty_url: str, command: S
     with listen_tcp() as one, listen_tcp() as other:
         log = explain(command, empty_url, (one, other))
 
-    assert log == "The service accepts one socket from systemd and received several: keep one ListenStream.\n"
+    assert log == "systemd passed several sockets, but the service accepts only one: keep one ListenStream.\n"
 
 
 @kept

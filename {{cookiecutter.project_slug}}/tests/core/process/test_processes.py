@@ -356,7 +356,7 @@ def test_invalid_configuration_ends_start_with_readable_messages(empty_url: str,
         assert server.wait() == 3
 
         lines = server.log.splitlines()
-        assert lines[0] == "The configuration cannot work:"
+        assert lines[0] == "The configuration is invalid:"
         assert [line.partition(":")[0] for line in lines[1:]] == [
             "  PORT",
             "  ALLOWED_HOSTS",

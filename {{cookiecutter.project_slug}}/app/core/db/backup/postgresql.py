@@ -189,7 +189,7 @@ def _connect(url: URL) -> Iterator[Connection]:
 def _find_place(connection: Connection) -> Place:
     ((schema, owner, is_used),) = connection.execute(PLACE)
     if schema is None:
-        raise BackupError("No schema in search_path exists: create it first.")
+        raise BackupError("None of the schemas in search_path exists: create one of them first.")
     return Place(schema, owner, is_used)
 
 
@@ -198,8 +198,8 @@ def _list_foreign(connection: Connection, place: Place) -> list[str]:
     foreign = {name: owner for name, owner in connection.execute(RELATIONS, place.names) if owner != place.owner}
     for name in sorted(foreign.keys() & Base.metadata.tables.keys()):
         raise BackupError(
-            f"The table {name} belongs to {foreign[name]}, and the service's other tables to {place.owner}:"
-            f" ALTER TABLE {name} OWNER TO {_quote(place.owner)}."
+            f"The table {name} belongs to {foreign[name]}, but the service's other tables belong to {place.owner}:"
+            f" run ALTER TABLE {name} OWNER TO {_quote(place.owner)}."
         )
     return list(foreign)
 
@@ -213,14 +213,15 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
         )
     ((encoding, is_read_only, is_member, may_create),) = connection.execute(RIGHTS, place.names)
     if encoding != "UTF8":
-        raise BackupError(f"The database is in {encoding}: restore to one that was made with ENCODING 'UTF8'.")
+        raise BackupError(f"The database has the encoding {encoding}: restore to a database with the encoding UTF8.")
     if is_read_only:
         raise BackupError("The database is read-only: restore to the primary server.")
     if not is_member:
         raise BackupError(f"The service's tables belong to {place.owner}: restore as this role, or as a member of it.")
     if not may_create:
         raise BackupError(
-            f"The role {place.owner} may not create tables: GRANT CREATE ON SCHEMA {_quote(place.schema)} to it."
+            f"The role {place.owner} may not create tables:"
+            f" run GRANT CREATE ON SCHEMA {_quote(place.schema)} TO {_quote(place.owner)}."
         )
     _list_foreign(connection, place)
 
@@ -230,14 +231,14 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
     objects = connection.execute(OWN, place.names).fetchall()
     if objects and not place.is_used:
         raise BackupError(
-            f"The schema {place.schema} has no alembic_version, and other objects of {place.owner}, such as"
-            f" {objects[0][1]}: restore to an empty database, or correct the database's name."
+            f"The schema {place.schema} has no table alembic_version, but it contains other objects of {place.owner},"
+            f" such as {objects[0][1]}. Restore to an empty database, or correct the database's name."
         )
     published = [name for (name,) in connection.execute(PUBLICATIONS, place.names)]
     if published:
         raise BackupError(
-            f"Tables of the service are published ({', '.join(published)}), and a restore replaces the tables:"
-            " drop the publication first, and create it again after the restore."
+            f"These publications contain tables of the service, which a restore replaces: {', '.join(published)}."
+            " Drop the publications first, and create them again after the restore."
         )
     drops = []
     for kind, group in groupby(objects, key=lambda row: row[0]):
@@ -256,8 +257,8 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
                     connection.execute(drops[0].encode())
     except psycopg.errors.DependentObjectsStillExist as error:
         raise BackupError(
-            f"Objects that the service does not own depend on its objects ({error.diag.message_detail}):"
-            " drop them first, and create them again after the restore."
+            f"Other objects depend on the service's objects ({error.diag.message_detail})."
+            " Drop the dependent objects first, and create them again after the restore."
         ) from error
     return planned
 
