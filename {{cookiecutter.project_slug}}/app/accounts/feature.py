@@ -49,14 +49,17 @@ async def open_accounts(
     yield {"identity_cache": IdentityCache(settings.auth_cache_seconds)}
 
 
-# One router around all routers of `/auth`: a request to another path skips all of them in one step.
+# One router around several others of the same prefix: a request to another path skips all of them in one step.
 auth = FeatureRouter(prefix="/auth")
 for each in (sign_in, sessions, recovery, second_factor, confirmation, passkey_sign_in, passkeys):
     auth.include_router(each)
+own_account = FeatureRouter(prefix="/users")
+for each in (passwords, address):
+    own_account.include_router(each)
 
 feature = Feature(
     # The busiest router comes first, because routers are tried in order.
-    api=(users, auth, sign_up, passwords, address),
+    api=(users, auth, sign_up, own_account),
     exception_handlers={OAuthError: handle_oauth_error},
     lifespan=open_accounts,
     purge=purge,

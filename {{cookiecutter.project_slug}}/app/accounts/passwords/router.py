@@ -13,11 +13,11 @@ from app.core.context import ContextDep
 from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 
-router = FeatureRouter(prefix="/users", tags=["users"])
+router = FeatureRouter(prefix="/me", tags=["users"])
 confirmation = FeatureRouter(prefix="/confirmation", tags=["auth"])
 
 
-@router.post("/me/password", responses=problem_responses(401, 403, 409, 429))
+@router.post("/password", responses=problem_responses(401, 403, 409, 429))
 async def change_password(
     data: PasswordChange, caller: CurrentCaller, ctx: ContextDep, response: Response
 ) -> TokenRead:

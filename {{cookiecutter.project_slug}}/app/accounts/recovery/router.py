@@ -15,7 +15,7 @@ from app.core.http.problems import problem_responses
 from app.core.http.routing import FeatureRouter
 
 router = FeatureRouter(tags=["auth"])
-address = FeatureRouter(prefix="/users", tags=["users"])
+address = FeatureRouter(prefix="/me", tags=["users"])
 
 
 @router.post(
@@ -59,7 +59,7 @@ async def reset_password(data: PasswordReset, ctx: ContextDep) -> None:
 
 
 @address.post(
-    "/me/email",
+    "/email",
     status_code=202,
     response_class=Response,
     responses=problem_responses(401, 403, 409, 429),

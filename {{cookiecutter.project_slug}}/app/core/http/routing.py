@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData, MutableHeaders
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
@@ -106,7 +106,10 @@ def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
 def _forbid_storing(send: Send) -> Send:
     async def send_private(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
+            # Without MutableHeaders, which encodes and compares each name: this runs for nearly every response.
+            headers = message.setdefault("headers", [])
+            if b"cache-control" not in dict(headers):
+                message["headers"] = [*headers, (b"cache-control", b"no-store")]
         await send(message)
 
     return send_private
