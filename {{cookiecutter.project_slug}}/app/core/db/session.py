@@ -88,11 +88,13 @@ class Session(AsyncSession):
         if self._is_closed:
             raise exc.InvalidRequestError(CLOSED)
         # Flush as SQLAlchemy's own methods do: the statement then sees entities that were added, changed or deleted.
-        if self.in_transaction() and self.autoflush and (self.new or self.dirty or self.deleted):
+        is_in_transaction = self.in_transaction()
+        if is_in_transaction and self.autoflush and (self.new or self.dirty or self.deleted):
             await self.flush()
         if self._runs_directly:
-            is_autocommit = self._is_autocommit
-            result = await run_directly(self, statement.statement, parameters, is_autocommit=is_autocommit)
+            # Use the connection that the session has: if all sessions waited for a second one, none would get it.
+            is_own = is_in_transaction or not self._is_autocommit
+            result = await run_directly(self, statement.statement, parameters, on_own_connection=is_own)
             if result is not None:
                 return result
         return await self._run_by_sqlalchemy(statement, parameters)

@@ -14,22 +14,23 @@ _compiled: WeakKeyDictionary[Executable, Forms] = WeakKeyDictionary()
 
 
 async def run_directly(
-    session: AsyncSession, statement: Executable, parameters: Mapping[str, object], *, is_autocommit: bool
+    session: AsyncSession, statement: Executable, parameters: Mapping[str, object], *, on_own_connection: bool
 ) -> StatementResult | None:
     """Run a statement on the driver's connection; return None if it has a list (`IN`): SQLAlchemy has to execute it.
 
+    The connection is the session's, or one in autocommit that other sessions share.
     Raises ArgumentError for a parameter that the statement does not have.
     """
     bind = session.bind
     assert bind is not None  # noqa: S101  # for the type checker
-    compiled = _compile(statement, bind.dialect, frozenset(parameters))
+    dialect = bind.dialect
+    compiled = _compile(statement, dialect, frozenset(parameters))
     if compiled.takes_lists:
         return None
-    # Use the connection that the session holds, if any. If all sessions waited for a second one, none would get it.
-    if not is_autocommit or session.in_transaction():
-        return await _run_on_own_connection(session, compiled, bind.dialect, parameters)
+    if on_own_connection:
+        return await _run_on_own_connection(session, compiled, dialect, parameters)
     assert isinstance(bind, AsyncEngine)  # noqa: S101  # for the type checker
-    return await _run_in_autocommit(bind, compiled, parameters, repeat=statement.is_select)
+    return await _run_in_autocommit(bind, dialect, compiled, parameters, repeat=statement.is_select)
 
 
 def replace_pooled_connections(connection: AsyncConnection) -> None:
@@ -64,7 +65,12 @@ async def _run_on_own_connection(
 
 
 async def _run_in_autocommit(
-    engine: AsyncEngine, compiled: CompiledStatement, parameters: Mapping[str, object], *, repeat: bool
+    engine: AsyncEngine,
+    dialect: Dialect,
+    compiled: CompiledStatement,
+    parameters: Mapping[str, object],
+    *,
+    repeat: bool,
 ) -> StatementResult:
     """Run a statement outside of a transaction; with `repeat`, run it again on another connection after a disconnect.
 
@@ -75,22 +81,26 @@ async def _run_in_autocommit(
     assert isinstance(pool, FairPool)  # noqa: S101  # for the type checker
     for _ in range(pool.size() if repeat else 0):
         try:
-            return await _run_on_shared_connection(engine, pool, compiled, parameters)
+            return await _run_on_shared_connection(engine, dialect, pool, compiled, parameters)
         except exc.DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-    return await _run_on_shared_connection(engine, pool, compiled, parameters)
+    return await _run_on_shared_connection(engine, dialect, pool, compiled, parameters)
 
 
 async def _run_on_shared_connection(
-    engine: AsyncEngine, pool: FairPool, compiled: CompiledStatement, parameters: Mapping[str, object]
+    engine: AsyncEngine,
+    dialect: Dialect,
+    pool: FairPool,
+    compiled: CompiledStatement,
+    parameters: Mapping[str, object],
 ) -> StatementResult:
     try:
         shared = await pool.acquire_shared(engine)
-    except engine.dialect.loaded_dbapi.Error as error:
-        raise wrap_error(error, engine.dialect) from error
+    except dialect.loaded_dbapi.Error as error:
+        raise wrap_error(error, dialect) from error
     try:
-        result = await compiled.run(shared.connection, engine.dialect, parameters)
+        result = await compiled.run(shared.connection, dialect, parameters)
     except BaseException as error:
         if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
             await greenlet_spawn(pool.discard, shared, error)
