@@ -60,10 +60,13 @@ class FixedPoint(TypeDecorator[Decimal]):
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Decimal | None:
         if value is None:
             return None
-        exact = Decimal(value).quantize(Decimal(1).scaleb(-self.scale))
-        if exact != value or abs(exact) >= 10 ** (self.precision - self.scale):
-            raise ValueError(f"{value} does not fit into {self.precision} digits with {self.scale} decimals: round it.")
-        return exact
+        value = Decimal(value)
+        # Check the size first, since `quantize` raises InvalidOperation for large numbers.
+        if value.is_finite() and abs(value) < 10 ** (self.precision - self.scale):
+            exact = value.quantize(Decimal(1).scaleb(-self.scale))
+            if exact == value:
+                return exact
+        raise ValueError(f"{value} does not fit into {self.precision} digits with {self.scale} decimals: round it.")
 
 
 def _enum_values(members: type[Enum]) -> list[str]:
