@@ -39,8 +39,8 @@ POSTGRESQL_GUARDS = (
     EXECUTE FUNCTION refuse_change_of_audit_events('stay for a day')
     """,
 )
-# Deletes events for a role that may only add them. The function runs with the rights of the tables' owner. Its
-# search_path is fixed, with pg_temp last, so that the caller cannot replace an object that the function uses.
+# The service's role has no right to delete events, so this function deletes old events with the rights of the tables'
+# owner. The search_path is fixed, with pg_temp last: the caller cannot replace an object that the function uses.
 PURGE_FUNCTION = """
     CREATE OR REPLACE FUNCTION purge_audit_events(created_before timestamptz, batch_size integer) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, {schema}, pg_temp AS $$

@@ -25,7 +25,7 @@ from sqlalchemy import JSON, Column, DefaultClause, Dialect, Enum, MetaData, Typ
 
 DOCSTRING_WIDTH = 110
 SENTENCE_ENDS = (".", "!", "?")
-# Default factories that return the same value at each call, which can therefore be the server default.
+# Default factories that return an equal value at each call: this value can be the server default.
 CONSTANT_FACTORIES = (dict, list)
 # Types whose values are written into SQL as text; others, such as bytes, need a server_default in the model.
 TEXTUAL = (str, int, float, Decimal, date, time, UUID)
@@ -54,7 +54,7 @@ def next_revision(revisions: Iterable[str]) -> str:
 
 def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect) -> None:
     """Number a new migration and make it run on tables with rows; raise CommandError where that is impossible."""
-    assert script.upgrade_ops is not None and script.downgrade_ops is not None  # noqa: S101, PT018  # autogenerate fills both: for the type checker
+    assert script.upgrade_ops is not None and script.downgrade_ops is not None  # noqa: S101, PT018  # for the type checker: autogenerate fills both
     script.rev_id = next_revision(revisions)
     _drop_tables_last(script.upgrade_ops)
     script.upgrade_ops.reverse_into(script.downgrade_ops)
@@ -102,9 +102,10 @@ def _needs_value(column: Column[Any]) -> bool:
 
 
 def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
-    """Return a required column with the model's default as its server default; raise CommandError if it has none.
+    """Return the column, with the model's default as its server default if it is required and has no server default.
 
-    Existing rows need a value, and so do rows that the previous release inserts after the migration.
+    Existing rows need a value, and so do rows that the previous release inserts after the migration. Raises
+    CommandError for a required column that has neither a server default nor a constant default.
     """
     if not _needs_value(column):
         return column
@@ -122,9 +123,10 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
 
 
 def _constant_default(column: Column[Any], dialect: Dialect) -> str | None:
-    """Return the model's default as the text of an SQL literal, or None if it has no constant default.
+    """Return the model's default as the text of an SQL literal, or None if the column has no constant default.
 
-    An expression is not a constant: SQLite would have to copy the table to add a column with such a default.
+    An expression does not count as a constant, because SQLite would have to copy the table to add a column with such a
+    default.
     """
     default: Any = column.default
     if default is None:

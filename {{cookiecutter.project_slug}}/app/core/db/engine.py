@@ -92,8 +92,8 @@ def _connect_arguments(settings: Settings, timeout_seconds: float | None, *, is_
     # Set even if empty: otherwise libpq sends PGOPTIONS, which poolers refuse.
     options = settings.url.query.get("options", "")
     if is_pooled:
-        # The pooler may run the next statement on another connection to the server, which lacks the statements
-        # that this one has prepared, and its options.
+        # Prepare no statements, and add no options: the pooler may run the next statement on another of its connections
+        # to the server, where both would be missing.
         return {**arguments, "prepare_threshold": None, "options": options}
     own = f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
     # The service relies on its own options: they follow those of DATABASE_URL, because the last value of each counts.
@@ -136,8 +136,8 @@ def _on_postgresql_connect(driver: DBAPIModule, connection: DBAPIConnection, _re
 
 
 def _on_begin(connection: Connection) -> None:
-    # Send BEGIN here, because the drivers are in autocommit mode. Otherwise the drivers would send it late, and sqlite3
-    # without the write lock.
+    # The drivers are in autocommit mode, so BEGIN must be sent here. In its default mode, each driver would send BEGIN
+    # late, and sqlite3 would not take the write lock.
     if AUTOCOMMIT not in connection.get_execution_options():
         connection.exec_driver_sql(BEGIN[connection.dialect.name])
 

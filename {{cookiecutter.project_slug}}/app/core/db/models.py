@@ -10,7 +10,8 @@ from sqlalchemy import DateTime, Dialect, MetaData, Numeric, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-# A key of `Table.info`: the service's role may only insert and select rows of the table (app/core/db/migrations.py).
+# A key of `Table.info`. It marks a table whose rows the service's role may only insert and select: see the grants in
+# app/core/db/migrations.py.
 APPEND_ONLY = "append_only"
 
 

@@ -44,7 +44,7 @@ async def _purge_all(database: Database, settings: Settings, purge_batch: Purge)
 
 @asynccontextmanager
 async def purge_periodically(database: Database, settings: Settings, purges: Sequence[Purge]) -> AsyncIterator[None]:
-    """Purge in the background, every PURGE_INTERVAL_SECONDS, until the `with` block ends; if that is 0, do nothing."""
+    """Purge every PURGE_INTERVAL_SECONDS in a task that ends with the `with` block; do nothing if the setting is 0."""
     if settings.purge_interval_seconds == 0:
         yield
         return

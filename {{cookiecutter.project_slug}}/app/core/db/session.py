@@ -39,7 +39,8 @@ class Session(AsyncSession):
             # Otherwise a closed session would open another connection on its next use, which nothing would close.
             close_resets_only=False,
             info=info,
-            # For tests, which pass a connection with a transaction to roll back: `commit` then ends only a savepoint.
+            # For tests: they pass a connection, and roll its transaction back at the end. So `commit` must end only a
+            # savepoint.
             join_transaction_mode="create_savepoint",
         )
         # Whether each statement commits by itself and needs no transaction of the session.
@@ -193,5 +194,8 @@ async def _watch(pools: Sequence[QueuePool]) -> None:
 
 
 async def commit_and_release(session: AsyncSession) -> None:
-    """Commit, and return the connection to the pool before slow work outside of the database, such as hashing."""
+    """Commit, so that the connection returns to the pool.
+
+    Call this function before slow work outside of the database, such as hashing.
+    """
     await session.commit()

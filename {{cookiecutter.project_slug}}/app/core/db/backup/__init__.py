@@ -30,7 +30,10 @@ class BackupBackend(Protocol):
     def dump(self, url: URL, file: Path) -> None: ...
 
     def verify(self, file: Path) -> str | None:
-        """Return the schema's revision; raise BackupError unless the file is complete and a backup of this service."""
+        """Return the revision of the schema in the file, or None if no migration was applied.
+
+        Raise BackupError unless the file is a complete backup of this service.
+        """
 
     def load(self, url: URL, file: Path) -> list[str]:
         """Restore the file, and return the errors of grants that could not be restored.

@@ -1,8 +1,8 @@
 """Dumps of the service's own objects, made with `pg_dump` and restored with `pg_restore` and `psql`.
 
 The service's own objects are those in the schema of `alembic_version` that belong to the owner of that table.
-Everything else in the database stays unchanged: other tables, extensions and schemas, and the grants on the service's
-tables.
+A restore leaves everything else in the database unchanged: other tables, extensions and schemas, and the grants on
+the service's tables.
 """
 
 import os
@@ -48,8 +48,8 @@ RELATIONS = """
 """
 # Extensions with an OID below 16384, such as plpgsql, exist in every new database.
 EXTENSIONS = "SELECT extname FROM pg_extension WHERE pg_get_userbyid(extowner) = %(owner)s AND oid >= 16384"
-# Lists the service's own objects, without members of an extension and the sequence of a column: dropping the extension
-# or the table drops these too.
+# Lists the service's own objects, except members of an extension and sequences of a column: these are dropped together
+# with their extension or table.
 OWN = """
     WITH objects AS (
         SELECT 'pg_class'::regclass AS class, oid, relnamespace AS schema, relowner AS owner,
@@ -90,7 +90,8 @@ RIGHTS = """
     SELECT current_setting('server_encoding'), current_setting('transaction_read_only') = 'on',
         pg_has_role(%(owner)s, 'MEMBER'), has_schema_privilege(%(owner)s, %(schema)s, 'CREATE')
 """
-# Revokes all grants on the replaced relations: default privileges may have granted more than was granted before.
+# Revokes all grants on the re-created relations: these grants come from default privileges. Afterwards, `load` restores
+# the grants that the relations had before.
 REVOKE_NEW_GRANTS = sql.SQL("""
     SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
         pg_class.oid::regclass, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
@@ -100,8 +101,8 @@ REVOKE_NEW_GRANTS = sql.SQL("""
 # A single statement drops all objects of one of these kinds, because tables may refer to each other, and views may read
 # each other.
 TOGETHER = {"TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW"}
-# Continue after errors: a grant may name a role that this server does not have. `verbose` adds the SQLSTATE, because
-# messages are in the language of the server.
+# Continue after errors: a grant may name a role that this server does not have. `verbose` adds the SQLSTATE, by which
+# TOLERATED_ERROR recognizes an error: the words of a message depend on the language of the server.
 TOLERATE_ERRORS = "\\set ON_ERROR_STOP off\n\\set ON_ERROR_ROLLBACK on\n\\set VERBOSITY verbose\n"
 # Matches errors, but not notices and warnings, whose SQLSTATEs begin with 00 and 01.
 TOLERATED_ERROR = re.compile(r": +(?!0[01])[0-9A-Z]{5}: (.*)")
@@ -194,7 +195,10 @@ def _find_place(connection: Connection) -> Place:
 
 
 def _list_foreign(connection: Connection, place: Place) -> list[str]:
-    """Return the relations of other roles in the schema; raise BackupError if one has the name of a service's table."""
+    """Return the relations in the schema that other roles own.
+
+    Raise BackupError if one of them has the name of a table of the service.
+    """
     foreign = {name: owner for name, owner in connection.execute(RELATIONS, place.names) if owner != place.owner}
     for name in sorted(foreign.keys() & Base.metadata.tables.keys()):
         raise BackupError(

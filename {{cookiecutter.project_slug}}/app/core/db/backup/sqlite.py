@@ -41,7 +41,7 @@ def verify(file: Path) -> str | None:
 
 
 def load(url: URL, file: Path) -> list[str]:
-    """Restore the copy in one transaction: processes that have the database open see all of it or nothing."""
+    """Restore the copy in one transaction: other processes see either all of the old data or all of the new data."""
     try:
         with closing(_open(file, "mode=ro&immutable=1")) as copy, closing(_open(_path(url), "mode=rwc")) as target:
             tables = {name for (name,) in target.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}

@@ -4,10 +4,11 @@ READ_ONLY_TRANSACTION = "25006"
 
 
 def is_unusable_after(error: BaseException) -> bool:
-    """Return whether further statements would fail on this connection, so that it has to be replaced.
+    """Return whether the connection of the failed statement has to be replaced, because further statements would fail.
 
-    Either a migration has changed the columns of a statement that the connection has prepared, or the server is
-    read-only, as after a failover: a new connection may reach the primary.
+    The error shows either that a migration has changed the columns of a statement that the connection has prepared, or
+    that the server is read-only, as after a failover. A new connection has no prepared statements, and may reach the
+    primary.
     """
     state = getattr(error, "sqlstate", None)
     return state == READ_ONLY_TRANSACTION or (state == FEATURE_NOT_SUPPORTED and "cached plan" in str(error))

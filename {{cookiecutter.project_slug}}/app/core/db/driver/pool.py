@@ -58,7 +58,11 @@ class FairPool(AsyncAdaptedQueuePool):
         return deque()
 
     async def acquire_shared(self, engine: AsyncEngine) -> SharedConnection:
-        """Return a connection for one autocommitted statement; give it to `release_shared` or `discard` afterwards."""
+        """Return a connection for one autocommitted statement.
+
+        After the statement, pass the connection to `release_shared`. After an error, pass a lost connection to
+        `discard`, and close any other.
+        """
         while self._idle_readers:
             shared = self._idle_readers.pop()
             if not self._is_old(shared):
@@ -73,7 +77,11 @@ class FairPool(AsyncAdaptedQueuePool):
         return SharedConnection(time.monotonic(), await engine.raw_connection())
 
     def release_shared(self, shared: SharedConnection) -> None:
-        """Hand the connection, which must be in no transaction, to the next waiting statement, or keep it idle."""
+        """Hand the connection to the next waiting statement, or keep it idle if no task waits.
+
+        The connection must be in no transaction. An old connection returns to the pool instead, and so does any
+        connection while a session is first in the queue.
+        """
         waiter = self._next()
         if self._is_old(shared) or (waiter is not None and not waiter.reads):
             shared.connection.close()
@@ -87,7 +95,7 @@ class FairPool(AsyncAdaptedQueuePool):
         self._invalidate(shared.connection, error)
 
     def replace_all(self) -> None:
-        """Replace each connection that is open at this moment before its next use."""
+        """Replace all connections that are open at this moment, each before its next use."""
         self._lost_at = time.monotonic()
         # At checkout, SQLAlchemy replaces a connection that was opened before `_invalidate_time`.
         self._invalidate_time = time.time()

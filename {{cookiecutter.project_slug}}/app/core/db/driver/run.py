@@ -16,9 +16,9 @@ _compiled: WeakKeyDictionary[Executable, Forms] = WeakKeyDictionary()
 async def run_directly(
     session: AsyncSession, statement: Executable, parameters: Mapping[str, object], *, on_own_connection: bool
 ) -> StatementResult | None:
-    """Run a statement on the driver's connection; return None if it has a list (`IN`): SQLAlchemy has to execute it.
+    """Run a statement on the driver's connection; return None for one with a list (`IN`): SQLAlchemy has to execute it.
 
-    The connection is the session's, or one in autocommit that other sessions share.
+    With `on_own_connection`, the connection is the session's; otherwise, it is one in autocommit that sessions share.
     Raises ArgumentError for a parameter that the statement does not have.
     """
     bind = session.bind
@@ -34,7 +34,7 @@ async def run_directly(
 
 
 def replace_pooled_connections(connection: AsyncConnection) -> None:
-    """Make the pool of this connection replace every connection that is open at this moment before its next use."""
+    """Make this connection's pool replace all connections that are open at this moment, each before its next use."""
     if isinstance(connection.engine.pool, FairPool):
         connection.engine.pool.replace_all()
 
@@ -74,7 +74,7 @@ async def _run_in_autocommit(
 ) -> StatementResult:
     """Run a statement outside of a transaction; with `repeat`, run it again on another connection after a disconnect.
 
-    The statement may run again once per connection of the pool, because a restart of the server closes all of them.
+    The statement is repeated at most once per connection of the pool: a restart of the server closes all of them.
     Do not repeat a write: it may have been committed before the connection was lost.
     """
     pool = engine.pool

@@ -126,7 +126,11 @@ def _describe(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Par
 
 
 def _find_default(compiled: SQLCompiler, bind: BindParameter[Any], name: str) -> Callable[[], Any]:
-    """Return a function for a missing value: the column's `default` or `onupdate`, or else the statement's value."""
+    """Return the function that provides a parameter's value if the caller gives none.
+
+    The value is the column's `default` or `onupdate`, or else the one in the statement. For a required parameter, the
+    function raises InvalidRequestError.
+    """
     defaults = {column.key: column.default for column in compiled.insert_prefetch}
     defaults |= {column.key: column.onupdate for column in compiled.update_prefetch}
     default: Any = defaults.get(name)
