@@ -1,4 +1,8 @@
-"""Validation of the hosts, origins, proxies and URLs of the configuration; conversion to the form that clients send."""
+"""Validates the hosts, origins, proxies and URLs in the settings.
+
+Hosts and origins are also normalized, so that they equal what clients send in Host and Origin (lower case, Punycode, no
+default port).
+"""
 
 import re
 from collections.abc import Iterable
@@ -34,7 +38,7 @@ def normalize_host(text: str) -> str:
 
 
 def normalize_host_header(pattern: str) -> str:
-    """Return the pattern that a Host header without its port is compared with; raises ValueError."""
+    """Return an allowed host as a Host header names it, without a port; wildcards are kept. Raises ValueError."""
     if pattern == "*":
         return pattern
     suffix = pattern.removeprefix("*.")
@@ -69,7 +73,7 @@ def check_url(text: str) -> str:
 
 
 def _split(text: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it has no host, or has user information or port 0."""
+    """Return the parts of a URL; None if it is invalid, has no host, or has user information or port 0."""
     try:
         url = urlsplit(text)
         is_usable = bool(url.hostname) and url.port != 0 and "@" not in url.netloc

@@ -1,4 +1,4 @@
-"""Passkeys (WebAuthn); the only module that uses the library, which it imports in a thread at the first use."""
+"""Passkeys; the only module that uses the library `webauthn`, which it imports in a thread at the first use."""
 
 import asyncio
 from collections.abc import Sequence
@@ -104,7 +104,7 @@ def _make_creation_options(site: Site, challenge: bytes, person: Person, known: 
 
 
 async def make_request_options(settings: Settings, challenge: bytes) -> JsonObject:
-    """Return the argument of `navigator.credentials.get` as JSON; all accounts get the same but for the challenge."""
+    """Return the argument of `navigator.credentials.get` as JSON; only the challenge differs between requests."""
     return await asyncio.to_thread(_make_request_options, Site.of(settings), challenge)
 
 

@@ -13,7 +13,7 @@ UNMATCHED = "unmatched"
 
 
 class MetricsMiddleware:
-    """Counts and times requests by route template: by path, clients could create any number of time series."""
+    """Counts and times requests by route template; paths as labels would let clients create any number of series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
