@@ -29,7 +29,7 @@ def normalize_host(text: str) -> str:
     except idna.IDNAError:
         raise ValueError("is not a valid international domain name: check the spelling, or write Punycode") from None
     name = name.lower()
-    # A name may end with a dot, which keeps resolvers from trying the name below other domains.
+    # A name may end with a dot, which keeps resolvers from appending search domains.
     relative = name.removesuffix(".")
     # Clients read a name that ends with a number as an IPv4 address.
     if not HOST_NAME.fullmatch(relative) or relative.rpartition(".")[2].isdecimal():
@@ -83,7 +83,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return the addresses and networks; raise ValueError if one is invalid, or if they cover all IPv4 addresses."""
+    """Normalize addresses and networks; raises ValueError if one is invalid, or if they cover all IPv4 addresses."""
     try:
         networks = [ip_network(text) for text in texts]
     except ValueError:
@@ -99,7 +99,7 @@ def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def map_proxies(proxies: Iterable[str]) -> tuple[str, ...]:
-    """Add the IPv4-mapped IPv6 form of IPv4 proxies, which dual-stack sockets report."""
+    """Return the proxies, and each IPv4 one also as an IPv4-mapped IPv6 address, which dual-stack sockets report."""
     proxies = tuple(proxies)
     networks = [ip_network(proxy) for proxy in proxies]
     mapped = (

@@ -19,7 +19,7 @@ from app.core.http.paths import allowed_methods
 from app.core.project import read_project
 
 logger = structlog.get_logger(__name__)
-# Maximum number of field errors in a response: a body of the maximum size may have 100,000 invalid fields.
+# Maximum number of field errors in a response: a request body of the maximum size may have 100,000 invalid fields.
 MAX_FIELD_PROBLEMS = 100
 # Codes that are not derived from the status phrase; the phrases of 413, 414 and 422 depend on the Python version.
 STATUS_CODES = {

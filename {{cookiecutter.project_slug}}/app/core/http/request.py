@@ -80,7 +80,7 @@ def comes_from_other_site(request: Request[Any], allowed_origins: Collection[str
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if origin in allowed_origins or "*" in allowed_origins:
         return False
-    # Browsers send the origin `null` even from the service's own pages if a Referrer-Policy forbids the origin.
+    # Browsers send the origin `null` even from the service's own pages if a Referrer-Policy hides the real origin.
     if site is not None and (site not in OWN_SITES or origin == "null"):
         return site not in OWN_SITES
     return origin is not None and not _is_own_host(request, origin)

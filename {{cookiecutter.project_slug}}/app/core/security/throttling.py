@@ -255,7 +255,7 @@ class GuessThrottle:
 
 
 class RateLimit:
-    """Allows each account `per_minute` requests a minute in this process, and as many at once (token bucket)."""
+    """Allows each account `per_minute` requests a minute in this process; all may arrive at once (token bucket)."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute

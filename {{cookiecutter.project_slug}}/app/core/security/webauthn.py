@@ -184,8 +184,8 @@ def _verify_assertion(site: Site, challenge: bytes, sent: Assertion, public_key:
             expected_rp_id=site.host,
             expected_origin=site.origin,
             credential_public_key=public_key,
-            # 0 disables the library's check of the counter, which precedes the check of the signature: with an invalid
-            # signature, anybody could make a passkey look copied.
+            # 0 disables the library's check of the counter. The library makes this check before that of the signature,
+            # so that even a response with an invalid signature could make a passkey look copied.
             credential_current_sign_count=0,
             require_user_verification=True,
         )
