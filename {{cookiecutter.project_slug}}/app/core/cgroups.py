@@ -57,14 +57,15 @@ def _folders(root: Path, own: Path, *, controller: str) -> Iterator[Path]:
         if controllers == "":
             mounts = [root]
         elif controller in controllers.split(","):
-            # The folder's name may have the controllers in another order; a symbolic link per controller leads to it.
+            # The folder's name may list the controllers in another order than /proc does. Each controller also has a
+            # symbolic link to the folder.
             mounts = [root / controllers, root / controller]
         else:
             mounts = []
         for mount in mounts:
             group = mount / path.lstrip("/")
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
-    # In a container, its own control group is mounted at the root, while /proc may show the group's path on the host.
+    # A container's own group is mounted directly at `root`, although /proc may show the path of the group on the host.
     yield root
     yield root / controller
 

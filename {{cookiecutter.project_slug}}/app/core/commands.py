@@ -48,10 +48,10 @@ def add_commands(cli: typer.Typer, features: Iterable[Feature]) -> None:
 
 def _list_commands(cli: typer.Typer, group: str = "") -> Iterator[str]:
     for command in cli.registered_commands:
-        assert command.callback is not None  # noqa: S101  # a registered command has a callback: for the type checker
+        assert command.callback is not None  # noqa: S101  # for the type checker: a registered command has a callback
         yield group + (command.name or get_command_name(command.callback.__name__))
     for info in map(solve_typer_info_defaults, cli.registered_groups):
-        assert info.typer_instance is not None  # noqa: S101  # `add_typer` was given an app: for the type checker
+        assert info.typer_instance is not None  # noqa: S101  # for the type checker: `add_typer` always gets an app
         # Typer adds the commands of an unnamed group to its parent.
         if info.name:
             yield group + info.name

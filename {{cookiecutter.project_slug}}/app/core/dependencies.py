@@ -1,4 +1,4 @@
-"""FastAPI dependencies of routes: resources that the lifespan has opened, and the session of one request."""
+"""FastAPI dependencies of routes: resources that the lifespan has opened, and a request's database session."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +28,7 @@ async def get_database(request: AppRequest) -> Database:
     return request.state["database"]
 
 
-# For work that outlives the request's session, such as a streamed response or a background task.
+# For work that outlives the request's database session, such as a streamed response or a background task.
 DatabaseDep = Annotated[Database, Depends(get_database)]
 
 
@@ -39,7 +39,8 @@ async def get_session(request: AppRequest) -> AsyncIterator[Session]:
         yield session
 
 
-# The scope "function" ends the session, and so commits, before the response is sent: a failed commit becomes an error.
+# The scope "function" makes the session commit and end before the response is sent. If the commit fails, the client
+# therefore gets an error response.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
@@ -62,8 +63,8 @@ async def hold_reserved_hash(passwords: PasswordHasherDep) -> AsyncIterator[None
         yield
 
 
-# For routes whose service counts an attempt and then hashes a password: if the queue is full, the request is refused
-# before the attempt is counted.
+# For routes whose service counts an attempt and then hashes a password: if the queue for hashing is full, the request
+# is refused before the attempt is counted.
 reserve_hash = Depends(hold_reserved_hash, scope="function")
 
 
@@ -88,5 +89,5 @@ async def _require_mail(settings: SettingsDep) -> None:
 
 # For routes that depend on e-mail: without a mail server, they respond with 503.
 require_mail = Depends(_require_mail)
-# The same check as a parameter: FastAPI resolves parameters in order, so that the caller can be authenticated first.
+# The same check as a parameter: placed after the parameter of the caller, the check runs after authentication.
 MailDep = Annotated[None, require_mail]

@@ -85,5 +85,5 @@ class UnavailableError(AppError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the message of an error without the statement and parameters that SQLAlchemy appends."""
+    """Return the first line of an error's message, without the statement and parameters that SQLAlchemy appends."""
     return str(getattr(error, "orig", None) or error).partition("\n")[0]

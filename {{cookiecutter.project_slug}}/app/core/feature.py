@@ -40,7 +40,7 @@ class Feature:
     #         task.cancel()
     #         await asyncio.gather(task, return_exceptions=True)
     lifespan: Lifespan | None = None
-    # Middleware for all responses, inside of the access log, the metrics and the handling of HEAD.
+    # Middleware for all requests, refused ones included. Metrics, access log and HEAD handling wrap this middleware.
     middleware: Sequence[Middleware] = ()
     # Request headers that pages of CORS_ORIGINS may send, besides those in `app/application.py`.
     cors_allow_headers: Sequence[str] = ()
@@ -49,15 +49,17 @@ class Feature:
     # Sources that pages may load from, by directive of the Content-Security-Policy, besides those of every page:
     # {"img-src": ("https://images.example.com",)}.
     content_security_policy: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    # Handlers by class, for exceptions whose response is not a problem document.
+    # Handlers by exception class, for exceptions whose response is not a problem document.
     exception_handlers: Mapping[type[Exception], ExceptionHandler] = field(default_factory=dict)
     # A function that deletes expired rows, called periodically by each worker.
     purge: Purge | None = None
-    # E-mail renderers by kind; a later feature overrides an earlier one.
+    # E-mail renderers by kind of message; those of a later feature override those of an earlier one.
     emails: Mapping[str, Renderer] = field(default_factory=dict)
-    # The import path of a Typer app, as the server must not import Typer, such as "app.accounts.commands:commands".
+    # The import path of a Typer app, such as "app.accounts.commands:commands". A path, because the server must not
+    # import Typer.
     commands: str | None = None
-    # A function that adds sample data after a reset; these functions run in the order of `app/features.py`.
+    # A function that adds sample data after a reset of the database. The features' functions run in the order of
+    # `app/features.py`.
     load_sample_data: Callable[[Context], Awaitable[None]] | None = None
 
     @property

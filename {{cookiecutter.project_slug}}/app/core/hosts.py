@@ -1,4 +1,8 @@
-"""Validation of the hosts, origins, proxies and URLs of the configuration; conversion to the form that clients send."""
+"""Validates the hosts, origins, proxies and URLs in the settings.
+
+Hosts and origins are also normalized, so that they equal what clients send in Host and Origin (lower case, Punycode, no
+default port).
+"""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +29,7 @@ def normalize_host(text: str) -> str:
     except idna.IDNAError:
         raise ValueError("is not a valid international domain name: check the spelling, or write Punycode") from None
     name = name.lower()
-    # A name may end with a dot, which keeps resolvers from trying the name below other domains.
+    # A name may end with a dot, which keeps resolvers from appending search domains.
     relative = name.removesuffix(".")
     # Clients read a name that ends with a number as an IPv4 address.
     if not HOST_NAME.fullmatch(relative) or relative.rpartition(".")[2].isdecimal():
@@ -34,7 +38,7 @@ def normalize_host(text: str) -> str:
 
 
 def normalize_host_header(pattern: str) -> str:
-    """Return the pattern that a Host header without its port is compared with; raises ValueError."""
+    """Return an allowed host as a Host header names it, without a port; wildcards are kept. Raises ValueError."""
     if pattern == "*":
         return pattern
     suffix = pattern.removeprefix("*.")
@@ -69,7 +73,7 @@ def check_url(text: str) -> str:
 
 
 def _split(text: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it has no host, or has user information or port 0."""
+    """Return the parts of a URL; None if it is invalid, has no host, or has user information or port 0."""
     try:
         url = urlsplit(text)
         is_usable = bool(url.hostname) and url.port != 0 and "@" not in url.netloc
@@ -79,7 +83,7 @@ def _split(text: str) -> SplitResult | None:
 
 
 def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return the addresses and networks; raise ValueError if one is invalid, or if they cover all IPv4 addresses."""
+    """Normalize addresses and networks; raises ValueError if one is invalid, or if they cover all IPv4 addresses."""
     try:
         networks = [ip_network(text) for text in texts]
     except ValueError:
@@ -95,7 +99,7 @@ def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def map_proxies(proxies: Iterable[str]) -> tuple[str, ...]:
-    """Add the IPv4-mapped IPv6 form of IPv4 proxies, which dual-stack sockets report."""
+    """Return the proxies, and each IPv4 one also as an IPv4-mapped IPv6 address, which dual-stack sockets report."""
     proxies = tuple(proxies)
     networks = [ip_network(proxy) for proxy in proxies]
     mapped = (

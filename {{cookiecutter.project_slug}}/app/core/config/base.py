@@ -45,7 +45,7 @@ class Environment(StrEnum):
 
 
 def _split_list(value: object) -> object:
-    """Return the values of `a, b`, or of a JSON array, whose values may contain commas."""
+    """Parse a list: values separated by commas, or a JSON array, whose values may contain commas."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -118,7 +118,7 @@ class Configuration(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        assert isinstance(dotenv_settings, DotEnvSettingsSource)  # noqa: S101  # pydantic-settings made it: for the type checker
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)  # noqa: S101  # for the type checker: it has this class
         own = _DotEnvSource(settings_cls, env_file=dotenv_settings.env_file)
         return init_settings, env_settings, own, file_secret_settings
 
@@ -132,8 +132,9 @@ class FeatureSettings(Configuration):
         return []
 
 
-# The parts of `Settings` have field validators and no model validators: pydantic runs all field validators even if one
-# fails, so that one start reports every problem. A validator sees the fields that are validated before its own.
+# The base classes of `Settings` have field validators and no model validators. Pydantic runs all field validators even
+# if one fails, so that a failed start reports every problem. A validator sees the fields that are validated before its
+# own.
 class GeneralSettings(Configuration):
     environment: Environment = Field(
         default=Environment.LOCAL,

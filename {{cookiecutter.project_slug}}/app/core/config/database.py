@@ -150,7 +150,7 @@ class DatabaseSettings(GeneralSettings):
 
     @property
     def owner_url(self) -> URL:
-        """The URL for migrations, backups and restores: the same database, as DATABASE_OWNER_USER if that is set."""
+        """The URL for migrations, backups and restores: the same database, with DATABASE_OWNER_USER as user if set."""
         url = self.url
         if self.database_owner_user is None or url.get_backend_name() == "sqlite":
             return url

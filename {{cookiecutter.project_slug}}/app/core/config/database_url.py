@@ -8,7 +8,8 @@ from sqlalchemy.exc import ArgumentError
 
 DRIVERS = {"postgresql": "psycopg", "sqlite": "aiosqlite"}
 DRIVER_MODULES = DRIVERS
-# Parameters of libpq, besides `password`, whose value is itself a secret rather than the path of a file with a secret.
+# Parameters of libpq whose value is itself a secret rather than the path of a file with a secret. `password` is not
+# listed, because `_hide_password` moves it out of the query.
 SECRET_PARAMETERS = frozenset({"oauth_client_secret", "scram_client_key", "scram_server_key", "sslpassword"})
 
 

@@ -11,7 +11,7 @@ from app.core.config.base import Configuration, FeatureSettings
 from app.core.config.settings import Settings
 
 SECRETS_DIR = Path("/run/secrets")
-# Exit code of a worker after which uvicorn and gunicorn stop the service instead of starting another worker.
+# If a worker exits with this code, uvicorn and gunicorn stop the service instead of starting another worker.
 EXIT_CANNOT_START = 3
 
 ConfigurationT = TypeVar("ConfigurationT", bound=Configuration)

@@ -12,7 +12,7 @@ ASSETS = "/docs/assets"
 
 
 def customize_openapi(app: FastAPI, api_prefix: str) -> None:
-    """Complete the OpenAPI document with the media type of errors, token URLs and 400 responses."""
+    """Complete the OpenAPI document: token URLs, 400 responses, and the media type of error responses."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _document_bad_requests(schema: dict[str, Any]) -> None:
     problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         has_query = any(parameter["in"] == "query" for parameter in operation.get("parameters", ()))
-        # Only API routes of features document a 413, with the schema Problem: the document therefore has this schema.
+        # A documented 413 marks an API route of a feature, and shows that the document contains the schema Problem.
         if "413" in operation["responses"] and (has_query or "requestBody" in operation):
             described = {"description": "Bad Request", "content": {"application/json": problem}}
             operation["responses"].setdefault("400", described)

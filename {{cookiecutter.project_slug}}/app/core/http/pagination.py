@@ -43,7 +43,7 @@ class Page(BaseModel, Generic[ItemT]):
 
 @dataclass(frozen=True)
 class PageResult(Generic[PagedT]):
-    """The records of one page, as the service returns them."""
+    """The records of one page, as routes return them; FastAPI converts them to a `Page`."""
 
     items: Sequence[PagedT]
     next_cursor: str | None

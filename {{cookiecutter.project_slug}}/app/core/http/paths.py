@@ -30,9 +30,10 @@ def _methods_at(scope: Scope, routes: Sequence[BaseRoute]) -> Iterable[str]:
 
 
 def redirect_slashes(router: Router) -> ASGIApp:
-    """Return an application that redirects to the path with or without a trailing slash, by a relative Location.
+    """Return an application that adds or removes a trailing slash by a redirect; 404 if that path has no route either.
 
-    Starlette builds an absolute URL from the Host header, in which a proxy may omit the port.
+    The Location is relative: Starlette would build an absolute URL from the Host header, in which a proxy may omit the
+    port.
     """
 
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,7 +19,7 @@ from app.core.http.paths import allowed_methods
 from app.core.project import read_project
 
 logger = structlog.get_logger(__name__)
-# Maximum number of field errors in a response: a body of the maximum size may have 100,000 invalid fields.
+# Maximum number of field errors in a response: a request body of the maximum size may have 100,000 invalid fields.
 MAX_FIELD_PROBLEMS = 100
 # Codes that are not derived from the status phrase; the phrases of 413, 414 and 422 depend on the Python version.
 STATUS_CODES = {
@@ -81,12 +81,12 @@ def problem_response(
 
 
 async def handle_app_error(request: Request[Any], error: Exception) -> Response:
-    assert isinstance(error, AppError)  # noqa: S101  # for the type checker; registered for this class alone
+    assert isinstance(error, AppError)  # noqa: S101  # for the type checker: registered for this class
     return problem_response(request.scope, error.status, error.detail, code=error.code, headers=error.headers)
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker; registered for this class alone
+    assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker: registered for this class
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The exception lists only the methods of one route at this path.
         allow = {"Allow": ", ".join(allowed_methods(request.scope, request.app.routes))}
@@ -97,7 +97,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101  # for the type checker; registered for this class alone
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # for the type checker: registered for this class
     errors = error.errors()
     count = "" if len(errors) <= MAX_FIELD_PROBLEMS else f", the first {MAX_FIELD_PROBLEMS} of {len(errors)}"
     return problem_response(

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 # RFC 9110 §9.2.1
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Paths that monitoring requests every few seconds.
+# Paths that monitoring systems request every few seconds.
 PROBE_PATHS = re.compile(r"/health(/live|/ready)?\Z|/metrics\Z")
 MAX_USER_AGENT_LENGTH = 200
 FORM = "application/x-www-form-urlencoded"
-# Values of Sec-Fetch-Site; "none" is a request that the user started, such as a bookmark.
+# Values of Sec-Fetch-Site for requests that no page of another site caused. "none" means that the user started the
+# request, for instance from a bookmark.
 OWN_SITES = frozenset({"same-origin", "none"})
 
 
 class State(TypedDict):
     """The type of `request.state`: resources that the lifespan has opened, and data of this request.
 
-    At run time, `request.state` is Starlette's `State`, which has `[]` and `in`, but no `get`. Features add keys of
-    their own, and type them as `app/accounts/dependencies.py` does.
+    At run time, `request.state` is Starlette's `State`, which has `[]` and `in`, but no `get`. A feature declares the
+    keys that it adds in a subclass, such as `AccountsState` in `app/accounts/dependencies.py`.
     """
 
     settings: Settings
@@ -79,14 +80,17 @@ def comes_from_other_site(request: Request[Any], allowed_origins: Collection[str
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if origin in allowed_origins or "*" in allowed_origins:
         return False
-    # Browsers send the origin `null` even from the service's own pages if a Referrer-Policy forbids the origin.
+    # Browsers send the origin `null` even from the service's own pages if a Referrer-Policy hides the real origin.
     if site is not None and (site not in OWN_SITES or origin == "null"):
         return site not in OWN_SITES
     return origin is not None and not _is_own_host(request, origin)
 
 
 def _is_own_host(request: Request[Any], origin: str) -> bool:
-    """Compare the hosts without their ports, which a proxy may not forward; the origin `null` has no host."""
+    """Return whether the origin and the Host header name the same host; the origin `null` names no host.
+
+    Ports are ignored, because proxies may omit the port from the Host header.
+    """
     try:
         host = urlsplit(origin).hostname
         return host is not None and host == urlsplit(f"//{request.headers.get('host', '')}").hostname

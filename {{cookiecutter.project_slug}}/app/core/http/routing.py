@@ -106,7 +106,7 @@ def _find(kind: type[CallableT], dependant: Dependant) -> CallableT | None:
 def _forbid_storing(send: Send) -> Send:
     async def send_private(message: Message) -> None:
         if message["type"] == "http.response.start":
-            # Without MutableHeaders, which encodes and compares each name: this runs for nearly every response.
+            # MutableHeaders, which encodes and compares each name, would be slow: this runs for nearly every response.
             headers = message.setdefault("headers", [])
             if b"cache-control" not in dict(headers):
                 message["headers"] = [*headers, (b"cache-control", b"no-store")]

@@ -155,7 +155,7 @@ _email = TypeAdapter(EmailAddress)
 
 
 def normalize_email(typed: str) -> str:
-    """Return a typed address in the form in which sign-up stores it; invalid input matches no account."""
+    """Return a typed address as sign-up stores it; for an invalid one, return text that matches no account."""
     typed = typed.strip()
     if len(typed) > MAX_EMAIL_LENGTH or "\0" in typed:
         return ""

@@ -55,7 +55,7 @@ class UploadField:
     max_seconds: float
 
     async def __call__(self, request: Request) -> Upload:
-        """Read the body up to the start of the file."""
+        """Read the body up to the start of the file; `Upload.chunks` reads the rest."""
         reader = _UploadReader(self, request)
         await reader.read_headers()
         return Upload(reader.filename, reader.media_type, reader.chunks())

@@ -21,7 +21,7 @@ class PasswordCheck:
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords (Argon2id) in threads; limits how many run at once and how many requests wait."""
+    """Hashes and verifies passwords (Argon2id) in threads; limits the number of threads and of waiting requests."""
 
     def __init__(self, settings: Settings) -> None:
         self._context = CryptContext(
@@ -59,7 +59,7 @@ class PasswordHasher:
         return password_hash
 
     async def verify(self, password: str, password_hash: str | None) -> PasswordCheck:
-        """Check a password. Pass None for an unknown user: the check then takes as long as for a known one."""
+        """Check a password. For an unknown user, pass None as the hash: the check takes as long as for a known user."""
         return await anyio.to_thread.run_sync(self._verify, password, password_hash, limiter=self._limiter)
 
     def _verify(self, password: str, password_hash: str | None) -> PasswordCheck:

@@ -52,7 +52,8 @@ def normalize_password(password: str) -> str:
 async def refuse_weak_password(password: str, *own: str) -> None:
     """Raise UnprocessableError for a common, repetitive or personal password.
 
-    A password is personal if it matches the name of this service or one of `own`, the account's address and name.
+    A password is personal if it matches the name of this service, or one of the texts in `own`: the account's address
+    and name.
     """
     # In a thread, because the first call reads a file.
     weakness = await asyncio.to_thread(find_weakness, password, *own)

@@ -26,7 +26,8 @@ from app.core.errors import TooManyRequestsError
 
 logger = structlog.get_logger(__name__)
 FIRST_DELAY_SECONDS = 1.0
-# An Internet provider assigns a /64 to a /48 network to each customer; a /48 has 65,536 networks of /64 (RFC 6177).
+# An Internet provider assigns each customer one network, whose size is between /64 and /48 (RFC 6177). A /48 contains
+# 65,536 networks of the size /64.
 IPV6_NETWORK_BITS, IPV6_SITE_BITS = 64, 48
 # Factor by which a /48 has more free attempts than a /64, because many customers may share a /48.
 SITE_ALLOWANCE = 10
@@ -153,9 +154,10 @@ class UndecidedError(Exception):
 class GuessThrottle:
     """Limits attempts at passwords and codes, sign-ups, requests for messages, and changes of an account.
 
-    A counter is reset only after THROTTLE_MEMORY_SECONDS without attempts: the delays of a client that keeps on trying
-    grow up to THROTTLE_MAX_DELAY_SECONDS. Call `reset` or `refund` after an attempt that succeeded, and
-    `mark_failed` after one that failed if the counter has `reports_outcome`.
+    Without a success, a counter expires only after THROTTLE_MEMORY_SECONDS without attempts, so the delays of a client
+    that keeps trying grow until they reach THROTTLE_MAX_DELAY_SECONDS. After an attempt that succeeded, call `reset`
+    (forgets all attempts) or `refund` (takes back this one, for a counter that others share). After one that failed,
+    call `mark_failed` if the counter has `reports_outcome`.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -242,7 +244,7 @@ class GuessThrottle:
             await session.run(MARK_FAILED, key=counter.key)
 
     async def refund(self, session: Session, counter: AttemptCounter) -> None:
-        """Subtract one attempt, which succeeded, from the counter."""
+        """Subtract one attempt from the counter, for instance because the attempt succeeded."""
         if self._settings.throttling:
             await session.run(REFUND, key=counter.key, free_attempts=counter.free_attempts)
 
@@ -253,7 +255,7 @@ class GuessThrottle:
 
 
 class RateLimit:
-    """Allows each account `per_minute` requests a minute in this process, and as many at once (token bucket)."""
+    """Allows each account `per_minute` requests a minute in this process; all may arrive at once (token bucket)."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute

@@ -1,4 +1,4 @@
-"""Passkeys (WebAuthn); the only module that uses the library, which it imports in a thread at the first use."""
+"""Passkeys; the only module that uses the library `webauthn`, which it imports in a thread at the first use."""
 
 import asyncio
 from collections.abc import Sequence
@@ -104,7 +104,7 @@ def _make_creation_options(site: Site, challenge: bytes, person: Person, known: 
 
 
 async def make_request_options(settings: Settings, challenge: bytes) -> JsonObject:
-    """Return the argument of `navigator.credentials.get` as JSON; all accounts get the same but for the challenge."""
+    """Return the argument of `navigator.credentials.get` as JSON; only the challenge differs between requests."""
     return await asyncio.to_thread(_make_request_options, Site.of(settings), challenge)
 
 
@@ -184,8 +184,8 @@ def _verify_assertion(site: Site, challenge: bytes, sent: Assertion, public_key:
             expected_rp_id=site.host,
             expected_origin=site.origin,
             credential_public_key=public_key,
-            # 0 disables the library's check of the counter, which precedes the check of the signature: with an invalid
-            # signature, anybody could make a passkey look copied.
+            # 0 disables the library's check of the counter. The library makes this check before that of the signature,
+            # so that even a response with an invalid signature could make a passkey look copied.
             credential_current_sign_count=0,
             require_user_verification=True,
         )

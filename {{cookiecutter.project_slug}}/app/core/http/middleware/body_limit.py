@@ -17,7 +17,7 @@ def _is_form(scope: Scope) -> bool:
 
 
 class BodyLimitMiddleware(RequestBodyLimitMiddleware):
-    """Rejects a body larger than `max_body_size` with 413, and a form if it is larger than MAX_FORM_BYTES.
+    """Rejects a body larger than `max_body_size`, and a form larger than MAX_FORM_BYTES, with 413.
 
     If the route refuses the caller with 401, the client gets this 401 instead of the 413.
     """

@@ -6,7 +6,8 @@ from app.core.errors import RETRY_AFTER
 from app.core.http.problems import problem_response
 from app.core.http.request import PROBE_PATHS
 
-# Queue briefly before refusing: an immediate 503 costs almost as much as a response, and clients retry it at once.
+# Requests wait briefly before they are refused. A refusal takes the service almost as much time as a normal response,
+# and clients that get a 503 at once also retry at once.
 MAX_QUEUE_SECONDS = 0.5
 
 

@@ -13,12 +13,13 @@ UNMATCHED = "unmatched"
 
 
 class MetricsMiddleware:
-    """Counts and times requests by route template: by path, clients could create any number of time series."""
+    """Counts and times requests by route template; paths as labels would let clients create any number of series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._templates: dict[object, str] | None = None
-        # Cache the result of `labels`, which takes longer than counting. Methods, routes and statuses bound the cache.
+        # Cache the result of `labels`, which takes longer than counting. The cache stays small, because its keys are
+        # methods, routes and statuses.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,7 +5,7 @@ from app.core.http.problems import problem_response
 
 
 class ProblemDetailsMiddleware:
-    """Converts the plain-text errors of library middleware (hosts, CORS, body limit) to problem documents."""
+    """Converts plain-text errors of other middleware (hosts, CORS, body limit, request check) to problem documents."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

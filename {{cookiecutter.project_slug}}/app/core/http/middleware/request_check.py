@@ -20,13 +20,13 @@ MAX_HEADER_BYTES = 32 * 1024
 
 
 class RequestCheckMiddleware:
-    """Rejects long targets and headers, queries with many fields, and control characters in paths.
+    """Rejects long paths, queries and headers, queries with many fields, and control characters in paths.
 
     uvicorn's parser (httptools) has no limits, and Python's parsers of queries and cookies are slow with many fields.
     Without the check of paths, routes would match a path with a trailing newline.
 
-    In queries, raw UTF-8 is percent-encoded, because Starlette would decode it as Latin-1. Bare percent signs are
-    encoded too, because Python decodes them slowly.
+    In queries, the middleware percent-encodes raw UTF-8, because Starlette would decode it as Latin-1, and bare percent
+    signs, because Python decodes them slowly.
     """
 
     def __init__(self, app: ASGIApp) -> None:
