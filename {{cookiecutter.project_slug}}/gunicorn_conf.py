@@ -26,8 +26,8 @@ bind = bind_address(_settings)
 umask = 0o007
 workers = worker_count(_settings)
 worker_class = _settings.worker_class
-# Patch uvicorn's workers, which have no setting for the server's class or the longest shutdown. The last second before
-# the arbiter kills a worker is reserved for the shutdown of the application.
+# Patch uvicorn's workers, which have no settings for the server's class and the time limit of its shutdown. The
+# limit is a second less than the arbiter's, so that the application can shut down before the arbiter kills the worker.
 uvicorn_worker._workers.Server = DrainingServer
 for _class in (uvicorn_worker.UvicornWorker, uvicorn_worker.UvicornH11Worker):
     _class.CONFIG_KWARGS = {

@@ -54,8 +54,8 @@ def _remember_prepared() -> bool:
 def _marker_path() -> Path | None:
     """Return the path of the marker file, in a folder that all workers of this start share; None for one process."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    # The name contains the start time, because a folder that the operator has set exists across several starts, and the
-    # head revision, because a reload may add migrations.
+    # The name contains the start time, because a folder that the operator has set also exists at later starts. The
+    # name also contains the head revision, because a reload may add migrations.
     return Path(folder, f"prepared_{started_at()}_{head_revision()}") if folder else None
 
 

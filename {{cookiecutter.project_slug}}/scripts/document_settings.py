@@ -1,4 +1,4 @@
-"""Write the documents of the settings from their classes: `python -m scripts.document_settings` (`make docs`)."""
+"""Document the settings from their classes: `python -m scripts.document_settings` (`make docs`)."""
 
 import re
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def list_settings() -> dict[str, list[Setting]]:
 
 
 def render_documents() -> dict[str, str]:
-    """Return the text of each document with current rows and sections of settings; the other text is kept."""
+    """Return the new text of each document: its rows and sections of settings are updated, other text is kept."""
     groups = list_settings()
     reference = {
         title: f"## {title}\n\n{REFERENCE_HEAD}"

@@ -75,7 +75,7 @@ class EmbeddedPostgres:
             try:
                 self._keeper.wait(STOP_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
-                # The session of the process contains the server and all processes of the server.
+                # The process group contains the server, whose child processes exit when the server has ended.
                 os.killpg(self._keeper.pid, signal.SIGKILL)
                 self._keeper.wait()
         shutil.rmtree(self._socket, ignore_errors=True)
@@ -143,7 +143,7 @@ def unprivileged() -> list[str]:
 
 
 def keep(data: str, socket: str, *options: str) -> None:
-    """Run the server until standard input ends, as it does when the parent process has ended."""
+    """Run the server until standard input is closed, which also happens when the parent process ends."""
     arguments = ["-D", data, "-k", socket, "-h", "", *options]
     with (Path(data) / "server.log").open("wb") as log:
         server = subprocess.Popen([*unprivileged(), str(binaries() / "postgres"), *arguments], stdout=log, stderr=log)  # noqa: S603  # fixed

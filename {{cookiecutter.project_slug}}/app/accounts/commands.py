@@ -103,7 +103,9 @@ async def remove_second_factor(settings: Settings, email: str) -> None:
 @sessions.command("end-all")
 def end_all(
     context: typer.Context,
-    email: Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Default: all accounts.")] = None,
+    email: Annotated[
+        str | None, typer.Argument(metavar="[EMAIL]", help="E-mail address of the account. Default: all accounts.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """End all sessions of one account, or of all accounts if no address is given."""

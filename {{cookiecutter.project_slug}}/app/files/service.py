@@ -1,4 +1,7 @@
-"""Files of users. Every object has a row, committed before the object is written and deleted after the object."""
+"""Files of users. Each file has a row in the database, and its content is an object in the store.
+
+The row is committed before the object is written, and deleted after the object, so that no object is without a row.
+"""
 
 import asyncio
 import hashlib

@@ -9,7 +9,7 @@ from app.core.db.models import Base, IdMixin
 
 
 class OutgoingEmail(IdMixin, Base):
-    """An e-mail to send; the row is deleted once it is sent."""
+    """An e-mail to send. The row is deleted once the e-mail is sent."""
 
     __tablename__ = "outgoing_emails"
 

@@ -35,7 +35,7 @@ class Sender:
         self._database = database
         self._renderers = renderers
         self._concurrency = concurrency
-        # The lease covers a whole attempt: a transaction, the call of the mail server, and another transaction.
+        # The lease covers a whole attempt: a transaction, the call to the mail server, and another transaction.
         database_seconds = settings.database_pool_timeout_seconds + settings.database_statement_timeout_seconds
         self._lease = timedelta(seconds=settings.smtp_timeout_seconds + 2 * database_seconds)
         self._wake = asyncio.Event()

@@ -64,7 +64,9 @@ class WeatherClient:
             if error.upstream_status == 404:
                 raise NotFoundError("Place not found.", code="place-not-found") from error
             if error.upstream_status in {400, 422}:
-                raise InvalidPlaceError("Invalid place.") from error
+                raise InvalidPlaceError(
+                    "The weather service does not accept this place. Correct the city, state or country."
+                ) from error
             raise
 
     async def close(self) -> None:

@@ -36,8 +36,8 @@ class WeatherSettings(FeatureSettings):
     )
     weather_concurrency: Count = Field(
         default=10,
-        description="Number of requests of each worker to the weather service at once. Further requests wait for at"
-        " most half of `WEATHER_TIMEOUT_SECONDS`.",
+        description="Maximum number of concurrent requests from each worker to the weather service. Further requests"
+        " wait for up to half of `WEATHER_TIMEOUT_SECONDS`, then fail with 503.",
     )
     weather_breaker_failures: Count = Field(
         default=5,

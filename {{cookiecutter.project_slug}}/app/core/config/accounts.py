@@ -99,7 +99,7 @@ class AccountSettings(GeneralSettings, title="Accounts"):
         default=3600,
         ge=0,
         le=MAX_LIFETIME_SECONDS,
-        description="How often each worker deletes expired data. 0: only `python -m app purge` does.",
+        description="Interval at which each worker deletes expired data. 0: only `python -m app purge` does.",
     )
 
     @field_validator("email_verification_required")

@@ -66,13 +66,13 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
             "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
             "uvicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
             "gunicorn.error": {"handlers": [], "propagate": True, "level": "NOTSET"},
-            # Disabled in favour of AccessLogMiddleware: these lines contain query strings, which may hold secrets.
+            # Disabled: these loggers log query strings, which may hold secrets. AccessLogMiddleware replaces them.
             "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
-            # Disabled: these lines contain URLs and headers of outgoing requests, which may hold secrets.
+            # Disabled: these loggers log URLs and headers of outgoing requests, which may hold secrets.
             "httpx2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             "httpcore2": {"handlers": [], "propagate": False, "level": "CRITICAL"},
-            # The level that SQLAlchemy sets for its own pools; the logger of this pool is not below "sqlalchemy".
+            # SQLAlchemy sets this level for "sqlalchemy", the parent of its loggers. FairPool has another parent.
             "app.core.db.driver.pool.FairPool": {"level": "WARNING"},
             # Suppress the warning about each invalid X-Request-ID.
             "asgi_correlation_id": {"level": "ERROR"},

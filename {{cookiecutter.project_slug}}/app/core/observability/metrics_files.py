@@ -1,7 +1,7 @@
-"""Metrics files: one per process and type of metric, and the totals of ended processes.
+"""Metrics files: each process has one per type of metric. Further files have the totals of ended processes.
 
-The files of ended processes are merged and deleted: prometheus_client never removes any, and with each replaced worker
-they would take more space.
+The files of ended processes are merged into the totals and deleted. Otherwise each replaced worker would leave files
+behind, because prometheus_client deletes none.
 """
 
 import logging
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def open_files() -> None:
-    """Allocate the files of this process. Call it before the first metric is created.
+    """Allocate the files of this process; call this function before the first metric is created.
 
-    If the file system is full, the process keeps its metrics in memory: a write to a memory-mapped file that cannot
-    grow would kill it (SIGBUS).
+    If the file system is full, the process keeps its metrics in memory, because a write to a memory-mapped file
+    would kill the process (SIGBUS).
     """
     if FOLDER not in os.environ or sys.platform == "win32":
         return
@@ -56,13 +56,13 @@ def open_files() -> None:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Merge the files of ended processes, and return the files to collect. Call it with the folder locked."""
+    """Merge the files of ended processes, and return all files to read. The caller must lock the folder."""
     if sys.platform != "win32":
         try:
             _add_up(folder)
         except OSError as error:
             logger.warning("the metrics of ended workers cannot be merged: %s", error)
-    # A file that a process is just creating is empty.
+    # Skip empty files: a process has just created them, and has not written to them yet.
     return [str(file) for file in folder.glob("*.db") if file.stat().st_size > 0]
 
 
@@ -100,7 +100,7 @@ def _finish(folder: Path) -> None:
         total.replace(folder / total.name)
     for name in (added_up / "ended").read_text().splitlines():
         (folder / name).unlink(missing_ok=True)
-    # A rename is atomic; removing a folder is not.
+    # Rename the folder, because a deletion is not atomic; the next `_add_up` deletes the folder.
     added_up.rename(folder / "plan")
 
 
@@ -116,7 +116,7 @@ def _write_total(target: Path, sources: Iterable[Path]) -> None:
             totals[key] += value
     if not totals:
         return
-    # 8 bytes are the header of the file. The 32 of an entry hold the length of the key, padding and two doubles.
+    # The header of a file takes 8 bytes. Besides its key, an entry takes at most 32: a length, padding and two doubles.
     _reserve(target, 8 + sum(len(key.encode()) + 32 for key in totals))
     counts = MmapedDict(str(target))  # type: ignore[no-untyped-call]  # no annotation in the library
     for key, value in totals.items():

@@ -18,7 +18,7 @@ class ShutdownFlag:
 
 @contextmanager
 def track_shutdown_signals() -> Iterator[ShutdownFlag]:
-    """Set the flag on SIGTERM and SIGINT, then call the server's handlers, which close the listening socket."""
+    """Yield a flag that SIGTERM and SIGINT set before the server handles the signal and closes its listening socket."""
     shutdown = ShutdownFlag()
     if threading.current_thread() is not threading.main_thread():
         yield shutdown

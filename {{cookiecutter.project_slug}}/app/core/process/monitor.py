@@ -1,4 +1,4 @@
-"""The worker monitor adds to supervisor and circus, in their process, the features of gunicorn that they lack.
+"""The worker monitor provides the features of gunicorn that supervisor and circus lack. It runs in their process.
 
 The monitor opens the listening socket, kills hung workers, replaces the workers one by one at SIGHUP, and stops the
 service if a worker cannot start.
@@ -87,7 +87,7 @@ class WorkerMonitor:
             self.settings.unix_socket.unlink(missing_ok=True)
 
     def _stop_workers(self) -> None:
-        """Send SIGTERM to the workers at once: supervisor would wait a second, while readiness checks still succeed."""
+        """Send SIGTERM immediately: supervisor would wait a second, and readiness checks would succeed until then."""
         for pid in self._pids("heartbeat"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

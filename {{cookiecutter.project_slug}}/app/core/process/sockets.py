@@ -29,10 +29,11 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 def trusted_proxies(settings: ServerSettings, families: Collection[int] | None = None) -> str:
-    """Return the proxies whose X-Forwarded headers are trusted; `families` defaults to those of systemd's sockets.
+    """Return the proxies whose X-Forwarded headers are trusted, or "*" for all clients.
 
-    A client of a unix socket has no address and is trusted, as only the proxy may open it. Over TCP, only
-    FORWARDED_ALLOW_IPS are trusted.
+    All clients of a unix socket are trusted: they have no address, and only the proxy may open the socket. Over TCP,
+    only FORWARDED_ALLOW_IPS are trusted. `families` are the address families of the listening sockets; by default,
+    of the sockets that systemd passed. Without such sockets, UNIX_SOCKET decides.
     """
     families = systemd_socket_families() if families is None else families
     # Windows has no AF_UNIX.

@@ -41,7 +41,10 @@ def readiness_file(folder: Path, pid: int) -> Path:
 
 
 class Worker(DrainingServer):
-    """A server that reports to the monitor: once that it is ready, and periodically that its event loop is running."""
+    """A server that writes files for the monitor: a readiness file after its startup, and a periodic heartbeat.
+
+    The heartbeat shows that the event loop is running.
+    """
 
     def __init__(self, config: uvicorn.Config, folder: Path) -> None:
         super().__init__(config)

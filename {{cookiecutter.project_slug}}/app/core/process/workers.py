@@ -17,7 +17,7 @@ MIN_WORKERS = 2
 
 
 def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
-    """Return one worker per available core (at least two), limited by memory. WEB_CONCURRENCY overrides the result."""
+    """Return WEB_CONCURRENCY. If unset: one worker per available core, at least two, but fewer if memory is short."""
     if settings.web_concurrency is not None:
         return settings.web_concurrency
     count = max(MIN_WORKERS, math.ceil(min(usable_cpus(), cpu_quota(root, own) or math.inf)))
@@ -26,7 +26,7 @@ def worker_count(settings: ServerSettings, root: Path = CGROUPS, own: Path = OWN
 
 
 def tmpfs_directory() -> str | None:
-    """Return the folder of a tmpfs, which never waits for a disk and is empty after a power failure; else None."""
+    """Return a folder on a tmpfs, or None if there is none. A tmpfs never waits for a disk; a reboot empties it."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # memory, not a shared temporary folder
 
 

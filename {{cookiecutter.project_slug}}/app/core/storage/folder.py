@@ -35,7 +35,7 @@ class FolderStore:
     def _publish(self, partial: Path, path: Path) -> None:
         partial.replace(path)
         sync_path(path.parent)
-        # Also flush the entry of the object's folder, which may be new.
+        # Also sync the parent folder, because the object's folder may be a new entry in it.
         sync_path(self._folder)
 
     async def open(self, key: UUID) -> AsyncIterator[bytes]:

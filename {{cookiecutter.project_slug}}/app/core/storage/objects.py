@@ -26,7 +26,7 @@ class ObjectStore(Protocol):
         """Write an object atomically: it does not exist before it is complete, nor if `chunks` raises an error."""
 
     async def open(self, key: UUID) -> AsyncIterator[bytes]:
-        """Return an object's content; raises FileNotFoundError before the first chunk."""
+        """Return the chunks of an object; a missing object raises FileNotFoundError here, before the first chunk."""
 
     async def delete(self, key: UUID) -> None:
         """Delete an object and the remains of an interrupted `save`; do nothing if there are none."""

@@ -31,7 +31,7 @@ RETRY_LIMIT = 3
 class S3Store:
     """Stores objects in a bucket.
 
-    It runs obstore's blocking API in threads: the asyncio API can abort the process when it exits.
+    obstore's blocking API runs in threads, because its asyncio API can crash the process at exit.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -89,6 +89,6 @@ class StaleCache(Generic[Key, Value]):
 
 
 def _mark_retrieved(task: asyncio.Task[Value]) -> None:
-    # If all callers were cancelled, asyncio would log "Task exception was never retrieved".
+    # Retrieve the exception: if all callers were cancelled, asyncio would log that it "was never retrieved".
     if not task.cancelled():
         task.exception()
