@@ -11,7 +11,8 @@ from app.core.errors import ForbiddenError, InsufficientScopeError, Unauthorized
 from app.core.http.request import SAFE_METHODS, State
 from app.core.security.tokens import AccessClaims
 
-# If the body of an unsafe request takes longer than this to arrive, the caller is looked up again.
+# If the body of a request with an unsafe method, such as POST, takes longer than this to arrive, the caller is looked
+# up again.
 MAX_BODY_SECONDS = 1
 
 
@@ -50,7 +51,7 @@ TokenDep = Annotated[str, Depends(oauth2_scheme)]
 
 
 async def get_claims(request: AccountsRequest, token: TokenDep) -> AccessClaims:
-    # Here and below, read from request.state: resolving a dependency takes longer than reading an item.
+    # Here and below, resources are read from `request.state`, because resolving a dependency takes longer.
     return request.state["tokens"].verify(token)
 
 
@@ -60,7 +61,8 @@ ClaimsDep = Annotated[AccessClaims, Depends(get_claims)]
 async def get_caller(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> Caller:
     """Check the token, its session and its user at each request, so that an ended session is refused at once.
 
-    With AUTH_CACHE_SECONDS, safe requests may use the result of an earlier check.
+    The exception is AUTH_CACHE_SECONDS: for this time, requests with a safe method, such as GET, may use the result of
+    an earlier check.
     """
     # In most routes, oauth2_scheme.authenticate has stored the caller before the body was read.
     caller = request.state["caller"] if "caller" in request.state else None  # noqa: SIM401  # Starlette's State has no `get`
@@ -87,7 +89,7 @@ async def _find_caller(request: AccountsRequest, claims: AccessClaims) -> Caller
 
 
 async def get_current_user(request: AccountsRequest, required: SecurityScopes, claims: ClaimsDep) -> UserRecord:
-    # Call get_caller directly: if it were declared as a dependency, FastAPI would resolve one more for each request.
+    # Call `get_caller` directly: otherwise, FastAPI would resolve one more dependency for each request.
     return (await get_caller(request, required, claims)).user
 
 

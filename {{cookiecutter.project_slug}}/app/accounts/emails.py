@@ -31,8 +31,8 @@ class AddresseeRecord(NamedTuple):
     email_verified_at: datetime | None
 
 
-# Locks the user, so that the address cannot change until a code for this address is stored: the change then revokes
-# the code.
+# Locks the user until the code for the address is stored: a concurrent change of the address waits for the lock, and
+# then also revokes this code.
 ADDRESSEE = Query(
     select(*columns(AddresseeRecord, User))
     .where(User.email == bindparam("user_email"))
@@ -162,9 +162,9 @@ async def commit_and_limit_messages(
 ) -> None:
     """Commit, and refuse a request for a message beyond the limit of its address, account or client network.
 
-    Each address has a separate limit for each kind, since a request may lead to no message and must not use up the
-    limit of other kinds. If `account_id` is given, another limit counts the requests of this kind by the account, for
-    any address. Raises TooManyRequestsError.
+    Requests count even if they lead to no message. Each kind of message therefore has a separate limit for each
+    address, so that requests for one kind cannot prevent messages of another kind. If `account_id` is given, a further
+    limit counts the account's requests for this kind, to any address. Raises TooManyRequestsError.
     """
     free = ctx.settings.throttle_account_attempts
     counters = [
@@ -179,8 +179,9 @@ async def commit_and_limit_messages(
 async def commit_and_admit_sign_up(ctx: Context, address: str) -> bool:
     """Commit, and return whether a sign-up may lead to a message.
 
-    A sign-up is never refused because of other requests for its address, and one network uses up only a part of the
-    messages that the address may get. Raises TooManyRequestsError for a network that requests too many messages.
+    If too many sign-ups use one address, only the message is dropped: the sign-up itself is not refused. One network
+    can use up only a part of the messages that the address may get. Raises TooManyRequestsError for a network that
+    requests too many messages.
     """
     network, settings = network_of(ctx.client.ip_address), ctx.settings
     asked = client_counters("message asked for from address", ctx.client.ip_address, settings)
@@ -201,7 +202,10 @@ async def notify_owner(ctx: Context, user_id: UUID, change: AccountChange, *, ad
 
 
 def link_to_application(settings: Settings, page: str, token: str) -> str | None:
-    """Link to a page of ACCOUNT_PAGES_URL, with the token in the fragment, which browsers do not send to servers."""
+    """Return the link to a page of ACCOUNT_PAGES_URL, or None if this setting is empty.
+
+    The token is in the fragment, which browsers do not send to servers.
+    """
     return f"{settings.account_pages_url.rstrip('/')}/{page}#token={token}" if settings.account_pages_url else None
 
 
@@ -212,7 +216,8 @@ async def render_verification(
     if user is None or not user.is_active:
         return None
     if user.email_verified_at is not None:
-        # Only the message of a sign-up has a payload. One that was requested again is not sent to a verified address.
+        # Only the message of a sign-up has a payload. A further message, sent on request, has none: a verified address
+        # does not get it.
         return await render_already_registered(session, settings, email) if email.payload else None
     token = await _create_token(session, Purpose.VERIFY_EMAIL, user.id, email.address, email.payload)
     link = link_to(settings, "verify-email", token)
@@ -233,7 +238,10 @@ async def render_password_reset(
 async def render_email_change(
     session: Session, settings: Settings, email: QueuedEmail, link_to: LinkTo = link_to_application
 ) -> EmailMessage | None:
-    """Render the request to confirm the new address, or a notice that this address already has an account."""
+    """Render the request to confirm the new address, or a notice that this address already has an account.
+
+    Returns None if the account that requested the change is deactivated or deleted.
+    """
     if await _exists(session, email.address):
         return await render_already_registered(session, settings, email)
     user_id = await session.fetch_value(ACTIVE_USER, user_id=email.account_id)

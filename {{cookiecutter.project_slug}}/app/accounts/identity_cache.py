@@ -44,9 +44,10 @@ CALLER = Query(
 
 
 async def require_session(session: Session, caller: Caller) -> None:
-    """Raise UnauthorizedError if the session has ended since the caller was found.
+    """Raise UnauthorizedError if the caller's session has ended since the caller was found.
 
-    Call `lock_user` first, so that the session cannot end between this check and the change that follows it.
+    Call `lock_user` first: a new password or a deactivation, which ends all sessions of the user, then waits until the
+    change that follows this check is committed.
     """
     if await find_caller(session, caller.user.id, caller.session_id) is None:
         raise UnauthorizedError("The session has ended. Sign in again.", code="session-ended")

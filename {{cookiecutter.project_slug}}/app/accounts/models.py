@@ -64,11 +64,12 @@ class KnownNetwork(Base):
     """A network that an account has signed in from, or reset its password from.
 
     Failed attempts from other networks never lock the owner out on this network. A cookie for a known device would be
-    an alternative, but the holder of a copy could guess further, unless it expired and a new password revoked it.
+    an alternative, but the holder of a copied cookie could keep guessing the password: the cookie would have to expire,
+    and a new password would have to revoke it.
     """
 
     __tablename__ = "known_networks"
-    # For the query whether any account has signed in from the network.
+    # For the query that asks whether any account has signed in from the network.
     __table_args__ = (Index(None, "network"),)
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
@@ -90,10 +91,10 @@ class SecondFactor(Base):
 
 
 class SecondFactorFailures(Base):
-    """The number of consecutive sign-ins with a correct password and an incorrect or missing second factor.
+    """Counts consecutive sign-ins and confirmations with a correct password, but an incorrect or missing second factor.
 
-    A separate table, since concurrent sign-ins hold a shared lock on the user's row, and would deadlock if they
-    updated this row.
+    A separate table, since concurrent sign-ins hold a shared lock on the user's row, and would deadlock if they also
+    updated the user's row.
     """
 
     __tablename__ = "second_factor_failures"

@@ -72,12 +72,18 @@ async def create_token(
 
 
 async def find_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Return a token without using it up. A person may have typed it. Raises UnprocessableError if it is invalid."""
+    """Return the record of a token without using it up. Raises UnprocessableError if the token is invalid.
+
+    The token is normalized first, because a person may have typed it.
+    """
     return await _fetch(session, FIND_TOKEN, token, purposes)
 
 
 async def use_token(session: Session, token: str, *purposes: str) -> TokenRecord:
-    """Delete a token and return it, for only one of concurrent requests. Raises UnprocessableError if it is invalid."""
+    """Delete a token, and return its record. Raises UnprocessableError if the token is invalid.
+
+    Of concurrent requests with the same token, only one gets the record.
+    """
     return await _fetch(session, USE_TOKEN, token, purposes)
 
 

@@ -8,7 +8,8 @@ from app.core.security.password_strength import refuse_weak_password
 async def refuse_unfit_password(ctx: Context, password: str, *own: str) -> None:
     """Raise UnprocessableError if the password is weak or, where BREACHED_PASSWORDS_URL is set, known from a breach.
 
-    Call this function before any change, because it commits to release the database connection.
+    Call this function before any change: it commits the transaction, so that the database connection is free while the
+    other service answers.
     """
     await refuse_weak_password(password, *own)
     url = ctx.settings.breached_passwords_url

@@ -32,8 +32,9 @@ COLUMNS = columns(UserRecord, User)
 USER_BY_ID = Query(select(*COLUMNS).where(User.id == bindparam("user_id")), UserRecord)
 USER_BY_EMAIL = Query(select(*COLUMNS).where(User.email == bindparam("user_email")), UserRecord)
 UPDATE_USER = Query(update(User).where(User.id == bindparam("user_id")).returning(*COLUMNS), UserRecord)
-# Lock order: user, sessions, outgoing e-mails, one-time tokens. `key_share` selects FOR NO KEY UPDATE, which does not
-# block the sender of e-mails: it locks an e-mail, and then inserts a token with a foreign key to the user.
+# Lock order: user, sessions, outgoing e-mails, one-time tokens. Only the sender of e-mails locks in another order: an
+# e-mail, and then the user, by inserting a token with a foreign key to the user. `key_share` selects FOR NO KEY UPDATE,
+# which does not block the sender.
 LOCK_USER = Query(select(User.id).where(User.id == bindparam("user_id")).with_for_update(key_share=True))
 # Locks the user if the password is still the verified one.
 LOCK_IF_PASSWORD = Query(
@@ -84,7 +85,7 @@ async def cancel_email_change(session: Session, user_id: UUID) -> None:
 
 
 async def remember_network(ctx: Context, user_id: UUID) -> None:
-    """Record the client's network: failed attempts from other networks then do not lock the owner out there."""
+    """Record the client's network: failed attempts from other networks then do not lock the owner out on this one."""
     network = network_of(ctx.client.ip_address)
     await ctx.session.run(REMEMBER_NETWORK, owner_id=user_id, network=network, now=utc_now())
 
@@ -96,7 +97,10 @@ async def cancel_codes(session: Session, user: UserRecord) -> None:
 
 
 async def revoke_access(session: Session, user_id: UUID) -> None:
-    """End sessions, and delete all credentials but the password: the owner of the address takes over the account."""
+    """End the user's sessions, and delete all credentials except the password.
+
+    For an account that another person may have created, before the owner of the address takes it over.
+    """
     for command in REVOKE_ACCESS:
         await session.run(command, owner_id=user_id)
 

@@ -63,6 +63,6 @@ class Quotas:
                 )
             if len(self._batches) >= MAX_BATCHES:
                 self._batches.clear()
-            # Another request may have stored a batch during the query.
+            # During the query, another request may have begun a batch: continue this batch.
             self._batches[key] = self._batches.get(key) or max(1, min(MAX_BATCH, int(left * BATCH_SHARE)))
         self._batches[key] -= 1

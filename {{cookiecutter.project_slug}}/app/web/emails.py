@@ -1,4 +1,4 @@
-"""E-mails about accounts with links to these pages, unless ACCOUNT_PAGES_URL names another application."""
+"""E-mails about accounts. Their links lead to the pages of this service, unless ACCOUNT_PAGES_URL is set."""
 
 from functools import partial
 

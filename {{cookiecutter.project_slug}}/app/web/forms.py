@@ -102,7 +102,7 @@ def validate_form(model: type[ModelT], fields: Fields) -> ModelT:
 
 @contextmanager
 def redisplay_errors(page: PageContext, template: str, fields: Fields, **values: object) -> Iterator[None]:
-    """Respond to an AppError with the form, its errors and the entered values, except passwords and codes."""
+    """Respond to an AppError with the form, its errors and the entered values, except passwords and the field `otp`."""
     try:
         yield
     except AppError as error:

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 
 @dataclass(frozen=True)
 class PageGroup:
-    """Pages that belong together; those with a path are in the menu of signed-in users."""
+    """Pages that belong together. A group with a path is in the menu of signed-in users."""
 
     router: APIRouter
     path: str | None = None

@@ -50,7 +50,7 @@ async def begin_own_passkey(page: PageContextDep, caller: CallerDep, fields: Fie
 
 @router.post("")
 async def create_own_passkey(page: PageContextDep, caller: CallerDep, fields: FieldsDep, ctx: ContextDep) -> Response:
-    """Add a passkey. An error leads back to the first page, because each challenge is valid only once."""
+    """Add a passkey. An error leads back to the list of passkeys, because each challenge is valid only once."""
     known = await passkeys.list_passkeys(ctx.session, caller.user.id)
     with redisplay_errors(page, OVERVIEW, fields, passkeys=known):
         created = await passkeys.create(ctx, caller, validate_form(PasskeyCreate, fields))

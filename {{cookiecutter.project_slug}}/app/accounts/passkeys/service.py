@@ -32,7 +32,8 @@ from app.core.errors import ConflictError, NotFoundError, UnprocessableError
 from app.core.security import webauthn
 from app.core.security.webauthn import InvalidPasskeyError, JsonObject, Person, Registration
 
-# Enough for all devices of a person. The limit keeps the options for a new passkey small: they list all existing ones.
+# Enough for all devices of a person. Without a limit, the WebAuthn options for a new passkey could become large,
+# because they list all existing passkeys.
 MAX_PASSKEYS = 20
 
 
@@ -76,7 +77,11 @@ async def begin(ctx: Context, caller: Caller, data: PasswordConfirmation) -> Jso
 
 
 async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCreated:
-    """Add a passkey. Raises UnprocessableError if it is invalid, and ConflictError if it is taken or one too many."""
+    """Add a passkey. Returns recovery codes as well if the account had no second factor before.
+
+    Raises UnprocessableError if the passkey is invalid, and ConflictError if the passkey is already registered or the
+    account already has MAX_PASSKEYS.
+    """
     user, sent = caller.user, data.credential
     challenge = await use_challenge(ctx.session, Purpose.ADD, sent.response.client_data, str(caller.session_id))
     # The challenge is used up, whatever happens next.

@@ -50,7 +50,7 @@ async def change_password(ctx: Context, caller: Caller, data: PasswordChange) ->
 
 
 async def set_password(ctx: Context, user: UserRecord, password: str) -> None:
-    """Set a user's password as an operator, and end all sessions."""
+    """Set a user's password, and end all sessions of the user; for commands of operators."""
     await refuse_unfit_password(ctx, password, user.email, user.name)
     new_hash = await ctx.passwords.hash(password)
     await ctx.session.fetch_one_or_none(UPDATE_USER, user_id=user.id, password_hash=new_hash)

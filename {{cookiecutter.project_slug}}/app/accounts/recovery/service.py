@@ -119,8 +119,9 @@ async def _commit_and_take_attempt(ctx: Context) -> None:
 
 
 async def _check_password(ctx: Context, found: TokenRecord, password: SecretStr) -> None:
-    """Compare the password with that of the code's sign-up or, if the code was requested later, of the account.
+    """Raise UnprocessableError if the password is incorrect.
 
+    The code of a sign-up requires the password of this sign-up; every other code requires the password of the account.
     A person who only follows the link of a message must not verify the address for a stranger's account.
     """
     assert found.user_id is not None  # noqa: S101  # for the type checker; codes of this purpose have a user

@@ -1,4 +1,4 @@
-"""Codes of a second factor: of an authenticator app (TOTP, RFC 6238), and recovery codes."""
+"""Codes of a second factor: TOTP codes of an authenticator app (RFC 6238), and recovery codes."""
 
 import base64
 import re
@@ -37,8 +37,8 @@ RECOVERY_CODES = 10
 # 80 bits, typed as four groups of four characters.
 RECOVERY_CODE_BYTES = 10
 
-# Consecutive failures after which the owner is notified, and after which codes are refused until the password is
-# changed or reset. NIST SP 800-63B (3.2.2) allows at most 100.
+# After NOTICE_FAILURES consecutive failures, the owner is notified. After MAX_FAILURES, every second factor is refused
+# until the password is changed or reset; NIST SP 800-63B (3.2.2) allows at most 100.
 NOTICE_FAILURES, MAX_FAILURES = 5, 50
 
 INCORRECT_CODE = "Incorrect code."
@@ -77,8 +77,8 @@ class Proof:
 
     otp: str | None
     passkey: PasskeyAssertion | None
-    # The session or browser to which the passkey's challenge is bound must be one of these. If the tuple is empty, the
-    # challenge must not be bound.
+    # IDs of the sessions or browsers to which the passkey's challenge may be bound. An empty ID stands for a challenge
+    # that is not bound, and so does an empty tuple.
     bound_to: tuple[str, ...] = ()
 
     @property
@@ -118,7 +118,7 @@ DELETE_CODES = Command(delete(RecoveryCode).where(RecoveryCode.user_id == bindpa
 
 
 async def find_factor(session: Session, user_id: UUID) -> FactorRecord | None:
-    """Return the authenticator if it is confirmed."""
+    """Return the account's authenticator app, or None if the account has no confirmed one."""
     factor = await session.fetch_one_or_none(FACTOR, owner_id=user_id)
     return factor if factor is not None and factor.confirmed_at is not None else None
 
@@ -133,7 +133,7 @@ async def check_factor(ctx: Context, user: Owner, factors: Factors, proof: Proof
     """Check the second factor after a correct password, and count consecutive failures.
 
     A failure is counted before the check, so that concurrent guesses cannot exceed MAX_FAILURES; a success resets the
-    count. Without a proof, counting stops at NOTICE_FAILURES, since nothing was guessed. The caller must commit,
+    count. Without a proof, counting stops at NOTICE_FAILURES, since nothing was guessed. Commit after each call,
     whatever the result.
     """
     limit = MAX_FAILURES if proof.is_given else NOTICE_FAILURES
@@ -161,7 +161,10 @@ async def _is_correct(ctx: Context, user_id: UUID, factors: Factors, proof: Proo
 
 
 async def use_code(ctx: Context, user_id: UUID, factor: FactorRecord | None, code: str) -> bool:
-    """Return whether a normalized code of the authenticator, or a recovery code, is correct, and use it up."""
+    """Return whether a normalized code is correct: a code of the authenticator app, or a recovery code.
+
+    A correct code is used up.
+    """
     code = code.replace("-", "").upper()
     if TOTP_CODE.fullmatch(code):
         return factor is not None and await use_totp(ctx, user_id, factor, code)
@@ -201,7 +204,10 @@ def make_totp(secret: str) -> TOTP:
 
 
 async def make_recovery_codes(session: Session, user_id: UUID) -> list[str]:
-    """Create recovery codes. Call only for an account's first second factor, since further factors share the codes."""
+    """Create and return recovery codes. All second factors of an account share these codes.
+
+    Call this function only if the account had no second factor before.
+    """
     codes = [_make_recovery_code() for _ in range(RECOVERY_CODES)]
     for code in codes:
         await session.run(CREATE_CODE, user_id=user_id, code_hash=hash_opaque_token(code))

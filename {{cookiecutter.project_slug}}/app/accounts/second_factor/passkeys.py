@@ -144,7 +144,7 @@ async def has_passkey(session: Session, user_id: UUID) -> bool:
 async def make_challenge(
     session: Session, purpose: Purpose, user_id: UUID | None = None, *, bound_to: str = ""
 ) -> bytes:
-    """Return a new challenge; only the session or browser named by `bound_to` can use it."""
+    """Return a new challenge. If `bound_to` is the ID of a session or browser, no other one can use the challenge."""
     challenge = await one_time_tokens.create_token(
         session, purpose, user_id, "", lifetime=CHALLENGE_LIFETIME, payload={"bound_to": bound_to}
     )
@@ -152,9 +152,9 @@ async def make_challenge(
 
 
 async def use_challenge(session: Session, purpose: Purpose, client_data: bytes, *bound_to: str) -> bytes:
-    """Use up the challenge in the client data, and return it; the caller must then verify the response against it.
+    """Use up and return the challenge in the client data. The response must then be verified against this challenge.
 
-    Raises PasskeyRefusedError.
+    Raises PasskeyRefusedError if the challenge is invalid, or is bound to none of `bound_to`.
     """
     try:
         challenge = _ClientData.model_validate_json(client_data).challenge
@@ -175,7 +175,7 @@ async def make_options(ctx: Context, *, bound_to: str = "") -> JsonObject:
 
 
 def _counters(ctx: Context) -> list[AttemptCounter]:
-    """Return the counters of challenges: this limits attempts, since each needs a challenge. A success is refunded."""
+    """Return the counters of challenges. They limit attempts, since each attempt needs one. A success is refunded."""
     return client_counters("passkey from address", ctx.client.ip_address, ctx.settings)
 
 
@@ -202,7 +202,10 @@ async def use_passkey(ctx: Context, sent: PasskeyAssertion, *bound_to: str) -> P
 
 
 async def _refuse_copy(ctx: Context, sent: PasskeyAssertion) -> PasskeyRefusedError:
-    """Record the copied passkey and notify its owner, unless the passkey was removed meanwhile."""
+    """Record the copied passkey, notify its owner, and return the error to raise.
+
+    If the passkey was removed meanwhile, nothing is recorded and nobody is notified.
+    """
     passkey = await ctx.session.fetch_one_or_none(PASSKEY, presented_id=encode(sent.id))
     if passkey is None:
         return PasskeyRefusedError(UNKNOWN_PASSKEY)

@@ -126,7 +126,7 @@ async def extend_session(
 ) -> ExtendedRecord | None:
     """Extend a session, and return its user and scope, or None if it has ended or its user is deactivated.
 
-    This also ends a session that is older than SESSION_MAX_LIFETIME_SECONDS.
+    A session that is older than SESSION_MAX_LIFETIME_SECONDS is ended instead of extended.
     """
     now = created_at = utc_now()
     if settings.session_max_lifetime_seconds is not None:

@@ -25,7 +25,7 @@ def grant_scope(requested: str, allowed: frozenset[str]) -> str:
 
 
 async def narrow_scope(ctx: Context, user_id: UUID, scope: str) -> frozenset[str]:
-    """Remove `admin` from the scope if a second factor is required for it and the account has none."""
+    """Return the scopes, without `admin` if this scope requires a second factor and the account has none."""
     allowed = parse_scope(scope)
     if ctx.settings.admin_second_factor_required and Scope.ADMIN in allowed:
         factors = await codes.find_factors(ctx.session, user_id)

@@ -147,7 +147,7 @@ async def _authenticate(ctx: Context, form: TokenForm, username: str, password: 
     email = normalize_email(username)
     network = network_of(ctx.client.ip_address)
     # Query the network before the user: a concurrent sign-in of this user may make the network known between the two
-    # queries, and in the reverse order it would count as known to other users only.
+    # queries. In the reverse order, the network would then seem to be known to other users only.
     is_known_to_any = await ctx.session.fetch_value(IS_KNOWN_TO_ANY, from_network=network)
     user = await ctx.session.fetch_one_or_none(CREDENTIALS, user_email=email, from_network=network)
     attempt = await _take_attempt(ctx, email, user, network, is_known_to_any=bool(is_known_to_any))
@@ -187,10 +187,13 @@ async def _take_attempt(
 ) -> Attempt:
     """Count an attempt before the password is checked. Raises TooManyRequestsError.
 
-    If the account has signed in from the client's network before, a correct password is delayed only by failed attempts
-    for this account from this network; otherwise also by those from other networks and for other accounts. If any
-    account has signed in from the network, the counters that include other networks or accounts refuse an attempt only
-    after the password is hashed: a faster refusal would reveal to other users of the network which accounts exist.
+    If the account has signed in from the client's network before, only failed attempts for this account from this
+    network delay a correct password. Otherwise, failed attempts for this account from other networks, and for other
+    accounts from this network, also delay it.
+
+    If any account has signed in from the network, the counters that include other networks or accounts refuse an
+    attempt only after the password is hashed: a faster refusal would reveal to users of the network which accounts
+    exist.
     """
     free = ctx.settings.throttle_account_attempts
     # Take the network's counters first: an attempt that they refuse must not count against the account.
@@ -209,8 +212,8 @@ async def _take_attempt(
 async def _reset_counters(ctx: Context, attempt: Attempt) -> None:
     """Reset the account's counter, and refund this attempt to the shared counters.
 
-    If a success reset the shared counters, attackers could clear the limit on guesses by signing in to an account of
-    their own.
+    The shared counters are not reset: otherwise, attackers could sign in to their own account to clear the limit on
+    guesses for other accounts.
     """
     for counter in attempt.taken:
         settle = ctx.throttle.reset if counter is attempt.account else ctx.throttle.refund
@@ -308,7 +311,7 @@ async def open_session_with_passkey(ctx: Context, data: PasskeySignIn, *bound_to
     except PasskeyRefusedError as refusal:
         SIGN_INS.labels("failure").inc()
         _log_failure(ctx)
-        # Only attempts with a valid challenge are limited, so only they write events.
+        # Attempts without a valid challenge are not limited, so they must not fill the audit log.
         if refusal.code != INVALID_CHALLENGE:
             await ctx.audit.record(AccountEvent.SIGN_IN_FAILED, None, reason="passkey")
         raise

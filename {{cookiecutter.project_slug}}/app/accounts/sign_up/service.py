@@ -11,9 +11,9 @@ from app.outbox import service as outbox_service
 async def sign_up(ctx: Context, data: UserCreate) -> UserRecord | None:
     """Return the new user, or None if addresses must be verified: the response must not reveal who has an account.
 
-    If addresses must be verified, the account goes to the sign-up that is confirmed with its own password, even if
-    another one came first. A stranger who signs up with another person's address can therefore neither block the
-    address nor get it verified by its owner.
+    If addresses must be verified, several people may sign up with one address. The account goes to the sign-up that is
+    confirmed first, which requires the code and the password of this sign-up. A stranger who signs up with another
+    person's address can therefore neither block the address nor get it verified by its owner.
     Raises TooManyRequestsError.
     """
     counters = client_counters("sign-up from address", ctx.client.ip_address, ctx.settings)
@@ -26,7 +26,8 @@ async def sign_up(ctx: Context, data: UserCreate) -> UserRecord | None:
         # Write an event, as for a new address, so that the response time does not reveal an existing account either.
         await ctx.audit.record(AccountEvent.SIGN_UP_REFUSED, None)
     if sends:
-        # The hash is as safe here as in the table of users, and is deleted once the message is sent.
+        # The hash is as safe here as in the table of users. It is deleted with the queued message, and with the
+        # one-time token that the sent message contains.
         payload = {"password_hash": password_hash, "name": data.name}
         await outbox_service.enqueue(ctx.session, EmailKind.VERIFICATION, data.email, payload=payload)
     else:

@@ -126,7 +126,7 @@ def _list_changes(before: UserRecord, after: UserRecord) -> list[AccountChange]:
 
 
 def is_sensitive(user: UserRecord, data: UserAdminUpdate) -> bool:
-    """Whether anything but the name changes, which needs a confirmation."""
+    """Return whether anything except the name changes: such a change needs a confirmation."""
     return any(value != getattr(user, name) for name, value in changed_fields(data).items() if name != "name")
 
 
