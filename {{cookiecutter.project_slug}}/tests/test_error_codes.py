@@ -10,7 +10,7 @@ from app.core import errors
 from app.core.errors import AppError
 from app.core.project import ROOT
 
-# In core and web, the classes of errors define the codes.
+# Without core and web, where the classes of errors define the codes.
 FEATURES = [folder for folder in (ROOT / "app").iterdir() if folder.is_dir() and folder.name not in {"core", "web"}]
 # Classes that define the code of their errors.
 GENERAL = {"InsufficientScopeError", "TooManyRequestsError"}

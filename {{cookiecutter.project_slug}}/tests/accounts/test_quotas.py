@@ -50,7 +50,7 @@ async def test_each_further_process_exceeds_the_limit_by_a_batch_at_most(databas
     limit, processes = 4000, 3
     stored = 1
     quotas = [Quotas(limit) for _ in range(processes)]
-    # Each process counts while few rows are stored, and keeps a batch of rows that it may add without another count.
+    # Each process counts the rows while there are few, and reserves a batch that it may add without counting again.
     for each in quotas:
         database.info[QUOTAS] = each
         stored += await add_until_refused(database, UUID(user.id), 1)

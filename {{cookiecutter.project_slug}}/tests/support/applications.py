@@ -25,7 +25,7 @@ def create_app(
 ) -> FastAPI:
     """Create the application with its own settings, middleware and lifespan.
 
-    All applications share the routers of FEATURES and the overrides of dependencies.
+    All applications with the default features share their routers and their dependency overrides.
     """
     app = application.create_app(settings, database, http_transport, features, clock)
     if features is FEATURES:

@@ -152,7 +152,7 @@ async def _make_references(target: Target, method: str, path: str, ids: Ids, mak
 
 
 def _find_collection(document: Schema, name: str) -> str | None:
-    """Return the path of the collection that a field such as `category_id` refers to."""
+    """Return the path of the collection that a field such as `category_id` refers to, or None."""
     thing = name.removesuffix("_id").replace("_", "-")
     plurals = {f"{thing}s", f"{thing}es", f"{thing.removesuffix('y')}ies"} if name.endswith("_id") else set()
     paths = [path for path, methods in document["paths"].items() if "post" in methods]
@@ -160,7 +160,7 @@ def _find_collection(document: Schema, name: str) -> str | None:
 
 
 async def _make_part(target: Target, path: str, ids: Ids, owner: Account) -> None:
-    """Create the resource that the last part of a path such as `/expenses/{expense_id}/receipt` reads or deletes."""
+    """Create the resource at a path without a final id, such as `/expenses/{expense_id}/receipt`, by PUT and POST."""
     methods = target.document["paths"][path].keys()
     if path.endswith("}") or not methods & {"get", "delete"}:
         return
@@ -187,7 +187,7 @@ async def _plan(target: Target, method: str, path: str, ids: Ids, attacker: Acco
 
 
 async def _read_as_owner(target: Target, path: str, ids: Ids, owner: Account) -> dict[str, bytes]:
-    """Return the response to the owner for each part of a path that can be read; the owner must see the items."""
+    """As the owner, read the path and its parent paths that have a GET route; return the bodies. No read may fail."""
     shown = {}
     parts = path.split("/")
     for part in ("/".join(parts[:count]) for count in range(2, len(parts) + 1)):
@@ -199,7 +199,7 @@ async def _read_as_owner(target: Target, path: str, ids: Ids, owner: Account) ->
 
 
 def _check_refusal(method: str, path: str, ids: Ids, answer: httpx2.Response) -> None:
-    # A refusal must not reveal whether an item exists (404), but may reveal that a collection exists (403).
+    # Only 404 hides whether an item exists. A path that ends with a collection may also be refused with 403.
     allowed = {404} if path.endswith("}") else {403, 404}
     assert answer.status_code in allowed, (
         f"{_name(method, path)} answers {answer.status_code} and not {allowed} where the item is someone else's "

@@ -100,7 +100,7 @@ class Maker:
         return {**made, **(given or {})} if isinstance(made, dict) else made
 
     def multipart(self, schema: Schema, given: object, encoding: Schema) -> dict[str, object]:
-        """Make optional files as well: a form without files is not sent as multipart."""
+        """Return `data` and `files` for httpx, with optional files: httpx sends a form without files as URL-encoded."""
 
         def make_file(name: str) -> tuple[str, bytes, str]:
             media_types = encoding.get(name, {}).get("contentType", "text/plain")
@@ -211,7 +211,7 @@ def _make_text(schema: Schema, name: str) -> str:
 
 
 def _match(pattern: str, repeats: int) -> str:
-    """Return a text that matches the pattern if it is simple; quantifiers repeat `repeats` times, if they may."""
+    """Return a text for a simple pattern; quantifiers repeat `repeats` times, or the nearest allowed number."""
     while OPTIONAL_GROUP.search(pattern) or GROUP.search(pattern):
         pattern = GROUP.sub(r"\1", OPTIONAL_GROUP.sub("", pattern))
     text = ""

@@ -94,7 +94,7 @@ class Browser:
         await self.sign_in(email)
 
     def list_ids(self, pattern: str) -> list[str]:
-        """Return the distinct IDs in place of `{}` in the links of the page."""
+        """Return the distinct IDs in those links of the page that match `pattern`, in which `{}` stands for an ID."""
         found = re.findall(re.escape(pattern).replace(r"\{\}", "([0-9a-f-]{36})") + '"', self.text)
         return list(dict.fromkeys(found))
 

@@ -51,7 +51,7 @@ def make_settings(url: str, **changes: object) -> Settings:
         **changes,
     }
     _refuse_unknown_names(values)
-    # A feature without a value here keeps its defaults: the machine's environment does not reach it.
+    # A feature without a value here keeps its defaults: reading its settings would also read the environment variables.
     of_features = [_read(kind, values) for kind in SETTINGS if kind.model_fields.keys() & values.keys()]
     return _read(Settings, values).join(*of_features)
 

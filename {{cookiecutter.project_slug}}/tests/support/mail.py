@@ -149,7 +149,8 @@ class Mailbox:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.email_folder
-        # Sends one message at a time: most tests have one connection, whose transaction is rolled back at the end.
+        # Sends one message at a time, because most tests have only one database connection, whose transaction is rolled
+        # back at the end.
         self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def read(self, address: str) -> list[EmailMessage]:

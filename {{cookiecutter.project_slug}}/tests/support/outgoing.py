@@ -23,12 +23,13 @@ class Outgoing:
     def answer(self, method: str, url: str, status: int = 200, **content: object) -> None:
         """Answer with `json`, `text`, `content` or `headers`, the arguments of httpx2.Response.
 
-        A URL without a query matches every query. Several outcomes for one call are used in turn; the last one repeats.
+        A URL without a query matches every query. Several outcomes for one method and URL are used in turn, and the
+        last one repeats.
         """
         self._add(method, url, partial(httpx2.Response, status, **content))  # type: ignore[arg-type]  # httpx2 checks them
 
     def fail(self, method: str, url: str, error: Exception) -> None:
-        """Raise an error as the transport would, such as httpx2.ConnectError."""
+        """Let a request fail with an error of the transport, such as httpx2.ConnectError."""
         self._add(method, url, error)
 
     def _add(self, method: str, url: str, outcome: Outcome) -> None:

@@ -33,7 +33,7 @@ async def run_service(answer: str, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 @asynccontextmanager
 async def run_proxy(target_port: int) -> AsyncIterator[Proxy]:
-    """An HTTP proxy that forwards requests for any host to one server on this port."""
+    """Run an HTTP proxy that forwards requests for any host to the server on `target_port`."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -42,7 +42,7 @@ async def run_proxy(target_port: int) -> AsyncIterator[Proxy]:
         if head.startswith(b"CONNECT "):
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         else:
-            # Servers accept the absolute form of a URL (RFC 9112, 3.2.2).
+            # The first line contains a complete URL instead of a path, which servers accept (RFC 9112, 3.2.2).
             target_writer.write(head)
         await asyncio.gather(_pass_on(reader, target_writer), _pass_on(target_reader, writer))
 

@@ -18,7 +18,8 @@ NEW_PASSWORD = "another horse and another staple"
 class Postman:
     def __init__(self, mail: MailServer, settings: Settings, database: Database) -> None:
         self._mail = mail
-        # One at a time: the test has one connection, whose transaction is rolled back in the end.
+        # Sends one message at a time, because the test has only one database connection, whose transaction is rolled
+        # back at the end.
         self._sender = Sender(settings, database, email_renderers(), concurrency=1)
 
     async def deliver(self) -> None:

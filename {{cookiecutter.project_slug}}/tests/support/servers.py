@@ -115,7 +115,10 @@ class Server:
 
     @property
     def workers(self) -> set[int]:
-        """The process ids of the live workers; uvicorn logs workers that serve, gunicorn also workers that start."""
+        """The process ids of the live workers.
+
+        With gunicorn, a worker counts from its start; with uvicorn, once it has loaded the application.
+        """
         booted = re.findall(r"(?:Booting worker with pid: |Started server process \[)(\d+)", self.log)
         return {int(pid) for pid in booted if is_running(int(pid))}
 
@@ -246,7 +249,7 @@ def read_metric(server: Server, name: str) -> float:
 
 @contextmanager
 def blocked_writes(url: str) -> Iterator[None]:
-    """Hold the lock that every write to an account needs, so that such requests wait until the test releases it."""
+    """Hold the lock that every write to an account needs: requests with such a write wait until the block ends."""
     engine = create_owner_engine(make_settings(url))
     with asyncio.Runner() as runner:
         connection = runner.run(_lock(engine))

@@ -20,7 +20,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def see_client(server: Server, **headers: str) -> object:
-    """Return the client address that the service sees; servers trust the forwarded scheme in the same cases."""
+    """Return the client address that the service logs. If it trusts a forwarded address, it also trusts the scheme."""
     before = len(access_lines(server))
     answer = server.get("/api/v1/users", **headers)
     assert answer.status_code == 401, answer.text

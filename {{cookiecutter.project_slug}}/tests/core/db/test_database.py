@@ -1,4 +1,4 @@
-"""Behaviour that needs several connections: order, bounds, races."""
+"""Behaviour that needs several connections: a busy pool, concurrent requests, committed transactions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def live_client(live_url: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
-    """A semaphore that each request to change a user releases once it has a connection, or waits for one."""
+    """Count the requests that change a user: after `acquire`, one more has a database connection or waits for one."""
     begun = asyncio.Semaphore(0)
     update = users_service.update_user
 

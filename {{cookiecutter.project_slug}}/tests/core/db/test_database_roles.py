@@ -281,7 +281,7 @@ def test_a_backup_brings_back_data_owner_and_rights(roles: Roles, names: list[st
 
 
 def describe(roles: Roles) -> tuple[list[tuple[object, ...]], ...]:
-    """Return the owners, some rights of the service's role and of PUBLIC, and the events."""
+    """Return the owners of the tables, some rights of the service's role and of PUBLIC, and the audit events."""
     granted = [
         f"has_table_privilege('{roles.service}', 'users', 'DELETE')",
         f"has_table_privilege('{roles.service}', 'audit_events', 'INSERT')",

@@ -155,7 +155,7 @@ def test_stop_waits_for_slow_request_body(url: str, command: Sequence[str]) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_process_ends_with_success_when_told_to_stop(url: str, number: signal.Signals) -> None:
-    # uvicorn must not choose the number of processes.
+    # `serve` must start one process, although uvicorn would read WEB_CONCURRENCY by default.
     with run_server(url, SERVE, WEB_CONCURRENCY="3") as server:
         server.send(number)
 
@@ -261,7 +261,7 @@ def test_counts_of_replaced_workers_are_kept_and_their_files_removed(url: str, c
 
 
 def ask(server: Server, answers: list[int], counts: list[float]) -> bool:
-    """Send a request over a new connection, which any worker may accept."""
+    """Send a request over a new connection, which any worker may accept; append its status and the request count."""
     answers.append(server.get(SESSIONS).status_code)
     counts.append(count_requests(server))
     return True
@@ -389,13 +389,16 @@ def test_the_development_server_restarts_when_the_code_changes(url: str, project
 
 
 def is_reloading(server: Server, changed: Path) -> bool:
-    # A watcher that starts after a change does not notice it.
+    # Change the file again at each call: a watcher that starts after a change does not notice that change.
     changed.touch()
     return "Reloading..." in server.log
 
 
 def read_status(server: Server) -> str | None:
-    """Return None while the service restarts; it may restart several times, because the file is touched repeatedly."""
+    """Return the status of /health, or None if the service does not answer.
+
+    The service restarts after each change that `is_reloading` makes, so perhaps several times.
+    """
     try:
         return str(server.get("/health").json()["status"])
     except httpx2.TransportError:

@@ -81,7 +81,7 @@ async def collect(chunks: AsyncIterator[bytes]) -> bytes:
 
 async def is_there(store: ObjectStore, key: object) -> bool:
     try:
-        await collect(await store.open(key))  # type: ignore[arg-type]  # a key of any test
+        await collect(await store.open(key))  # type: ignore[arg-type]  # every key is a UUID
     except FileNotFoundError:
         return False
     return True
@@ -210,7 +210,7 @@ async def test_a_large_object_does_not_fill_the_memory(store: ObjectStore) -> No
 @pytest.mark.parametrize("key", ["../../escape", "/tmp/escape", "a/b"])  # noqa: S108  # never made
 async def test_a_key_is_an_id_and_cannot_be_a_path(store: ObjectStore, storage_folder: Path, key: str) -> None:
     with pytest.raises(AttributeError):
-        await store.save(key, generate(1))  # type: ignore[arg-type]  # what this is about
+        await store.save(key, generate(1))  # type: ignore[arg-type]  # a wrong type on purpose
 
     assert list_files(storage_folder.parent) == []
 

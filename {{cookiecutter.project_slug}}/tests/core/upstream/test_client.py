@@ -29,7 +29,7 @@ from tests.support.upstream_server import Behaviour, UpstreamServer, answer, bre
 async def test_response_is_validated(server: UpstreamServer, http: LazyHttpClient) -> None:
     received = []
 
-    def record(handler: Any) -> None:  # noqa: ANN401  # the server's
+    def record(handler: Any) -> None:  # noqa: ANN401  # the server's handler
         received.append(handler.headers)
         answer()(handler)
 

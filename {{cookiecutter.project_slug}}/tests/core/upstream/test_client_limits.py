@@ -106,7 +106,7 @@ async def test_concurrency_bounds_the_requests_at_the_same_time(server: Upstream
     in_progress: list[object] = []
     counts: list[int] = []
 
-    def take_a_moment(handler: Any) -> None:  # noqa: ANN401  # the server's
+    def take_a_moment(handler: Any) -> None:  # noqa: ANN401  # the server's handler
         in_progress.append(handler)
         counts.append(len(in_progress))
         server.released.wait(0.02)
@@ -140,7 +140,7 @@ async def test_flood_is_answered_in_time_while_the_upstream_hangs(server: Upstre
 async def test_calls_that_time_out_in_queue_do_not_count_against_the_upstream(
     server: UpstreamServer, http: LazyHttpClient
 ) -> None:
-    def take_its_time(handler: Any) -> None:  # noqa: ANN401  # the server's
+    def take_its_time(handler: Any) -> None:  # noqa: ANN401  # the server's handler
         server.released.wait(2)
         answer()(handler)
 
@@ -155,13 +155,13 @@ async def test_calls_that_time_out_in_queue_do_not_count_against_the_upstream(
 async def test_attempt_with_little_time_does_not_count_against_the_upstream(
     server: UpstreamServer, http: LazyHttpClient
 ) -> None:
-    def fail_late(handler: Any) -> None:  # noqa: ANN401  # the server's
+    def fail_late(handler: Any) -> None:  # noqa: ANN401  # the server's handler
         server.released.wait(0.6)
         FAILS(handler)
 
     server.behaviour = in_turn(fail_late, hang, answer())
-    # The second attempt has less than 0.95 of the time, so its timeout does not count as a failure of the upstream; the
-    # time is still enough on a machine that pauses.
+    # The first attempt takes 0.6 of the 4 seconds. The second one starts with less than 95 % of them, so its timeout
+    # does not count as a failure of the upstream. The limit is long because the machine may pause.
     client = make_client(server.url, http, timeout_seconds=4, retry_limit=1, breaker_failures=2, min_attempt_share=0.95)
     with pytest.raises(UpstreamTimeoutTooShortError):
         await fetch(client)

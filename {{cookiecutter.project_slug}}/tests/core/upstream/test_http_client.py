@@ -38,7 +38,7 @@ async def read_rates(http: HttpClientDep, query: str = "") -> object:
 
 @pytest.fixture
 async def client(app: FastAPI, client: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """The service with a route that calls another service."""
+    """A client of the service, with an added route that calls another service."""
     app.add_api_route("/rates", read_rates)
     return client
 
@@ -53,7 +53,7 @@ def make_tls(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 @pytest.fixture
 async def http(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LazyHttpClient]:
-    """The client on real sockets, without the proxies of this machine."""
+    """The HTTP client for other services on real sockets, without the proxies of this machine."""
     set_proxy(monkeypatch, "")
     async with open_http_client(max_connections=10) as http:
         yield http

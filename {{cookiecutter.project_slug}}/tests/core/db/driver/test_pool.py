@@ -1,4 +1,4 @@
-"""The driver's pool: its order, its bounds, and connections that statements share."""
+"""The driver's pool: the order of waiting tasks, lost connections, and connections that statements share."""
 
 import asyncio
 

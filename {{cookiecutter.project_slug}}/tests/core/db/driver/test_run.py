@@ -1,4 +1,4 @@
-"""Statements on the driver's own connection: shared connections, repeated reads, cached compiled forms."""
+"""Statements that app/core/db/driver runs: shared connections, repeated reads, and a cache of compiled statements."""
 
 import asyncio
 from collections.abc import AsyncIterator

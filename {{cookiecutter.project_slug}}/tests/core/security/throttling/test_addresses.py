@@ -1,4 +1,4 @@
-"""Limits of networks, including IPv6 networks, and of an address that many people share."""
+"""Throttling of attempts from one network, including IPv6 networks, and from an address that many people share."""
 
 import httpx2
 import pytest

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 async def test_concurrent_guesses_do_not_bypass_throttling(live_url: str, settings: Settings) -> None:
-    """Two applications guess at the same time, each in real transactions."""
+    """Guess through two applications, which act as two processes, at the same time and in real transactions."""
     live = settings.model_copy(update={"database_url": SecretStr(live_url), "database_pool_size": 6})
     async with (
         open_client(create_app(live), address=ELSEWHERE) as one,
@@ -38,7 +38,7 @@ async def test_concurrent_successful_sign_ins_to_one_account_are_not_throttled(
 ) -> None:
     """Sign in through two applications, which act as two processes.
 
-    In the first round their network is new to the account; from then on the account knows it.
+    In the first round the network of the clients is new to the account; from then on the account knows this network.
     """
     clock.run()
     # Long enough that every attempt reports its outcome while others wait for it, even on a slow machine.
