@@ -243,7 +243,7 @@ def follow_developing_md(project: BakedProject, *, tests_at_once: bool) -> None:
 
 @pytest.fixture(scope="class")
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
-    """A project with features of a team, and with rows in the tables of the samples."""
+    """A project to which a team has added features, and which has rows in the tables of the samples."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
     follow_developing_md(project, tests_at_once=request.cls.tests_at_once)
     add_notes(project)
