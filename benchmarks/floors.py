@@ -1,7 +1,7 @@
 """Minimal applications with the same responses as the service; the benchmarks compare the service with them.
 
-They have no settings, error handling, logs or checks. Three environment variables configure them: `FLOOR_DATABASE` is
-the address of the service's database, `FLOOR_KEY` the key that signs its tokens, `FLOOR_ISSUER` the issuer in them.
+They have no error handling and no logs. The only settings are three environment variables: `FLOOR_DATABASE` is the
+address of the service's database, `FLOOR_KEY` the key that signs its tokens, `FLOOR_ISSUER` the issuer in them.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class Sqlite:
 
 
 def _adapt(value: object) -> object:
-    """Return the value in the form in which SQLAlchemy stores it."""
+    """Return the value as SQLAlchemy stores it in SQLite."""
     if isinstance(value, UUID):
         return value.hex
     return str(value.replace(tzinfo=None)) if isinstance(value, datetime) else value

@@ -47,7 +47,7 @@ class Outcome:
     seconds: float
     # How many answers had each status; 0 stands for a connection that was lost.
     statuses: dict[int, int]
-    # Response times in milliseconds: of statuses below 300, and in `refused_p99` of all others.
+    # Response times in milliseconds, of responses with a status below 300; `refused_p99` measures all other responses.
     p50: float
     p99: float
     worst: float

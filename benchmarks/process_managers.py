@@ -53,7 +53,7 @@ def ask_until(base_url: str, is_over: Callable[[], bool]) -> list[bool]:
 
 
 def put_under_load(server: RunningServer, act: Callable[[], None]) -> tuple[int, int, float]:
-    """Run `act` under load; return the number of failed and of all requests, and the seconds that `act` took."""
+    """Run `act` under load; return the number of failed requests, of all requests, and the seconds that `act` took."""
     ended = Event()
     with ThreadPoolExecutor() as threads:
         loads = [threads.submit(ask_until, server.base_url, ended.is_set) for _ in range(CLIENTS)]
@@ -98,7 +98,7 @@ class Measured:
         self.wait_for_starts(before + 1)
 
     def crash_again_and_again(self) -> tuple[int, float]:
-        """Kill each worker as soon as it appears; return the starts a minute, and the seconds until all serve again."""
+        """Kill each worker as soon as it appears; return the starts per minute, and the seconds until all serve."""
         before, seen = self.workers(), set()
         deadline = time.monotonic() + CRASH_SECONDS
         while time.monotonic() < deadline:

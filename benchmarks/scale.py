@@ -25,7 +25,7 @@ ADD_ROWS = """
 
 
 def measure_workers(project: Path, database: Database, account: Account) -> Iterator[Finding]:
-    """Measure several numbers of workers, on all cores, including those of the load and of the database."""
+    """Measure several numbers of workers, on all cores, which they share with the load and the database."""
     for workers in WORKERS:
         with serve_project(project, database, prefix=(), WEB_CONCURRENCY=str(workers)) as server:
             server.load([account.todo], clients=32, seconds=0.5)
@@ -37,7 +37,7 @@ def measure_workers(project: Path, database: Database, account: Account) -> Iter
 
 
 def measure_clients(service: Server, account: Account) -> Iterator[Finding]:
-    """Measure several numbers of clients; finally one again, to show that refused requests have no lasting effect."""
+    """Measure several numbers of clients; one client again at the end shows that refusals have no lasting effect."""
     for clients in (*CLIENTS, 1):
         outcome = service.load([account.todo], clients=clients, seconds=SECONDS)
         refused = outcome.statuses.get(503, 0)
@@ -72,7 +72,7 @@ def _milliseconds(service: Server, account: Account, name: str) -> float:
 
 
 def _walk(service: Server, account: Account, pages: int, limit: int = 100) -> str:
-    """Return the cursor after this number of pages of 20, by requesting each page as a client does."""
+    """Return the cursor after this number of pages of 20 items, reached as a client does: `limit` items a request."""
     cursor = ""
     for _ in range(pages * 20 // limit):
         query = f"?limit={limit}" + (f"&cursor={cursor}" if cursor else "")

@@ -28,7 +28,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 class Usage:
-    """The resources that a process and its children have used so far."""
+    """The resources of a process and its descendants: CPU time so far, and the memory and files that they have now."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

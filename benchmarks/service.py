@@ -114,7 +114,7 @@ def measure_postgres(folder: Path) -> Iterator[Row | Finding]:
         yield from measure_start(folder, project, database)
         with serve_project(project, database) as service:
             yield from measure_sign_ins(service)
-            # After the sign-ins, because this many of them end the account's older sessions.
+            # After the sign-ins: they exceed MAX_SESSIONS_PER_USER, which ends the account's older sessions.
             account = open_account(service)
             yield from scale.measure_soak(service, database, account)
             yield from scale.measure_clients(service, account)

@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Chapter
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the template as a clone would contain it, so that other tests can work in place meanwhile."""
+    """Copy the template as a clone would contain it; the copy does not change while other tests run in place."""
     copy = tmp_path_factory.mktemp("template")
     for path in list_files("cookiecutter.json", "hooks", SERVICE):
         target = copy / path

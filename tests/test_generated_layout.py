@@ -117,7 +117,7 @@ def find_missing_blank_lines(kind: str, lines: list[str]) -> Iterator[str]:
 
 
 def skip_comments(kind: str, lines: list[str]) -> list[str]:
-    """Leave out comments, which belong to the line after them; in a file of settings, comments separate its parts."""
+    """Leave out comments, which belong to the line after them, except in a settings file: there they separate parts."""
     return lines if kind == "settings" else [line for line in lines if not COMMENT.match(line)]
 
 

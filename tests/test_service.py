@@ -226,7 +226,10 @@ def remove_routes(project: BakedProject) -> None:
 
 
 def follow_developing_md(project: BakedProject, *, tests_at_once: bool) -> None:
-    """Follow docs/developing.md word for word, as a new developer does; its tests also run after the removal."""
+    """Follow docs/developing.md word for word, as a new developer does.
+
+    Skip `make test` unless `tests_at_once`: the same tests also run after the samples are removed.
+    """
 
     def run(command: str) -> None:
         if tests_at_once or command != "make test":
@@ -240,7 +243,7 @@ def follow_developing_md(project: BakedProject, *, tests_at_once: bool) -> None:
 
 @pytest.fixture(scope="class")
 def used(request: pytest.FixtureRequest, bake: Bake) -> BakedProject:
-    """A project with features of a team, and with rows in the tables of the samples."""
+    """A project to which a team has added features, and which has rows in the tables of the samples."""
     project = bake(database=request.cls.database, web_pages=request.cls.web_pages)
     follow_developing_md(project, tests_at_once=request.cls.tests_at_once)
     add_notes(project)
@@ -266,7 +269,7 @@ class DrillTests:
     """A new developer's day: build features by the documents, then remove the samples, which hold data."""
 
     database: str
-    # ServiceTests runs the service's own tests without the pages on PostgreSQL, and with the pages on SQLite.
+    # The opposite of ServiceTests, which tests PostgreSQL without the pages, and SQLite with the pages.
     web_pages: str
     # Whether all tests also run before the samples are removed; they take minutes.
     tests_at_once: bool

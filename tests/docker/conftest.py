@@ -1,4 +1,4 @@
-"""The containers that all test modules of this folder (its chapters) share: they are built and started once."""
+"""The containers that the test modules of this folder, called chapters, share: they are built and started once."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -64,7 +64,7 @@ def stack(
 
 @pytest.fixture(scope="session", params=["supervisor", "circus"])
 def sqlite(bake: Bake, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """One instance with SQLite and the pages in production, under the process managers that `stack` does not use."""
+    """A production instance with SQLite and the pages, once under each process manager that `stack` does not use."""
     answers = {"database": "sqlite", "web_pages": "yes", "process_manager": request.param}
     stack = Stack(bake(project_slug=f"lite-{uuid4().hex[:8]}", **answers))
     try:

@@ -21,7 +21,7 @@ def test_restore_recovers_deleted_rows_and_files(stack: Stack, manual: dict[str,
     form = {"grant_type": "password", "username": email, "password": PASSWORD}
     gone = stack.request_with_retries("POST", "/api/v1/auth/token", data=form).status_code
     stack.execute("app", "sh", "-c", "rm -r /files/*")
-    # After a failure the next periodic backup of the files waits a minute, so that none runs during the restore.
+    # Wait for a failed backup of the files: the next one starts only after a minute, so none runs during the restore.
     wait_until(lambda: backup_of_the_files_fails(stack), RECOVERY_SECONDS, lambda: "the backup of the files fails")
     stack.follow(restore.replace("FILE", name).replace("FOLDER", folder))
     stack.wait_until_ready()

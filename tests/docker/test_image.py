@@ -48,7 +48,7 @@ def test_no_secret_is_in_a_layer_or_in_the_environment(stack: Stack, tmp_path: P
 
 
 def read_layers(image: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """Yield every file of every layer, including files that a later layer hides."""
+    """Yield every JSON description of the image and every file of every layer, even if a later layer hides the file."""
     for member in image:
         blob = image.extractfile(member)
         if blob is None:

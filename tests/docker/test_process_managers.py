@@ -86,7 +86,7 @@ def test_other_process_managers_log_json_and_add_up_metrics(sqlite: Stack) -> No
 
 
 def count_deletions(stack: Stack) -> float:
-    """Return the number of DELETE requests in the metrics of one worker."""
+    """Return the number of DELETE requests in the metrics: one worker answers with the counts of all workers."""
     code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics', timeout=30).read().decode())"
     lines = stack.execute("app", "python", "-c", code).splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith('http_requests_total{method="DELETE"'))

@@ -98,7 +98,7 @@ def test_draining_an_instance_without_requests_returns_at_once(stack: Stack) -> 
     drain = ("/bin/sh", "/etc/nginx/proxy/proxy.sh", "drain")
     started = time.monotonic()
 
-    # `proxy` is a name on the network, but not an instance.
+    # The name `proxy` stands for an instance without requests: it has an address, but nginx sends no requests there.
     stack.execute("proxy", *drain, "proxy")
     stack.execute("proxy", *drain)
 

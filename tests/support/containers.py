@@ -91,7 +91,7 @@ class Terminal:
             code = self._process.wait(max(1, deadline - time.monotonic()))
         finally:
             self._end()
-        # Ctrl-C ends a command that follows a log.
+        # Ctrl-C ends a command that keeps printing a log.
         allowed = {0, 130, -signal.SIGINT} if "\x03" in typed.values() else {0}
         assert code in allowed, f"{self._script}: {code}\n{self.output[-20000:]}"
         assert not remaining, f"{self._script}: no {remaining.keys()} in\n{self.output[-20000:]}"
@@ -144,7 +144,7 @@ class Stack:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '50', check=False)}") from None
 
     def follow(self, script: str, folder: Path | None = None, typed: Mapping[str, str] | None = None) -> str:
-        """Run a block of the manual with COMPOSE_FILE set, as the manual's first deployment sets it."""
+        """Run a block of the manual with COMPOSE_FILE set as in its first deployment, and return the output."""
         variables = {"TERM": "dumb", "COMPOSE_FILE": "compose.yaml", **self.variables, **engine_variables()}
         terminal = Terminal(script, folder or self.project.path, person_environment(**variables))
         terminal.run(typed or {})
@@ -164,7 +164,7 @@ class Stack:
     def list_containers(self, service: str) -> list[str]:
         return self.compose("ps", "--quiet", service).split()
 
-    def inspect(self, container: str) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the engine
+    def inspect(self, container: str) -> Any:  # noqa: ANN401  # JSON, whose structure depends on the engine
         return json.loads(run_docker("inspect", container))[0]
 
     def execute(self, service: str, *command: str, check: bool = True) -> str:
@@ -320,7 +320,7 @@ def list_with_exited(stack: Stack, service: str) -> list[str]:
     return stack.compose("ps", "--all", "--quiet", service).split()
 
 
-def describe_network(stack: Stack, name: str) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the engine
+def describe_network(stack: Stack, name: str) -> Any:  # noqa: ANN401  # JSON, whose structure depends on the engine
     return json.loads(run_docker("network", "inspect", f"{stack.project.path.name}_{name}"))[0]
 
 

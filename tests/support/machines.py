@@ -1,4 +1,4 @@
-"""A fresh server with systemd, controlled by five commands, and its website."""
+"""A fresh server with systemd, which five commands control, and the service that runs on it."""
 
 import fcntl
 import itertools
@@ -114,7 +114,7 @@ class Site:
         self.address = address
         self.domain = domain
         self.context = ssl.create_default_context(cadata=trusted)
-        # Strict verification would refuse the self-signed certificate, because it is not one of an authority.
+        # Strict verification, the default since Python 3.13, may refuse a self-signed certificate.
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
     def request(

@@ -117,7 +117,7 @@ class Server:
         return int(found[1])
 
     def count_requests(self) -> float:
-        """Return the number of DELETE requests in the metrics of one worker."""
+        """Return the number of DELETE requests in the metrics: one worker answers with the counts of all workers."""
         socket = f"/etc/{self.slug}/active.sock"
         metrics = self.machine.run(f"curl --silent --show-error --fail --unix-socket {socket} http://{DOMAIN}/metrics")
         counts = re.findall(r'(?m)^http_requests_total\{method="DELETE".*\} (\S+)$', metrics)

@@ -49,7 +49,7 @@ class Answer:
     headers: Message = field(default_factory=Message)
 
     @property
-    def json(self) -> Any:  # noqa: ANN401  # JSON, of a form that depends on the route
+    def json(self) -> Any:  # noqa: ANN401  # JSON, whose structure depends on the route
         return json.loads(self.body)
 
 
@@ -122,7 +122,7 @@ class RunningServer:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def list_processes(self) -> dict[int, str]:
-        """Return the command and all its descendants, found by an environment variable that they inherit."""
+        """Return the command lines of the command and its descendants, by process id; a variable identifies them."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:

@@ -1,4 +1,4 @@
-"""The servers that all test modules of this folder (its chapters) share: each is provisioned once."""
+"""The servers that the test modules of this folder, called chapters, share: each is provisioned once."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -56,7 +56,7 @@ def test_reload_under_load_activates_new_code(server: Server, token: str) -> Non
 
     assert server.main_pid() == main
     failed = {outcome: count for outcome, count in load.outcomes.items() if outcome[1] not in {200, 201}}
-    # nginx does not retry a POST that reaches a worker while it stops; `deploy.sh restart` avoids this.
+    # nginx does not retry a POST that has reached a stopping worker; `deploy.sh restart` avoids this.
     assert all(method == "POST" for method, _ in failed), failed
     assert sum(failed.values()) <= 2 * len(workers), failed
 

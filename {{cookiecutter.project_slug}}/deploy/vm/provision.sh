@@ -176,7 +176,8 @@ write_configuration() {
 }
 
 #% if cookiecutter.database == "postgresql"
-# setting NAME: print a setting as systemd reads it, whose rules for quotes, escapes and comments differ from the shell's.
+# setting NAME: print a setting as systemd reads it, because systemd and the shell have different rules for quotes,
+# escapes and comments.
 setting() {
     systemd-run --quiet --wait --collect --pipe --service-type=exec -p EnvironmentFile="-$CONFIG/env" \
         -- /usr/bin/printenv "$1" </dev/null || true
