@@ -1,15 +1,15 @@
-# uv does the work; where it is missing, it comes from the package index into `.uv/`. It finds the machine's own Python.
+# Everything runs with uv; if it is not installed, it is installed into .uv/. uv uses the Python of the machine.
 # Relative paths only: make and the shell split absolute ones at spaces, and expand a `$` in them.
 UV := $(if $(shell command -v uv),uv,.uv/bin/uv)
 INSTALLED_UV := $(filter .uv/bin/uv,$(UV))
 export UV_PYTHON_DOWNLOADS ?= never
 
-# The service is linted, typed and tested in place; its caches stay out of its folder, which is what a bake copies.
+# The service is linted, typed and tested in place. The caches are outside of its folder, because a bake copies the folder.
 SERVICE := {{cookiecutter.project_slug}}
 export RUFF_CACHE_DIR := $(CURDIR)/.ruff_cache
 export MYPY_CACHE_DIR := $(CURDIR)/.mypy_cache
 
-# Even a make that is killed takes the one that it started along, where the system can do that.
+# If this make is killed, the make that it started also ends, on systems with `setpriv`.
 TOGETHER := $(if $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo yes),setpriv --pdeathsig TERM)
 
 # The browser for the tests of pages; it is not downloaded.
