@@ -237,7 +237,7 @@ def test_project_mentions_no_choice_that_was_not_taken(
 
 
 def assert_nothing_else_is_mentioned(texts: dict[str, str], answers: dict[str, str]) -> None:
-    """Check that the texts mention only the choices in `answers`; of an option without an answer, they mention none."""
+    """Check that the texts mention only the choices in `answers`, and no choice of an option that has no answer."""
     for (option, choice), words in WORDS.items():
         if answers.get(option) not in {choice, "both"}:
             line = f"(?m)^.*(?:{words}).*$"

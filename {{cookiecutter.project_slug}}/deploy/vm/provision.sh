@@ -223,7 +223,7 @@ cluster_dir() {
             END { if (!found) print "/etc/postgresql/VERSION/main" }'
 }
 
-# Print max_connections for two instances, because two run during a deployment: each worker has its own pool. 20 more are for
+# Print max_connections. Two instances run during a deployment, and each of their workers has its own pool. 20 more are for
 # backups and operators; PostgreSQL's default of 100 is the minimum.
 count_connections() {
     local workers count

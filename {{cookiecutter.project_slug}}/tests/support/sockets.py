@@ -20,7 +20,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def see_client(server: Server, **headers: str) -> object:
-    """Return the client address that the service logs. If it trusts a forwarded address, it also trusts the scheme."""
+    """Return the client address that the service logs, which is the forwarded one if the service trusts the sender."""
     before = len(access_lines(server))
     answer = server.get("/api/v1/users", **headers)
     assert answer.status_code == 401, answer.text

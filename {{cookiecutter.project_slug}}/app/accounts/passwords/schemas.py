@@ -9,7 +9,7 @@ class PasswordChange(PasswordConfirmation):
 
 
 class ConfirmationRead(BaseModel):
-    """A code for one request of the same session, within `expires_in` seconds."""
+    """A code that confirms one sensitive request of this session; it expires after `expires_in` seconds."""
 
     confirmation: str
     expires_in: int

@@ -82,7 +82,8 @@ class DatabaseSettings(GeneralSettings):
     update_db: bool = Field(
         default=False,
         description="Whether to migrate the database at start. Workers that start together migrate it once, and a"
-        " replaced worker does not migrate it. A database that a newer release has migrated stays as it is.",
+        " worker that replaces another one does not migrate it. A database that a newer release has migrated stays as"
+        " it is.",
     )
     reset_db: bool = Field(
         default=False,

@@ -67,7 +67,7 @@ class FeatureRoute(APIRoute):
         async def handle_in_order(request: Request) -> Response:
             if is_for_guests and comes_from_other_site(request, request.state["settings"].cors_origins):
                 raise ForbiddenError(
-                    "The request comes from a page of another site: list the site in CORS_ORIGINS.",
+                    "The request comes from a page of another site. An operator can allow that site in CORS_ORIGINS.",
                     code="cross-site-request",
                 )
             # Only tests override dependencies, such as the caller, and then send no valid token.
