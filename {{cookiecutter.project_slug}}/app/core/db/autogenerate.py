@@ -1,4 +1,4 @@
-"""Makes Alembic write migrations that import nothing from the service, run on tables with rows, and can be downgraded."""
+"""Makes Alembic write migrations that import nothing from the service, fit tables with rows, and have a downgrade."""
 
 import json
 import textwrap
