@@ -8,6 +8,7 @@ from jinja2 import Environment
 from pytest_cookies.plugin import Cookies
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from tests.support.projects import Bake, BakedProject
 from tests.support.servers import SERVERS
@@ -15,7 +16,18 @@ from tests.support.template import ROOT, SERVICE, list_files
 
 
 class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Runs a subfolder's tests in one xdist worker, or in one worker per server, so that fixtures are set up once."""
+    """Runs a subfolder's tests in one xdist worker, or in one worker per server, so that fixtures are set up once.
+
+    One worker begins with the servers, whose tests mostly wait, and the others with everything else, which computes.
+    """
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        begins_with_servers = node is self.nodes[0]
+        for scope in self.workqueue:
+            if scope.endswith("]") is begins_with_servers:
+                self.workqueue.move_to_end(scope, last=False)
+                break
+        super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid: str) -> str:
         folder = PurePosixPath(nodeid.partition("::")[0]).parent
