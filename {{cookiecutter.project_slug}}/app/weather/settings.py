@@ -14,54 +14,64 @@ class WeatherSettings(FeatureSettings):
         default="https://api.openweathermap.org/data/2.5",
         description="URL of the weather service.",
     )
-    weather_timeout_seconds: Wait = Field(default=5, description="Longest time for a response, over all attempts.")
+    weather_timeout_seconds: Wait = Field(
+        default=5,
+        description="Longest time for a response of the weather service, over all attempts; after that, the request"
+        " gets a stale response from the cache, or a 504.",
+    )
     weather_connect_timeout_seconds: Wait = Field(
         default=2,
-        description="Longest time to connect to the weather service.",
+        description="Longest time to connect to the weather service; after that, the attempt fails.",
     )
     weather_retry_limit: int = Field(
         default=2,
         ge=0,
         le=1000,
-        description="Number of further attempts after a request has failed.",
+        description="Maximum number of retries after a request to the weather service has failed.",
     )
     weather_retry_seconds: Wait = Field(
         default=0.2,
-        description="Delay before the second attempt; it doubles with each attempt, with jitter.",
+        description="Delay before the first retry; the delay doubles with each later retry, and jitter shortens it by"
+        " up to half.",
     )
     weather_requests_per_minute: Count = Field(
         default=60,
-        description="Number of requests of one account to the weather service per minute and worker. Responses from"
-        " the cache do not count.",
+        description="Maximum number of requests per minute that each worker sends to the weather service for one"
+        " account; a request beyond the maximum gets a 429. Responses from the cache do not count.",
     )
     weather_concurrency: Count = Field(
         default=10,
-        description="Maximum number of concurrent requests from each worker to the weather service. Further requests"
-        " wait for up to half of `WEATHER_TIMEOUT_SECONDS`, then fail with 503.",
+        description="Maximum number of concurrent requests from each worker to the weather service. A request beyond"
+        " the maximum waits for up to half of `WEATHER_TIMEOUT_SECONDS`, then gets a stale response from the cache, or"
+        " a 503.",
     )
     weather_breaker_failures: Count = Field(
         default=5,
-        description="Number of consecutive failures after which the circuit breaker stops further requests.",
+        description="Number of consecutive failures after which the circuit breaker stops requests to the weather"
+        " service.",
     )
     weather_breaker_seconds: Wait = Field(
         default=30,
-        description="How long the circuit breaker stops requests; then a single request probes the service.",
+        description="How long the circuit breaker stops requests to the weather service; after that, the outcome of one"
+        " trial request decides whether it allows requests again.",
     )
     weather_cache_seconds: float = Field(
         default=600,
         ge=0,
         le=MAX_LIFETIME_SECONDS,
-        description="How long a cached response is fresh.",
+        description="How long a cached response is fresh, so that the weather service is not asked again.",
     )
     weather_stale_seconds: float = Field(
         default=6 * 3600,
         ge=0,
         le=MAX_LIFETIME_SECONDS,
-        description="How long after `WEATHER_CACHE_SECONDS` a stale response is used when the weather service fails.",
+        description="How long after the end of `WEATHER_CACHE_SECONDS` a cached response may still be used if the"
+        " weather service fails.",
     )
     weather_cache_size: Count = Field(
         default=1000,
-        description="Maximum number of responses in the cache of each worker.",
+        description="Maximum number of responses in the cache of each worker; beyond the maximum, the least recently"
+        " used one is removed.",
     )
 
     @property

@@ -12,15 +12,15 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 class WebSettings(FeatureSettings, title="Pages"):
     web_language: str = Field(
         default="en",
-        description="Language of the pages: the name of a file in `app/web/locales`. Missing texts fall back to"
-        " English, and `python -m app check` lists them.",
+        description="Language of the pages: the name of a file in `app/web/locales`, without `.toml`. Texts that are"
+        " missing in the file are shown in English, and `python -m app check` lists them.",
     )
 
     @field_validator("web_language")
     @classmethod
     def require_texts(cls, value: str) -> str:
         if not LANGUAGE.fullmatch(value) or not _locale(value).exists():
-            raise ValueError("must be the name of a file in app/web/locales, such as en")
+            raise ValueError("must be the name of a file in app/web/locales without .toml, such as en")
         try:
             Translations(ENGLISH)
         except (OSError, ValueError) as error:

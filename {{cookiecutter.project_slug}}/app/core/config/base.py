@@ -52,7 +52,10 @@ def _split_list(value: object) -> object:
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError("is not valid JSON: write a JSON array, or separate the values with commas") from error
+            raise ValueError(
+                'begins with [ but is not a JSON array: write ["a", "b"], or the values without brackets, separated by'
+                " commas"
+            ) from error
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
@@ -60,7 +63,7 @@ def check_path(path: Path) -> Path:
     """Raise ValueError for a path longer than file systems allow."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
         raise ValueError(
-            f"must be a path of at most {MAX_PATH_BYTES} bytes, with names of at most {MAX_NAME_BYTES} bytes"
+            f"must be a path of at most {MAX_PATH_BYTES} bytes, in which each name has at most {MAX_NAME_BYTES} bytes"
         )
     return path
 
@@ -138,8 +141,8 @@ class FeatureSettings(Configuration):
 class GeneralSettings(Configuration):
     environment: Environment = Field(
         default=Environment.LOCAL,
-        description="Where the service runs. `staging` and `production` refuse values that are only safe in"
-        " development.",
+        description="Kind of environment that the service runs in. In `staging` and `production`, the service refuses"
+        " to start with values of other settings that are safe only in development.",
     )
 
 

@@ -14,18 +14,21 @@ MAX_POOL_SIZE = 1000
 class DatabaseSettings(GeneralSettings):
     database_url: SecretStr | None = Field(
         default=None,
-        description="URL of the database. It replaces the settings of its parts, from `DATABASE_HOST` to"
-        " `DATABASE_NAME`.",
+        description="URL of the database. If `DATABASE_URL` is set, the settings from `DATABASE_HOST` to"
+        " `DATABASE_NAME` are ignored.",
     )
     database_host: str | None = Field(
         default=None,
-        description="Database server, or the folder of its Unix socket. Unset: the database is a file,"
-        " `DATABASE_NAME`.",
+        description="Host of the database server, or the folder of its Unix socket. If neither `DATABASE_HOST` nor"
+        " `DATABASE_URL` is set, the database is the file `DATABASE_NAME`.",
     )
     database_port: Port = Field(default=5432, description="Port of the database server.")
-    database_user: str | None = Field(default=None, description="Role with which the service signs in.")
+    database_user: str | None = Field(
+        default=None, description="Role with which the service signs in to the database server."
+    )
     database_password: SecretStr | None = Field(
-        default=None, description="Password of `DATABASE_USER`. Any characters are allowed, without escaping."
+        default=None,
+        description="Password of `DATABASE_USER`. Unlike in `DATABASE_URL`, no character needs percent-encoding.",
     )
     database_name: str | None = Field(
         default=None,
@@ -33,61 +36,67 @@ class DatabaseSettings(GeneralSettings):
     )
     database_owner_user: str | None = Field(
         default=None,
-        description="Role that owns the tables; only the `db` commands use it, so that `DATABASE_USER` needs"
-        " fewer rights. Database servers only.",
+        description="Role that owns the tables, for migrations, backups and restores; `DATABASE_USER` then needs fewer"
+        " rights. Unset: the service's own role. No effect on a database file.",
     )
     database_owner_password: SecretStr | None = Field(
         default=None,
-        description="Password of `DATABASE_OWNER_USER`. Do not give it to the running service.",
+        description="Password of `DATABASE_OWNER_USER`. Set the password only for the `db` commands, so that the"
+        " running service does not know the password.",
     )
     database_owner_host: str | None = Field(
         default=None,
-        description="Server that `DATABASE_OWNER_USER` connects to, such as the folder of a Unix socket. Unset: the"
-        " same as the service.",
+        description="Host through which `DATABASE_OWNER_USER` reaches the same database server, or the folder of the"
+        " server's Unix socket. Unset: `DATABASE_HOST`, or the host in `DATABASE_URL`.",
     )
     database_pool_size: int = Field(
         default=10,
         ge=1,
         le=MAX_POOL_SIZE,
-        description="Number of connections of each worker. Further requests wait for a connection, first come, first"
-        " served.",
+        description="Maximum number of database connections of each worker. A request that finds all of them in use"
+        " waits for one, first come, first served.",
     )
     database_pool_timeout_seconds: Wait = Field(
         default=5,
-        description="Longest wait for a connection; after that, the request gets a 503.",
+        description="Longest time that a request waits for a free database connection; after that, the request gets a"
+        " 503.",
     )
     database_pool_recycle_seconds: Lifetime = Field(
         default=1800,
-        description="A connection older than this is replaced.",
+        description="Maximum age of a database connection; an older one is replaced before its next use.",
     )
     database_connect_timeout_seconds: WholeWait = Field(
         default=5,
-        description="Longest time to connect to a database server. No effect on a database file.",
+        description="Longest time to connect to a database server; after that, the attempt fails. No effect on a"
+        " database file.",
     )
     database_statement_timeout_seconds: Wait = Field(
         default=10,
-        description="Longest time for a statement; a database server then cancels it, and the client gets a 503. With a"
-        " database file, the longest wait for its lock: no running statement is cancelled.",
+        description="Longest time that an SQL statement may run; after that, the database server cancels the statement,"
+        " and the request gets a 503. Behind a connection pooler, set this limit for the database role instead. With a"
+        " database file: longest wait for the lock of the file; a running statement is never cancelled.",
     )
     database_direct_statements: bool = Field(
         default=True,
-        description="Whether typed statements run directly on the driver. `false`: they run through SQLAlchemy's own"
-        " pool and `execute`, which takes several times the CPU time.",
+        description="Whether the service runs its `Query` and `Command` statements (`app/core/db/query.py`) directly on"
+        " the database driver. `false`: through SQLAlchemy's own pool and `execute`, which takes several times the CPU"
+        " time.",
     )
     database_pooler_host: str | None = Field(
         default=None,
-        description="Connection pooler in front of the database server, such as pgbouncer. Unset: none.",
+        description="Host of a connection pooler, such as pgbouncer, through which the running service reaches the"
+        " database server; migrations and backups bypass the pooler. Unset: no pooler.",
     )
     database_pooler_port: Port = Field(default=6432, description="Port of the connection pooler.")
     update_db: bool = Field(
         default=False,
-        description="Whether to migrate the database at start. Workers that start together migrate it once, and a"
-        " worker that replaces another one does not migrate it. A database that a newer release has migrated stays as"
-        " it is.",
+        description="Whether the service migrates the database when it starts: once for all workers, and never when a"
+        " single worker is replaced. If a newer release has already migrated the database, the schema stays unchanged.",
     )
     reset_db: bool = Field(
         default=False,
-        description="Whether to delete all data at start and load the sample data. Refused in staging and production.",
+        description="Whether the service deletes all data at each start, and then loads the sample data. Refused in"
+        " staging and production.",
     )
 
     @field_validator("database_host", "database_owner_host", "database_pooler_host")
@@ -113,13 +122,14 @@ class DatabaseSettings(GeneralSettings):
             return value
         if value is None:
             raise ValueError(
-                "no database is configured: set DATABASE_URL, or DATABASE_HOST, _USER, _PASSWORD and _NAME"
+                "must be set, because DATABASE_URL is not: write the name of a database on the server DATABASE_HOST"
+                " (PostgreSQL), or the path of a file such as data/app.sqlite3 (SQLite)"
             )
         if info.data["database_host"] is None:
             if not looks_like_path(value):
                 raise ValueError(
                     "is not a file path, and DATABASE_HOST is not set:"
-                    " set DATABASE_HOST (PostgreSQL), or write the path of a file (SQLite)"
+                    " set DATABASE_HOST (PostgreSQL), or write the path of a file such as data/app.sqlite3 (SQLite)"
                 )
             check_driver(URL.create("sqlite", database=value))
         else:

@@ -18,7 +18,9 @@ def parse_url(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError):
         # The parser's message may quote a part of the password.
-        raise ValueError("is not a URL such as postgresql://user:password@host:5432/name") from None
+        raise ValueError(
+            "must be a URL such as postgresql://user:password@host:5432/name, with special characters percent-encoded"
+        ) from None
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend not in DRIVERS:
         raise ValueError("must start with postgresql:// or sqlite:///")
@@ -33,7 +35,9 @@ def _hide_password(url: URL) -> URL:
     Raises ValueError for other secrets in the query.
     """
     if secret := SECRET_PARAMETERS & url.query.keys():
-        raise ValueError(f"must not have {', '.join(sorted(secret))} in the query: use a service file (PGSERVICEFILE)")
+        raise ValueError(
+            f"must not have {', '.join(sorted(secret))} in the query: use a service file of libpq (PGSERVICEFILE)"
+        )
     # As in the driver, values in the query take precedence, and the last of several values counts.
     sent = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     user, password = sent.get("user", url.username), sent.get("password", url.password)
@@ -49,7 +53,9 @@ def host_parts(host: str, query: Mapping[str, Any]) -> dict[str, Any]:
 def check_driver(url: URL) -> None:
     driver = DRIVER_MODULES[url.get_backend_name()]
     if importlib.util.find_spec(driver) is None:
-        raise ValueError(f"needs the driver {driver}, which is not installed")
+        raise ValueError(
+            f"needs the driver {driver}, which is not installed: add it to the dependencies in pyproject.toml"
+        )
 
 
 def looks_like_path(name: str) -> bool:

@@ -10,40 +10,51 @@ from app.core.config.base import Folder, GeneralSettings, Host, Port, Wait, is_d
 class EmailSettings(GeneralSettings, title="E-mail"):
     smtp_host: Host | None = Field(
         default=None,
-        description="Mail server. Unset: messages become files in `EMAIL_FOLDER` if `ENVIRONMENT` is local or test;"
-        " otherwise routes that need e-mail answer 503.",
+        description="Mail server. Unset: if `ENVIRONMENT` is local or test, e-mails are written to files in"
+        " `EMAIL_FOLDER`; otherwise, no e-mail is sent, and routes that need e-mail answer 503.",
     )
     smtp_port: Port = Field(default=587, description="Port of the mail server.")
-    smtp_user: str | None = Field(default=None, description="User that signs in to the mail server. Unset: no sign-in.")
+    smtp_user: str | None = Field(
+        default=None, description="User name with which the service signs in to the mail server. Unset: no sign-in."
+    )
     smtp_password: SecretStr | None = Field(default=None, description="Password of `SMTP_USER`.")
     smtp_security: Literal["starttls", "tls", "none"] = Field(
         default="starttls",
-        description="Encryption of the connection to the mail server. `tls` usually needs port 465.",
+        description="Encryption of the connection to the mail server: `starttls` upgrades an unencrypted connection,"
+        " `tls` encrypts from the start and usually needs port 465.",
     )
-    smtp_timeout_seconds: Wait = Field(default=30, description="Longest time for an attempt to send a message.")
+    smtp_timeout_seconds: Wait = Field(
+        default=30,
+        description="Longest time for one attempt to send an e-mail; after that, the attempt counts as failed.",
+    )
     email_from: SenderAddress | None = Field(
         default=None,
-        description="Sender of the messages; ASCII characters before the @. Must be set together with `SMTP_HOST` in"
-        " staging and production.",
+        description="Address that e-mails are sent from; only ASCII characters before the @. Required in staging and"
+        " production if `SMTP_HOST` is set.",
     )
     email_folder: Folder = Field(
         default=Path("mail"),
-        description="Folder that messages are written to, as files, if `SMTP_HOST` is not set.",
+        description="Folder for e-mails as files, if `SMTP_HOST` is not set and `ENVIRONMENT` is local or test.",
     )
     email_retry_limit: int = Field(
         default=20,
         ge=0,
         le=1000,
-        description="Number of further attempts after a message could not be sent.",
+        description="Maximum number of retries after an e-mail could not be sent. After the last one, the e-mail counts"
+        " as failed.",
     )
     email_retry_seconds: Wait = Field(
         default=10,
-        description="Delay before the second attempt; it doubles with each attempt.",
+        description="Delay before the first retry; the delay doubles with each later retry, and jitter shortens it by"
+        " up to half.",
     )
-    email_retry_max_seconds: Wait = Field(default=3600, description="Longest delay between two attempts.")
+    email_retry_max_seconds: Wait = Field(
+        default=3600, description="Longest delay between two attempts to send an e-mail."
+    )
     outbox_poll_seconds: Wait = Field(
         default=5,
-        description="How often each worker looks for messages of other workers. It sends its own messages at once.",
+        description="Interval at which each worker looks for unsent e-mails of other workers. A worker sends the"
+        " e-mails of its own requests at once.",
     )
 
     @field_validator("smtp_security")
@@ -58,7 +69,7 @@ class EmailSettings(GeneralSettings, title="E-mail"):
     @classmethod
     def require_sender(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and info.data.get("smtp_host") and is_deployed(info):
-            raise ValueError("must be set together with SMTP_HOST: the address that messages come from")
+            raise ValueError("must be set if SMTP_HOST is set: e-mails are sent from this address")
         return value
 
     @property

@@ -37,8 +37,8 @@ class HttpSettings(GeneralSettings, title="HTTP"):
     )
     max_concurrent_requests: Count = Field(
         default=200,
-        description="Number of requests that each worker processes at once. Further requests wait for up to half a"
-        " second, then get a 503.",
+        description="Maximum number of requests that each worker processes at once. A request beyond the maximum waits"
+        " for up to half a second, then gets a 503.",
     )
     max_body_bytes: int = Field(
         default=1024 * 1024,
@@ -50,18 +50,23 @@ class HttpSettings(GeneralSettings, title="HTTP"):
     )
     readiness_timeout_seconds: Wait = Field(
         default=2,
-        description="Longest time that the checks of `/health/ready` may take.",
+        description="Longest time that the checks of `/health/ready` may take; after that, `/health/ready` answers"
+        " 503.",
     )
     access_log: bool = Field(
         default=True,
-        description="Whether each request is logged, except for health checks. Turn it off where the proxy logs them.",
+        description="Whether each request is logged, except for health checks. `false` avoids duplicates where the"
+        " proxy already logs the requests.",
     )
 
     @field_validator("api_prefix")
     @classmethod
     def check_prefix(cls, value: str) -> str:
         if not PATH_PREFIX.fullmatch(value):
-            raise ValueError("must be a path such as /api/v1, of letters, digits and the characters - . _ ~")
+            raise ValueError(
+                "must be a path such as /api/v1, of letters, digits and the characters - . _ ~, without a slash at the"
+                " end"
+            )
         return value
 
     @field_validator("allowed_hosts")
@@ -69,7 +74,8 @@ class HttpSettings(GeneralSettings, title="HTTP"):
     def require_hosts(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         hosts = tuple(map(normalize_host_header, value))
         if not hosts or (is_deployed(info) and not set(hosts) - set(LOCAL_HOSTS)):
-            raise ValueError("must list the host names under which clients reach the service")
+            local = "; local names such as localhost are not enough" if hosts else ""
+            raise ValueError(f"must list the host names under which clients reach the service{local}")
         if is_deployed(info) and "*" in hosts:
             raise ValueError("must not be *: list the host names under which clients reach the service")
         return hosts
@@ -84,7 +90,8 @@ class HttpSettings(GeneralSettings, title="HTTP"):
     def refuse_open_cors(cls, value: bool, info: ValidationInfo) -> bool:
         if value and "*" in info.data.get("cors_origins", ()):
             raise ValueError(
-                "must not be combined with CORS_ORIGINS=*, which would let any site act for a user: list the origins"
+                "must not be combined with CORS_ORIGINS=*, which would let any site act for a signed-in user: list the"
+                " origins in CORS_ORIGINS"
             )
         return value
 

@@ -20,53 +20,61 @@ class SecuritySettings(GeneralSettings):
     )
     secret_key_fallbacks: SecretList = Field(
         default=(),
-        description="Previous values of `SECRET_KEY`. They verify and decrypt but never sign, so that a rotation signs"
-        " nobody out.",
+        description="Previous values of `SECRET_KEY`. The service still accepts tokens and cookies that they signed,"
+        " and decrypts secrets that they encrypted, so that a rotation of `SECRET_KEY` signs nobody out.",
     )
     # The defaults are OWASP's first recommendation for Argon2id.
     password_hash_time_cost: int = Field(
         default=2,
         ge=1,
         le=100,
-        description="Iterations of Argon2id. After a change of an Argon2id parameter, each password is hashed again at"
-        " its next sign-in.",
+        description="Number of iterations of Argon2id. After a change of an Argon2id parameter (time cost, memory cost"
+        " or parallelism), each password is hashed again at its next sign-in.",
     )
     password_hash_memory_cost: int = Field(
         default=19 * 1024,
         ge=MIN_LANE_MEMORY,
         le=4 * 1024**2,
-        description="Memory of Argon2id, in KiB.",
+        description="Memory that Argon2id takes for each hash, in KiB.",
     )
-    password_hash_parallelism: int = Field(default=1, ge=1, le=64, description="Lanes of Argon2id.")
+    password_hash_parallelism: int = Field(
+        default=1, ge=1, le=64, description="Number of lanes of Argon2id, which compute one hash in parallel."
+    )
     password_hash_concurrency: int = Field(
         default=1,
         ge=1,
         le=1000,
-        description="Number of passwords that each worker hashes at once.",
+        description="Maximum number of passwords that each worker hashes at once. A request beyond the maximum waits in"
+        " the queue (`PASSWORD_HASH_QUEUE`).",
     )
     password_hash_queue: Count | None = Field(
         default=None,
-        description="Number of requests that may wait for a hash in each worker. A further request gets a 503 and does"
-        " not count as an attempt. Unset: a quarter of `MAX_CONCURRENT_REQUESTS`.",
+        description="Maximum number of requests that wait for a hash in each worker. A request beyond the maximum gets"
+        " a 503, and does not count as an attempt to sign in. Unset: a quarter of `MAX_CONCURRENT_REQUESTS`.",
     )
     breached_passwords_url: WebUrl | None = Field(
         default=None,
         description="Service that tells whether a new password is known from a data breach; such passwords are refused."
-        " Set `https://api.pwnedpasswords.com/range` or a mirror: it receives five digits of the password's hash. A"
-        " password that cannot be checked within 2 s is accepted, with a warning in the log. Unset: no check.",
+        " Set `https://api.pwnedpasswords.com/range` or a mirror, which receives only the first five digits of the"
+        " password's SHA-1 hash. A password that cannot be checked within 2 s is accepted, with a warning in the log."
+        " Unset: no check.",
     )
 
     @field_validator("secret_key")
     @classmethod
     def refuse_weak_secret(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        _check_secret(value, deployed=is_deployed(info))
+        weakness = _find_weakness(value, deployed=is_deployed(info))
+        if weakness:
+            raise ValueError(f"{weakness}: generate a key with `openssl rand -hex 32`")
         return value
 
     @field_validator("secret_key_fallbacks")
     @classmethod
     def refuse_weak_fallbacks(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
         for secret in value:
-            _check_secret(secret, deployed=is_deployed(info))
+            weakness = _find_weakness(secret, deployed=is_deployed(info))
+            if weakness:
+                raise ValueError(f"contains a key that {weakness}: remove this key")
         return value
 
     @field_validator("password_hash_parallelism")
@@ -74,7 +82,10 @@ class SecuritySettings(GeneralSettings):
     def check_lanes(cls, value: int, info: ValidationInfo) -> int:
         memory = info.data.get("password_hash_memory_cost")
         if memory is not None and memory < MIN_LANE_MEMORY * value:
-            raise ValueError(f"needs a PASSWORD_HASH_MEMORY_COST of at least {MIN_LANE_MEMORY * value}")
+            raise ValueError(
+                f"needs a PASSWORD_HASH_MEMORY_COST of at least {MIN_LANE_MEMORY * value} (KiB): raise that"
+                " setting, or lower PASSWORD_HASH_PARALLELISM"
+            )
         return value
 
     @field_validator("password_hash_concurrency")
@@ -82,19 +93,22 @@ class SecuritySettings(GeneralSettings):
     def check_memory(cls, value: int, info: ValidationInfo) -> int:
         memory, usable = info.data.get("password_hash_memory_cost"), usable_memory()
         if memory is not None and usable is not None and memory * 1024 * value > usable:
-            raise ValueError("times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them")
+            raise ValueError(
+                f"needs more memory than is available: each of the {value} hashes takes PASSWORD_HASH_MEMORY_COST KiB;"
+                " lower one of the two settings"
+            )
         return value
 
 
-def _check_secret(value: SecretStr, *, deployed: bool) -> None:
+def _find_weakness(value: SecretStr, *, deployed: bool) -> str | None:
+    """Return the reason why a key is refused; None if it is accepted."""
     secret = value.get_secret_value()
     if not secret:
-        raise ValueError("must not be empty")
+        return "is empty"
     if not deployed:
-        return
+        return None
     if len(secret.encode()) < MIN_SECRET_BYTES:
-        raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
+        return f"has fewer than {MIN_SECRET_BYTES} bytes"
     if len(set(secret)) < MIN_SECRET_CHARACTERS:
-        raise ValueError(f"must have at least {MIN_SECRET_CHARACTERS} different characters")
-    if PLACEHOLDER_SECRET.search(secret):
-        raise ValueError("looks like a placeholder: generate a key with `openssl rand -base64 48`")
+        return f"has fewer than {MIN_SECRET_CHARACTERS} different characters"
+    return "looks like a placeholder" if PLACEHOLDER_SECRET.search(secret) else None

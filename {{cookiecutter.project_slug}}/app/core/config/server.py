@@ -32,42 +32,43 @@ class ServerSettings(GeneralSettings):
         default=None,
         ge=1,
         le=1000,
-        description="Number of worker processes. Unset: one per CPU the cgroup allows, at least 2, limited by memory.",
+        description="Number of worker processes. Unset: one per CPU that the cgroup allows, at least 2, but fewer if"
+        " the cgroup's memory limit is too low for them (160 MiB per worker).",
     )
     worker_class: str = Field(
         default="uvicorn_worker.UvicornWorker",
-        description="Worker class of the process manager. `uvicorn_worker.UvicornH11Worker` is for PyPy;"
-        " `asgi` needs a process manager with its own ASGI worker.",
+        description="Worker class of the process manager. `uvicorn_worker.UvicornH11Worker` is for PyPy; `asgi` is"
+        " gunicorn's own ASGI worker, and needs gunicorn as the process manager.",
     )
     worker_timeout_seconds: WholeWait = Field(
         default=30,
-        description="A worker that has not reported to the process manager for this long is replaced.",
+        description="Time after which a worker that has not reported to the process manager is killed and replaced.",
     )
     graceful_timeout_seconds: WholeWait = Field(
         default=30,
-        description="How long open requests may run after a stop signal. Keep it below the 40 s that the deployment"
-        " waits before it kills the service.",
+        description="How long open requests may run after a stop signal before they are aborted. Keep the value below"
+        " the 40 s after which the deployment kills the service.",
     )
     keepalive_seconds: WholeWait = Field(
         default=5,
-        description="How long an idle connection stays open, also while a worker stops. A proxy in front must close its"
-        " idle connections earlier.",
+        description="How long an idle HTTP connection stays open, also while a worker stops. A proxy in front of the"
+        " service must close its idle connections to the service earlier.",
     )
     max_requests: int = Field(
         default=0,
         ge=0,
         le=1000 * MAX_COUNT,
-        description="A worker is replaced after this number of requests. 0: never. The worker classes of uvicorn first"
-        " finish their open requests.",
+        description="Number of requests after which a worker is replaced, plus a random number up to a tenth of it. 0:"
+        " never. With the worker classes of uvicorn, the worker first finishes its open requests.",
     )
     forwarded_allow_ips: StrList = Field(
         default=("127.0.0.1", "::1"),
-        description="Addresses and networks of the proxies whose `X-Forwarded-*` headers are trusted. Host names and"
-        " networks of all addresses are refused.",
+        description="Addresses and networks of the proxies whose `X-Forwarded-*` headers are trusted. Host names, and"
+        " networks that cover all addresses, are refused.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO",
-        description="Least severity of the messages that are logged.",
+        description="Lowest severity of the messages that are logged.",
     )
     log_format: Literal["console", "json"] = Field(
         default="json",
@@ -104,6 +105,7 @@ class ServerSettings(GeneralSettings):
     def require_named_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "*" in value:
             raise ValueError(
-                "must list the proxies: * would let any client forge its address (a Unix socket needs no entry)"
+                "must list the addresses of the proxies instead of *, which would let any client forge its address;"
+                " a proxy that connects through UNIX_SOCKET needs no entry"
             )
         return normalize_proxies(value)

@@ -61,11 +61,11 @@ class Settings(
         """Warnings about a valid configuration."""
         notes = [note for settings in self._of_features.values() for note in settings.notes]
         if self.database_url is not None and (self.database_host or self.database_name):
-            notes.append("DATABASE_URL is set: DATABASE_HOST, _PORT, _USER, _PASSWORD and _NAME are ignored")
+            notes.append("DATABASE_URL is set: the settings from DATABASE_HOST to DATABASE_NAME are ignored")
         if not self.sends_mail:
             notes.append("SMTP_HOST is not set: no e-mail is sent, and routes that need e-mail answer 503")
         if not self.stores_files:
-            notes.append("STORAGE_FOLDER is not set: no file can be stored, and routes that store files answer 503")
+            notes.append("neither STORAGE_FOLDER nor STORAGE_S3_BUCKET is set: routes that store files answer 503")
         if self.storage_s3_bucket is not None and self.storage_folder is not None:
             notes.append("STORAGE_S3_BUCKET is set: STORAGE_FOLDER is ignored")
         return notes

@@ -98,7 +98,7 @@ def test_database_name_without_host_is_sqlite_file(monkeypatch: pytest.MonkeyPat
 def test_database_name_that_is_not_a_path_requires_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuse(monkeypatch, SECRET_KEY="local", DATABASE_NAME="app") == [
         "DATABASE_NAME: is not a file path, and DATABASE_HOST is not set: set DATABASE_HOST (PostgreSQL), "
-        "or write the path of a file (SQLite)"
+        "or write the path of a file such as data/app.sqlite3 (SQLite)"
     ]
 
 
@@ -133,4 +133,4 @@ def test_other_secrets_in_the_query_of_the_database_url_are_refused(monkeypatch:
 
     problems = refuse(monkeypatch, **PRODUCTION | {"DATABASE_URL": url})
 
-    assert problems == [f"DATABASE_URL: must not have {name} in the query: use a service file (PGSERVICEFILE)"]
+    assert problems == [f"DATABASE_URL: must not have {name} in the query: use a service file of libpq (PGSERVICEFILE)"]

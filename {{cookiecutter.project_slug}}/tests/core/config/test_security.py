@@ -54,7 +54,8 @@ def test_password_hashing_beyond_available_memory_is_refused(monkeypatch: pytest
     costs = {"PASSWORD_HASH_MEMORY_COST": str(4 * 1024**2), "PASSWORD_HASH_CONCURRENCY": "1000"}
 
     assert refuse(monkeypatch, **PRODUCTION, **costs) == [
-        "PASSWORD_HASH_CONCURRENCY: times PASSWORD_HASH_MEMORY_COST exceeds the available memory: lower one of them"
+        "PASSWORD_HASH_CONCURRENCY: needs more memory than is available: each of the 1000 hashes takes"
+        " PASSWORD_HASH_MEMORY_COST KiB; lower one of the two settings"
     ]
 
 

@@ -15,7 +15,7 @@ def test_production_has_no_default_folder_for_files(monkeypatch: pytest.MonkeyPa
 
     assert local.files_folder == ROOT / "data" / "files"
     assert deployed.files_folder is None
-    assert "STORAGE_FOLDER is not set" in " ".join(deployed.notes)
+    assert "neither STORAGE_FOLDER nor STORAGE_S3_BUCKET is set" in " ".join(deployed.notes)
     assert with_folder.files_folder == Path("/var/lib/files")
     assert "STORAGE" not in " ".join([*local.notes, *with_folder.notes])
 
@@ -25,7 +25,8 @@ def test_relative_storage_folder_is_inside_project_and_refused_in_production(mon
 
     assert settings.files_folder == ROOT / "files"
     assert refuse(monkeypatch, **PRODUCTION) == [
-        "STORAGE_FOLDER: must be an absolute path: a folder inside a release is deleted together with it"
+        "STORAGE_FOLDER: must be an absolute path: a relative one is inside the installed version of the service, which"
+        " a later deployment deletes"
     ]
 
 
@@ -39,7 +40,7 @@ def test_storage_bucket_overrides_storage_folder(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"BUCKET": "My_Files"}, "STORAGE_S3_BUCKET: must have 3 to 63 lower-case letters, digits, dots and hyphens"),
+        ({"BUCKET": "My_Files"}, "STORAGE_S3_BUCKET: must be 3 to 63 lower-case letters, digits, dots and hyphens"),
         ({"ENDPOINT": "http://127.0.0.1:9000"}, "STORAGE_S3_ENDPOINT: has no effect without a bucket"),
         ({"ACCESS_KEY_ID": "x"}, "STORAGE_S3_ACCESS_KEY_ID: has no effect without a bucket"),
         ({"SECRET_ACCESS_KEY": "x"}, "must be set together with STORAGE_S3_ACCESS_KEY_ID"),
