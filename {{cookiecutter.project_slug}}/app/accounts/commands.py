@@ -34,7 +34,7 @@ def create_admin(context: typer.Context, email: EmailArgument, password_stdin: P
     try:
         data = UserCreate.model_validate({"email": email, "password": read_password(password_stdin)})
     except ValidationError as error:
-        fail_validation(error)
+        fail_validation(error, "password")
     run(create_admin_user(settings, data))
     typer.echo(f"{data.email} is an administrator.")
 
@@ -51,7 +51,7 @@ def set_password(context: typer.Context, email: EmailArgument, password_stdin: P
     try:
         password = TypeAdapter(NewPassword).validate_python(read_password(password_stdin))
     except ValidationError as error:
-        fail_validation(error)
+        fail_validation(error, "password")
     run(set_user_password(settings, email, password.get_secret_value()))
     typer.echo(f"The password of {email} is set, and its sessions have ended.")
 
