@@ -131,7 +131,7 @@ def test_a_schema_of_a_newer_release_is_left_alone(empty_url: str) -> None:
     downgrade = manage(empty_url, "db", "downgrade", "base")
 
     assert upgrade.returncode == 0
-    assert "A newer release has migrated this database: the schema is unchanged." in upgrade.stdout
+    assert "A newer release of the service has migrated this database: the schema is unchanged." in upgrade.stdout
     assert downgrade.returncode == 1
     assert "A newer release has migrated this database: use that release" in downgrade.stderr
 
@@ -166,7 +166,7 @@ def test_a_migration_is_not_written_in_production_or_without_ruff(
     bare = manage(empty_url, "db", "revision", "add notes")
 
     assert (deployed.returncode, bare.returncode) == (1, 1)
-    assert "generate migrations in development" in deployed.stderr
+    assert "it must be local or test to generate migrations" in deployed.stderr
     assert "install the development tools" in bare.stderr
     assert set(migrations_folder.rglob("*.py")) == before
 
