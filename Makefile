@@ -35,7 +35,7 @@ demo: install ## Bake the default answers into .demo/ and run the service
 	$(UV) run --only-group bake cookiecutter --no-input --default-config --overwrite-if-exists --output-dir .demo .
 	$(TOGETHER) $(MAKE) -C .demo/my-service run UV=$(if $(INSTALLED_UV),../../)$(UV)
 
-bake: install ## Ask for the answers and bake a project into .bake/
+bake: install ## Ask the questions of the template and bake a project into .bake/
 	$(UV) run --only-group bake cookiecutter --overwrite-if-exists --output-dir .bake . $(ANSWERS)
 
 test: install ## Run every test that this machine can run

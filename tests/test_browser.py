@@ -358,7 +358,7 @@ def test_second_passkey_replaces_a_lost_one(open_page: OpenPage) -> None:
 
     person.page.locator("li", has_text="Blue key").get_by_role("link", name="Remove").click()
     person.fill("Current password", PASSWORD)
-    person.press("Use a passkey instead")
+    person.press("Use a passkey instead of a code")
     person.sees("The passkey was removed.")
     person.does_not_see("Blue key")
     sign_out(person)

@@ -92,13 +92,14 @@ def check() -> None:
     for note in settings.notes:
         typer.echo(f"Note: {note}.")
     typer.echo(
-        f"The configuration is valid: {settings.environment}, {settings.url.render_as_string(hide_password=True)}"
+        f"The configuration is valid. ENVIRONMENT: {settings.environment}."
+        f" Database: {settings.url.render_as_string(hide_password=True)}"
     )
 
 
 @cli.command()
 def purge() -> None:
-    """Delete expired data (the running service also does this periodically)."""
+    """Delete expired data, which the running service also deletes periodically."""
     deleted = run(purge_database(load_settings_or_exit(SETTINGS)))
     typer.echo(f"Done: {deleted:,} rows deleted.")
 
@@ -115,19 +116,23 @@ def openapi() -> None:
 
 
 @db.command()
-def upgrade(revision: Annotated[str, typer.Argument(help="An Alembic revision.")] = "head") -> None:
+def upgrade(revision: Annotated[str, typer.Argument(metavar="REVISION", help="An Alembic revision.")] = "head") -> None:
     """Upgrade the schema to REVISION."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Upgrading to {revision} ...")
     if run(migrations.upgrade(settings, revision)):
         typer.echo("Done.")
     else:
-        typer.echo("A newer release has migrated this database: the schema is unchanged.")
+        typer.echo("A newer release of the service has migrated this database: the schema is unchanged.")
 
 
 # Without this setting, the command line would read the revision -1 as an option.
 @db.command(context_settings={"ignore_unknown_options": True})
-def downgrade(revision: Annotated[str, typer.Argument(help="An Alembic revision, such as -1 or base.")]) -> None:
+def downgrade(
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="An Alembic revision, such as -1 (one back) or base (no tables).")
+    ],
+) -> None:
     """Downgrade the schema to REVISION."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Downgrading to {revision} ...")
@@ -141,10 +146,10 @@ def revision(
 ) -> None:
     """Upgrade the database, then generate a migration from the changes of the models (development)."""
     if not message.strip():
-        raise typer.BadParameter("MESSAGE must summarize the change.")
+        raise typer.BadParameter("MESSAGE is empty: summarize the change.")
     settings = load_settings_or_exit(SETTINGS)
     if settings.environment.is_deployed:
-        fail(f"ENVIRONMENT is {settings.environment}: generate migrations in development.")
+        fail(f"ENVIRONMENT is {settings.environment}: it must be local or test to generate migrations.")
     if find_spec("ruff") is None:
         fail("Migrations are formatted with ruff: install the development tools with `make install` or `uv sync`.")
     run(migrations.write_migration(settings, message))
@@ -152,16 +157,16 @@ def revision(
 
 @db.command("check")
 def check_db() -> None:
-    """Check that the schema is at head, and that the models match the migrations."""
+    """Check that the latest migration (head) has been applied, and that the models match the schema."""
     run(migrations.check(load_settings_or_exit(SETTINGS)))
 
 
 @db.command("reset")
 def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False) -> None:
-    """Delete everything, and load the sample data. Only if ENVIRONMENT is local or test."""
+    """Delete all tables, create them again, and load the sample data. Works only if ENVIRONMENT is local or test."""
     settings = load_settings_or_exit(SETTINGS)
     if settings.environment.is_deployed:
-        fail(f"ENVIRONMENT is {settings.environment}: only local and test databases can be reset.")
+        fail(f"ENVIRONMENT is {settings.environment}: it must be local or test to reset the database.")
     if not yes:
         typer.confirm(f"Delete everything in {settings.owner_url.render_as_string(hide_password=True)}?", abort=True)
     run(reset(settings, FEATURES))
@@ -169,7 +174,7 @@ def reset_db(yes: Annotated[bool, typer.Option("--yes", help="Do not ask for con
 
 
 @db.command()
-def wait(timeout: Annotated[float, typer.Option(min=0, help="Timeout in seconds.")] = 60) -> None:
+def wait(timeout: Annotated[float, typer.Option(min=0, help="Seconds after which the command fails.")] = 60) -> None:
     """Wait until the database answers."""
     run(wait_for_database(load_settings_or_exit(SETTINGS), timeout))
     typer.echo("The database answers.")
@@ -192,10 +197,12 @@ async def wait_for_database(settings: Settings, timeout_seconds: float) -> None:
 
 @db.command()
 def backup(
-    target: Annotated[Path, typer.Argument(help="A file, or a folder for a new file.")],
-    keep: Annotated[int | None, typer.Option(min=1, help="If TARGET is a folder, keep only the newest N.")] = None,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A file, or a folder for a new file.")],
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="If TARGET is a folder, remove all but its newest N backups.", metavar="N")
+    ] = None,
 ) -> None:
-    """Back up the service's database atomically to a file."""
+    """Back up the service's database to a file, which appears only when it is complete."""
     settings = load_settings_or_exit(SETTINGS)
     typer.echo(f"Backing up {settings.owner_url.render_as_string(hide_password=True)} ...")
     try:
@@ -225,8 +232,8 @@ def restore(
     except (AppError, BackupError, OSError) as error:
         fail(str(error))
     for note in lost:
-        typer.echo(f"A right was not restored: {note}.", err=True)
-    typer.echo("Done. After restoring a backup of an older release, run `db upgrade`.")
+        typer.echo(f"A grant of database rights was not restored: {note}.", err=True)
+    typer.echo("Done. If an older release of the service wrote the backup, run `db upgrade` now.")
 
 
 add_commands(cli, FEATURES)

@@ -137,7 +137,7 @@ def unprivileged() -> list[str]:
     if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False).returncode != 0:  # noqa: S603  # fixed
         sys.exit(
             "PostgreSQL refuses to run as root, and this machine has no user namespaces. "
-            "Run this as another user, or set DATABASE_URL to another server."
+            "Run this command as another user, or set DATABASE_URL to another server."
         )
     return prefix
 

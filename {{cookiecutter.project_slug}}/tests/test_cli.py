@@ -131,7 +131,7 @@ def test_a_schema_of_a_newer_release_is_left_alone(empty_url: str) -> None:
     downgrade = manage(empty_url, "db", "downgrade", "base")
 
     assert upgrade.returncode == 0
-    assert "A newer release has migrated this database: the schema is unchanged." in upgrade.stdout
+    assert "A newer release of the service has migrated this database: the schema is unchanged." in upgrade.stdout
     assert downgrade.returncode == 1
     assert "A newer release has migrated this database: use that release" in downgrade.stderr
 
@@ -166,7 +166,7 @@ def test_a_migration_is_not_written_in_production_or_without_ruff(
     bare = manage(empty_url, "db", "revision", "add notes")
 
     assert (deployed.returncode, bare.returncode) == (1, 1)
-    assert "generate migrations in development" in deployed.stderr
+    assert "it must be local or test to generate migrations" in deployed.stderr
     assert "install the development tools" in bare.stderr
     assert set(migrations_folder.rglob("*.py")) == before
 
@@ -233,22 +233,24 @@ def test_account_is_created_changed_and_deactivated(empty_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        ("users", "create-admin", "no address", "--password-stdin"),
-        ("users", "create-admin", "=?utf-8?q?ada?=@example.com", "--password-stdin"),
-        ("users", "create-admin", "ada@example.com", "--password-stdin"),
-        ("users", "set-password", "ada@example.com", "--password-stdin"),
-        ("users", "deactivate", "nobody@example.com"),
+        (("users", "create-admin", "no address", "--password-stdin"), "email: "),
+        (("users", "create-admin", "=?utf-8?q?ada?=@example.com", "--password-stdin"), "email: "),
+        (("users", "create-admin", "ada@example.com", "--password-stdin"), "password: must have 12 to "),
+        (("users", "set-password", "ada@example.com", "--password-stdin"), "password: must have 12 to "),
+        (("users", "deactivate", "nobody@example.com"), "User not found"),
     ],
 )
-def test_invalid_account_or_password_is_reported_without_traceback(empty_url: str, arguments: tuple[str, ...]) -> None:
+def test_invalid_account_or_password_is_reported_without_traceback(
+    empty_url: str, arguments: tuple[str, ...], said: str
+) -> None:
     migrate(empty_url)
 
     result = manage(empty_url, *arguments, stdin="short\n")
 
     assert result.returncode == 1
-    assert result.stderr.strip()
+    assert result.stderr.startswith(said)
     assert "Traceback" not in result.stderr
     assert "short" not in result.stderr
 

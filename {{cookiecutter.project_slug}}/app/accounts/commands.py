@@ -29,12 +29,12 @@ PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the 
 
 @users.command("create-admin")
 def create_admin(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
-    """Create an administrator. Asks for the password."""
+    """Create the account of an administrator. Asks for a password, unless --password-stdin is given."""
     settings = load_settings(context)
     try:
         data = UserCreate.model_validate({"email": email, "password": read_password(password_stdin)})
     except ValidationError as error:
-        fail_validation(error)
+        fail_validation(error, "password")
     run(create_admin_user(settings, data))
     typer.echo(f"{data.email} is an administrator.")
 
@@ -46,14 +46,14 @@ async def create_admin_user(settings: Settings, data: UserCreate) -> None:
 
 @users.command("set-password")
 def set_password(context: typer.Context, email: EmailArgument, password_stdin: PasswordStdin = False) -> None:
-    """Set a user's password and end the user's sessions. Asks for the password."""
+    """Set a user's password and end the user's sessions. Asks for a password, unless --password-stdin is given."""
     settings = load_settings(context)
     try:
         password = TypeAdapter(NewPassword).validate_python(read_password(password_stdin))
     except ValidationError as error:
-        fail_validation(error)
+        fail_validation(error, "password")
     run(set_user_password(settings, email, password.get_secret_value()))
-    typer.echo(f"The password of {email} is set, and its sessions have ended.")
+    typer.echo(f"The password of {email} is set, and all sessions of the account have ended.")
 
 
 async def set_user_password(settings: Settings, email: str, password: str) -> None:
@@ -66,7 +66,7 @@ async def set_user_password(settings: Settings, email: str, password: str) -> No
 def deactivate(context: typer.Context, email: EmailArgument) -> None:
     """Deactivate an account and end its sessions."""
     run(deactivate_user(load_settings(context), email))
-    typer.echo(f"{email} is deactivated, and its sessions have ended.")
+    typer.echo(f"The account {email} is deactivated, and its sessions have ended.")
 
 
 async def deactivate_user(settings: Settings, email: str) -> None:
@@ -104,7 +104,7 @@ async def remove_second_factor(settings: Settings, email: str) -> None:
 def end_all(
     context: typer.Context,
     email: Annotated[
-        str | None, typer.Argument(metavar="[EMAIL]", help="E-mail address of the account. Default: all accounts.")
+        str | None, typer.Argument(metavar="EMAIL", help="E-mail address of the account. Default: all accounts.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:

@@ -86,17 +86,18 @@ _ASK_FOR_HELP = "If you did not expect this, contact the operators of this servi
 CHANGES = {
     AccountChange.PASSWORD: (
         "Your password was changed",
-        "The password of your account was changed, and all its sessions were ended.",
+        "The password of your account was changed, and all sessions that began before the change were ended.",
         _TAKE_BACK,
     ),
     AccountChange.EMAIL: (
         "Your e-mail address was changed",
-        "Your account has a new e-mail address. Messages about the account are no longer sent to this address.",
+        "Your account has a new e-mail address. Messages about the account are now sent to the new address, and no"
+        " longer to the old one, at which you receive this message.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_ENABLED: (
         "Your second factor was switched on",
-        "Signing in to your account now requires a code from your authenticator app.",
+        "To sign in with your password, you now also need a code from your authenticator app.",
         _ASK_FOR_HELP,
     ),
     AccountChange.SECOND_FACTOR_DISABLED: (

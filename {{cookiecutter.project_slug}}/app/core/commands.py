@@ -6,7 +6,7 @@ The server must not import this module, which imports Typer and Alembic.
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pkgutil import resolve_name
 from typing import Any, NoReturn, TypeVar
@@ -87,8 +87,14 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(EXIT_FAILED)
 
 
-def fail_validation(error: ValidationError) -> NoReturn:
-    fail("\n".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors(include_input=False)))
+def fail_validation(error: ValidationError, field: str) -> NoReturn:
+    """Print each problem after the name of its field: `field`, unless the error is that of a model with fields."""
+    problems = error.errors(include_input=False)
+    fail("\n".join(f"{problem['loc'][0] if problem['loc'] else field}: {_reason(problem)}" for problem in problems))
+
+
+def _reason(problem: Mapping[str, object]) -> str:
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def read_password(from_stdin: bool) -> str:

@@ -7,7 +7,7 @@ from app.core.commands import fail, load_settings
 from app.core.config.settings import Settings
 from app.files.backup import restore_backup, write_backup
 
-IN_BUCKET = "STORAGE_S3_BUCKET is set: use the versioning or replication of the bucket."
+IN_BUCKET = "STORAGE_S3_BUCKET is set: protect the files with the versioning or replication of the bucket."
 
 commands = typer.Typer(name="files", help="Manage stored files.", no_args_is_help=True)
 
@@ -18,10 +18,10 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="Folder of the backups; each backup is a new folder in it.")],
     keep: Annotated[int | None, typer.Option(min=1, help="Remove all but the newest N backups.", metavar="N")] = None,
 ) -> None:
-    """Back up the stored files; run `db backup` before it. Only files that are new since the last backup take space."""
+    """Back up the stored files. Run `db backup` first. Files that the previous backup contains take no space again."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
-        typer.echo(f"Nothing to do. {IN_BUCKET}")
+        typer.echo(f"Nothing was backed up. {IN_BUCKET}")
         return
     source = require_folder(settings)
     typer.echo(f"Backing up {source} ...")
@@ -35,7 +35,7 @@ def backup(
 @commands.command()
 def restore(
     context: typer.Context,
-    snapshot: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A backup made by `files backup`.")],
+    snapshot: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder written by `files backup`.")],
 ) -> None:
     """Restore the stored files that are missing, or whose size differs from the backup."""
     settings = load_settings(context)

@@ -22,7 +22,7 @@ async def failed_emails(settings: Settings) -> list[FailedEmailRecord]:
 
 @commands.command("retry")
 def retry_failed_emails(context: typer.Context) -> None:
-    """Queue failed e-mails again; the running service then sends them."""
+    """Queue all failed e-mails again; the running service then sends them."""
     typer.echo(f"E-mails queued again: {run(retry_emails(load_settings(context)))}")
 
 

@@ -112,7 +112,7 @@ async def delete_expense(expense: ExpenseDep, session: SessionDep) -> None:
 async def upload_receipt(
     expense: UploadExpenseDep, user: CurrentUser, upload: ReceiptUpload, database: DatabaseDep, store: StoreDep
 ) -> ExpenseRecord:
-    """Attach a receipt, a PDF, JPEG or PNG file of at most 10 MiB; it replaces an earlier one."""
+    """Attach a receipt: a PDF, JPEG or PNG file of at most 10 MiB. The file replaces an earlier receipt."""
     saved = await files_service.save(
         database, store, user.id, filename=upload.filename, media_type=upload.media_type, chunks=upload.chunks()
     )

@@ -64,7 +64,9 @@ class WeatherRead(ResponseModel):
     wind_speed: float
     units: Units
     observed_at: datetime
-    is_stale: bool = Field(description="The weather service fails, and this is its last response.")
+    is_stale: bool = Field(
+        description="True if the weather service fails: the values then come from an older response."
+    )
 
 
 class WeatherReportCreate(RequestModel):

@@ -185,7 +185,7 @@ async def test_second_factor_is_turned_on_and_off(
     await browser.send("/account/second-factor/disable", current_password=PASSWORD)
     assert "enter a code" in browser.text
     await browser.send("/account/second-factor/disable", current_password=PASSWORD, otp=recovery_codes[0])
-    assert "Your second factor is off." in browser.text
+    assert "Your authenticator app is no longer a second factor of your account." in browser.text
 
 
 async def test_account_is_deleted(browser: Browser) -> None:

@@ -21,13 +21,13 @@ async def list_passkeys(user: CurrentUser, session: SessionDep) -> list[PasskeyR
 
 @router.post("/options", responses=problem_responses(401, 403, 409, 422, 429))
 async def begin_passkey(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> JsonObject:
-    """Get the options to create a passkey, for `PublicKeyCredential.parseCreationOptionsFromJSON`."""
+    """Get WebAuthn options for a new passkey, as input of `PublicKeyCredential.parseCreationOptionsFromJSON`."""
     return await service.begin(ctx, caller, data)
 
 
 @router.post("", status_code=201, responses=problem_responses(401, 403, 409, 422))
 async def create_passkey(data: PasskeyCreate, caller: CurrentCaller, ctx: ContextDep) -> PasskeyCreated:
-    """Add a passkey, created with options from `/passkeys/options` in this session during the last five minutes."""
+    """Add a passkey, created with options from `/auth/passkeys/options` in this session in the last five minutes."""
     return await service.create(ctx, caller, data)
 
 

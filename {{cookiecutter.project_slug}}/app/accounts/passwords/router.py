@@ -31,9 +31,9 @@ async def change_password(
 async def confirm(
     data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep, response: Response
 ) -> ConfirmationRead:
-    """Enter the password again, to confirm one sensitive request.
+    """Get a code that confirms one request, in exchange for the password and, if there is one, the second factor.
 
-    Send the returned code in the header `X-Confirmation` of that request.
+    Send the code in the header `X-Confirmation` of a request that requires this header, in the same session.
     """
     await confirm_identity(ctx, caller, data)
     response.headers.update(NO_STORE)

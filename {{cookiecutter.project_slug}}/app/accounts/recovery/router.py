@@ -26,7 +26,7 @@ address = FeatureRouter(prefix="/me", tags=["users"])
     dependencies=[require_mail],
 )
 async def request_email_verification(data: EmailRequest, ctx: ContextDep) -> None:
-    """Send another message with a code that verifies an address."""
+    """Send another message with a code that verifies the address, if it has an account and is not verified."""
     await service.request_verification(ctx, data.email)
 
 
@@ -34,8 +34,9 @@ async def request_email_verification(data: EmailRequest, ctx: ContextDep) -> Non
 async def verify_email(data: EmailVerification, ctx: ContextDep) -> None:
     """Verify an e-mail address, or confirm a new one, with the code from the e-mail and the password.
 
-    The password is that of the sign-up or account. Without a password, the owner of an address who follows the link
-    would confirm an account that a stranger has created with this address.
+    For a code from the message of a sign-up, send the password of this sign-up; for any other code, the password of
+    the account. Without a password, the owner of an address who follows the link would confirm an account that a
+    stranger has created with this address.
     """
     await service.verify_email(ctx, data)
 
@@ -65,5 +66,5 @@ async def reset_password(data: PasswordReset, ctx: ContextDep) -> None:
     responses=problem_responses(401, 403, 409, 429),
 )
 async def change_email(data: EmailChange, caller: CurrentCaller, _mail: MailDep, ctx: ContextDep) -> None:
-    """Request an e-mail change; it takes effect when the code sent to the new address is confirmed."""
+    """Request a new e-mail address, to which a code is sent. `/auth/email/verify` with the code changes the address."""
     await service.request_email_change(ctx, caller, data)

@@ -10,7 +10,7 @@ router = FeatureRouter(prefix="/second-factor", tags=["auth"])
 
 @router.post("", responses=problem_responses(401, 403, 409, 422, 429))
 async def begin_second_factor(data: PasswordConfirmation, caller: CurrentCaller, ctx: ContextDep) -> SecondFactorSecret:
-    """Start enrolling an authenticator app; confirm a code to activate it."""
+    """Get a secret for an authenticator app. `/auth/second-factor/confirm` activates the app with a code from it."""
     return await service.begin(ctx, caller, data)
 
 

@@ -30,7 +30,7 @@ class PasswordConfirmation(RequestModel):
 
 
 class SecondFactorSecret(BaseModel):
-    """For an authenticator app: the URI, to show as a QR code, or the secret, to type."""
+    """A secret for an authenticator app: show `uri` as a QR code, or let the user type `secret`."""
 
     secret: str
     uri: str
@@ -45,6 +45,6 @@ class SecondFactorCode(RequestModel):
 
 
 class RecoveryCodes(BaseModel):
-    """Each code replaces the second factor once. Empty if the account has recovery codes already."""
+    """Each code replaces the second factor once. The list is empty if the account already has recovery codes."""
 
     recovery_codes: list[str]

@@ -20,7 +20,7 @@ async def list_sessions(caller: CurrentCaller, session: SessionDep) -> list[Sess
 
 @router.delete("/{session_id}", status_code=204, responses=problem_responses(401, 403, 404))
 async def end_session(own_session: OwnSessionDep, confirmation: ConfirmationDep, ctx: ContextDep) -> None:
-    """End one of your sessions; any but the current one needs a confirmation."""
+    """End one of your sessions. Any session except the current one requires the header `X-Confirmation`."""
     if not own_session.is_current:
         await confirmation.require()
     await service.end_session(ctx.session, ctx.audit, own_session.id)

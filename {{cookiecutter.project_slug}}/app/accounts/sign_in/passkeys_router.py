@@ -16,12 +16,12 @@ router = FeatureRouter(prefix="/passkeys/sign-in", tags=["auth"])
 
 @router.post("/options", responses=problem_responses(429))
 async def begin_passkey_sign_in(ctx: ContextDep) -> JsonObject:
-    """Get the options to sign in, for `PublicKeyCredential.parseRequestOptionsFromJSON`; they name no account."""
+    """Get WebAuthn options, which name no account, as input of `PublicKeyCredential.parseRequestOptionsFromJSON`."""
     return await passkeys.make_options(ctx)
 
 
 @router.post("", responses=problem_responses(403, 422))
 async def sign_in_with_passkey(data: PasskeySignIn, ctx: ContextDep, response: Response) -> TokenRead:
-    """Sign in with the response of a passkey to options from `/passkeys/sign-in/options`, within five minutes."""
+    """Sign in with a passkey's response to options from `/auth/passkeys/sign-in/options`, valid for five minutes."""
     response.headers.update(NO_STORE)
     return await service.sign_in_with_passkey(ctx, data)

@@ -30,7 +30,7 @@ class PasskeySignIn(RequestModel):
 
 
 class RevocationForm(BaseModel):
-    """A request to revoke a token (RFC 7009 §2.1); `token_type_hint` is not needed and ignored."""
+    """A request to revoke a token (RFC 7009 §2.1); `token_type_hint` is ignored, because it is not needed."""
 
     token: str = ""
 

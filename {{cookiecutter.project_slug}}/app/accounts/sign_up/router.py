@@ -18,7 +18,7 @@ router = FeatureRouter(prefix="/users", tags=["users"])
     response_model=UserRead,
     responses={
         **problem_responses(403, 409, 429),
-        202: {"description": "A message was sent.", "model": None},
+        202: {"description": "A message is sent, unless the address already got too many messages.", "model": None},
     },
     dependencies=[Depends(require_open_registration), reserve_hash],
 )

@@ -25,7 +25,7 @@ async def update_me(data: UserUpdate, user: CurrentUser, ctx: ContextDep) -> Use
 
 @router.delete("/me", status_code=204, responses=problem_responses(401, 403, 409))
 async def delete_me(caller: ConfirmedCaller, ctx: ContextDep) -> None:
-    """Delete the account and all its data. The last administrator cannot be deleted."""
+    """Delete your account and all its data. Requires `X-Confirmation`. The last administrator cannot be deleted."""
     await service.delete_user(ctx, caller.user, actor_id=caller.user.id)
 
 
@@ -45,9 +45,9 @@ async def read_user(user: VisibleUserDep) -> UserRecord:
 async def update_user(
     data: UserAdminUpdate, user: AnyUserDep, admin: AdminUser, confirmation: ConfirmationDep, ctx: ContextDep
 ) -> UserRecord:
-    """Change any account. Deactivation ends its sessions. For administrators.
+    """Change any account. Deactivation ends the account's sessions. For administrators.
 
-    A change of any field except the name needs a confirmation.
+    A change of any field except `name` requires the header `X-Confirmation`.
     """
     if service.is_sensitive(user, data):
         await confirmation.require()
@@ -56,5 +56,5 @@ async def update_user(
 
 @router.delete("/{user_id}", status_code=204, responses=problem_responses(401, 403, 404, 409))
 async def delete_user(user: AnyUserDep, admin: AdminUser, _confirmed: ConfirmedCaller, ctx: ContextDep) -> None:
-    """Delete any account, with a confirmation. The last administrator cannot be deleted. For administrators."""
+    """Delete any account except the last administrator's. Requires `X-Confirmation`. For administrators."""
     await service.delete_user(ctx, user, actor_id=admin.id)

@@ -54,7 +54,7 @@ class PageRequest:
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of items.")] = DEFAULT_LIMIT
     cursor: Annotated[
         str | None,
-        Query(max_length=200, description="`next_cursor` of the previous page, requested with the same sort."),
+        Query(max_length=200, description="`next_cursor` of the previous page; `sort` must not change."),
     ] = None
 
     def parameters(self, sort: str) -> dict[str, object]:

@@ -181,7 +181,7 @@ def test_restore_to_empty_database_applies_grants_of_existing_roles(
         restored = empty.restore(file)
 
         assert restored.returncode == 0
-        assert restored.stderr == f'A right was not restored: role "{gone}" does not exist.\n'
+        assert restored.stderr == f'A grant of database rights was not restored: role "{gone}" does not exist.\n'
         assert [empty.may_read(table) for table in ("users", "sessions")] == [True, True]
         assert manage(empty.url, "db", "check").returncode == 0
 
