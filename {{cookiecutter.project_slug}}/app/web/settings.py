@@ -20,7 +20,7 @@ class WebSettings(FeatureSettings, title="Pages"):
     @classmethod
     def require_texts(cls, value: str) -> str:
         if not LANGUAGE.fullmatch(value) or not _locale(value).exists():
-            raise ValueError("must be the name of a file in app/web/locales, such as en")
+            raise ValueError("must be the name of a file in app/web/locales without .toml, such as en")
         try:
             Translations(ENGLISH)
         except (OSError, ValueError) as error:
