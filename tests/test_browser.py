@@ -369,7 +369,7 @@ def test_second_passkey_replaces_a_lost_one(open_page: OpenPage) -> None:
     finder = open_page(PUBLIC_URL)
     SecurityKey(finder).write(lost)
     press_passkey(finder)
-    finder.sees("No account has this passkey.")
+    finder.sees("No account has this passkey. Use another passkey, or another way to sign in.")
 
 
 def test_recovery_code_replaces_a_lost_passkey(open_page: OpenPage) -> None:

@@ -109,7 +109,7 @@ def test_hung_service_is_restarted_by_the_health_timer(server: Server) -> None:
 
     wait_until(lambda: server.main_pid() not in {0, main}, 120, lambda: "the timer has restarted the service")
     server.site.wait()
-    assert "did not answer three times in a row" in server.machine.run(
+    assert "did not answer three requests in a row" in server.machine.run(
         f"journalctl -u {server.slug}-health -o cat --since=-5min"
     )
 

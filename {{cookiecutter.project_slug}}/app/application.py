@@ -145,7 +145,10 @@ async def _enter_features(stack: AsyncExitStack, features: Iterable[Feature], st
         lifespan = feature.lifespan(state["settings"], state["database"], state["http"])
         added = await stack.enter_async_context(lifespan)
         if repeated := entered.keys() & added.keys():
-            raise ValueError(f"The state of requests already has {', '.join(sorted(repeated))}: use another key.")
+            raise ValueError(
+                f"The state of requests already has the keys {', '.join(sorted(repeated))}: rename them in the"
+                " lifespan of one feature."
+            )
         entered.update(added)
     return entered
 

@@ -151,7 +151,7 @@ def revision(
     if settings.environment.is_deployed:
         fail(f"ENVIRONMENT is {settings.environment}: it must be local or test to generate migrations.")
     if find_spec("ruff") is None:
-        fail("Migrations are formatted with ruff: install the development tools with `make install` or `uv sync`.")
+        fail("ruff, which formats new migrations, is not installed: run `make install` or `uv sync`.")
     run(migrations.write_migration(settings, message))
 
 

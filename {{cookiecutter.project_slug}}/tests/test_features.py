@@ -357,6 +357,6 @@ async def test_repeated_key_of_the_state_is_refused_at_start(settings: Settings,
         yield {key: None}
 
     app = create_app(settings, features=(*FEATURES, Feature(lifespan=open_nothing)))
-    with pytest.raises(ValueError, match=f"already has {key}: use another key"):
+    with pytest.raises(ValueError, match=f"already has the keys {key}: rename them"):
         async with app.router.lifespan_context(app):
             pass

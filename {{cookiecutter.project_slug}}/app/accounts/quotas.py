@@ -57,8 +57,8 @@ class Quotas:
             left = self._limit - stored
             if left <= 0:
                 raise ConflictError(
-                    f"The account stores the maximum of {self._limit:,} items of this kind. Delete some first;"
-                    " deleted files count for another day.",
+                    f"The account stores {self._limit:,} items of this type, which is the maximum. Delete some of them;"
+                    " a deleted file counts for one more day.",
                     code="quota-exceeded",
                 )
             if len(self._batches) >= MAX_BATCHES:

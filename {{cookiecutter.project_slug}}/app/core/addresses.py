@@ -14,7 +14,7 @@ _URL = TypeAdapter(HttpUrl)
 def refuse_encoded_words(address: str) -> str:
     # Mail software decodes `=?utf-8?q?ada?=@example.com` (RFC 2047) and sends the message to ada@example.com.
     if "=?" in address:
-        raise PydanticCustomError("encoded_word", "must not contain =?, which mail software would decode")
+        raise PydanticCustomError("encoded_word", "must not contain =? because mail software would decode it")
     return address
 
 

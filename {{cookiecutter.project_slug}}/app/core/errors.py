@@ -38,7 +38,7 @@ class InsufficientScopeError(ForbiddenError):
     code = "insufficient-scope"
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"Insufficient scope: {scope} is required.")
+        super().__init__(f"The access token lacks the scope {scope}. Sign in again, and request this scope.")
         # RFC 6750 §3.1
         self.headers = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
 

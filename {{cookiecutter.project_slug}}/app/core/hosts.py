@@ -43,10 +43,10 @@ def normalize_host_header(pattern: str) -> str:
         return pattern
     suffix = pattern.removeprefix("*.")
     if "*" in suffix:
-        raise ValueError("a wildcard can only stand for a whole first label, as in *.example.com")
+        raise ValueError("may contain a wildcard only as the whole first label, as in *.example.com")
     host = normalize_host(suffix).removesuffix(".")
     if suffix != pattern and is_address(host):
-        raise ValueError("a wildcard needs a domain name, not an IP address")
+        raise ValueError("may contain a wildcard only before a domain name, not before an IP address")
     return pattern[: -len(suffix)] + bracket(host)
 
 
@@ -88,13 +88,15 @@ def normalize_proxies(texts: Iterable[str]) -> tuple[str, ...]:
         networks = [ip_network(text) for text in texts]
     except ValueError:
         raise ValueError(
-            "must be IP addresses or networks, such as 192.0.2.1 or 10.0.0.0/8: no host names, and no network with host"
-            " bits"
+            "must be IP addresses or networks, such as 192.0.2.1 or 10.0.0.0/8: no host names, and networks with their"
+            " first address (10.0.0.0/8, not 10.0.0.1/8)"
         ) from None
     of_version_4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
     of_version_6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
     if any(network.prefixlen == 0 for network in of_version_4) or any(map(IPV4_MAPPED.subnet_of, of_version_6)):
-        raise ValueError("must not cover all addresses: anybody could forge X-Forwarded-For")
+        raise ValueError(
+            "must not cover all addresses, because any client could then forge X-Forwarded-For: list only the proxies"
+        )
     return tuple(str(network).removesuffix(f"/{network.max_prefixlen}") for network in networks)
 
 

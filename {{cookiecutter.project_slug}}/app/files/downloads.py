@@ -20,7 +20,9 @@ async def download(store: ObjectStore, file: FileRecord) -> StreamingResponse:
         chunks = await store.open(file.id)
     except FileNotFoundError as error:
         logger.exception("the content of a file is missing", file_id=str(file.id))
-        raise UnavailableError("The file's content is unavailable.", code="file-content-unavailable") from error
+        raise UnavailableError(
+            "The file's content is unavailable. Try again in a moment.", code="file-content-unavailable"
+        ) from error
     return StreamingResponse(
         chunks,
         headers={

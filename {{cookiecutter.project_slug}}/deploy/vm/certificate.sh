@@ -27,7 +27,7 @@ issue() {
 require_root
 if [[ ! -e $LIVE/fullchain.pem ]]; then
     if ! points_here; then
-        log "$DOMAIN does not point to this server yet: keeping the self-signed certificate"
+        log "$DOMAIN does not point to this server yet, or its port 80 is not reachable: keeping the self-signed certificate"
         exit 0
     fi
     issue "${1:-}"

@@ -149,7 +149,7 @@ run_rollback() {
     local current previous
     current=$(readlink "$BASE/current") || die "nothing is deployed: run deploy.sh first"
     previous=$(<"$current/.previous")
-    [[ -n $previous && -d $previous ]] || die "there is no release before ${current##*/}"
+    [[ -n $previous && -d $previous ]] || die "this server has no release before ${current##*/}: deploy the wanted version of the project instead"
     if [[ $(<"$previous/.schema") != "$(<"$current/.schema")" ]]; then
         [[ ${1:-} == --downgrade ]] || die "${previous##*/} needs an older schema of the database: data that only the" \
             "newer schema can hold would be lost. To accept this loss, run deploy.sh rollback --downgrade"

@@ -14,6 +14,6 @@ for _ in 1 2 3; do
     sleep 1
 done
 # <4> is the priority of a warning: the unit's LogLevelMax drops messages of lower priority.
-log "<4>Instance $instance did not answer three times in a row: restarting it"
+log "<4>Instance $instance did not answer three requests in a row: restarting it"
 # KILL, because a process that hangs may not handle TERM; systemd starts it again.
 systemctl kill --signal=KILL "$SLUG@$instance.service"

@@ -41,8 +41,8 @@ main() {
         case $1 in
             -h | --help) usage; exit ;;
             --dry-run) DRY_RUN=yes; options+=("$1") ;;
-            --email) EMAIL=${2:?--email ADDRESS}; options+=("$1" "$2"); shift ;;
-            --swap) SWAP=${2:?--swap SIZE}; options+=("$1" "$2"); shift ;;
+            --email) EMAIL=${2:?--email needs an address}; options+=("$1" "$2"); shift ;;
+            --swap) SWAP=${2:?--swap needs a size, such as 2G}; options+=("$1" "$2"); shift ;;
             -*) usage >&2; exit 2 ;;
             *) [[ -z $host ]] || { usage >&2; exit 2; }; host=$1 ;;
         esac
@@ -388,7 +388,7 @@ add_swap_to_fstab() { echo '/swapfile none swap sw 0 0' >>/etc/fstab; }
 
 get_certificate() {
     [[ $(readlink "$CONFIG/tls") != "/etc/letsencrypt/live/$DOMAIN" && -z $DRY_RUN ]] || return 0
-    "$LIBRARY/certificate.sh" "$EMAIL" || log "There is no certificate yet (see above): $SLUG-certificate.timer retries every hour"
+    "$LIBRARY/certificate.sh" "$EMAIL" || log "There is no certificate from Let's Encrypt yet (see above): $SLUG-certificate.timer retries every hour"
 }
 
 report() {

@@ -171,7 +171,7 @@ async def test_second_factor_is_turned_on_and_off(
     (secret,) = re.findall(r"<code>([A-Z2-7]{32})</code>", browser.text)
 
     await browser.send("/account/second-factor/confirm", code="000000")
-    assert "Incorrect code." in browser.text
+    assert "Incorrect second factor: the code is wrong" in browser.text
     assert secret in browser.text
     await browser.send("/account/second-factor/confirm", code="12345")
     assert "must be the 6-digit code from the authenticator app" in browser.text

@@ -74,7 +74,7 @@ async def test_second_factor_is_asked_for(
         await browser.send("/sign-in", email=user.email, password=PASSWORD)
         assert "second factor" in browser.text
         await browser.send("/sign-in", password=PASSWORD, otp="000000")
-        assert "Incorrect code." in browser.text
+        assert "Incorrect second factor: the code is wrong" in browser.text
         await browser.send("/sign-in", password=PASSWORD, otp=" ".join(show_code(secret, NOW + 60)))
 
         assert "Hello" in browser.text

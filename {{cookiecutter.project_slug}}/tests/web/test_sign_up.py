@@ -46,7 +46,7 @@ async def test_sign_up_with_a_taken_address_is_refused(browser: Browser) -> None
     await browser.send("/sign-up", email=EMAIL, password=PASSWORD)
 
     assert browser.page.status_code == 409
-    assert "already an account" in browser.text
+    assert "Another account has this e-mail address" in browser.text
 
 
 async def test_closed_sign_up_is_forbidden(migrated_url: str, database: Database) -> None:

@@ -107,7 +107,9 @@ async def create(ctx: Context, caller: Caller, data: PasskeyCreate) -> PasskeyCr
             transports=sent.response.transports,
         )
     except IntegrityError as error:
-        raise ConflictError("This passkey is already registered.", code="passkey-taken") from error
+        raise ConflictError(
+            "This passkey is already registered. Create another passkey instead.", code="passkey-taken"
+        ) from error
     codes = await make_recovery_codes(ctx.session, user.id) if is_first else []
     await ctx.audit.record(AccountEvent.PASSKEY_ADDED, user.id, actor_id=user.id, passkey_id=str(passkey.id))
     await notify_owner(ctx, user.id, AccountChange.PASSKEY_ADDED)

@@ -33,7 +33,9 @@ from app.core.errors import ConflictError, UnprocessableError
 from app.core.security.throttling import client_counters
 from app.outbox import service as outbox_service
 
-INCORRECT_PASSWORD = "Incorrect password. Enter the password of your account, or the one that you signed up with."  # noqa: S105  # a message
+INCORRECT_PASSWORD = (
+    "Incorrect password. Enter the password of your sign-up or, if you already had an account, its password."  # noqa: S105  # a message
+)
 
 
 async def request_verification(ctx: Context, email: str) -> None:

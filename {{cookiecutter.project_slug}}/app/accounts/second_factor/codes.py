@@ -41,7 +41,7 @@ RECOVERY_CODE_BYTES = 10
 # until the password is changed or reset; NIST SP 800-63B (3.2.2) allows at most 100.
 NOTICE_FAILURES, MAX_FAILURES = 5, 50
 
-INCORRECT_CODE = "Incorrect code."
+INCORRECT_CODE = "Incorrect second factor: the code is wrong or was used, or the passkey is not valid. Try again."
 FACTOR_REQUIRED = "A second factor is required: enter a code (field otp), or use a passkey (field passkey)."
 
 

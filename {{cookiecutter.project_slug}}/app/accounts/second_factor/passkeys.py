@@ -36,13 +36,18 @@ INACTIVE_ACCOUNT = "inactive-account"
 COPIED_PASSKEY = "copied-passkey"
 REFUSALS = {
     INVALID_CHALLENGE: (
-        "Invalid challenge: it was used, has expired, or is of another session. Request new options, and try again."
+        "Invalid challenge of the passkey: it was used, has expired, or belongs to another session. Start again with"
+        " new passkey options."
     ),
-    UNKNOWN_PASSKEY: "No account has this passkey.",
+    UNKNOWN_PASSKEY: "No account has this passkey. Use another passkey, or another way to sign in.",
     INVALID_SIGNATURE: "Invalid passkey signature. Try again, or use another passkey.",
-    INACTIVE_ACCOUNT: "The account is deactivated, or its address is not verified.",
+    INACTIVE_ACCOUNT: (
+        "The account is deactivated, or its e-mail address is not verified. Verify the address, or contact the"
+        " operators of this service."
+    ),
     COPIED_PASSKEY: (
-        "The passkey may have been copied: its counter did not increase. Sign in another way, and remove it."
+        "The passkey may have been copied: its counter did not increase. Sign in another way, and remove this passkey"
+        " from your account."
     ),
 }
 

@@ -88,7 +88,8 @@ async def confirm(ctx: Context, caller: Caller, data: SecondFactorCode) -> Recov
     factor = await ctx.session.fetch_one_or_none(FACTOR_TO_CONFIRM, owner_id=user.id)
     if factor is None or factor.confirmed_at is not None:
         raise ConflictError(
-            "There is no second factor to confirm. Set it up again.", code="no-second-factor-to-confirm"
+            "No authenticator app is being set up. Start the setup again, unless the account already has an app.",
+            code="no-second-factor-to-confirm",
         )
     if not await use_totp(ctx, user.id, factor, data.code):
         raise UnprocessableError(INCORRECT_CODE, code="incorrect-code")

@@ -9,7 +9,10 @@ from app.accounts.sign_in.exceptions import OAuthError
 from app.core.config.settings import Settings
 from app.core.context import Context
 
-SCOPE_NOT_ALLOWED = "This scope is not available to the account."
+SCOPE_NOT_ALLOWED = (
+    "The account may not have the requested scope. Request another scope, or omit the scope to get all scopes that the"
+    " account may have."
+)
 
 
 def list_allowed_scopes(settings: Settings, factors: Factors | None, *, is_admin: bool) -> frozenset[str]:

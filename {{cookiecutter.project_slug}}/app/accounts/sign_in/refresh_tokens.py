@@ -50,7 +50,7 @@ PURGE_REFRESH_TOKENS = Command(
 async def refresh(ctx: Context, form: TokenForm) -> TokenRead:
     """Exchange a refresh token for new tokens. A token that is used again may be stolen: its session ends."""
     if not form.refresh_token:
-        raise OAuthError("invalid_request", "refresh_token is required.")
+        raise OAuthError("invalid_request", "The parameter refresh_token is missing.")
     now = utc_now()
     presented_hash = hash_opaque_token(form.refresh_token)
     token = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=presented_hash)
@@ -98,7 +98,7 @@ async def issue(ctx: Context, user_id: UUID, session_id: UUID, scope: str) -> To
 async def revoke(ctx: Context, token: str) -> None:
     """End the session of an access or refresh token; an unknown one is no error (RFC 7009 §2.2)."""
     if not token:
-        raise OAuthError("invalid_request", "token is required.")
+        raise OAuthError("invalid_request", "The parameter token is missing.")
     found = await ctx.session.fetch_one_or_none(REFRESH_TOKEN, presented_hash=hash_opaque_token(token))
     if found is not None:
         session_id = found.session_id

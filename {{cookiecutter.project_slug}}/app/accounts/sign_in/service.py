@@ -111,9 +111,11 @@ async def create_token(ctx: Context, form: TokenForm) -> TokenRead:
         case "refresh_token":
             return await refresh(ctx, form)
         case "":
-            raise OAuthError("invalid_request", "grant_type is missing.")
+            raise OAuthError(
+                "invalid_request", "The parameter grant_type is missing. Send password or refresh_token as its value."
+            )
         case _:
-            raise OAuthError("unsupported_grant_type", "grant_type must be password or refresh_token.")
+            raise OAuthError("unsupported_grant_type", "The value of grant_type must be password or refresh_token.")
 
 
 async def sign_in(ctx: Context, form: TokenForm) -> TokenRead:
@@ -124,7 +126,7 @@ async def sign_in(ctx: Context, form: TokenForm) -> TokenRead:
 async def open_session(ctx: Context, form: TokenForm) -> OpenedSession:
     """Authenticate with password and second factor, and begin a session."""
     if form.username is None or form.password is None:
-        raise OAuthError("invalid_request", "username and password are required.")
+        raise OAuthError("invalid_request", "The parameters username and password are required.")
     try:
         with ctx.passwords.reserve():
             user_id, scope = await _authenticate(ctx, form, form.username, form.password)
@@ -245,7 +247,10 @@ async def _choose_scope(
             found = await codes.check_factor(ctx, owner, factors, Proof(None, None))
         await _settle_missing_factor(ctx, attempt, found)
         if user.is_admin:
-            detail = "Administrators need a second factor for this scope. Set one up and sign in again."
+            detail = (
+                "Administrators need a second factor for the scope admin. Sign in without this scope, set up a second"
+                " factor, and sign in again."
+            )
             raise OAuthError("invalid_scope", detail, code="admin-needs-second-factor", commit_anyway=True) from error
         raise OAuthError(error.error, error.detail, code=error.code, commit_anyway=True) from error
 

@@ -112,8 +112,9 @@ def _with_server_default(column: Column[Any], dialect: Dialect) -> Column[Any]:
     value = _constant_default(column, dialect)
     if value is None:
         raise CommandError(
-            f"{column.table.name}.{column.name} is required, and existing rows have no value for it. Give the column"
-            " a constant default. Or make it nullable, fill it in this migration, and make it required in the next one."
+            f"{column.table.name}.{column.name} is required, but existing rows have no value for it. Give the column"
+            " a constant default. Or make the column nullable, fill existing rows in this migration, and make the"
+            " column required in the next migration."
         )
     # Copied, because the column itself belongs to the model.
     copied = column.table.to_metadata(MetaData()).columns[column.name]

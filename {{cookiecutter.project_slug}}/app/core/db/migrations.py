@@ -112,8 +112,8 @@ async def grant_access(connection: AsyncConnection, settings: Settings) -> None:
         return
     if role is None:
         raise MigrationsError(
-            "DATABASE_OWNER_USER is set, but the service's own role is not: set DATABASE_USER, or name the role in"
-            " DATABASE_URL."
+            "DATABASE_OWNER_USER is set, but the role as which the service itself connects is not: set DATABASE_USER,"
+            " or name this role in DATABASE_URL."
         )
     append_only = [table.name for table in Base.metadata.tables.values() if APPEND_ONLY in table.info]
     names = {"role": role, "append_only": append_only}

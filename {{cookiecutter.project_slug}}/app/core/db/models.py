@@ -53,7 +53,10 @@ class FixedPoint(TypeDecorator[Decimal]):
 
     def __init__(self, precision: int = 12, scale: int = 2) -> None:
         if precision > SQLITE_DIGITS:
-            raise ValueError(f"SQLite holds {SQLITE_DIGITS} digits; for more, use PostgreSQL and sqlalchemy.Numeric.")
+            raise ValueError(
+                f"The precision must be at most {SQLITE_DIGITS}, because SQLite holds no more digits exactly. For more"
+                " digits, use PostgreSQL and sqlalchemy.Numeric."
+            )
         super().__init__(precision, scale)
         self.precision = precision
         self.scale = scale
@@ -67,7 +70,10 @@ class FixedPoint(TypeDecorator[Decimal]):
             exact = value.quantize(Decimal(1).scaleb(-self.scale))
             if exact == value:
                 return exact
-        raise ValueError(f"{value} does not fit into {self.precision} digits with {self.scale} decimals: round it.")
+        raise ValueError(
+            f"{value} does not fit into {self.precision} digits, {self.scale} of them decimals: round the value, or"
+            " enlarge the column."
+        )
 
 
 def _enum_values(members: type[Enum]) -> list[str]:

@@ -38,9 +38,9 @@ class Statement:
             return
         compiled = cast(Any, self.statement).compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
-            raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
+            raise ArgumentError(f"Names that are no parameters of the statement: {', '.join(sorted(unknown))}.")
         if missing := {name for name, bind in compiled.binds.items() if bind.required} - names:
-            raise InvalidRequestError(f"A value is required for the parameter {', '.join(sorted(missing))}.")
+            raise InvalidRequestError(f"Parameters without a value: {', '.join(sorted(missing))}.")
         self._checked.add(names)
 
 

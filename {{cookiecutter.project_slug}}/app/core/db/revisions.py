@@ -69,7 +69,9 @@ def read_revisions() -> Revisions:
     except UserWarning as warning:
         raise MigrationsError(f"{warning}. {REPAIR}") from warning
     if len(heads) > 1:
-        raise MigrationsError(f"More than one migration is the last: {', '.join(sorted(heads))}. {REPAIR}")
+        raise MigrationsError(
+            f"Only one migration may be the last, but no migration follows {' and '.join(sorted(heads))}. {REPAIR}"
+        )
     known = frozenset(script.revision for script in scripts.walk_revisions())
     return Revisions(heads[0] if heads else None, known)
 

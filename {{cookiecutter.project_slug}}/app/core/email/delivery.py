@@ -54,7 +54,9 @@ async def _send(settings: Settings, host: str, message: ComposedEmail) -> None:
         try:
             await server.sendmail(message.sender, message.recipient, message.content, mail_options=options)
         except SMTPNotSupported as error:
-            raise RefusedEmailError("the mail server does not support SMTPUTF8, which this address needs") from error
+            raise RefusedEmailError(
+                "the mail server does not support SMTPUTF8, which the recipient's address needs"
+            ) from error
         # The server has accepted the message: a failed QUIT must not cause a retry.
         with suppress(SMTPException, OSError):
             await server.quit(timeout=QUIT_TIMEOUT_SECONDS)

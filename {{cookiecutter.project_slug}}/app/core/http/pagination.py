@@ -115,6 +115,6 @@ def _decode_cursor(cursor: str, sort: str) -> tuple[datetime, UUID]:
         ) from error
     if sorted_by != sort:
         raise UnprocessableError(
-            "The cursor belongs to another sort: start without a cursor.", code="cursor-of-another-sort"
+            "The cursor belongs to a list in another order: start without a cursor.", code="cursor-of-another-sort"
         )
     return created_at, row_id

@@ -144,7 +144,9 @@ class _UploadReader:
                 data = await anext(self._body, None)
         except TimeoutError as error:
             raise UnprocessableError(
-                f"The upload took longer than {self._field.max_seconds} seconds. Send it again.", code="upload-too-slow"
+                f"The upload took longer than {self._field.max_seconds} seconds. Send the file again over a faster"
+                " connection.",
+                code="upload-too-slow",
             ) from error
         except ClientDisconnect as error:
             raise UnprocessableError("The upload was interrupted. Send it again.", code="upload-interrupted") from error

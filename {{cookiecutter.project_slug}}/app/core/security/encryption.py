@@ -25,7 +25,7 @@ class SecretBox:
             return self._ciphers.decrypt(encrypted).decode()
         except InvalidToken as error:
             raise KeyError(
-                "The secret was encrypted with another key: add this key to SECRET_KEY_FALLBACKS."
+                "The secret was encrypted with an earlier SECRET_KEY: add that key to SECRET_KEY_FALLBACKS."
             ) from error
 
 

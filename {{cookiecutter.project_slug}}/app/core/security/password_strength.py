@@ -45,7 +45,9 @@ def normalize_password(password: str) -> str:
     Raises ValueError for a password that is too long to be normalized.
     """
     if len(password) > MAX_RAW_LENGTH:
-        raise ValueError(f"must have at most {MAX_RAW_LENGTH} characters before it is normalized")
+        raise ValueError(
+            f"must have at most {MAX_RAW_LENGTH} characters, counted before the normalization of Unicode (NFKC)"
+        )
     return unicodedata.normalize("NFKC", password)
 
 

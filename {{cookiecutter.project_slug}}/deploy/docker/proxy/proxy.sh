@@ -86,7 +86,7 @@ start() {
     envsubst '$DOMAIN $HTTPS_SUFFIX' < /etc/nginx/proxy/site.conf.template > site.conf
     : > drained
     printf 'upstream app {\ninclude service/upstream.conf;\nserver 127.0.0.1:%s down;\n}\n' "$PORT" > instances.conf
-    write_instances || log "no instance is ready yet"
+    write_instances || log "no instance of the application is ready yet: answering 503 until one is ready"
     take_certificate
     touch heartbeat
     # If the loop ends, stop nginx, so that the container restarts.
@@ -119,12 +119,12 @@ drain() {
         while is_in_use "$address"; do pause "$address is still in use"; done
     done < drained
     for worker in $old_workers; do
-        while grep -qs '^nginx: worker' "$worker"; do pause "nginx still answers old requests"; done
+        while grep -qs '^nginx: worker' "$worker"; do pause "nginx still answers requests that it sent to the old instances"; done
     done
 }
 
 pause() {
-    [ "$(date +%s)" -lt "$deadline" ] || { log "$1"; exit 1; }
+    [ "$(date +%s)" -lt "$deadline" ] || { log "gave up after $DRAIN_SECONDS s: $1"; exit 1; }
     sleep 0.2
 }
 

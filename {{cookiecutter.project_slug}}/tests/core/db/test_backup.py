@@ -153,5 +153,8 @@ def test_a_backup_of_a_newer_release_is_refused_and_destroys_nothing(filled_url:
     refused = manage(filled_url, "db", "restore", str(file), "--yes")
 
     assert refused.returncode == 1
-    assert "has the revision 9999, which this release does not know: use a newer release" in refused.stderr
+    assert (
+        "has the revision 9999, which this release of the service does not know: restore with a newer release"
+        in refused.stderr
+    )
     assert execute(filled_url, "SELECT version_num FROM alembic_version") == [(head_revision(),)]

@@ -73,7 +73,10 @@ def restore_backup(url: URL, file: Path) -> list[str]:
     _refuse_database(url, file)
     revision = kind.verify(file)
     if read_revisions().is_ahead(revision):
-        raise BackupError(f"{file} has the revision {revision}, which this release does not know: use a newer release.")
+        raise BackupError(
+            f"The schema in {file} has the revision {revision}, which this release of the service does not know:"
+            " restore with a newer release."
+        )
     return kind.load(url, file)
 
 

@@ -211,9 +211,11 @@ def _list_foreign(connection: Connection, place: Place) -> list[str]:
 def _require_rights(connection: Connection, place: Place, contents: Contents) -> None:
     """Raise BackupError if the schema, the encoding or missing rights would make a restore fail."""
     if contents.schema != place.schema:
+        schema, database = _quote(contents.schema), _quote(connection.info.dbname)
         raise BackupError(
-            f"The backup was made from the schema {contents.schema}, but this database uses {place.schema}:"
-            f" set search_path to {_quote(contents.schema)}."
+            f"The backup was made from the schema {contents.schema}, but this database uses the schema {place.schema}."
+            f" Run CREATE SCHEMA IF NOT EXISTS {schema} and ALTER DATABASE {database} SET search_path TO {schema} (if"
+            " DATABASE_URL sets search_path, change search_path there instead), and restore again."
         )
     ((encoding, is_read_only, is_member, may_create),) = connection.execute(RIGHTS, place.names)
     if encoding != "UTF8":
@@ -221,7 +223,10 @@ def _require_rights(connection: Connection, place: Place, contents: Contents) ->
     if is_read_only:
         raise BackupError("The database is read-only: restore to the primary server.")
     if not is_member:
-        raise BackupError(f"The service's tables belong to {place.owner}: restore as this role, or as a member of it.")
+        raise BackupError(
+            f"The service's tables belong to the role {place.owner}: set DATABASE_OWNER_USER to this role, or to a"
+            " member of this role, and restore again."
+        )
     if not may_create:
         raise BackupError(
             f"The role {place.owner} may not create tables:"
@@ -235,7 +240,7 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
     objects = connection.execute(OWN, place.names).fetchall()
     if objects and not place.is_used:
         raise BackupError(
-            f"The schema {place.schema} has no table alembic_version, but it contains other objects of {place.owner},"
+            f"The schema {place.schema} has no table alembic_version, but it contains objects of {place.owner},"
             f" such as {objects[0][1]}. Restore to an empty database, or correct the database's name."
         )
     published = [name for (name,) in connection.execute(PUBLICATIONS, place.names)]
@@ -280,7 +285,7 @@ def _read_contents(file: Path) -> Contents:
     listing = _run(["pg_restore", "--list", str(file)])
     found = VERSION_TABLE.search(listing)
     if found is None:
-        raise BackupError(f"{file} is not a backup of this service.")
+        raise BackupError(f"{file} is not a backup of this service: name a file that `db backup` has written.")
     schema, owner = found.groups()
     contents = Contents(schema, [], [])
     for line in listing.splitlines():

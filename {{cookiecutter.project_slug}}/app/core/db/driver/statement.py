@@ -47,7 +47,7 @@ class CompiledStatement:
         executable: Any = statement
         compiled: SQLCompiler = executable.compile(dialect=dialect, column_keys=sorted(names))
         if unknown := names - compiled.binds.keys():
-            raise ArgumentError(f"The statement has no parameter named {', '.join(sorted(unknown))}.")
+            raise ArgumentError(f"Names that are no parameters of the statement: {', '.join(sorted(unknown))}.")
         # A plain `text` has no columns; `text(...).columns(...)` is an object of another class.
         columns = [] if isinstance(statement, TextClause) else list(executable.exported_columns)
         # The number of parameters of a list (`IN`) varies between calls: SQLAlchemy has to execute such a statement.
@@ -142,7 +142,7 @@ def _find_default(compiled: SQLCompiler, bind: BindParameter[Any], name: str) ->
 
 
 def _refuse(name: str) -> object:
-    raise InvalidRequestError(f"A value is required for the parameter {name}.")
+    raise InvalidRequestError(f"Parameters without a value: {name}.")
 
 
 def _identity(value: T) -> T:
