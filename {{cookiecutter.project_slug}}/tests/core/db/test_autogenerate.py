@@ -295,9 +295,9 @@ async def test_decimals_add_up_exactly_and_are_never_rounded(project: Project) -
 
     assert str(total) == "10.30"
     assert [str(price) for (price,) in ordered] == ["10.00", "0.20", "0.10"]
-    for price in map(Decimal, ("1.005", "10000000000", "1e30", "NaN", "Infinity")):
-        with pytest.raises(StatementError, match=re.escape(f"{price} does not fit into 12 digits, 2 of them decimals")):
-            await project.execute(insert(prices), price=price)
+    for wrong in map(Decimal, ("1.005", "10000000000", "1e30", "NaN", "Infinity")):
+        with pytest.raises(StatementError, match=re.escape(f"{wrong} does not fit into 12 digits, 2 of them decimals")):
+            await project.execute(insert(prices), price=wrong)
 
 
 @pytest.mark.parametrize("message", MESSAGES)
