@@ -38,7 +38,7 @@ class ServerSettings(GeneralSettings):
     worker_class: str = Field(
         default="uvicorn_worker.UvicornWorker",
         description="Worker class of the process manager. `uvicorn_worker.UvicornH11Worker` is for PyPy; `asgi` is"
-        " gunicorn's own ASGI worker, and needs gunicorn as the process manager.",
+        " the ASGI worker of the process manager itself, if it has one.",
     )
     worker_timeout_seconds: WholeWait = Field(
         default=30,
