@@ -103,6 +103,9 @@ def test_service_that_was_stopped_on_purpose_stays_stopped(server: Server) -> No
 
 @pytest.mark.servers("postgresql")
 def test_hung_service_is_restarted_by_the_health_timer(server: Server) -> None:
+    # The first worker may answer before the unit has started, and the health check ignores a unit that is starting.
+    state = f"systemctl is-active {server.instance} || true"
+    wait_until(lambda: server.machine.run(state) == "active", 60, lambda: server.machine.run(state))
     main = server.main_pid()
 
     server.machine.run(f"systemctl kill --signal=STOP {server.instance}")
