@@ -18,7 +18,7 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="Folder of the backups; each backup is a new folder in it.")],
     keep: Annotated[int | None, typer.Option(min=1, help="Remove all but the newest N backups.", metavar="N")] = None,
 ) -> None:
-    """Back up the stored files. Run `db backup` first. Files that the previous backup contains take no space again."""
+    """Back up the stored files. Run `db backup` first. Files that the previous backup contains take no extra space."""
     settings = load_settings(context)
     if settings.storage_s3_bucket is not None:
         typer.echo(f"Nothing was backed up. {IN_BUCKET}")

@@ -43,7 +43,7 @@ class PasswordHasher:
         """
         if self._free_slots == 0:
             raise UnavailableError(
-                "Too many requests check or set a password at the same time. Try again in a moment.", code="busy"
+                "Too many passwords are being checked or set at the same time. Try again in a moment.", code="busy"
             )
         self._free_slots -= 1
         try:

@@ -268,7 +268,7 @@ PREPARATIONS = {
     'tables: run GRANT CREATE ON SCHEMA "public" TO "{role}"': "REVOKE CREATE ON SCHEMA public FROM {role}, PUBLIC",
     "belong to the role {other}: set DATABASE_OWNER_USER to this role": "ALTER TABLE alembic_version OWNER TO {other}",
     "is read-only: restore to the primary server": "ALTER ROLE {role} SET default_transaction_read_only = on",
-    "has no table alembic_version, but it contains objects of": "ALTER TABLE alembic_version RENAME TO versions",
+    "has no table alembic_version, but the role": "ALTER TABLE alembic_version RENAME TO versions",
 }
 
 

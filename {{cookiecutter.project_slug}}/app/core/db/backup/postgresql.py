@@ -240,7 +240,7 @@ def _plan_drops(connection: Connection, place: Place) -> list[str]:
     objects = connection.execute(OWN, place.names).fetchall()
     if objects and not place.is_used:
         raise BackupError(
-            f"The schema {place.schema} has no table alembic_version, but it contains objects of {place.owner},"
+            f"The schema {place.schema} has no table alembic_version, but the role {place.owner} owns objects in it,"
             f" such as {objects[0][1]}. Restore to an empty database, or correct the database's name."
         )
     published = [name for (name,) in connection.execute(PUBLICATIONS, place.names)]
