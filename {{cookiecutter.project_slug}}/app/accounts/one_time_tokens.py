@@ -30,7 +30,7 @@ class TokenRecord(NamedTuple):
     payload: dict[str, JsonValue]
 
 
-INVALID_TOKEN = "Invalid link or code: it was used, has expired, or was never sent. Request a new one."  # noqa: S105  # a message
+INVALID_TOKEN = "Invalid link or code: it was used, has expired, or was never sent. Request a new one."  # noqa: S105  # an error message, not a password
 
 CREATE_TOKEN = Command(insert(OneTimeToken))
 VALID = (

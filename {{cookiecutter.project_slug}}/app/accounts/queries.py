@@ -25,7 +25,7 @@ from app.core.security.throttling import network_of
 from app.outbox import service as outbox_service
 
 ADDRESS_TAKEN = "Another account has this e-mail address. Use a different address, or sign in to that account."
-PASSWORD_CHANGED = "The password was changed by another request. Try again with the new password."  # noqa: S105  # a message
+PASSWORD_CHANGED = "The password was changed by another request. Try again with the new password."  # noqa: S105  # an error message, not a password
 
 COLUMNS = columns(UserRecord, User)
 

@@ -280,7 +280,7 @@ async def test_the_service_purges_by_itself(live_url: str) -> None:
     old = f"'{uuid4().hex}', 'old', '', '[]', '2020-01-01 00:00:00+00:00'"
     async with open_client(create_app(settings)):
         columns = "id, event, device, details, created_at"
-        await execute_async(live_url, f"INSERT INTO audit_events ({columns}) VALUES ({old})")  # noqa: S608  # fixed values
+        await execute_async(live_url, f"INSERT INTO audit_events ({columns}) VALUES ({old})")  # noqa: S608  # the values are constants of this test
         deadline = time.monotonic() + 30
         while await execute_async(live_url, "SELECT count(*) FROM audit_events") != [(0,)]:
             assert time.monotonic() < deadline

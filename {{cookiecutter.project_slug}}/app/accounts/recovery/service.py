@@ -34,7 +34,7 @@ from app.core.security.throttling import client_counters
 from app.outbox import service as outbox_service
 
 INCORRECT_PASSWORD = (
-    "Incorrect password. Enter the password of your sign-up or, if you already had an account, its password."  # noqa: S105  # a message
+    "Incorrect password. Enter the password of your sign-up or, if you already had an account, its password."  # noqa: S105  # an error message, not a password
 )
 
 

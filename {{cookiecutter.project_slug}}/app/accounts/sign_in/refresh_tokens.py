@@ -19,7 +19,7 @@ from app.core.db.query import Command, Query, columns
 from app.core.errors import UnauthorizedError
 from app.core.security.tokens import create_opaque_token, hash_opaque_token
 
-INVALID_REFRESH_TOKEN = "Invalid refresh token: it was used, has expired, or was never issued. Sign in again."  # noqa: S105  # a message
+INVALID_REFRESH_TOKEN = "Invalid refresh token: it was used, has expired, or was never issued. Sign in again."  # noqa: S105  # an error message, not a password
 
 
 class RefreshTokenRecord(NamedTuple):

@@ -53,8 +53,8 @@ class EmailSettings(GeneralSettings, title="E-mail"):
     )
     outbox_poll_seconds: Wait = Field(
         default=5,
-        description="Interval at which each worker looks for unsent e-mails of other workers. A worker sends the"
-        " e-mails of its own requests at once.",
+        description="Interval at which each worker looks for unsent e-mails of other workers. E-mails that a request"
+        " queues are sent immediately by the worker that has served the request.",
     )
 
     @field_validator("smtp_security")

@@ -35,7 +35,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
     begun = asyncio.Semaphore(0)
     update = users_service.update_user
 
-    async def tell_and_update(*arguments: Any, **options: Any) -> UserRecord:  # noqa: ANN401  # passed on
+    async def tell_and_update(*arguments: Any, **options: Any) -> UserRecord:  # noqa: ANN401  # passed on to `update_user`, which declares them
         begun.release()
         return await update(*arguments, **options)
 

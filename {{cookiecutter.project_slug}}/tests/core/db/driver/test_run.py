@@ -120,7 +120,7 @@ async def test_statement_is_compiled_once(live_database: Database, monkeypatch: 
     compiled: list[Executable] = []
     compile_statement = CompiledStatement.__init__
 
-    def note(self: CompiledStatement, statement: Executable, *arguments: Any) -> None:  # noqa: ANN401  # passed on
+    def note(self: CompiledStatement, statement: Executable, *arguments: Any) -> None:  # noqa: ANN401  # passed on to the replaced method, which declares them
         compiled.append(statement)
         compile_statement(self, statement, *arguments)
 
