@@ -19,7 +19,7 @@ from app.core.http.problems import STATUS_CODES
 from app.core.project import ROOT, Project, read_project
 from tests.support.applications import create_app
 from tests.support.clients import open_client
-from tests.support.databases import make_settings, unreachable_url
+from tests.support.databases import PRODUCTION, make_settings, unreachable_url
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
@@ -38,9 +38,7 @@ async def test_docs_load_no_files_from_other_sites(client: httpx2.AsyncClient, p
 async def test_production_has_no_docs(migrated_url: str, database: Database) -> None:
     settings = make_settings(
         migrated_url,
-        environment="production",
-        allowed_hosts="localhost,example.com",
-        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+        **PRODUCTION,
     )
     async with open_client(create_app(settings, database)) as client:
         answers = [

@@ -17,7 +17,7 @@ from tests.support.accounts import Account, confirmed, create_account
 from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.clock import Clock
-from tests.support.databases import execute_async, make_settings
+from tests.support.databases import PRODUCTION, execute_async, make_settings
 from tests.support.mail import Mailbox
 from tests.support.second_factor import PATH, PROOF, enable, show_code
 
@@ -103,9 +103,7 @@ async def test_without_mail_server_no_message_is_queued(
 ) -> None:
     settings = make_settings(
         migrated_url,
-        environment="production",
-        allowed_hosts="localhost,example.com",
-        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+        **PRODUCTION,
     )
     async with open_client(create_app(settings, database)) as client:
         user = await create_account(client)

@@ -19,6 +19,12 @@ from app.core.db import migrations
 from app.features import SETTINGS
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+# Settings that production requires, for `make_settings`.
+PRODUCTION: dict[str, object] = {
+    "environment": "production",
+    "allowed_hosts": "localhost,example.com",
+    "secret_key": "Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+}
 # With TEST_DIRECT_STATEMENTS=false the tests show that the service works without app/core/db/driver.
 DIRECT_STATEMENTS = os.environ.get("TEST_DIRECT_STATEMENTS") != "false"
 # A value for each setting that a feature requires, such as {"payment_key": "x"}; processes get it in their environment.

@@ -1,3 +1,4 @@
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -19,3 +20,12 @@ async def share_of_slower(one: Callable[[], Awaitable[None]], other: Callable[[]
             seconds[act] = time.perf_counter() - started
         slower += seconds[one] > seconds[other]
     return slower / ROUNDS
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait up to a minute; raises TimeoutError."""
+    async with asyncio.timeout(60):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.005)

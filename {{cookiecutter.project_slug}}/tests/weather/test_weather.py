@@ -4,7 +4,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from tests.support.applications import create_app
 from tests.support.clients import open_client
 from tests.support.databases import make_settings
 from tests.support.proxies import run_proxy, set_proxy
+from tests.support.timing import wait_until
 from tests.support.upstream_server import Behaviour, UpstreamServer, answer, break_off, hang, in_turn
 from tests.support.weather_service import KEY, WEATHER, run_weather_service
 
@@ -60,14 +61,6 @@ async def open_weather_client(
     app = create_app(settings.join(make_weather_settings(service, **changes)), database)
     async with open_client(app) as client:
         yield client, await create_account(client)
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.005)
 
 
 async def test_weather_of_a_place_is_returned(settings: Settings, database: Database, service: UpstreamServer) -> None:

@@ -23,7 +23,7 @@ from tests.support.accounts import PASSWORD, Account, request_token
 from tests.support.applications import create_app
 from tests.support.browsing import ORIGIN, Browser, open_browser
 from tests.support.clock import Clock
-from tests.support.databases import make_settings
+from tests.support.databases import PRODUCTION, make_settings
 from tests.support.second_factor import show_code
 
 EMAIL = "ada@example.com"
@@ -353,9 +353,7 @@ async def test_sign_in_is_required_before_missing_mail_is_reported(
 ) -> None:
     settings = make_settings(
         migrated_url,
-        environment="production",
-        allowed_hosts="localhost,example.com",
-        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+        **PRODUCTION,
         storage_folder=tmp_path,
     )
     async with open_browser(create_app(settings, database)) as browser:

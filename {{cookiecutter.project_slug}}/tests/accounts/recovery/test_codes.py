@@ -17,7 +17,7 @@ from app.core.security.tokens import hash_opaque_token
 from tests.support.accounts import PASSWORD, Account, confirmed, create_account, new_address
 from tests.support.applications import create_app
 from tests.support.clients import open_client
-from tests.support.databases import execute_async, make_settings, migrate
+from tests.support.databases import PRODUCTION, execute_async, make_settings, migrate
 from tests.support.mail import MailServer, find_token, wait_for
 from tests.support.recovery import API, NEW_PASSWORD, Postman, ask_for_change, can_sign_in, change_password, post
 
@@ -241,9 +241,7 @@ async def test_production_without_mail_server_refuses_to_send_codes(
 ) -> None:
     settings = make_settings(
         migrated_url,
-        environment="production",
-        allowed_hosts="localhost,example.com",
-        secret_key="Zx81mQ0pLr7tVb3nHy6kWd9sJf2gCa5e",
+        **PRODUCTION,
     )
     async with open_client(create_app(settings, database)) as client:
         answer = await post(client, path, email="ada@example.com")

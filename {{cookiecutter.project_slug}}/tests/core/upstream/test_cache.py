@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -7,14 +6,7 @@ from app.core.upstream.cache import CachedValue, StaleCache
 from app.core.upstream.errors import TransientUpstreamError, UpstreamRefusedError
 from tests.support.clock import Clock
 from tests.support.second_factor import NOW
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.005)
+from tests.support.timing import wait_until
 
 
 async def fetch_value() -> str:
