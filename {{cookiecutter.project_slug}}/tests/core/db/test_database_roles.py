@@ -321,5 +321,5 @@ async def test_owner_without_service_role_is_refused(empty: Roles) -> None:
     nameless = url.set(username=None) if url.username is None else make_url(str(url).replace(f"{url.username}@", ""))
     settings = make_settings(str(nameless), database_owner_user=empty.owner)
 
-    with pytest.raises(MigrationsError, match="set DATABASE_USER, or name the role in DATABASE_URL"):
+    with pytest.raises(MigrationsError, match="set DATABASE_USER, or name this role in DATABASE_URL"):
         await migrations.upgrade(settings)
