@@ -32,11 +32,11 @@ install: $(INSTALLED_UV)
 	@$(UV) sync --quiet --inexact --only-group bake || { $(EXPLAIN_PIP_CONF); exit 1; }
 
 demo: install ## Bake the default answers into .demo/ and run the service
-	$(UV) run --only-group bake cookiecutter --no-input --default-config --overwrite-if-exists --output-dir .demo .
+	$(UV) run --only-group bake cookiecutter --no-input --default-config --overwrite-if-exists --output-dir .demo "$$PWD"
 	$(TOGETHER) $(MAKE) -C .demo/my-service run UV=$(if $(INSTALLED_UV),../../)$(UV)
 
 bake: install ## Ask the questions of the template and bake a project into .bake/
-	$(UV) run --only-group bake cookiecutter --overwrite-if-exists --output-dir .bake . $(ANSWERS)
+	$(UV) run --only-group bake cookiecutter --overwrite-if-exists --output-dir .bake "$$PWD" $(ANSWERS)
 
 test: install ## Run every test that this machine can run
 	$(UV) run pytest -n auto --dist loadscope -m 'not docker$(if $(BROWSER),, and not browser)$(if $(POOLER),, and not pooler)'

@@ -1,4 +1,5 @@
-"""Finish the new project: remove the files that were not chosen, generate its secrets, and print the next steps.
+"""Finish the new project: remove the files that were not chosen, generate its secrets, write the record of its answers,
+and print the next steps.
 
 cookiecutter renders this file and runs it in the new folder: standard library only.
 """
@@ -8,10 +9,16 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 from pathlib import Path
 
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+# What the project comes from, in the form that the tool cruft reads. `make update` reads it, too.
+RECORD = Path(".cruft.json")
+# cookiecutter renders this pattern, and any answer that does not come from its prompt.
+TEMPLATE_SYNTAX = re.compile(r"[{][#%{]|^\s*[#]%")
 
 # Path: (option, the choices that keep the path).
 ONLY_FOR: dict[str, tuple[str, ...]] = {
@@ -106,11 +113,74 @@ def write_secrets() -> None:
             (folder / name).chmod(0o644)
 
 
+def run_git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of git in the folder of the template, or None if git fails or is missing."""
+    # A hook of git sets variables such as GIT_DIR, which would name another repository. The folder may belong to
+    # another user: its hooks, such as this one, are trusted already.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-c", "safe.directory=*", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def quote_for_template(answer: str) -> str:
+    """Return a text that cookiecutter renders as the answer."""
+    if not TEMPLATE_SYNTAX.search(answer):
+        return answer
+    # Two braces side by side would be template syntax of this file.
+    return "{" * 2 + f" {json.dumps(answer, ensure_ascii=False)} " + "}" * 2
+
+
+def find_template() -> Path | None:
+    """Return the folder of the template, or None if it is unknown."""
+    # A relative path begins at the folder in which the user started cookiecutter, which is not the one of this hook.
+    folder = Path(os.environ.get("PWD", os.sep), ANSWERS["_repo_dir"]).resolve()
+    return folder if (folder / "cookiecutter.json").exists() else None
+
+
+def find_address(folder: Path | None, root: Path | None) -> str:
+    """Return the address of the template, without secrets: its remote repository, or its own folder."""
+    address = ANSWERS["_template"]
+    remote = run_git(root, "remote", "get-url", "origin") if root else None
+    if remote and re.match(r"\w[\w+.-]*://|[^/\\]+@[^/\\]+:", remote):
+        address = remote
+    elif folder and not re.match(r"\w[\w+.-]*:", address):
+        address = str(root or folder)
+    return re.sub(r"(?i)^(https?://)([^/@]*@)?([^?]*).*", r"\1\3", address)
+
+
+def write_record() -> None:
+    """Record the template's address, commit and version, and the answers; the commit is null without git."""
+    folder = find_template()
+    # The template may be a copy inside of another repository, which does not contain it.
+    tracked = folder and run_git(folder, "ls-files", "--error-unmatch", "cookiecutter.json")
+    root = Path(run_git(folder, "rev-parse", "--show-toplevel") or folder) if folder and tracked else None
+    inside = folder.relative_to(root).as_posix() if folder and root else "."
+    answers = {option: quote_for_template(answer) for option, answer in ANSWERS.items() if not option.startswith("_")}
+    record = {
+        "template": find_address(folder, root),
+        "commit": run_git(root, "rev-parse", "HEAD") if root else None,
+        "checkout": ANSWERS["_checkout"],
+        "context": {"cookiecutter": answers},
+        "directory": None if inside == "." else inside,
+        "version": run_git(root, "describe", "--tags") if root else None,
+    }
+    RECORD.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n")
+    if root and run_git(root, "status", "--porcelain"):
+        print("The template has changes that are not committed: `make update` will not know them.")
+
+
 for path, (option, *choices) in ONLY_FOR.items():
     if ANSWERS[option] not in choices and Path(path).exists():
         remove(Path(path))
 settle_tags()
 write_env()
+# The tool cruft writes the record by itself, and does not tell hooks the folder of the template.
+if "_repo_dir" in ANSWERS:
+    write_record()
 if Path("compose.yaml").exists():
     write_secrets()
 print(NEXT_STEPS.format(slug=ANSWERS["project_slug"]), end="")

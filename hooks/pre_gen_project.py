@@ -121,7 +121,7 @@ def find_refusal(name: str) -> str | None:
 def remove_folders() -> None:
     """Remove the folders of a slug like `a/b`: cookiecutter itself removes only the last one."""
     parts = Path(str(ANSWERS["project_slug"])).parts
-    folders = list(accumulate(parts, os.path.join, initial=str(ANSWERS["_output_dir"])))
+    folders = list(accumulate(parts, os.path.join, initial=str(ANSWERS.get("_output_dir", ""))))
     if len(folders) > 2:
         for folder in reversed(folders[1:]):
             with suppress(OSError):  # it existed before, or is not empty

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.support import nasty
-from tests.support.projects import Bake, BakedProject, run_cookiecutter
+from tests.support.projects import RECORD, Bake, BakedProject, run_cookiecutter
 from tests.support.rendering import render_combinations
 from tests.support.template import (
     CHOICES,
@@ -112,7 +112,7 @@ def test_project_has_exactly_the_files_of_its_choices(
     project: BakedProject, files: dict[str, Path], template: Path
 ) -> None:
     chosen = {name for name in read_sources(template) if is_chosen(name, project.answers)}
-    assert set(files) == chosen | project.secrets
+    assert set(files) == chosen | project.secrets | {RECORD}
 
 
 def test_project_contains_no_template_syntax(texts: dict[str, str]) -> None:

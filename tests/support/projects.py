@@ -14,9 +14,13 @@ from tests.support.template import is_copied
 
 # Enough for a project's whole test suite on a busy machine; below pytest-timeout, so that a failure shows the output.
 TIMEOUT_SECONDS = 1800
+# What the project was baked from.
+RECORD = ".cruft.json"
 
 
-def run_cookiecutter(template: Path, folder: Path, *options: str, **answers: str) -> subprocess.CompletedProcess[str]:
+def run_cookiecutter(
+    template: Path | str, folder: Path, *options: str, **answers: str
+) -> subprocess.CompletedProcess[str]:
     """Bake into `folder/out` with the cookiecutter command; its own files stay in `folder/home`."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
@@ -62,7 +66,7 @@ class BakedProject:
         return {
             name: path.read_text(encoding="utf-8")
             for name, path in self.list_files().items()
-            if not is_copied(name) and name not in self.secrets
+            if not is_copied(name) and name not in {*self.secrets, RECORD}
         }
 
     def read(self, name: str) -> str:

@@ -20,6 +20,7 @@ from app.core.config.settings import Settings
 from app.core.db import migrations
 from app.core.db import purge as purging
 from app.core.db.backup import BackupError, restore_backup, write_backup
+from app.core.db.branches import reparent
 from app.core.db.session import open_database
 from app.core.errors import AppError, first_line
 from app.core.observability.logging import logging_config
@@ -153,6 +154,24 @@ def revision(
     if find_spec("ruff") is None:
         fail("ruff, which formats new migrations, is not installed: run `make install` or `uv sync`.")
     run(migrations.write_migration(settings, message))
+
+
+@db.command("reparent")
+def reparent_migration(
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="A migration of the branch that comes last from now on.")
+    ],
+    onto: Annotated[
+        str | None,
+        typer.Option(metavar="REVISION", help="The last migration of the other branch, if there are several."),
+    ] = None,
+) -> None:
+    """Join two branches of migrations, which no database has run together yet, into one chain (development)."""
+    try:
+        first, predecessor = reparent(revision, onto)
+    except AppError as error:
+        fail(str(error))
+    typer.echo(f"{first} follows {predecessor} now. Check the migrations with `db upgrade` and `db check`.")
 
 
 @db.command("check")

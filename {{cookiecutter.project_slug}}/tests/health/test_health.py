@@ -66,7 +66,7 @@ async def test_service_with_conflicting_migrations_is_not_ready_and_logs_remedy(
         response = await client.get("/health/ready")
 
     assert response.status_code == 503
-    assert "but no migration follows 9998 and 9999. Give each migration its own number" in logs.getvalue()
+    assert "but no migration follows 9998 and 9999. With the one that should be the last, run" in logs.getvalue()
     assert "Traceback" not in logs.getvalue()
 
 

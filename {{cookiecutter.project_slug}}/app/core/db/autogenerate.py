@@ -30,6 +30,8 @@ CONSTANT_FACTORIES = (dict, list)
 # Types whose values are written into SQL as text; others, such as bytes, need a server_default in the model.
 TEXTUAL = (str, int, float, Decimal, date, time, UUID)
 
+LAST_OF_TEMPLATE = 1000
+
 
 def render_item(kind: str, item: object, context: AutogenContext) -> str | Literal[False]:
     """Render the service's own types as SQLAlchemy's: a migration must still run after the code has changed."""
@@ -48,8 +50,11 @@ def docstring(message: str) -> str:
 
 
 def next_revision(revisions: Iterable[str]) -> str:
-    """Return the next number in four digits; revisions that are not numbers are ignored."""
-    return f"{max((int(each) for each in revisions if each.isdecimal()), default=0) + 1:04}"
+    """Return the next number after 1000; revisions that are not numbers are ignored.
+
+    Lower numbers are those of the project's template, which may add migrations later.
+    """
+    return str(max([LAST_OF_TEMPLATE, *(int(each) for each in revisions if each.isdecimal())]) + 1)
 
 
 def complete(script: MigrationScript, revisions: Iterable[str], dialect: Dialect) -> None:

@@ -16,6 +16,7 @@ from app.core.project import ROOT
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 REVISION = Query(select(column("version_num", String)).select_from(table("alembic_version")))
 REPAIR = (
@@ -54,9 +55,8 @@ class Revisions:
         return revision is not None and revision not in self.known
 
 
-@cache
-def read_revisions() -> Revisions:
-    """Return the revisions of this release; raise MigrationsError unless the migrations form one chain."""
+def read_migrations() -> "ScriptDirectory":
+    """Return the migrations; raise MigrationsError if two have one number, or if the predecessor of one is missing."""
     # Imported lazily: a serving process needs Alembic only here, and not at its start.
     from alembic.script import ScriptDirectory
 
@@ -65,12 +65,21 @@ def read_revisions() -> Revisions:
         with warnings.catch_warnings():
             # Turn Alembic's warnings of duplicate and missing revisions into errors.
             warnings.filterwarnings("error", "Revision ")
-            heads = scripts.get_heads()
+            scripts.get_heads()
     except UserWarning as warning:
         raise MigrationsError(f"{warning}. {REPAIR}") from warning
+    return scripts
+
+
+@cache
+def read_revisions() -> Revisions:
+    """Return the revisions of this release; raise MigrationsError unless the migrations form one chain."""
+    scripts = read_migrations()
+    heads = sorted(scripts.get_heads())
     if len(heads) > 1:
         raise MigrationsError(
-            f"Only one migration may be the last, but no migration follows {' and '.join(sorted(heads))}. {REPAIR}"
+            f"Only one migration may be the last, but no migration follows {' and '.join(heads)}. With the one that"
+            " should be the last, run in the project: python -m app db reparent REVISION"
         )
     known = frozenset(script.revision for script in scripts.walk_revisions())
     return Revisions(heads[0] if heads else None, known)

@@ -316,8 +316,12 @@ async def test_the_file_is_named_after_the_message(project: Project) -> None:
 
 
 def test_next_revision_follows_highest_number() -> None:
-    assert next_revision([]) == "0001"
-    assert next_revision(["0002", "0010", "b7d1"]) == "0011"
+    assert next_revision(["1002", "1010", "b7d1"]) == "1011"
+
+
+def test_numbers_up_to_1000_belong_to_the_template() -> None:
+    assert next_revision([]) == "1001"
+    assert next_revision(["0002", "0010"]) == "1001"
 
 
 async def test_required_columns_are_added_to_rows_with_their_defaults(project: Project) -> None:
@@ -469,7 +473,7 @@ async def test_two_migrations_with_the_same_predecessor_are_refused(project: Pro
     read_revisions.cache_clear()
 
     with pytest.raises(
-        MigrationsError, match="Only one migration may be the last, but no migration follows 9998 and 9999"
+        MigrationsError, match=r"no migration follows 9998 and 9999\. .*: python -m app db reparent REVISION"
     ):
         await project.upgrade()
 
