@@ -171,7 +171,7 @@ def perform(update: Update, folder: Path, lock: int, *, is_rehearsal: bool) -> i
     style = repository.find("config", "merge.conflictStyle") or "merge"
     outcome = Rehearsal(workshop, base, theirs, project.prefix, style).run()
 
-    heads, branches = find_migration_problems(workshop, outcome, project.prefix)
+    chain = read_migrations(workshop, outcome, project.prefix)
     entry = journal.plan(repository, workshop.repository, outcome.result)
     if is_rehearsal:
         planned = "This would change:" if outcome.changes else "This would change nothing."
@@ -182,7 +182,7 @@ def perform(update: Update, folder: Path, lock: int, *, is_rehearsal: bool) -> i
     show(report.describe_kept(outcome, is_rehearsal=is_rehearsal))
     show(report.describe_options(added, dropped))
     show(report.describe_notes(find_notes(update)))
-    show(report.describe_migrations(heads, branches))
+    show(report.describe_migrations(chain))
     if is_rehearsal:
         show(["Nothing was changed, because this was a dry run."])
     else:
@@ -236,15 +236,14 @@ def apply(repository: Repository, workshop: Workshop, outcome: Outcome, entry: j
     outcome.conflicts = sorted(list_conflicts(repository))
 
 
-def find_migration_problems(workshop: Workshop, outcome: Outcome, prefix: str) -> tuple[list[str], list[str]]:
+def read_migrations(workshop: Workshop, outcome: Outcome, prefix: str) -> migrations.Chain:
     before, after = (workshop.repository.entries(tree) for tree in ("HEAD", outcome.result))
     sources = {
         path: workshop.repository.run("cat-file", "blob", sha).decode(errors="replace")
         for path, (_, sha) in after.items()
         if migrations.is_migration(path, prefix)
     }
-    new = sources.keys() - before.keys()
-    return migrations.find_heads(sources), migrations.find_branches(sources, new)
+    return migrations.read_chain(sources, sources.keys() - before.keys())
 
 
 def find_notes(update: Update) -> dict[str, list[str]]:

@@ -9,7 +9,15 @@ from updating.errors import RefusalError
 
 OLDEST_VERSION = (2, 34)
 # Other variables of git would name another repository, as in a hook, or change the output.
-KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_CONFIG_", "GIT_EXEC_PATH", "GIT_HTTP", "GIT_SSH", "GIT_SSL", "GIT_TERMINAL_PROMPT")
+KEPT_VARIABLES = (
+    "GIT_ASKPASS",
+    "GIT_CONFIG_",
+    "GIT_EXEC_PATH",
+    "GIT_HTTP",
+    "GIT_SSH",
+    "GIT_SSL",
+    "GIT_TERMINAL_PROMPT",
+)
 ISOLATED = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_COUNT": "0"}
 IDENTITY = {
     f"GIT_{role}_{field}": value

@@ -1,4 +1,4 @@
-"""The merge in the project, which is either done or undone: a journal in the folder of git outlives a killed process."""
+"""The merge in the project, which is either done or undone: a journal survives a killed process."""
 
 import fcntl
 import hashlib

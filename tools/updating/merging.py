@@ -137,7 +137,7 @@ class Rehearsal:
         return migrations.parse_migration(path, source)
 
     def _keep_deleted(self) -> dict[str, Entry]:
-        """Find the files that the project deleted and the template changed: only the base and theirs are in the index."""
+        """Find the files that the project deleted and the template changed: the index has no version of the project."""
         changes: dict[str, Entry] = {}
         for path, stages in list_conflicts(self._repository).items():
             if stages == {1, 3}:

@@ -36,8 +36,9 @@ def parse_migration(path: str, source: str) -> Migration | None:
 
 def _read_assignment(statement: ast.stmt) -> tuple[str, Any] | None:
     match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
-            target=ast.Name(id=name), value=ast.expr() as value
+        case (
+            ast.Assign(targets=[ast.Name(id=name)], value=value)
+            | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
         ) if name in {"revision", "down_revision"}:
             try:
                 return name, ast.literal_eval(value)
@@ -46,23 +47,31 @@ def _read_assignment(statement: ast.stmt) -> tuple[str, Any] | None:
     return None
 
 
-def find_heads(sources: Mapping[str, str]) -> list[str]:
-    """Return the revisions that no other migration follows; a chain that Alembic can upgrade has one."""
-    migrations = _parse(sources)
-    return sorted({each.revision for each in migrations} - {parent for each in migrations for parent in each.parents})
+@dataclass(frozen=True)
+class Chain:
+    """The ends of the chain of migrations after an update; Alembic upgrades a chain with one end."""
+
+    heads: list[str]
+    own_heads: list[str]
+    # New migrations whose predecessor has another successor, and those whose predecessor does not exist.
+    branches: list[Migration]
+    orphans: list[Migration]
 
 
-def find_branches(sources: Mapping[str, str], new: set[str]) -> list[str]:
-    """Return the new migrations that begin a second chain: their parent has another successor, or does not exist."""
-    migrations = _parse(sources)
-    revisions = {migration.revision for migration in migrations}
-    followed = {parent for migration in migrations if migration.path not in new for parent in migration.parents}
-    return sorted(
-        migration.revision
-        for migration in migrations
-        if migration.path in new and any(each in followed or each not in revisions for each in migration.parents)
+def read_chain(sources: Mapping[str, str], new: set[str]) -> Chain:
+    """Read the migrations; `new` are the paths of those that the update adds."""
+    found = [migration for path, text in sources.items() if (migration := parse_migration(path, text))]
+    added = sorted((migration for migration in found if migration.path in new), key=lambda each: each.revision)
+    own = [migration for migration in found if migration.path not in new]
+    revisions = {migration.revision for migration in found}
+    followed = {parent for migration in own for parent in migration.parents}
+    return Chain(
+        heads=_find_heads(found),
+        own_heads=_find_heads(own),
+        branches=[each for each in added if not followed.isdisjoint(each.parents)],
+        orphans=[each for each in added if not revisions.issuperset(each.parents)],
     )
 
 
-def _parse(sources: Mapping[str, str]) -> list[Migration]:
-    return [found for path, text in sources.items() if (found := parse_migration(path, text))]
+def _find_heads(migrations: list[Migration]) -> list[str]:
+    return sorted({each.revision for each in migrations} - {parent for each in migrations for parent in each.parents})

@@ -78,7 +78,7 @@ def parse_answers(text: str) -> dict[str, str]:
         words = shlex.split(text)
     except ValueError as error:
         raise RefusalError(f"ANSWERS has a quote without its end: {text}") from error
-    answers = {}
+    answers: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from updating.merging import Outcome
+from updating.migrations import Chain
 
 KINDS = {
     "A": "added",
@@ -26,9 +27,9 @@ def describe_changes(outcome: Outcome) -> Iterator[str]:
     conflicts = groups.setdefault("with conflicts", [])
     conflicts[:] = sorted({*conflicts, *outcome.conflicts})
     for kind in dict.fromkeys(KINDS.values()):
-        if paths := groups.get(kind):
-            yield f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {kind}:"
-            yield from (f"  {path}" for path in paths)
+        if found := groups.get(kind):
+            yield f"{len(found)} {'file' if len(found) == 1 else 'files'} {kind}:"
+            yield from (f"  {path}" for path in found)
 
 
 def describe_kept(outcome: Outcome, *, is_rehearsal: bool) -> Iterator[str]:
@@ -44,7 +45,7 @@ def describe_kept(outcome: Outcome, *, is_rehearsal: bool) -> Iterator[str]:
         if not is_rehearsal:
             yield f"  Show them: {_diff(outcome, kept.left_out)}"
     if kept.migrations:
-        yield "Migrations that the template no longer has with these answers; they are kept, because databases ran them:"
+        yield "Migrations that the new version does not have; they are kept, because databases may have run them:"
         yield from (f"  {path}" for path in kept.migrations)
         yield '  To drop their tables, write a migration: make migrate m="..."'
 
@@ -72,12 +73,15 @@ def describe_options(new: Mapping[str, str], dropped: list[str]) -> Iterator[str
         yield f"Options that the template no longer has: {', '.join(dropped)}. Their answers are dropped."
 
 
-def describe_migrations(heads: list[str], branches: list[str]) -> Iterator[str]:
-    if len(heads) > 1:
-        yield f"The migrations have several heads: {', '.join(heads)}."
-    if branches:
-        yield "Put the new migrations of the template after those of this project:"
-        yield from (f"  .venv/bin/python -m app db reparent {revision}" for revision in branches)
+def describe_migrations(chain: Chain) -> Iterator[str]:
+    for migration in chain.orphans:
+        yield (
+            f"In {migration.path}, set `down_revision` to {' or '.join(chain.own_heads)}: this project does not have "
+            f"its predecessor {' and '.join(migration.parents)}."
+        )
+    if chain.branches:
+        yield f"The migrations have several ends: {', '.join(chain.heads)}. Put the new ones of the template last:"
+        yield from (f"  .venv/bin/python -m app db reparent {migration.revision}" for migration in chain.branches)
 
 
 def describe_next_steps(outcome: Outcome, prefix: str) -> Iterator[str]:
