@@ -122,10 +122,14 @@ def plan(project: checks.Project, template: Repository, arguments: argparse.Name
         if record.quote_for_template(value) != project.record.answers.get(name)
     }
     refuse_unknown_answers(template, version, project.record, wanted)
-    if version.commit == old_commit and not changed and version.branch == project.record.checkout:
+    if version.commit == old_commit and not changed and is_followed(template, version, project.record):
         show([f"Already up to date: {version.label}.", *describe_unreleased(template, version)])
         return None
     return Update(project, template, old_commit, version, changed)
+
+
+def is_followed(template: Repository, version: versions.Version, old: record.Record) -> bool:
+    return version.branch == versions.find_followed(template, old)
 
 
 def describe_unreleased(template: Repository, version: versions.Version) -> Iterator[str]:
@@ -157,12 +161,13 @@ def perform(update: Update, folder: Path, lock: int, *, is_rehearsal: bool) -> i
     show(describe_start(update))
     old, new = render(update, folder)
     options = set(rendering.read_options(update.template, update.old_commit, project.record.directory))
-    added = {name: value for name, value in new.answers.items() if name not in options}
+    known = options | update.changed_answers.keys()
+    added = {name: value for name, value in new.answers.items() if name not in known}
     dropped = sorted(name for name in project.record.answers if name not in new.answers)
 
-    workshop = Workshop(folder / "workshop", repository)
-    version = update.version
-    moved = project.record.moved(version.commit, version.branch, version.description, new.answers)
+    date = update.template.read("show", "--no-patch", "--format=%cI", update.version.commit)
+    workshop = Workshop(folder / "workshop", repository, date)
+    moved = move_record(update, new.answers)
     base = workshop.commit(
         workshop.build_tree(old.folder, project.record_text, project.prefix), f"Template at {update.old_commit[:12]}"
     )
@@ -188,6 +193,13 @@ def perform(update: Update, folder: Path, lock: int, *, is_rehearsal: bool) -> i
     else:
         show(report.describe_next_steps(outcome, project.prefix))
     return CONFLICTS if outcome.conflicts else MERGED
+
+
+def move_record(update: Update, answers: dict[str, str]) -> record.Record:
+    old, version = update.project.record, update.version
+    if version.commit == update.old_commit and is_followed(update.template, version, old):
+        return old.moved(old.commit, old.checkout, old.content.get("version"), answers)
+    return old.moved(version.commit, version.branch, version.description, answers)
 
 
 def describe_start(update: Update) -> Iterator[str]:

@@ -84,12 +84,11 @@ class Team:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(UPDATER), "--template", str(self.repository), "--project", ".", *arguments]
 
-    def run_update(
-        self, *arguments: str, cwd: Path | None = None, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run_update(self, *arguments: str, folder: str = ".", **variables: str) -> subprocess.CompletedProcess[str]:
+        """Update, started in a folder of the project."""
         return subprocess.run(
             self.command(*arguments),
-            cwd=cwd or self.path,
+            cwd=self.path / folder,
             env=person_environment(**NO_SETTINGS | variables),
             capture_output=True,
             text=True,
@@ -97,7 +96,7 @@ class Team:
         )
 
     def update(self, *arguments: str, status: int = MERGED, **variables: str) -> str:
-        done = self.run_update(*arguments, **variables)
+        done = self.run_update(*arguments, folder=".", **variables)
         assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stderr if status == REFUSED else done.stdout
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import nasty
+from tests.support.template import SERVICE
 from tests.update.teams import CONFLICTS, Team, bake_team, commit_all, run_git
 
 SETTINGS = """
@@ -126,7 +127,8 @@ def test_project_in_a_larger_repository(baked: Team, tmp_path: Path) -> None:
     changed = run_git(larger, "status", "--porcelain", "-z").split("\0")
     assert all("the services/one/" in entry for entry in changed if entry)
     assert one.read("docs/mail.md") == plain.read("docs/mail.md")
-    assert "they stay deleted:\n  the services/one/app/core/cgroups.py\n  the services/one/app/todos/service.py" in output
+    app = "  the services/one/app"
+    assert f"they stay deleted:\n{app}/core/cgroups.py\n{app}/todos/service.py" in output
     assert "they are left out:\n  the services/one/app/todos/labels.py" in output
     assert "reparent 0006" in output
     assert one.record["version"] == "v1.1.0"
@@ -145,7 +147,7 @@ def test_project_in_a_linked_worktree(team: Team, baked: Team, tmp_path: Path) -
 
 
 def test_update_from_a_subfolder_of_the_shell(team: Team) -> None:
-    done = team.run_update("--project", "..", cwd=team.path / "app")
+    done = team.run_update("--project", "..", folder="app")
 
     assert done.returncode == 0, done.stderr
 
@@ -177,10 +179,10 @@ def test_template_in_a_folder_of_its_repository(repository: Path, tmp_path: Path
     run_git(tmp_path, "clone", "--quiet", str(repository), str(larger))
     run_git(larger, "checkout", "--quiet", "v1.0.0")
     (larger / "templates").mkdir()
-    for name in ("cookiecutter.json", "hooks", "{{cookiecutter.project_slug}}", "CHANGELOG.md"):
+    for name in ("cookiecutter.json", "hooks", SERVICE, "CHANGELOG.md"):
         run_git(larger, "mv", name, f"templates/{name}")
     commit_all(larger, "Move", tag="v2.0.0")
-    (larger / "templates" / "{{cookiecutter.project_slug}}" / "docs" / "mail.md").write_text("# New\n", encoding="utf-8")
+    (larger / "templates" / SERVICE / "docs" / "mail.md").write_text("# New\n", encoding="utf-8")
     changelog = larger / "templates" / "CHANGELOG.md"
     changelog.write_text(changelog.read_text(encoding="utf-8") + "- A last entry.\n", encoding="utf-8")
     commit_all(larger, "New", tag="v2.1.0")

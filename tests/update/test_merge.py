@@ -17,7 +17,8 @@ def edited(team: Team) -> Team:
     shutil.rmtree(team.path / "tests" / "projects")
     team.write("app/notes/__init__.py", "")
     team.write("app/notes/router.py", "NOTES = 1\n")
-    team.replace("app/todos/router.py", '@router.get("/{todo_id}"', '@router.get("/newest")\nasync def newest() -> None: ...\n\n\n@router.get("/{todo_id}"')
+    route = '@router.get("/newest")\nasync def newest() -> None: ...\n\n\n'
+    team.replace("app/todos/router.py", '@router.get("/{todo_id}"', route + '@router.get("/{todo_id}"')
     team.replace("app/core/cgroups.py", "import os\n", "import os\n\nOURS = 1\n")
     team.replace("app/core/config/email.py", "class ", "OURS = 1\n\n\nclass ")
     team.write("app/accounts/recovery/templates/ours.html", "<p>Ours</p>\n")

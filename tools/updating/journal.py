@@ -93,6 +93,7 @@ def merge(project: Repository, journal: Journal, arguments: tuple[str, ...], loc
         code, output = _run_detached(project, arguments, lock)
         is_done = hash_index(project) != journal.index
         if not is_done:
+            _remove_stale_lock(project, journal)
             restore(project, journal)
         path.unlink()
     if not is_done:

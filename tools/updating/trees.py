@@ -17,7 +17,9 @@ EMPTY_TREE_INPUT = b""
 class Workshop:
     """A temporary repository at the commit of the project, in which nothing of the user's settings applies."""
 
-    def __init__(self, folder: Path, project: Repository) -> None:
+    def __init__(self, folder: Path, project: Repository, date: str) -> None:
+        """The same update has the same commits, and so the same markers of conflicts: all commits have one date."""
+        self._dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
         self._folder = folder
         self.repository = Repository(folder / "work", isolated=True)
         self.repository.folder.mkdir(parents=True)
@@ -74,7 +76,7 @@ class Workshop:
 
     def commit(self, tree: str, message: str, *parents: str) -> str:
         options = [option for parent in parents for option in ("-p", parent)]
-        return self.repository.read("commit-tree", tree, *options, stdin=os.fsencode(message))
+        return self.repository.read("commit-tree", tree, *options, stdin=os.fsencode(message), variables=self._dates)
 
     def snapshot(self) -> str:
         """Return the tree of all files as they are in the work tree, with the markers of conflicts."""

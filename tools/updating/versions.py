@@ -24,7 +24,7 @@ def choose_version(template: Repository, record: Record, wanted: str, *, only_an
     """Return the version `wanted` or, if it is empty, the default: the branch in the record, or the newest release."""
     if wanted:
         return _find_wanted(template, wanted)
-    followed = record.checkout if record.checkout and _find_branch(template, record.checkout) else None
+    followed = find_followed(template, record)
     if only_answers:
         return make_version(template, record.commit, followed)
     if followed:
@@ -34,6 +34,11 @@ def choose_version(template: Repository, record: Record, wanted: str, *, only_an
     # A project may come from a commit after the newest release.
     is_behind = releases and is_ancestor(template, newest, record.commit)
     return make_version(template, record.commit if is_behind else newest, None)
+
+
+def find_followed(template: Repository, record: Record) -> str | None:
+    """Return the branch that the project follows; the record may also name a tag."""
+    return record.checkout if record.checkout and _find_branch(template, record.checkout) else None
 
 
 def make_version(template: Repository, commit: str, branch: str | None) -> Version:
