@@ -11,12 +11,14 @@ Exit status: 0 if the update is merged or there is none, 1 if it left conflicts,
 """
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
@@ -47,9 +49,17 @@ class Update:
 
 def main() -> int:
     arguments = parse_arguments()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files are bytes, which need not be text.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with ending_by_signals(), tempfile.TemporaryDirectory(prefix="template-update-") as folder:
         try:
             return run(arguments, Path(folder).resolve())
+        except BrokenPipeError:
+            # The reader of the output has ended. Python would fail once more when it flushes the output.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except (RefusalError, GitError) as error:
             sys.stdout.flush()
             print(f"Not updated. {error}", file=sys.stderr)

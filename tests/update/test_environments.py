@@ -96,10 +96,12 @@ def test_files_of_a_team_with_any_name(team: Team) -> None:
     for name in names:
         team.write(name, f"Ours: {name}\n")
     team.path.joinpath("link").symlink_to("README.md")
-    team.path.joinpath(os.fsdecode(b"latin-\xe9.md")).write_text("Ours\n", encoding="utf-8")
+    (team.path / "app" / "todos" / os.fsdecode(b"latin-\xe9.md")).write_text("Ours\n", encoding="utf-8")
+    team.commit()
+    team.git("mv", "app/todos", os.fsdecode(b"app/latin-\xe9"))
     team.commit()
 
-    team.update()
+    assert "app/latin-\\udce9/service.py" in team.update()
 
     assert all(team.read(name) == f"Ours: {name}\n" for name in names)
 

@@ -139,6 +139,17 @@ def test_conflict_is_git_s_own_and_names_both_sides(team: Team) -> None:
     assert "Already up to date" in team.update()
 
 
+def test_reset_takes_the_whole_update_back(edited: Team) -> None:
+    edited.replace("README.md", "## Run it\n", "## Run it\n\nOur text.\n")
+    edited.commit()
+    before = edited.state()
+    edited.update(status=CONFLICTS)
+
+    edited.git("reset", "--quiet", "--hard")
+
+    assert edited.state() == before
+
+
 def test_deleted_feature_stays_deleted(team: Team) -> None:
     shutil.rmtree(team.path / "app" / "todos")
     team.commit()

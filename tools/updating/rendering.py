@@ -38,7 +38,11 @@ def read_options(template: Repository, commit: str, directory: str | None) -> di
     text = template.find("show", f"{commit}:{path}")
     if text is None:
         raise RefusalError(f"The template has no {path} in its commit {commit[:12]}.")
-    return {name: value for name, value in json.loads(text).items() if not name.startswith("_")}
+    try:
+        options: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise RefusalError(f"{path} of the template cannot be read in its commit {commit[:12]}: {error}") from error
+    return {name: value for name, value in options.items() if not name.startswith("_")}
 
 
 class Rendering:
