@@ -95,7 +95,7 @@ def edit(team: Team, project: BakedProject) -> None:
     row = "| [features.md]"
     team.replace("README.md", row, f"| [ours.md](docs/ours.md) | developers | ours |\n{row}")
     team.write("docs/ours.md", "# Ours\n")
-    team.replace("Makefile", "clean: ##", "ours: ## Print a text of ours.\n\t@echo ours\n\nclean: ##")
+    team.replace("Makefile", "help: ##", "ours: ## Print a text of ours.\n\t@echo ours\n\nhelp: ##")
     team.replace("pyproject.toml", '    "pydantic>=', '    "markupsafe>=2",\n    "pydantic>=')
     project.run(["make", "migrate", "m=remove the projects"])
     project.run(["make", "docs"])
