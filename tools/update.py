@@ -33,7 +33,7 @@ MERGED, CONFLICTS, REFUSED = 0, 1, 2
 
 @dataclass(frozen=True)
 class Update:
-    """What is updated, from the version in the project's record to another one."""
+    """An update of a project, from the version in its record to another one."""
 
     project: checks.Project
     template: Repository

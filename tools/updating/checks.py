@@ -1,4 +1,4 @@
-"""What a project must be like before an update."""
+"""Requirements that a project must meet before an update."""
 
 from dataclasses import dataclass
 from pathlib import Path

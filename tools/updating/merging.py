@@ -32,7 +32,7 @@ def merge_command(commit: str, style: str) -> tuple[str, ...]:
 
 @dataclass
 class Kept:
-    """What the update leaves as the project has it, although the template has changed it."""
+    """Files that the update leaves as the project has them, although the template has changed them."""
 
     deleted: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)

@@ -21,7 +21,7 @@ def quote_for_template(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What a project comes from. Answers are in the form that cookiecutter renders."""
+    """The origin of a project. Answers are in the form that cookiecutter renders."""
 
     template: str
     commit: str
