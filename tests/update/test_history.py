@@ -87,7 +87,7 @@ def edit(team: Team, project: BakedProject) -> None:
     for command in DELETIONS:
         project.run(["sh", "-euc", command])
     team.replace("app/todos/router.py", '@router.get("/{todo_id}"', ROUTE + '@router.get("/{todo_id}"')
-    setting = '    our_sender: str | None = Field(default=None, description="Our own sender.")\n    smtp_port: '
+    setting = '    our_sender: bool = Field(default=False, description="Whether we send ourselves.")\n    smtp_port: '
     team.replace("app/core/config/email.py", "    smtp_port: ", setting)
     team.replace("app/web/templates/home.html", "{%", "{# Ours. #}\n{%")
     team.replace("compose.yaml", "services:\n", "services:\n  ours:\n    image: example.com/ours\n\n")

@@ -267,3 +267,26 @@ def test_lock_of_another_command_is_not_removed(edited: Team, folder: Path, writ
 
     assert f"Another git command is running, or has left {lock}." in output
     assert lock.exists()
+
+
+@pytest.mark.parametrize("at", ["merge", 30])
+def test_ctrl_c_of_make_update(edited: Team, states: list[dict[str, str]], folder: Path, at: str | int) -> None:
+    """make, the launcher, uv and the updater get the signal together, and nothing of them is left."""
+    wrap_git(folder, edited.path, at, f"touch '{folder}/reached'; sleep 3")
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["make", "update"],
+        cwd=edited.path,
+        env=person_environment(**NO_SETTINGS) | {"PATH": path, "TMPDIR": str(folder / "tmp")},
+        start_new_session=True,
+    )
+    wait_until(lambda: (folder / "reached").exists() or process.poll() is not None, PATIENCE_SECONDS, str)
+    assert process.poll() is None
+
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert process.wait(PATIENCE_SECONDS) != 0
+    # uv keeps an empty file with its lock.
+    wait_until(lambda: list((folder / "tmp").glob("[!u]*")) == [], PATIENCE_SECONDS, lambda: "the temporary files go")
+    assert edited.state() == states[1 if at == "merge" else 0]
+    check_next_update(edited, states, folder)

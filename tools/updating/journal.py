@@ -25,7 +25,7 @@ SECONDS_TO_LOCK = 60
 
 @dataclass(frozen=True)
 class Journal:
-    """The files that the merge changes, written before it begins. Paths are relative to the top folder of the repository."""
+    """The files that the merge changes, written before it begins. Paths begin at the top folder of the repository."""
 
     head: str
     index: str
