@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -46,25 +47,39 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def edited(team: Team) -> Team:
+@dataclass(frozen=True)
+class Prepared:
+    """A project, and its states before and after an update."""
+
+    team: Team
+    states: list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def prepared(baked: Team, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A project with a conflict, a renamed file with an edit, and files that are not in git."""
+    folder = tmp_path_factory.mktemp("prepared")
+    team = baked.copy(folder / "before")
     team.replace("README.md", "## Run it\n\n", "## Run it\n\nOur text.\n\n")
     team.replace("app/core/cgroups.py", "import os\n", "import os\n\nOURS = 1\n")
     team.write("app/todos/notes.txt", "ours\n")
     team.write("empty/.keep", "")
     team.git("add", "--all", ":!app/todos/notes.txt")
-    team.commit()
+    team.git("commit", "--quiet", "--message", "Edit")
     team.write("ours.txt", "ours\n")
-    return team
+    updated = team.copy(folder / "after")
+    updated.update(status=1)
+    return Prepared(team, [team.state(), updated.state()])
 
 
 @pytest.fixture
-def states(edited: Team, folder: Path) -> list[dict[str, str]]:
-    """The states before and after the update."""
-    updated = edited.copy(folder / "updated")
-    updated.update(status=1)
-    return [edited.state(), updated.state()]
+def edited(prepared: Prepared, tmp_path: Path) -> Team:
+    return prepared.team.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def states(prepared: Prepared) -> list[dict[str, str]]:
+    return prepared.states
 
 
 def wrap_git(folder: Path, project: Path, at: int | str, action: str) -> None:
@@ -110,7 +125,7 @@ FEW = [1, 12, 45]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("at", [*FEW, *(pytest.param(number, marks=pytest.mark.slow) for number in range(4, 100, 8))])
+@pytest.mark.parametrize("at", [*FEW, *(pytest.param(number, marks=pytest.mark.slow) for number in range(4, 100, 16))])
 def test_signal_before_a_command_of_git(
     edited: Team, states: list[dict[str, str]], folder: Path, at: int, name: str
 ) -> None:

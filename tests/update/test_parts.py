@@ -1,12 +1,18 @@
 """Parts of the updater that read texts: changelogs, records, answers and migrations."""
 
+import re
+import tomllib
+
 import pytest
 from jinja2 import Environment
 from updating import migrations, notes, record
 from updating.errors import RefusalError
 
 from tests.support import nasty
+from tests.support.template import ROOT
+from tests.update.teams import UPDATER
 
+HEADER = re.compile(r"(?ms)^# /// script\n(.*?)^# ///$")
 OLD = """\
 # Changelog
 
@@ -130,3 +136,13 @@ def test_merge_migration_has_several_predecessors() -> None:
 
     assert found is not None
     assert found.parents == ("a", "b")
+
+
+def test_script_depends_on_the_same_cookiecutter_as_this_repository() -> None:
+    match = HEADER.search(UPDATER.read_text(encoding="utf-8"))
+    assert match
+    header = tomllib.loads(re.sub(r"(?m)^# ?", "", match[1]))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+    assert header["dependencies"] == project["dependency-groups"]["bake"]
+    assert header["requires-python"] == project["project"]["requires-python"]
