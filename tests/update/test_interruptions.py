@@ -305,3 +305,23 @@ def test_ctrl_c_of_make_update(edited: Team, states: list[dict[str, str]], folde
     wait_until(lambda: list((folder / "tmp").glob("[!u]*")) == [], PATIENCE_SECONDS, lambda: "the temporary files go")
     assert edited.state() == states[1 if at == "merge" else 0]
     check_next_update(edited, states, folder)
+
+
+def test_reader_of_the_output_that_ends_early_stops_the_update(edited: Team, states: list[dict[str, str]]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            edited.command(),
+            cwd=edited.path,
+            env=person_environment(**NO_SETTINGS),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert edited.state() == states[0]
