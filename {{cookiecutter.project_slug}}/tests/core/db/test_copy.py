@@ -1,7 +1,11 @@
 """Copies between two databases of the tested kind, and from a database file; the rows contain hostile values."""
 
 import asyncio
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -25,8 +29,9 @@ from app.core.db.copy.errors import CopyError
 from app.core.db.engine import create_owner_engine
 from app.core.db.models import IdMixin
 from app.core.db.revisions import head_revision
+from app.core.project import ROOT
 from tests.support.databases import create_test_database, make_settings, migrate, server_url, unreachable_url
-from tests.test_cli import Outcome, manage
+from tests.test_cli import ENVIRONMENT, Outcome, manage
 
 T = TypeVar("T")
 
@@ -87,6 +92,21 @@ class Box(Base):
     thing_id: Mapped[UUID | None] = mapped_column(ForeignKey("example_things.id"))
 
 
+# Reports each row, so that the test knows when rows have been inserted, and takes a while for each.
+SLOW_COPY = """
+import time
+import app.core.db.copy as copying
+from app import cli
+
+def report(line):
+    print(line, flush=True)
+    time.sleep(0.05)
+
+copying.BATCH_ROWS = copying.REPORT_ROWS = 1
+cli.typer.echo = report
+cli.cli(["db", "copy"])
+"""
+SLOW_ROWS = 200
 USERS, THINGS, BOXES = (cast(sa.Table, each.__table__) for each in (User, Thing, Box))
 # One value of each list is in each row.
 VALUES: dict[str, list[object]] = {
@@ -172,11 +192,8 @@ def create_file(folder: Path) -> Example:
     return example
 
 
-@pytest.fixture(params=["same kind", *([] if IS_SQLITE else ["file"])])
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Example]:
-    if request.param == "file":
-        yield create_file(tmp_path)
-        return
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Example]:
     with create_test_database(tmp_path) as url:
         migrate(url)
         yield Example(url)
@@ -187,13 +204,11 @@ def target(live_url: str) -> Example:
     return Example(live_url)
 
 
-@pytest.fixture
-def examples(source: Example, target: Example) -> tuple[Example, Example]:
-    """The two databases with the tables of the examples, which are filled in the first one."""
+def add_examples(source: Example, target: Example) -> None:
+    """Create the tables of the examples in both databases, and fill those of the first one."""
     for each in (source, target):
         each.run(Base.metadata.create_all)
     source.run(add_things)
-    return source, target
 
 
 def copy(source: Example, target: Example, *arguments: str, **environment: str) -> Outcome:
@@ -204,8 +219,12 @@ def add_user(example: Example, email: str = "ada@example.com") -> None:
     example.execute(ADD_USER.format(id=uuid4().hex, email=email, at="2026-01-02 03:04:05.678901"))
 
 
-def test_values_of_every_type_are_copied_exactly(examples: tuple[Example, Example]) -> None:
-    source, target = examples
+@pytest.mark.parametrize("is_file", [False, True], ids=["same kind", "file"])
+def test_values_of_every_type_are_copied_exactly(
+    source: Example, target: Example, tmp_path: Path, is_file: bool
+) -> None:
+    source = create_file(tmp_path) if is_file else source
+    add_examples(source, target)
 
     copied = target.copy_from(source)
 
@@ -214,8 +233,8 @@ def test_values_of_every_type_are_copied_exactly(examples: tuple[Example, Exampl
     assert {each.name: each.rows for each in copied} == {"example_things": 10, "example_boxes": 10}
 
 
-def test_rows_that_are_copied_twice_have_the_same_checksums(examples: tuple[Example, Example], tmp_path: Path) -> None:
-    source, target = examples
+def test_rows_that_are_copied_twice_have_the_same_checksums(source: Example, target: Example, tmp_path: Path) -> None:
+    add_examples(source, target)
     first = target.copy_from(source)
     with create_test_database(tmp_path) as url:
         migrate(url)
@@ -226,8 +245,8 @@ def test_rows_that_are_copied_twice_have_the_same_checksums(examples: tuple[Exam
         assert other.read(THINGS) == source.read(THINGS)
 
 
-def test_a_new_row_gets_the_next_number(examples: tuple[Example, Example]) -> None:
-    source, target = examples
+def test_a_new_row_gets_the_next_number(source: Example, target: Example) -> None:
+    add_examples(source, target)
 
     target.copy_from(source)
 
@@ -301,7 +320,8 @@ def test_a_target_without_a_schema_is_refused(source: Example, empty_url: str) -
     outcome = copy(source, Example(empty_url))
 
     assert outcome.returncode == 1
-    assert "The schema of the target does not exist yet: run `db upgrade` first." in outcome.stderr
+    assert "yet" in outcome.stderr
+    assert "run `db upgrade` first" in outcome.stderr
 
 
 def test_a_database_of_another_program_is_refused(source: Example, target: Example) -> None:
@@ -416,6 +436,28 @@ def test_audit_events_are_copied_and_stay_protected(source: Example, target: Exa
         target.execute("DELETE FROM audit_events")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_copy_leaves_the_target_empty(source: Example, target: Example, number: signal.Signals) -> None:
+    adding = [ADD_USER.format(id=uuid4().hex, email=each, at="2026-01-02 03:04:05") for each in range(SLOW_ROWS)]
+    source.execute(*adding)
+    environment = {**os.environ, **ENVIRONMENT, "DATABASE_URL": target.url, "SOURCE_DATABASE_URL": source.url}
+    command = [sys.executable, "-c", SLOW_COPY]
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as process:  # noqa: S603  # ours
+        assert process.stdout is not None
+        started = [line for _, line in zip(range(4), process.stdout, strict=False)]
+        process.send_signal(number)
+        _, errors = process.communicate()
+
+    assert started[-1] == b"users: 3 rows ...\n", errors
+    assert process.returncode != 0
+    assert b"Traceback" not in errors
+    assert target.count() == 0
+    assert copy(source, target).returncode == 0
+    assert target.count() == SLOW_ROWS
+
+
 def test_the_source_is_only_read(source: Example, target: Example) -> None:
     add_user(source)
     before = source.read(USERS)
@@ -485,9 +527,7 @@ FAULTS = {
 def test_a_faulty_value_is_refused_with_its_row(target: Example, tmp_path: Path, column: str) -> None:
     value, reason = FAULTS[column]
     source = create_file(tmp_path)
-    for each in (source, target):
-        each.run(Base.metadata.create_all)
-    source.run(add_things)
+    add_examples(source, target)
     # A file accepts any value.
     source.execute(f"UPDATE example_things SET {column} = {value} WHERE box_id = 3")  # noqa: S608  # ours
     ((key,),) = source.run(lambda c: c.exec_driver_sql("SELECT id FROM example_things WHERE box_id = 3").all())
@@ -500,9 +540,7 @@ def test_a_faulty_value_is_refused_with_its_row(target: Example, tmp_path: Path,
 
 def test_a_missing_parent_is_refused(target: Example, tmp_path: Path) -> None:
     source = create_file(tmp_path)
-    for each in (source, target):
-        each.run(Base.metadata.create_all)
-    source.run(add_things)
+    add_examples(source, target)
     source.execute("DELETE FROM example_boxes WHERE number = 5")
 
     with pytest.raises((CopyError, sa.exc.IntegrityError), match="example_boxes"):

@@ -32,7 +32,7 @@ def check_files(source: URL, target: URL) -> None:
         return
     file = Path(target.database or "")
     if not file.exists():
-        raise CopyError(f"The target {file} does not exist yet: run `db upgrade` first.")
+        raise CopyError("The target does not exist yet: run `db upgrade` first.")
     if (
         source.get_backend_name() == "sqlite"
         and (other := Path(source.database or "")).exists()
@@ -68,8 +68,8 @@ def require_revisions(source: Connection, target: Connection) -> None:
         )
     found = current_revision(target)
     if found != head:
-        state = f"is at revision {found}, but this release needs {head}" if found else "does not exist yet"
-        raise CopyError(f"The schema of the target {state}: run `db upgrade` first.")
+        state = f"The schema of the target is at revision {found}" if found else "The target has no schema yet"
+        raise CopyError(f"{state}, but this release needs {head}: run `db upgrade` first.")
 
 
 def require_tables(

@@ -5,8 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, func, inspect, select
+from sqlalchemy.exc import ProgrammingError
 
 from app.core.db.copy.errors import CopyError
+from app.core.db.migrations import INSUFFICIENT_PRIVILEGE
+from app.core.errors import first_line
 
 # Give up if another transaction holds a lock for longer than this.
 SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '60s'"
@@ -25,10 +28,7 @@ def prepared_target(connection: Connection, tables: Sequence[Table]) -> Iterator
     if connection.dialect.name == "sqlite":
         yield
         return
-    quote = connection.dialect.identifier_preparer.format_table
-    for setting in (SET_LOCK_TIMEOUT, SET_NO_IDLE_TIMEOUT):
-        connection.exec_driver_sql(setting)
-    _run(connection, f"LOCK TABLE {', '.join(map(quote, tables))} IN EXCLUSIVE MODE")
+    _lock(connection, tables)
     changes = [*_defer_foreign_keys(connection, tables), *_accept_identities(connection, tables)]
     for change, _ in changes:
         _run(connection, change)
@@ -40,6 +40,18 @@ def prepared_target(connection: Connection, tables: Sequence[Table]) -> Iterator
         _run(connection, restore)
     for table in tables:
         _set_sequences(connection, table)
+
+
+def _lock(connection: Connection, tables: Sequence[Table]) -> None:
+    for setting in (SET_LOCK_TIMEOUT, SET_NO_IDLE_TIMEOUT):
+        connection.exec_driver_sql(setting)
+    names = ", ".join(map(connection.dialect.identifier_preparer.format_table, tables))
+    try:
+        _run(connection, f"LOCK TABLE {names} IN EXCLUSIVE MODE")
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        raise CopyError(f"{first_line(error)}: set DATABASE_OWNER_USER to the role that owns the tables.") from error
 
 
 def require_foreign_keys(connection: Connection) -> None:
