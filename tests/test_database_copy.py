@@ -3,9 +3,11 @@
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +24,20 @@ pytestmark = pytest.mark.slow
 
 TIMEOUT_SECONDS = 300
 ROWS = 40
+MANY_ROWS = 20_000
+ADD_EVENTS = """
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+    INSERT INTO audit_events (id, event, device, details, created_at)
+    SELECT lower(hex(randomblob(16))), 'an event', '', json_quote(hex(zeroblob(1000))), '2026-01-02 03:04:05'
+    FROM numbers
+"""
+COPY_AND_PRINT_PEAK = """
+import resource, sys
+from app.cli import cli
+
+cli(["db", "copy", sys.argv[1]], standalone_mode=False)
+print("peak in KiB:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 ACCOUNT = {"email": "ada@example.com", "password": "correct horse battery staple"}
 SIGN_IN = {"grant_type": "password", "username": ACCOUNT["email"], "password": ACCOUNT["password"]}
 # The addresses of the sources in the manual.
@@ -54,6 +70,10 @@ class Database:
 def read_checksums(output: str) -> dict[str, tuple[str, str]]:
     found = re.findall(r"(?m)^(\w+): ([\d,]+) rows, checksum ([0-9a-f]{16})$", output)
     return {table: (rows, checksum) for table, rows, checksum in found}
+
+
+def read_peak(output: str) -> int:
+    return int(output.rpartition("peak in KiB: ")[2])
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +153,19 @@ def test_changed_row_has_another_checksum(file: Database, server: Database, tmp_
     after = read_checksums(back.manage("copy", server.url))
 
     assert {name for name in before if after[name] != before[name]} == {"users"}
+
+
+def test_memory_does_not_depend_on_the_number_of_rows(file: Database, server: Database) -> None:
+    few = read_peak(server.run("-c", COPY_AND_PRINT_PEAK, file.url))
+    with closing(sqlite3.connect(file.url.removeprefix("sqlite:///"))) as connection:
+        connection.execute(ADD_EVENTS, [MANY_ROWS])
+        connection.commit()
+
+    output = server.run("-c", COPY_AND_PRINT_PEAK, file.url)
+
+    assert f"audit_events: {MANY_ROWS:,} rows" in output
+    # The rows alone take 40 MB.
+    assert read_peak(output) - few < 20_000
 
 
 def test_missing_driver_is_named_with_the_command_that_adds_it(file: Database, server: Database) -> None:

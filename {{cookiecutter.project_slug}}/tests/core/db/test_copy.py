@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -47,6 +48,7 @@ TEXTS = [
     "👩‍👩‍👧‍👦 \U0010ffff",
     "a" * 300_000,
 ]
+LATER = {"email": "later@example.com", "at": "2026-01-02 03:04:05"}
 ADD_USER = "INSERT INTO users VALUES ('{id}', '{email}', 'Ω', 'hash', true, false, NULL, '{at}', '{at}')"
 
 
@@ -417,6 +419,30 @@ def test_a_row_that_the_target_refuses_is_named(source: Example, target: Example
     target.execute("CREATE UNIQUE INDEX only_one_name ON users (name)")
 
     assert_refused(source, target, "The target refuses a row of users, id=")
+
+
+def test_other_programs_cannot_write_to_the_target_during_the_copy(source: Example, target: Example) -> None:
+    add_user(source)
+    problems = []
+
+    def write() -> None:
+        try:
+            target.execute(
+                *([] if IS_SQLITE else ["SET lock_timeout = '10ms'"]), ADD_USER.format(id=uuid4().hex, **LATER)
+            )
+        except sa.exc.OperationalError as error:
+            problems.append(str(error.orig))
+
+    def report(_line: str) -> None:
+        # In another thread, because this one runs an event loop.
+        with ThreadPoolExecutor() as threads:
+            threads.submit(write).result()
+
+    asyncio.run(copy_database(make_settings(target.url), parse_url(source.url), Options(), report))
+
+    assert problems != []
+    assert all("lock" in problem for problem in problems)
+    assert target.read(USERS) == source.read(USERS)
 
 
 def test_audit_events_are_copied_and_stay_protected(source: Example, target: Example) -> None:
