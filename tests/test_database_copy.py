@@ -222,11 +222,16 @@ def test_people_sign_in_after_the_commands_of_the_manual(bake: Bake, new_url: st
         for title in ("first", "zweite 👩‍🚀"):
             assert service.request("POST", "/api/v1/todos", {"title": title}, token=token).status == 201
         titles = list_titles(service)
+    # As if the new files came with a migration that the old database lacks.
+    project.run([*start[:3], "db", "downgrade", "-1"], DATABASE_URL=old)
     (tmp_path / "password").write_text("unused")
     uv = {"PATH": f"{Path(UV).parent}:{os.environ['PATH']}"}
 
     install(project, bake(database="postgresql"))
     there = read_commands(project, FILE_IN_MANUAL).replace(FILE_IN_MANUAL, old)
+    refused = project.run(["sh", "-uc", f"{there}\ntrue"], DATABASE_URL=new_url, **uv)
+    (upgrade,) = re.findall(r"run `(uv run --with .* db upgrade)`", refused)
+    project.run(["sh", "-euc", upgrade], DATABASE_URL=old, **uv)
     project.run(["sh", "-euc", there], DATABASE_URL=new_url, **uv)
     with serve(start, project.path, DATABASE_URL=new_url) as service:
         on_server = list_titles(service)

@@ -1,5 +1,6 @@
 """Copies into a database whose tables another role owns, and of what only one of the kinds of databases can store."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core.config.database_url import parse_url
 from app.core.db.copy.source import open_source
 from tests.core.db.test_copy import USERS, Example, add_examples, add_user, copy, create_file
-from tests.support.databases import create_test_database, execute, make_settings, server_url
+from tests.support.databases import create_test_database, execute, make_settings, migrate, server_url
 from tests.test_cli import manage
 
 pytestmark = pytest.mark.skipif(server_url().startswith("sqlite"), reason="the tests run on SQLite")
@@ -131,3 +132,21 @@ def test_tables_of_other_owners_are_left_alone(roles: dict[str, str], source: Ex
 
     assert (copied.returncode, copied.stderr) == (0, "")
     target.execute(f"DROP OWNED BY {roles['owner']}")
+
+
+@pytest.mark.parametrize("value", ["infinity", "-infinity", "0044-03-15 BC", "10000-01-01 00:00:00+00"])
+def test_times_beyond_those_of_the_service_are_refused_with_their_row(
+    target: Example, tmp_path: Path, value: str
+) -> None:
+    with create_test_database(tmp_path) as url:
+        migrate(url)
+        source = Example(url)
+        for email in ("ada@example.com", "second@example.com"):
+            add_user(source, email)
+        source.execute(f"UPDATE users SET email_verified_at = '{value}' WHERE email LIKE 's%%'")  # noqa: S608  # ours
+
+        outcome = copy(source, target)
+
+    assert outcome.returncode == 1
+    assert re.search(r"users, id=\S+: email_verified_at is not in the years 1 to 9999\.", outcome.stderr)
+    assert target.count() == 0

@@ -92,13 +92,14 @@ def _copy_table(source: Connection, target: Connection, table: Table, report: Re
     reader = RowReader(table, source.dialect, target.dialect)
     statement = insert_statement(table)
     checksum = Checksum()
+    checks.require_readable_times(source, table)
     for rows in _read(source, table, reader):
         values = []
         for row in rows:
             try:
                 converted, encoded = reader.read(row)
             except FaultyValueError as error:
-                raise CopyError(f"{table.name}, {_key_of(table, row)}: {error}.") from error
+                raise CopyError(f"{table.name}, {checks.write_key(table, row)}: {error}.") from error
             checksum.add(encoded)
             values.append(converted)
         _insert(target, table, statement, values)
@@ -130,13 +131,14 @@ def _insert(target: Connection, table: Table, statement: Insert, values: list[di
 
 def _raise_for_first_refused(target: Connection, table: Table, statement: Insert, values: list[dict[str, Any]]) -> None:
     """Insert the rows one by one, to name the one that the database refuses."""
+    names = [column.name for column in table.primary_key.columns]
     with target.begin_nested():
         for row in values:
             try:
                 target.execute(statement, row)
             except (SQLAlchemyError, ValueError, OverflowError) as error:
-                key = _write_key({column.name: row[column.name] for column in table.primary_key.columns})
-                raise CopyError(f"The target refuses a row of {table.name}, {key}: {first_line(error)}") from error
+                key = ", ".join(f"{name}={row[name]}" for name in names) or "a row without a primary key"
+                raise CopyError(f"{table.name}, {key}: the target refuses the row: {first_line(error)}") from error
 
 
 def _verify(target: Connection, table: Table, expected: CopiedTable) -> None:
@@ -148,18 +150,10 @@ def _verify(target: Connection, table: Table, expected: CopiedTable) -> None:
             try:
                 checksum.add(reader.read(row)[1])
             except FaultyValueError as error:
-                raise CopyError(f"{table.name}, {_key_of(table, row)}: after the copy, {error}.") from error
+                raise CopyError(f"{table.name}, {checks.write_key(table, row)}: after the copy, {error}.") from error
     if (checksum.rows, str(checksum)) != (expected.rows, expected.checksum):
         raise CopyError(
             f"The table {table.name} differs after the copy: the source has {expected.rows:,} rows with the checksum"
             f" {expected.checksum}, the target {checksum.rows:,} rows with {checksum}. A trigger or a type of the"
             " target has changed the values."
         )
-
-
-def _key_of(table: Table, row: Row[Any]) -> str:
-    return _write_key({column.name: row._mapping[column.name] for column in table.primary_key.columns})
-
-
-def _write_key(key: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in key.items()) or "which has no primary key"

@@ -2,12 +2,28 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, Connection, Table, TableClause, inspect, literal_column, select, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Date,
+    DateTime,
+    Row,
+    Table,
+    TableClause,
+    inspect,
+    literal_column,
+    select,
+    text,
+)
 
 from app.core.db.copy.errors import CopyError
+from app.core.db.copy.source import PACKAGES
 from app.core.db.migrations import current_revision
-from app.core.db.revisions import head_revision
+from app.core.db.models import UTCDateTime
+from app.core.db.revisions import head_revision, read_revisions
 
 VERSION_TABLE = "alembic_version"
 # A database may be shared: the service owns the tables in the schema of alembic_version that have the owner of
@@ -20,9 +36,12 @@ OWN_TABLES = text("""
         SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e'
     )
 """)
+# Texts, because Python has no year 10000.
+EARLIEST: ColumnElement[Any] = literal_column("'0001-01-01'")
+LATEST: ColumnElement[Any] = literal_column("'10000-01-01'")
 # Equal for two connections only if both see the same table.
 IDENTITY = text("""
-    SELECT system_identifier, current_database(), 'alembic_version'::regclass::oid FROM pg_control_system()
+    SELECT pg_postmaster_start_time(), current_database(), 'alembic_version'::regclass::oid
 """)
 
 
@@ -61,10 +80,12 @@ def require_revisions(source: Connection, target: Connection) -> None:
     found = current_revision(source)
     if found is None:
         raise CopyError("The source is not a database of this service: it has no applied migration. Correct SOURCE.")
+    if read_revisions().is_ahead(found):
+        raise CopyError(f"A newer release has migrated the source to {found}: copy with that release.")
     if found != head:
         raise CopyError(
-            f"The schema of the source is at revision {found}, but this release needs {head}. Use the release that the"
-            " source belongs to, or run `db upgrade` for the source with this release, and copy again."
+            f"The schema of the source is at revision {found}, but this release needs {head}. Set DATABASE_URL to the"
+            f" source, run `uv run --with {PACKAGES[source.dialect.name]} python -m app db upgrade`, and copy again."
         )
     found = current_revision(target)
     if found != head:
@@ -108,6 +129,24 @@ def _require_columns(source: Connection, target: Connection, tables: Sequence[Ta
         for side, names in found.items():
             if missing := sorted(known - names):
                 raise CopyError(f"The table {table.name} in the {side} lacks {', '.join(missing)}. Run `db check`.")
+
+
+def require_readable_times(source: Connection, table: Table) -> None:
+    """Raise CopyError for a date or time that PostgreSQL can store and Python cannot, such as infinity."""
+    if source.dialect.name != "postgresql":
+        return
+    for column in table.columns:
+        if isinstance(column.type, UTCDateTime | Date | DateTime):
+            is_readable = (column >= EARLIEST) & (column < LATEST)
+            row = source.execute(select(*table.primary_key.columns).select_from(table).where(~is_readable)).first()
+            if row is not None:
+                raise CopyError(f"{table.name}, {write_key(table, row)}: {column.name} is not in the years 1 to 9999.")
+
+
+def write_key(table: Table, row: Row[Any]) -> str:
+    """Return the primary key of a row as text."""
+    names = [column.name for column in table.primary_key.columns]
+    return ", ".join(f"{name}={row._mapping[name]}" for name in names) or "a row without a primary key"
 
 
 def require_empty(target: Connection, ignored: Collection[str]) -> None:

@@ -19,9 +19,11 @@ from app.core.errors import first_line
 
 LOCK_TIMEOUT_SECONDS = 60
 FIRST_READ = {"postgresql": "SELECT 1", "sqlite": "SELECT 1 FROM sqlite_schema"}
+# The drivers with which the service itself would use the source, as `uv run --with` names them.
+PACKAGES = {"postgresql": "'psycopg[binary]'", "sqlite": "aiosqlite"}
 MISSING_DRIVER = (
     "The source needs the driver psycopg, which is not installed. Run the command with it:"
-    " uv run --with 'psycopg[binary]' python -m app db copy …"
+    f" uv run --with {PACKAGES['postgresql']} python -m app db copy …"
 )
 
 
