@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core.config.database_url import parse_url
 from app.core.db.copy.errors import CopyError
 from app.core.db.copy.source import open_source
-from tests.core.db.test_copy import USERS, Example, add_examples, add_user, copy, create_file
+from tests.core.db.test_copy import ADD_EVENT, USERS, Example, add_examples, add_user, copy, create_file
 from tests.support.databases import create_test_database, execute, make_settings, migrate, server_url
 from tests.test_cli import manage
 
@@ -57,10 +57,7 @@ def test_the_owner_copies_and_the_services_role_keeps_its_rights(
     roles: dict[str, str], source: Example, tmp_path: Path
 ) -> None:
     add_user(source)
-    event = (
-        "INSERT INTO audit_events (id, event, device, details, created_at) VALUES ('{}', 'an event', '', '{{}}', '{}')"
-    )
-    source.execute(event.format(uuid4().hex, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"))
+    source.execute(ADD_EVENT.format(id=uuid4().hex, at=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"))
     with create_test_database(tmp_path) as url:
         execute(url, f"ALTER DATABASE {make_url(url).database} OWNER TO {roles['owner']}")
         target = Example(with_role(url, roles["service"]))
@@ -95,7 +92,8 @@ def test_constraints_and_identities_are_as_before(source: Example, target: Examp
     assert execute(target.url, "INSERT INTO example_boxes DEFAULT VALUES RETURNING number") == [(11,)]
 
 
-def test_a_sequence_is_as_before_if_the_copy_fails(source: Example, target: Example) -> None:
+def test_a_sequence_is_as_before_if_the_copy_fails(target: Example, tmp_path: Path) -> None:
+    source = create_file(tmp_path)
     add_examples(source, target)
     source.execute("DELETE FROM example_boxes WHERE number = 5")
 
