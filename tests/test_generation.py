@@ -74,7 +74,7 @@ WORDS = {
 }
 
 # Documents that compare all choices of an option.
-COMPARISONS = {"process_manager": "docs/process-managers.md"}
+COMPARISONS = {"database": "docs/change-database.md", "process_manager": "docs/process-managers.md"}
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda variant: "-".join(variant.values()))

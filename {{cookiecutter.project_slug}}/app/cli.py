@@ -10,17 +10,19 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
-from sqlalchemy import select
+from sqlalchemy import URL, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.application import create_app
 from app.core.commands import LOOP_FACTORY, add_commands, fail, run
+from app.core.config.database_url import parse_url
 from app.core.config.load import EXIT_CANNOT_START, load_settings_or_exit
 from app.core.config.settings import Settings
 from app.core.db import migrations
 from app.core.db import purge as purging
 from app.core.db.backup import BackupError, restore_backup, write_backup
 from app.core.db.branches import reparent
+from app.core.db.copy import Options, copy_database
 from app.core.db.session import open_database
 from app.core.errors import AppError, first_line
 from app.core.observability.logging import logging_config
@@ -29,7 +31,7 @@ from app.core.process.sockets import trusted_proxies
 from app.core.process.workers import metrics_directory
 from app.core.project import ROOT
 from app.features import FEATURES, SETTINGS
-from app.startup import reset
+from app.startup import LAST_RESET, reset
 
 cli = typer.Typer(
     help="Manage the service.",
@@ -253,6 +255,68 @@ def restore(
     for note in lost:
         typer.echo(f"A grant of database rights was not restored: {note}.", err=True)
     typer.echo("Done. If an older release of the service wrote the backup, run `db upgrade` now.")
+
+
+@db.command("copy")
+def copy_db(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            envvar="SOURCE_DATABASE_URL",
+            help="URL of the database to read, in the forms of DATABASE_URL, but without a password.",
+        ),
+    ],
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--source-password-file",
+            exists=True,
+            dir_okay=False,
+            help="File with the password of SOURCE. SOURCE_DATABASE_URL may contain a password.",
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="TABLE", help="Leave out this table, which the service does not know.")
+    ] = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TABLE", help="Delete the rows of this table, which a migration inserted."),
+    ] = None,
+) -> None:
+    """Copy all rows of another database, of the same or another kind, to the service's database, and verify them.
+
+    Run `db upgrade` first, and stop the service until the copy is done. Nothing is copied unless the service's tables
+    are empty. The other database is only read.
+    """
+    settings = load_settings_or_exit(SETTINGS)
+    origin = context.get_parameter_source("source")
+    url = read_source(source, password_file, is_visible=origin is not None and origin.name == "COMMANDLINE")
+    typer.echo(f"Copying {url.render_as_string()} to {settings.owner_url.render_as_string()} ...")
+    options = Options(ignored=[LAST_RESET.name], skipped=skip or [], replaced=replace or [])
+    copied = run(copy_database(settings, url, options, typer.echo))
+    for table in copied:
+        typer.echo(f"{table.name}: {table.rows:,} rows, checksum {table.checksum[:16]}")
+    typer.echo(
+        f"Done: {sum(table.rows for table in copied):,} rows in {len(copied)} tables, the same in both databases."
+    )
+
+
+def read_source(text: str, password_file: Path | None, *, is_visible: bool) -> URL:
+    """Return the URL of the source; refuse a password that other users of the machine can read."""
+    try:
+        url = parse_url(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"SOURCE {error}.") from None
+    if url.password is not None and is_visible:
+        raise typer.BadParameter(
+            "SOURCE contains a password, which every user of this machine can read in the list of processes. Set the"
+            " URL in SOURCE_DATABASE_URL instead, or name a file with the password: --source-password-file."
+        )
+    if password_file is None:
+        return url
+    return url.set(password=password_file.read_text(encoding="utf-8").rstrip("\r\n"))
 
 
 add_commands(cli, FEATURES)
