@@ -1,0 +1,65 @@
+"""The commands: they read their values from the environment, or from arguments of the form NAME=value."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from resources import editing
+from resources.build import Resource, build
+from resources.errors import RefusedError
+from resources.fields import Scope, parse_fields
+from resources.names import parse_name
+from resources.project import Project
+from resources.writing import prepare
+
+Values = Mapping[str, str]
+
+
+def main(command: Callable[[Project, Values], str], *known: str) -> None:
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--template", type=Path, help="the clone of the template; not needed")
+    parser.add_argument("--project", type=Path, default=Path(), help="the folder of the project")
+    parser.add_argument("values", nargs="*", metavar="NAME=VALUE", help=f"one of {', '.join(known)}")
+    options = parser.parse_args()
+    given = dict(each.split("=", 1) if "=" in each else (each, "") for each in options.values)
+    if unknown := given.keys() - {*known}:
+        sys.exit(f"{', '.join(sorted(unknown))}: not a value of this command, which takes {', '.join(known)}.")
+    values = {name: given.get(name, os.environ.get(name, "")).strip() for name in known}
+    try:
+        print(command(Project(options.project.resolve()), values))  # noqa: T201  # for the developer
+    except RefusedError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. Nothing was changed.")
+
+
+def add_resource(project: Project, values: Values) -> str:
+    names = parse_name(values["NAME"])
+    scope = _read_scope(values)
+    fields = parse_fields(names, values["FIELDS"])
+    project.refuse_existing(names)
+    fields = [
+        replace(field, reference=project.resolve(field, scope)) if field.kind == "ref" else field for field in fields
+    ]
+    resource = Resource(names, scope, tuple(fields), project.has_pages)
+    files = build(resource) | editing.enter(project, resource)
+    with prepare(project.path) as copy:
+        copy.write(files)
+        copy.tidy(files)
+        copy.migrate(f"Add {names.plural_words}")
+    return f"Added {names.plural_words}. Read what is new (git status), then run: make check test"
+
+
+def _read_scope(values: Values) -> Scope:
+    chosen: list[Scope] = []
+    for name, scope in (("SHARED", "shared"), ("ADMIN", "admin")):
+        if values[name] not in {"", "0", "1"}:
+            raise RefusedError(f"{name} is {values[name]}: set it to 1, or leave it out.")
+        if values[name] == "1":
+            chosen.append("shared" if scope == "shared" else "admin")
+    if len(chosen) > 1:
+        raise RefusedError("SHARED and ADMIN exclude each other: with ADMIN, everybody reads the rows already.")
+    return chosen[0] if chosen else "owner"
