@@ -42,8 +42,14 @@ def build(resource: Resource) -> dict[str, str]:
     return files | {f"tests/{plural}/test_{plural}.py": _render("test.py", resource)}
 
 
-def _render(template: str, resource: Resource) -> str:
-    environment = Environment(
+def render_field_tests(names: Names, field: Field, scope: Scope, maker: str, through: str) -> str:
+    """Return the tests of a field that is added to a resource; `maker(through, user)` creates a row."""
+    template = _environment().get_template("test_field.py.jinja")
+    return template.render(n=names, field=field, scope=scope, maker=maker, through=through)
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -51,6 +57,10 @@ def _render(template: str, resource: Resource) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  # the templates are of Python, and field names cannot contain markup
     )
+
+
+def _render(template: str, resource: Resource) -> str:
+    environment = _environment()
 
     def getter(field: Field) -> str:
         reference = field.reference

@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from resources import editing
+from resources import editing, removing
 from resources.build import Resource, build
 from resources.errors import RefusedError
-from resources.fields import Scope, parse_fields
+from resources.extending import check_addable, extend
+from resources.fields import GRAMMAR, Scope, parse_field, parse_fields, split_fields
 from resources.names import parse_name
 from resources.project import Project
 from resources.writing import prepare
 
 Values = Mapping[str, str]
+# Of the environment variables, which the Makefile of a project sets.
+PREFIX = "ARG_"
 
 
 def main(command: Callable[[Project, Values], str], *known: str) -> None:
@@ -27,7 +30,7 @@ def main(command: Callable[[Project, Values], str], *known: str) -> None:
     given = dict(each.split("=", 1) if "=" in each else (each, "") for each in options.values)
     if unknown := given.keys() - {*known}:
         sys.exit(f"{', '.join(sorted(unknown))}: not a value of this command, which takes {', '.join(known)}.")
-    values = {name: given.get(name, os.environ.get(name, "")).strip() for name in known}
+    values = {name: given.get(name, os.environ.get(f"{PREFIX}{name}", "")).strip() for name in known}
     try:
         print(command(Project(options.project.resolve()), values))  # noqa: T201  # for the developer
     except RefusedError as error:
@@ -63,3 +66,36 @@ def _read_scope(values: Values) -> Scope:
     if len(chosen) > 1:
         raise RefusedError("SHARED and ADMIN exclude each other: with ADMIN, everybody reads the rows already.")
     return chosen[0] if chosen else "owner"
+
+
+def add_field(project: Project, values: Values) -> str:
+    names = project.find_resource(values["RESOURCE"])
+    tokens = split_fields(values["FIELD"])
+    if len(tokens) != 1:
+        raise RefusedError(f"Give one field, such as FIELD='priority:int=0'. Form: {GRAMMAR}")
+    field = parse_field(names, tokens[0])
+    check_addable(field)
+    files = extend(project, names, field)
+    with prepare(project.path) as copy:
+        copy.write(files)
+        copy.tidy(files)
+        copy.migrate(f"Add {field.name} to {names.plural_words}")
+    return f"Added {field.name} to {names.plural_words}. Read what is new (git diff), then run: make check test"
+
+
+def remove_resource(project: Project, values: Values) -> str:
+    names = project.find_resource(values["RESOURCE"])
+    removing.refuse_references(project, names)
+    paths = removing.list_paths(project, names)
+    files = removing.take_out(project, names)
+    with prepare(project.path) as copy:
+        for path in paths:
+            copy.remove(path)
+        copy.write(files)
+        copy.tidy(files)
+        copy.migrate(f"Remove {names.plural_words}")
+        mentions = removing.list_mentions(Project(copy.path), names)
+    done = f"Removed {names.plural_words}. The migration deletes their rows: read it, then run: make check test"
+    if not mentions:
+        return done
+    return f"{done}\nDelete what these documents say about {names.plural_words}: {', '.join(mentions)}"

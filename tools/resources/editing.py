@@ -29,14 +29,14 @@ def enter(project: Project, resource: Resource) -> dict[str, str]:
     return {name: text for name, text in edited.items() if text != texts[name]}
 
 
-def _unrecognized(name: str, place: str) -> RefusedError:
+def unrecognized(name: str, place: str) -> RefusedError:
     return RefusedError(
         f"{name} has been changed so that {place} is not recognized: restore this place to its form in the template,"
         " and repeat the command."
     )
 
 
-def _insert(text: str, line: int, column: int, added: str) -> str:
+def insert(text: str, line: int, column: int, added: str) -> str:
     """Insert before a position of the syntax tree, whose columns count bytes."""
     lines = text.splitlines(keepends=True)
     encoded = lines[line - 1].encode()
@@ -44,29 +44,29 @@ def _insert(text: str, line: int, column: int, added: str) -> str:
     return "".join(lines)
 
 
-def _find_assignment(text: str, name: str, target: str) -> ast.expr:
+def find_assignment(text: str, name: str, target: str) -> ast.expr:
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if [ast.unparse(each) for each in targets] == [target]:
                 return node.value
-    raise _unrecognized(name, f"the assignment to {target}")
+    raise unrecognized(name, f"the assignment to {target}")
 
 
 def add_feature(text: str, resource: Resource) -> str:
     """Add the feature before those of the pages and the weather, which may use it."""
     plural = resource.names.plural
-    listed = _find_assignment(text, "app/features.py", "FEATURES")
+    listed = find_assignment(text, "app/features.py", "FEATURES")
     if not isinstance(listed, ast.Tuple | ast.List) or not listed.elts:
-        raise _unrecognized("app/features.py", "the tuple FEATURES")
+        raise unrecognized("app/features.py", "the tuple FEATURES")
     names = [ast.unparse(each) for each in listed.elts]
     last = next((at for at, name in enumerate(names) if name in {"weather", "web"}), None)
     if last is None:
         after = listed.elts[-1]
         assert after.end_lineno is not None and after.end_col_offset is not None  # noqa: S101, PT018  # for the type checker: `parse` sets both
-        edited = _insert(text, after.end_lineno, after.end_col_offset, f", {plural}")
+        edited = insert(text, after.end_lineno, after.end_col_offset, f", {plural}")
     else:
-        edited = _insert(text, listed.elts[last].lineno, listed.elts[last].col_offset, f"{plural}, ")
+        edited = insert(text, listed.elts[last].lineno, listed.elts[last].col_offset, f"{plural}, ")
     return f"from app.{plural}.feature import feature as {plural}\n{edited}"
 
 
@@ -79,7 +79,7 @@ def add_layer(text: str, resource: Resource) -> str:
     if referred:
         highest = min((at for at, found in enumerate(members) if found & referred), default=None)
         if highest is None:
-            raise _unrecognized("pyproject.toml", f"the layer of {', '.join(sorted(referred))}")
+            raise unrecognized("pyproject.toml", f"the layer of {', '.join(sorted(referred))}")
         above = members[highest - 1]
         if above & STANDARD_LAYERS:
             return text.replace(layers[highest - 1], f'{layers[highest - 1]}    "{plural}",\n', 1)
@@ -87,7 +87,7 @@ def add_layer(text: str, resource: Resource) -> str:
     else:
         beside = next((line for line, found in zip(layers, members, strict=True) if "health" in found), "")
         if not beside:
-            raise _unrecognized("pyproject.toml", "the layer with health in the contract of app")
+            raise unrecognized("pyproject.toml", "the layer with health in the contract of app")
     head, _, rest = beside.rpartition('"')
     return text.replace(beside, f'{head} | {plural}"{rest}', 1)
 
@@ -98,7 +98,7 @@ def find_layers(text: str) -> list[str]:
     lines = contract[1].splitlines(keepends=True) if contract else []
     layers = [line for line in lines if not line.lstrip().startswith("#")]
     if not layers or not all(re.fullmatch(r'    "[^"]+",\n', line) and text.count(line) == 1 for line in layers):
-        raise _unrecognized("pyproject.toml", "the list of layers of the contract for app")
+        raise unrecognized("pyproject.toml", "the list of layers of the contract for app")
     tomllib.loads(text)
     return layers
 
@@ -111,18 +111,18 @@ def add_codes(text: str, resource: Resource) -> str:
     n = resource.names
     others = ", or it belongs to another account" if resource.scope == "owner" else ""
     row = f"| `{n.code}-not-found` | 404 | There is no such {n.words}{others}. | Reload the list. |\n"
-    text = _insert_row(text, NOT_FOUND_ROW, row)
+    text = insert_row(text, NOT_FOUND_ROW, row)
     for field in resource.uniques:
         code = f"{n.code}-{field.typed.replace('_', '-')}-taken"
         row = f"| `{code}` | 409 | Another {n.words} has this {field.words}. | Ask for another value. |\n"
-        text = _insert_row(text, CONFLICT_ROW, row)
+        text = insert_row(text, CONFLICT_ROW, row)
     return text
 
 
-def _insert_row(text: str, pattern: re.Pattern[str], row: str) -> str:
+def insert_row(text: str, pattern: re.Pattern[str], row: str) -> str:
     rows = list(pattern.finditer(text))
     if not rows:
-        raise _unrecognized("docs/errors.md", "the table of the codes")
+        raise unrecognized("docs/errors.md", "the table of the codes")
     return text[: rows[-1].end()] + row + text[rows[-1].end() :]
 
 
@@ -142,13 +142,13 @@ def add_attack_exceptions(text: str, resource: Resource) -> str:
 
 
 def _add_entries(text: str, target: str, entries: list[str]) -> str:
-    value = _find_assignment(text, "tests/test_attacks.py", target)
+    value = find_assignment(text, "tests/test_attacks.py", target)
     is_call = isinstance(value, ast.Call) and ast.unparse(value) == "set()"
     if not isinstance(value, ast.Set | ast.Dict) and not is_call:
-        raise _unrecognized("tests/test_attacks.py", target)
+        raise unrecognized("tests/test_attacks.py", target)
     assert value.end_lineno is not None and value.end_col_offset is not None  # noqa: S101, PT018  # for the type checker: `parse` sets both
     added = ", ".join(entries)
     if is_call:
-        start = _insert(text, value.end_lineno, value.end_col_offset, f"{{{added}}}")
+        start = insert(text, value.end_lineno, value.end_col_offset, f"{{{added}}}")
         return start.replace("set(){", "{", 1)
-    return _insert(text, value.lineno, value.col_offset + 1, f"{added}, ")
+    return insert(text, value.lineno, value.col_offset + 1, f"{added}, ")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from resources.errors import RefusedError
 from resources.fields import Field, Reference, Scope
-from resources.names import Names, pluralize
+from resources.names import NAME, Names, pluralize
 
 USERS = Reference(Names("user"), "accounts", "User", None)
 SESSION = "session"
+# Features that the others need.
+STANDARD = frozenset({"accounts", "audit", "core", "files", "health", "outbox", "web"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,32 @@ class Project:
             for statement in node.body if isinstance(node, ast.ClassDef) else []:
                 if isinstance(node, ast.ClassDef) and (table := _table_name(statement)):
                     yield Table(table, file.parent.relative_to(self.path / "app").as_posix(), node.name)
+
+    def find_resource(self, text: str) -> Names:
+        """Return the names of an existing resource, given in the singular or in the plural. Raises RefusedError."""
+        name = text.strip()
+        if not NAME.fullmatch(name):
+            raise RefusedError(f"{name or 'Nothing'} is not the name of a resource: give one, such as RESOURCE=note.")
+        for table in self.list_tables():
+            names = Names(_singular(table))
+            if name in {names.singular, names.plural} and table.package == table.name == names.plural:
+                if table.package in STANDARD:
+                    raise RefusedError(f"{table.package} is a part of the service, and not a resource.")
+                return names
+        raise RefusedError(
+            f"There is no resource {name}: no app/{pluralize(name)}/models.py has the table {pluralize(name)}."
+        )
+
+    def find_scope(self, names: Names) -> Scope:
+        table = Table(names.plural, names.plural, names.cls)
+        getter = self.find_function(f"app/{names.plural}/service.py", f"get_{names.singular}")
+        if getter is not None and "owner_id" in [each.arg for each in getter.args.args]:
+            return "owner"
+        return self._find_shared_scope(table, names)
+
+    def list_modules(self, folder: str) -> list[str]:
+        paths = (self.path / folder).rglob("*.py")
+        return sorted(path.relative_to(self.path).as_posix() for path in paths if "__pycache__" not in path.parts)
 
     def refuse_existing(self, names: Names) -> None:
         """Raise RefusedError if the project already has something with a name of the new resource."""
