@@ -315,7 +315,7 @@ def parse_fields(resource: Names, text: str) -> list[Field]:
 
 def split_fields(text: str) -> list[str]:
     """Split at the spaces outside of parentheses and quotation marks."""
-    return re.findall(r"(?:\([^)]*\)|\"[^\"]*\"|'[^']*'|[^\s(\"'])+|[(\"']\S*", text)
+    return re.findall(r"(?:\([^)]*\)|\"[^\"]*\"|'[^']*'|\S)+", text)
 
 
 def parse_field(resource: Names, token: str) -> Field:
