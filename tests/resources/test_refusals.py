@@ -108,7 +108,7 @@ def test_place_that_is_not_recognized_is_named(tmp_path: Path, name: str, old: s
 
 def make_resource() -> Resource:
     note = Names("note")
-    return Resource(note, "shared", tuple(parse_fields(note, "title:str(20):unique")), has_pages=False)
+    return Resource(note, "shared", tuple(parse_fields(note, "title:str(20):unique")))
 
 
 def test_removal_restores_the_lists(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_resource_stands_above_those_that_it_refers_to() -> None:
     project, task = Project(PLACE), Names("task")
     (field,) = parse_fields(task, "project:ref(projects)")
     resolved = replace(field, reference=project.resolve(field, "owner"))
-    resource = Resource(task, "owner", (resolved,), has_pages=False)
+    resource = Resource(task, "owner", (resolved,))
 
     layers = add_layer(project.read("pyproject.toml"), resource)
 

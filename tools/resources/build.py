@@ -17,7 +17,6 @@ class Resource:
     names: Names
     scope: Scope
     fields: tuple[Field, ...]
-    has_pages: bool
 
     @property
     def references(self) -> list[Field]:

@@ -47,13 +47,14 @@ def add_resource(project: Project, values: Values) -> str:
     fields = [
         replace(field, reference=project.resolve(field, scope)) if field.kind == "ref" else field for field in fields
     ]
-    resource = Resource(names, scope, tuple(fields), project.has_pages)
+    resource = Resource(names, scope, tuple(fields))
     files = build(resource) | editing.enter(project, resource)
     with prepare(project.path) as copy:
         copy.write(files)
         copy.tidy(files)
         copy.migrate(f"Add {names.plural_words}")
-    return f"Added {names.plural_words}. Read what is new (git status), then run: make check test"
+    done = f"Added {names.plural_words}. Read what is new (git status), then run: make check test"
+    return f"{done}\nIt has no pages: docs/developing.md describes how to add some." if project.has_pages else done
 
 
 def _read_scope(values: Values) -> Scope:

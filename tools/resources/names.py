@@ -14,13 +14,15 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names of the generated modules and of what they import, in snake case, and paths of the service.
+# Names of the generated modules, of what they import and of their variables, in snake case, and paths of the service.
 TAKEN_NAMES = _words(
     """
-    account alias annotated any api app auth base bindparam boolean cache column command core date datetime decimal
-    delete docs enum feature field foreign_key health index insert json_object line model page page_context
-    page_request page_result query record request response router schema select service session sign_in sign_out
-    sign_up static str_enum string text time update user uuid value web
+    account added admin alias annotated answer any api app auth base bindparam body boolean cache change changed client
+    code column command core created date datetime decimal default delete deleted docs empty enum feature field first
+    foreign_key found headers health index insert json_object kept line listed method missing model name other page
+    page_context page_request page_result params query read record refused request response router schema second select
+    service session sign_in sign_out sign_up static str_enum stranger string target test text time update user uuid
+    value web
     """
 )
 # Columns of every resource; parameters of queries and functions; attributes of tuples, of SQLAlchemy's models and of
