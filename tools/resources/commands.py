@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from resources import editing, removing
-from resources.build import Resource, build
+from resources.build import Resource, build, build_pages
 from resources.errors import RefusedError
 from resources.extending import check_addable, extend
-from resources.fields import GRAMMAR, Scope, parse_field, parse_fields, split_fields
+from resources.fields import GRAMMAR, Field, Scope, parse_field, parse_fields, split_fields
 from resources.names import parse_name
 from resources.project import Project
 from resources.writing import prepare
@@ -47,14 +47,32 @@ def add_resource(project: Project, values: Values) -> str:
     fields = [
         replace(field, reference=project.resolve(field, scope)) if field.kind == "ref" else field for field in fields
     ]
-    resource = Resource(names, scope, tuple(fields))
+    labels = {
+        field.name: label
+        for field in fields
+        if project.has_pages and field.reference and (label := find_label(project, fields, field))
+    }
+    resource = Resource(names, scope, tuple(fields), labels)
+    has_pages = project.has_pages and not resource.missing_in_forms
     files = build(resource) | editing.enter(project, resource)
+    if has_pages:
+        files |= build_pages(resource) | editing.enter_pages(project, resource)
     with prepare(project.path) as copy:
         copy.write(files)
         copy.tidy(files)
         copy.migrate(f"Add {names.plural_words}")
     done = f"Added {names.plural_words}. Read what is new (git status), then run: make check test"
-    return f"{done}\nIt has no pages: docs/developing.md describes how to add some." if project.has_pages else done
+    if project.has_pages and not has_pages:
+        missing = ", ".join(field.name for field in resource.missing_in_forms)
+        done += f"\nIt has no pages, because forms cannot have the required fields {missing}."
+    return done
+
+
+def find_label(project: Project, fields: list[Field], field: Field) -> str | None:
+    """Return the attribute that names the rows that a field refers to, or None if forms cannot list them."""
+    if field.is_self_reference:
+        return next((each.name for each in fields if each.annotation == "str"), "id")
+    return project.find_label(field.reference) if field.reference else None
 
 
 def _read_scope(values: Values) -> Scope:

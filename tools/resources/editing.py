@@ -4,7 +4,7 @@ import ast
 import re
 import tomllib
 
-from resources.build import Resource
+from resources.build import Resource, build_texts
 from resources.errors import RefusedError
 from resources.project import Project
 
@@ -27,6 +27,37 @@ def enter(project: Project, resource: Resource) -> dict[str, str]:
     texts = {name: project.read(name) for name in editors}
     edited = {name: edit(texts[name], resource) for name, edit in editors.items()}
     return {name: text for name, text in edited.items() if text != texts[name]}
+
+
+def enter_pages(project: Project, resource: Resource) -> dict[str, str]:
+    """Return the new texts of the files that list pages and their texts, by their paths. Raises RefusedError."""
+    plural = resource.names.plural
+    name = "app/web/feature.py"
+    listed = find_assignment(project.read(name), name, "PAGE_GROUPS")
+    if not isinstance(listed, ast.Tuple | ast.List) or not listed.elts:
+        raise unrecognized(name, "the tuple PAGE_GROUPS")
+    # The account is the last entry of the menu.
+    place = next((each for each in listed.elts if ast.unparse(each).startswith("account.")), listed.elts[-1])
+    text = insert(project.read(name), place.lineno, place.col_offset, f"{plural}, ")
+    locales = sorted((project.path / "app/web/locales").glob("*.toml"))
+    texts = {f"app/web/locales/{each.name}": each.read_text(encoding="utf-8") for each in locales}
+    edited = {locale: _add_texts(locale, before, resource) for locale, before in texts.items()}
+    return {name: f"from app.web.{plural}.router import page_group as {plural}\n{text}", **edited}
+
+
+def _add_texts(name: str, text: str, resource: Resource) -> str:
+    """Add the texts in English, also to other languages, and the messages after the others."""
+    n = resource.names
+    table, flash = f"{build_texts(resource)}\n", re.search(r"(?m)^\[flash\]\n(?:.+\n)*", text)
+    if flash is None:
+        raise unrecognized(name, "the table [flash]")
+    if resource.scope != "admin":
+        words = (("added", "added"), ("changed", "saved"), ("deleted", "deleted"))
+        rows = "".join(f'{n.singular}_{key} = "{n.title} {word}."\n' for key, word in words)
+        text = text[: flash.end()] + rows + text[flash.end() :]
+    before = re.search(r"(?m)^\[(error|flash)\]\n", text)
+    at = before.start() if before else 0
+    return text[:at] + table + text[at:]
 
 
 def unrecognized(name: str, place: str) -> RefusedError:

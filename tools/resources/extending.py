@@ -1,10 +1,12 @@
 """Adds a field to a resource, also to one that was written or changed by hand, at places found in the syntax tree."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterable
 
-from resources.build import render_field_tests
-from resources.editing import insert, unrecognized
+from resources.build import render_field_tests, render_field_texts, render_macro
+from resources.editing import find_assignment, insert, unrecognized
 from resources.errors import RefusedError
 from resources.fields import Field
 from resources.names import Names
@@ -54,7 +56,8 @@ def extend(project: Project, names: Names, field: Field) -> dict[str, str]:
     folder = f"app/{names.plural}"
     models, schemas = f"{folder}/models.py", f"{folder}/schemas.py"
     test = f"tests/{names.plural}/test_{names.plural}.py"
-    return {
+    pages = extend_pages(project, names, field) if field.kind != "json" and has_form(project, names) else {}
+    return pages | {
         models: _extend_models(project, models, names, field),
         schemas: _extend_schemas(project, schemas, names, field),
         test: _extend_tests(project, test, names, field),
@@ -99,15 +102,15 @@ def _extend_tests(project: Project, name: str, names: Names, field: Field) -> st
     text, tree = project.read(name), project.parse(name)
     makers = [f"create_{names.singular}", f"add_{names.singular}"]
     maker = next((each for each in tree.body if isinstance(each, ast.AsyncFunctionDef) and each.name in makers), None)
+    arguments = [*maker.args.posonlyargs, *maker.args.args] if maker else []
     assigned = {ast.unparse(target): node for node in tree.body for target in _targets(node)}
-    if maker is None or names.plural_constant not in assigned:
+    if maker is None or not arguments or names.plural_constant not in assigned:
         raise unrecognized(name, f"the constant {names.plural_constant} or the function {makers[0]}")
     sample = getattr(assigned.get(names.constant), "value", None)
     # The generated tests compare whole bodies with this one.
     if isinstance(sample, ast.Dict):
         text = insert(text, sample.lineno, sample.col_offset + 1, f'"{field.name}": {field.sample}, ')
-    through = maker.args.args[0].arg
-    tests = render_field_tests(names, field, project.find_scope(names), maker.name, through)
+    tests = render_field_tests(names, field, project.find_scope(names), maker.name, arguments[0].arg)
     return _add_imports(project, name, f"{text.rstrip()}\n\n\n{tests}", TEST_IMPORTS)
 
 
@@ -148,3 +151,62 @@ def _add_imports(project: Project, name: str, text: str, imports: str) -> str:
     if first is None:
         raise unrecognized(name, "the imports")
     return _add_lines(text, [(first.lineno - 1, imports)])
+
+
+def has_form(project: Project, names: Names) -> bool:
+    """Return whether the pages of a resource have a form as `make resource` writes it."""
+    path = project.path / f"app/web/{names.plural}/router.py"
+    return path.exists() and "\nFIELDS = (" in path.read_text(encoding="utf-8")
+
+
+def extend_pages(project: Project, names: Names, field: Field) -> dict[str, str]:
+    """Add the field to the form. Return the new texts of the changed files by their paths. Raises RefusedError."""
+    folder = f"app/web/{names.plural}"
+    router, form, test = f"{folder}/router.py", f"{folder}/templates/edit.html", f"tests/web/test_{names.plural}.py"
+    button = f'<button>{{{{ t("{names.plural}.save") }}}}</button>\n'
+    if project.read(form).count(button) != 1:
+        raise unrecognized(form, "the button of the form")
+    macro = f"{{{{ forms.{render_macro(names, field)} }}}}\n"
+    files = {form: project.read(form).replace(button, macro + button), router: project.read(router)}
+    files[router] = _add_element(files[router], router, "FIELDS", f'"{field.name}"', None)
+    if field.optional:
+        call = (r"(validate_form\(\w+, fields)\)", r"\1, optional=OPTIONAL)")
+        files[router] = _add_element(files[router], router, "OPTIONAL", f'"{field.name}"', call)
+    if field.default is not None:
+        call = (rf"(render_form\(page, EDIT), ({names.singular}=None)", r"\1, DEFAULTS, \2")
+        entry = f'"{field.name}": {field.form_default}'
+        files[router] = _add_element(files[router], router, "DEFAULTS", entry, call)
+    sample = f'"{field.name}": {field.form_sample}'
+    files[test] = _add_element(project.read(test), test, "FORM", sample, None)
+    for path in sorted((project.path / "app/web/locales").glob("*.toml")):
+        name = path.relative_to(project.path).as_posix()
+        files[name] = _add_texts(project.read(name), name, names, field)
+    return files
+
+
+def _add_element(text: str, name: str, target: str, element: str, call: tuple[str, str] | None) -> str:
+    """Add an element to a tuple or dictionary; if there is none yet, create it and pass it in the call."""
+    if call is not None and f"\n{target} = " not in text:
+        fields = find_assignment(text, name, "FIELDS")
+        brackets = "{%s}" if ":" in element else "(%s,)"
+        changed, count = re.subn(*call, text)
+        if not count:
+            raise unrecognized(name, f"the place for {target}")
+        return _add_lines(changed, [(fields.end_lineno or 0, f"{target} = {brackets % element}\n")])
+    listed = find_assignment(text, name, target)
+    if not isinstance(listed, ast.Tuple | ast.Dict):
+        raise unrecognized(name, target)
+    items = listed.elts if isinstance(listed, ast.Tuple) else listed.values
+    if not items:
+        return insert(text, listed.lineno, listed.col_offset + 1, f"{element},")
+    last = items[-1]
+    return insert(text, last.end_lineno or 0, last.end_col_offset or 0, f", {element}")
+
+
+def _add_texts(text: str, name: str, names: Names, field: Field) -> str:
+    table = re.search(rf"(?m)^\[{names.plural}\]\n(?:.+\n)*", text)
+    if table is None:
+        raise unrecognized(name, f"the table [{names.plural}]")
+    known = set(tomllib.loads(table[0])[names.plural])
+    added = [line for line in render_field_texts(names, field) if line.partition(" = ")[0] not in known]
+    return text[: table.end()] + "".join(f"{line}\n" for line in added) + text[table.end() :]

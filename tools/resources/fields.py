@@ -228,6 +228,27 @@ class Field:
             case _:
                 return self.default
 
+    @property
+    def form_default(self) -> str:
+        """The default as a form has it, as source code of a text."""
+        return self._as_form(self.json_default)
+
+    @property
+    def form_sample(self) -> str:
+        """A value as a form has it and shows it again, as source code of a text."""
+        return self._as_form(self.sample)
+
+    def form_numbered(self, variable: str) -> str:
+        value = self.numbered(variable)
+        return f"str({value})" if self.kind == "int" else value
+
+    def _as_form(self, value: str) -> str:
+        if self.kind == "bool":
+            return f'"{value.lower()}"'
+        if self.kind == "datetime":
+            return value.replace("Z", "+00:00")
+        return value if value.startswith(("'", '"')) else f'"{value}"'
+
     def _default_numbers(self) -> list[int]:
         return [int(each) for each in re.findall(r"\b[0-9]+", self.default or "")]
 

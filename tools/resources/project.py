@@ -77,6 +77,21 @@ class Project:
             return "owner"
         return self._find_shared_scope(table, names)
 
+    def find_label(self, reference: Reference) -> str | None:
+        """Return the attribute that names a row, or None if pages cannot list the rows."""
+        if reference.is_user:
+            return None
+        arguments = ["session", *(["owner_id"] if reference.owned else []), "page"]
+        found = self.find_function(f"app/{reference.package}/service.py", f"list_{reference.names.plural}")
+        if found is None or [each.arg for each in found.args.args] != arguments or found.args.kwonlyargs:
+            return None
+        for node in self.parse(f"app/{reference.package}/models.py").body:
+            if isinstance(node, ast.ClassDef) and node.name == f"{reference.cls}Record":
+                fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+                texts = [ast.unparse(each.target) for each in fields if ast.unparse(each.annotation) == "str"]
+                return texts[0] if texts else "id"
+        return None
+
     def list_modules(self, folder: str) -> list[str]:
         paths = (self.path / folder).rglob("*.py")
         return sorted(path.relative_to(self.path).as_posix() for path in paths if "__pycache__" not in path.parts)

@@ -266,9 +266,16 @@ async def test_failed_commit_returns_500(app: FastAPI, monkeypatch: pytest.Monke
     assert_problem(response, 500)
 
 
-@pytest.mark.parametrize(("method", "code"), [("DELETE", "still-referenced"), ("POST", "changed-meanwhile")])
-async def test_violated_foreign_key_is_a_conflict(method: str, code: str) -> None:
-    request = Request({"type": "http", "method": method, "path": "/", "headers": []})
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("DELETE", "/labels/1", "still-referenced"),
+        ("POST", "/labels/1/delete", "still-referenced"),
+        ("POST", "/labels", "changed-meanwhile"),
+    ],
+)
+async def test_violated_foreign_key_is_a_conflict(method: str, path: str, code: str) -> None:
+    request = Request({"type": "http", "method": method, "path": path, "headers": [], "server": ("localhost", 80)})
     error = IntegrityError("", {}, Exception("FOREIGN KEY constraint failed"))
 
     response = await handle_database_error(request, error)
