@@ -1,12 +1,16 @@
 """Resources in a baked project on both databases: added, extended and removed; all checks pass in between."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.support.programs import UV
+from tests.support.programs import UV, person_environment
 from tests.support.projects import Bake, BakedProject
 from tests.support.template import ROOT
 
@@ -63,6 +67,25 @@ def run_tool(project: BakedProject, tool: str, **values: str) -> str:
     return project.run(command, PYTHONDONTWRITEBYTECODE="1", **variables)
 
 
+def end_while_it_prepares(project: BakedProject, folder: Path, number: signal.Signals) -> None:
+    """Start to add a resource, and send a signal to all of its processes when the copy of the project exists."""
+    folder.mkdir()
+    variables = {"ARG_NAME": "zebra", "ARG_FIELDS": "stripes:int", "TMPDIR": str(folder)}
+    command = [UV, "run", "--quiet", "--script", str(ROOT / "tools" / "resource.py"), "--project", "."]
+    process = subprocess.Popen(command, cwd=project.path, env=person_environment(**variables), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("resource-*/project/app/zebras")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    process.wait(60)
+    # uv may end before the tool, which deletes its copy of the project.
+    while list(folder.glob("resource-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def check(project: BakedProject, tests: str) -> None:
     project.run(["make", "check"])
     project.run([PYTHON, "-m", "pytest", "-n", "auto", *tests.split()])
@@ -79,8 +102,11 @@ def list_files(project: BakedProject) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in paths if path.is_file() and "__pycache__" not in path.parts}
 
 
-def test_resources_are_added_extended_and_removed(project: BakedProject) -> None:
+def test_resources_are_added_extended_and_removed(project: BakedProject, tmp_path: Path) -> None:
     before = list_files(project)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        end_while_it_prepares(project, tmp_path / number.name, number)
+        assert list_files(project) == before
     started = time.monotonic()
     for values in RESOURCES:
         run_tool(project, "resource", **values)

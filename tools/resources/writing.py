@@ -136,6 +136,9 @@ def _end_in_order() -> Iterator[None]:
     """End by an exception on a signal, so that temporary files are deleted and old files are restored."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        # A second signal, such as one that uv passes on, must not interrupt the restoring.
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)
 
     previous = [signal.signal(number, stop) for number in SIGNALS]
