@@ -65,8 +65,8 @@ def test_every_page_of_the_manual_with_commands_is_followed_by_a_test() -> None:
         page.name for page in pages if re.search("(?m)^```(?:sh|console)$", page.read_text(encoding="utf-8"))
     }
 
-    # Tested by tests/docker, test_without_driver.py, test_service.py and tests/vm, in this order.
-    assert with_commands == {"containers.md", "database.md", "developing.md", "server.md"}
+    # Tested by tests/docker, test_without_driver.py, test_service.py, tests/resources and tests/vm, in this order.
+    assert with_commands == {"containers.md", "database.md", "developing.md", "features.md", "server.md"}
 
 
 def test_links_of_the_documents_resolve() -> None:

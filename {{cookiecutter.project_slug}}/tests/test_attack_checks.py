@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
@@ -283,3 +284,35 @@ async def test_a_refusal_that_repeats_the_id_is_noticed() -> None:
     async with attack(make_notes(is_talkative=True)) as target:
         with pytest.raises(AssertionError, match="names an id"):
             await check(target, "get", "/notes/{note_id}")
+
+
+class Letter(RequestModel):
+    enclosed_id: str
+
+
+async def test_field_is_filled_with_an_item_of_the_collection_that_references_name() -> None:
+    app = make_notes()
+    letters: dict[str, str] = {}
+    Token = Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]  # noqa: N806  # a type
+
+    @app.post("/letters")
+    def write_letter(data: Letter, token: Token) -> dict[str, str]:
+        letters[data.enclosed_id] = token.credentials
+        return {"id": data.enclosed_id}
+
+    @app.get("/letters/{letter_id}")
+    def read_letter(letter_id: str, token: Token) -> None:
+        if letters.get(letter_id) != token.credentials:
+            raise HTTPException(404)
+
+    @app.get("/notes")
+    def list_notes() -> list[str]:
+        return [*letters]
+
+    async with attack(app) as target:
+        await check(replace(target, references={"enclosed_id": "/notes"}), "get", "/letters/{letter_id}")
+        enclosed = (await target.client.get("/notes")).json()
+        owner = make_account("owner")
+        read = [await target.client.get(f"/notes/{each}", headers=owner.headers) for each in enclosed]
+
+    assert 200 in [answer.status_code for answer in read]

@@ -43,6 +43,8 @@ PUBLIC = {
 # Fields that cannot be made from the OpenAPI document, such as {("post", "/api/v1/orders"): {"currency": "EUR"}}.
 # A file is (name, content, media type).
 BODIES: dict[Operation, object] = {}
+# The collections of fields that are not named after what they refer to, such as {"author_id": "/api/v1/people"}.
+REFERENCES: dict[str, str] = {}
 # Routes on items that other users may also access, or that cannot be created from the document: separate tests check
 # the access to them.
 CHECKED_ELSEWHERE: set[Operation] = {
@@ -61,7 +63,7 @@ def for_each(operations: list[Operation]) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def target(client: httpx2.AsyncClient, admin: Account) -> Target:
-    return Target(DOCUMENT, client, admin, BODIES)
+    return Target(DOCUMENT, client, admin, BODIES, REFERENCES)
 
 
 def test_every_route_is_public_on_purpose_or_guarded() -> None:
@@ -92,6 +94,7 @@ async def test_items_of_other_users_are_not_found_and_stay_unchanged(
 
 def test_exceptions_name_existing_routes() -> None:
     assert {*BODIES, *CHECKED_ELSEWHERE} - {*OPERATIONS} == set()
+    assert {*REFERENCES.values()} - {path for _, path in OPERATIONS} == set()
 
 
 @pytest.mark.parametrize(

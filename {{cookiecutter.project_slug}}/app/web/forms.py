@@ -1,8 +1,9 @@
 """Forms: reading them, validating them, and showing them again with their errors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -92,12 +93,26 @@ async def get_fields(request: Request, unverified: UnverifiedFieldsDep, page: Pa
 FieldsDep = Annotated[Fields, Depends(get_fields)]
 
 
-def validate_form(model: type[ModelT], fields: Fields) -> ModelT:
-    """Return the fields as a model. Raises InvalidFormError."""
+def validate_form(model: type[ModelT], fields: Fields, *, optional: Collection[str] = ()) -> ModelT:
+    """Return the fields as a model; empty `optional` fields are None. Raises InvalidFormError."""
+    values = {name: None if name in optional and not value else value for name, value in fields.items()}
     try:
-        return model.model_validate(fields)
+        return model.model_validate(values)
     except ValidationError as error:
         raise InvalidFormError(error) from error
+
+
+def as_fields(record: object, names: Iterable[str]) -> Fields:
+    """Return values of a record as the fields of a form have them."""
+    return {name: _as_text(getattr(record, name)) for name in names}
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 @contextmanager

@@ -53,15 +53,8 @@ async def test_project_and_expense_are_found_at_their_locations(client: httpx2.A
     found = [await client.get(each.headers["location"], headers=user.headers) for each in (project, expense)]
 
     assert [each.json() for each in found] == [project.json(), expense.json()]
-    assert project.json() | {"id": None, "created_at": None, "updated_at": None} == {
-        "id": None,
-        "name": "Office move",
-        "status": "active",
-        "starts_on": "2026-01-12",
-        "budget": "1000.00",
-        "created_at": None,
-        "updated_at": None,
-    }
+    expected = {"name": "Office move", "status": "active", "starts_on": "2026-01-12", "budget": "1000.00"}
+    assert {name: project.json()[name] for name in expected} == expected
     assert (expense.json()["category"], expense.json()["note"]) == ("travel", None)
 
 

@@ -32,6 +32,8 @@ class Target:
     admin: Account
     # Bodies, or fields of them, that cannot be made from the document.
     bodies: Mapping[Operation, object] = field(default_factory=dict)
+    # The collections of fields that are not named after what they refer to.
+    references: Mapping[str, str] = field(default_factory=dict)
 
 
 def list_operations(document: Schema) -> list[Operation]:
@@ -145,17 +147,19 @@ async def _make_references(target: Target, method: str, path: str, ids: Ids, mak
     known = dict(ids)
     for name in sorted({*list_fields(request.get("json", request.get("data")))} - {*list_fields(given)}):
         single = name.removesuffix("s")
-        collection = _find_collection(target.document, single)
+        collection = _find_collection(target, single)
         if single not in known and collection not in (None, path):
             known[single] = (await make_items(target, f"{collection}/" + "{" + single + "}", maker, known))[single]
     return known
 
 
-def _find_collection(document: Schema, name: str) -> str | None:
+def _find_collection(target: Target, name: str) -> str | None:
     """Return the path of the collection that a field such as `category_id` refers to, or None."""
+    if name in target.references:
+        return target.references[name]
     thing = name.removesuffix("_id").replace("_", "-")
     plurals = {f"{thing}s", f"{thing}es", f"{thing.removesuffix('y')}ies"} if name.endswith("_id") else set()
-    paths = [path for path, methods in document["paths"].items() if "post" in methods]
+    paths = [path for path, methods in target.document["paths"].items() if "post" in methods]
     return next((path for path in paths if path.rpartition("/")[2].replace("_", "-") in plurals), None)
 
 

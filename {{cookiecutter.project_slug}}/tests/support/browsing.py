@@ -23,6 +23,7 @@ class _Forms(HTMLParser):
         super().__init__()
         self.forms: list[tuple[str, dict[str, str]]] = []
         self._area: str | None = None
+        self._select: str | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
@@ -31,6 +32,13 @@ class _Forms(HTMLParser):
         elif tag == "textarea":
             self._area = values["name"]
             self.forms[-1][1][self._area] = ""
+        elif tag == "select":
+            self._select = values["name"]
+        elif tag == "option" and self._select is not None:
+            # Without a selected option, the first one is sent.
+            fields = self.forms[-1][1]
+            if "selected" in values or self._select not in fields:
+                fields[self._select] = values["value"]
         elif (
             tag == "input"
             and "name" in values

@@ -3,11 +3,16 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 
 from app.core.http.middleware.body_limit import MAX_FORM_BYTES
+from app.core.http.schemas import RequestModel
+from app.web.forms import as_fields, validate_form
 from tests.support.accounts import PASSWORD
 from tests.support.applications import create_app
 from tests.support.browsing import EMAIL, ORIGIN, Browser, open_browser
@@ -139,3 +144,48 @@ async def test_body_of_another_media_type_is_refused(signed_in: Browser) -> None
     answer = await signed_in.client.post("/sign-out", json=fields)
 
     assert answer.status_code == 415
+
+
+CHOICE = '{{% import "templates/forms.html" as forms with context %}}{{{{ forms.choice("kind", "Kind", {options}) }}}}'
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options", "sent"),
+    [
+        ("", '[("a", "A"), ("b", "B")]', "a"),
+        ("b", '[("a", "A"), ("b", "B")]', "b"),
+        # A row that is too old for the list stays chosen.
+        ("z", '[("a", "A")]', "z"),
+        ("", '[("a", "A")], required=false', ""),
+    ],
+)
+async def test_choice_sends_the_current_value(
+    browser: Browser, app: FastAPI, chosen: str, options: str, sent: str
+) -> None:
+    async with app.router.lifespan_context(app) as state:
+        environment = dict(state or {})["web"].environment
+        template = environment.from_string(f'<form action="/">{CHOICE.format(options=options)}</form>')
+        page = template.render(fields={"kind": chosen} if chosen else {}, problems={}, error=None)
+
+    browser.page = httpx2.Response(200, text=page)
+
+    assert browser.find_form("/")["kind"] == sent
+
+
+def test_values_of_a_record_are_shown_as_forms_have_them() -> None:
+    record = SimpleNamespace(empty=None, flag=True, day=date(2026, 1, 31), at=datetime(2026, 1, 31, tzinfo=UTC), n=3)
+
+    fields = as_fields(record, ("empty", "flag", "day", "at", "n"))
+
+    assert fields == {"empty": "", "flag": "true", "day": "2026-01-31", "at": "2026-01-31T00:00:00+00:00", "n": "3"}
+
+
+class Dated(RequestModel):
+    due: date | None
+    title: str
+
+
+def test_empty_optional_field_is_none() -> None:
+    data = validate_form(Dated, {"due": "", "title": ""}, optional=("due",))
+
+    assert (data.due, data.title) == (None, "")

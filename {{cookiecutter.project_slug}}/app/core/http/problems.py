@@ -124,6 +124,14 @@ async def handle_database_error(request: Request, error: Exception) -> Response:
     """
     if is_conflict(error):
         logger.warning("conflict in the database", reason=first_line(error))
+        # Forms cannot send DELETE: their paths end with /delete.
+        if request.method == "DELETE" or request.url.path.endswith("/delete"):
+            return problem_response(
+                request.scope,
+                409,
+                "Other resources refer to this one. Delete or change them first.",
+                code="still-referenced",
+            )
         return problem_response(
             request.scope,
             409,

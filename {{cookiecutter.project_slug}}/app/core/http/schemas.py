@@ -1,13 +1,20 @@
+import json
 import unicodedata
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
+from annotated_types import GroupedMetadata
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
+    JsonValue,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -22,6 +29,8 @@ MAX_FIELDS = 100
 MAX_EMAIL_LENGTH = 1000
 # Longer input cannot be a code and is not normalized, because NFKC normalization can take quadratic time.
 MAX_CODE_LENGTH = 100
+# Characters of a JSON object as text, as many as a text of several lines may have.
+MAX_JSON_LENGTH = 10_000
 MINUS = "\N{MINUS SIGN}"
 # Control characters, and format characters such as a zero-width space.
 CONTROLS = frozenset({"Cc", "Cf"})
@@ -139,17 +148,53 @@ def _lowercase(value: str) -> str:
     return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in value)
 
 
-SingleLine = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, max_length=200),
-    AfterValidator(_refuse_control),
-    AfterValidator(_empty_blank),
-]
-# `_refuse_empty` checks the length; `min_length` documents the check in the OpenAPI document.
-NonEmptyLine = Annotated[SingleLine, AfterValidator(_refuse_empty), StringConstraints(min_length=1)]
+@dataclass(frozen=True)
+class Line(GroupedMetadata):
+    """A text of one line, with its maximum length: `Annotated[str, Line(50)]`; a `required` one is not empty."""
+
+    max_length: int
+    required: bool = False
+
+    def __iter__(self) -> Iterator[object]:
+        yield from StringConstraints(strip_whitespace=True, max_length=self.max_length)
+        yield AfterValidator(_refuse_control)
+        yield AfterValidator(_empty_blank)
+        if self.required:
+            yield AfterValidator(_refuse_empty)
+            # `_refuse_empty` checks the length; `min_length` documents the check in the OpenAPI document.
+            yield from StringConstraints(min_length=1)
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise PydanticCustomError("datetime_range", "must be between the years 1 and 9999 in UTC") from error
+
+
+def _refuse_unfit_json(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    # Python's parser accepts NaN, Infinity and unpaired surrogates; the database and clients do not.
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False).encode().decode()
+    except ValueError as error:
+        raise PydanticCustomError("invalid_json", "must not contain NaN, Infinity or unpaired surrogates") from error
+    if len(text) > MAX_JSON_LENGTH:
+        raise PydanticCustomError(
+            "json_too_long", "must have at most {max_length} characters as JSON", {"max_length": MAX_JSON_LENGTH}
+        )
+    return value
+
+
+SingleLine = Annotated[str, Line(200)]
+NonEmptyLine = Annotated[str, Line(200, required=True)]
 MultiLine = Annotated[
     str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul), AfterValidator(_empty_blank)
 ]
+# What a column of the type Integer can store.
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+# A time with its time zone, converted to UTC.
+Time = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_refuse_unfit_json)]
 EmailAddress = Annotated[MailAddress, BeforeValidator(_refuse_display_name), AfterValidator(_lowercase)]
 _email = TypeAdapter(EmailAddress)
 

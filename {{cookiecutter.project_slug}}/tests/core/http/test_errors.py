@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from app.accounts.models import User
 from app.core.db.session import Database
 from app.core.dependencies import SessionDep
 from app.core.errors import ConflictError
+from app.core.http.problems import handle_database_error
 from tests.support.accounts import PASSWORD, Account
 from tests.support.applications import create_app
 from tests.support.clients import open_client
@@ -262,3 +264,20 @@ async def test_failed_commit_returns_500(app: FastAPI, monkeypatch: pytest.Monke
         response = await client.post("/commit")
 
     assert_problem(response, 500)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("DELETE", "/labels/1", "still-referenced"),
+        ("POST", "/labels/1/delete", "still-referenced"),
+        ("POST", "/labels", "changed-meanwhile"),
+    ],
+)
+async def test_violated_foreign_key_is_a_conflict(method: str, path: str, code: str) -> None:
+    request = Request({"type": "http", "method": method, "path": path, "headers": [], "server": ("localhost", 80)})
+    error = IntegrityError("", {}, Exception("FOREIGN KEY constraint failed"))
+
+    response = await handle_database_error(request, error)
+
+    assert (response.status_code, json.loads(bytes(response.body))["code"]) == (409, code)

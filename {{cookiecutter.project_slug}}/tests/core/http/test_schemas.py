@@ -1,10 +1,13 @@
 """Normalization of typed text: text without visible characters is empty."""
 
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
 import httpx2
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from app.core.http.schemas import MultiLine, NonEmptyLine, SingleLine
+from app.core.http.schemas import Int32, JsonObject, Line, MultiLine, NonEmptyLine, SingleLine, Time
 from tests.support.accounts import Account
 
 BLANK = [
@@ -77,3 +80,41 @@ async def test_user_name_of_invisible_characters_is_stored_as_empty(client: http
     changed = await client.patch("/api/v1/users/me", json=name, headers=user.headers)
 
     assert changed.json()["name"] == ""
+
+
+@pytest.mark.parametrize(
+    ("adapter", "value", "code"),
+    [
+        (TypeAdapter(Annotated[str, Line(5)]), "x" * 6, "string_too_long"),
+        (TypeAdapter(Annotated[str, Line(5)]), "a\nb", "control_characters"),
+        (TypeAdapter(Annotated[str, Line(5, required=True)]), " ", "blank"),
+        (TypeAdapter(Int32), 2**31, "less_than_equal"),
+        (TypeAdapter(Int32), -(2**31) - 1, "greater_than_equal"),
+        (TypeAdapter(Time), "2026-01-12T09:30:00", "timezone_aware"),
+        (TypeAdapter(Time), "0001-01-01T00:00:00+14:00", "datetime_range"),
+        (TypeAdapter(JsonObject), [], "dict_type"),
+        (TypeAdapter(JsonObject), {"a": float("nan")}, "invalid_json"),
+        (TypeAdapter(JsonObject), {"a": "\ud800"}, "invalid_json"),
+        (TypeAdapter(JsonObject), {"a": "x" * 10_000}, "json_too_long"),
+    ],
+    ids=lambda value: None if isinstance(value, TypeAdapter) else str(value)[:30],
+)
+def test_value_that_a_column_cannot_store_is_refused(adapter: TypeAdapter[Any], value: object, code: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        adapter.validate_python(value)
+
+    assert [error["type"] for error in refusal.value.errors()] == [code]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "value", "valid"),
+    [
+        (TypeAdapter(Annotated[str, Line(5)]), "  lines", "lines"),
+        (TypeAdapter(Int32), -(2**31), -(2**31)),
+        (TypeAdapter(Time), "2026-01-12T09:30:00+02:00", datetime(2026, 1, 12, 7, 30, tzinfo=UTC)),
+        (TypeAdapter(JsonObject), {"a": [1, None, {"b": "Ω"}]}, {"a": [1, None, {"b": "Ω"}]}),
+    ],
+    ids=lambda value: None if isinstance(value, TypeAdapter) else str(value)[:30],
+)
+def test_value_that_a_column_can_store_is_accepted(adapter: TypeAdapter[Any], value: object, valid: object) -> None:
+    assert adapter.validate_python(value) == valid
