@@ -32,7 +32,7 @@ def main(command: Callable[[Project, Values], str], *known: str) -> None:
         sys.exit(f"{', '.join(sorted(unknown))}: not a value of this command, which takes {', '.join(known)}.")
     values = {name: given.get(name, os.environ.get(f"{PREFIX}{name}", "")).strip() for name in known}
     try:
-        print(command(Project(options.project.resolve()), values))  # noqa: T201  # for the developer
+        print(command(Project(options.project.resolve()), values))
     except RefusedError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -76,7 +76,7 @@ class Copy:
         """Run Python of the project's environment in the copy. Raises RefusedError with the output if it fails."""
         # The copy has its own database: what the developer's shell sets must not lead to another one.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
-        done = subprocess.run(  # noqa: S603  # the environment of the project
+        done = subprocess.run(
             [self._python, *arguments],
             cwd=self.path,
             env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **variables},
