@@ -52,6 +52,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "tests/core/db/driver/test_postgresql.py": ("database", "postgresql"),
     "tests/core/db/test_backup_postgresql.py": ("database", "postgresql"),
     "tests/core/db/test_backup_sqlite.py": ("database", "sqlite"),
+    "tests/core/db/test_copy_postgresql.py": ("database", "postgresql"),
     "tests/core/db/test_database_roles.py": ("database", "postgresql"),
     "tests/test_embedded_postgres.py": ("database", "postgresql"),
     "tests/core/process/test_gunicorn.py": ("process_manager", "gunicorn"),
