@@ -4,10 +4,12 @@ import asyncio
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -27,6 +29,7 @@ from app.core.config.database_url import parse_url
 from app.core.db import models
 from app.core.db.copy import CopiedTable, Options, copy_database
 from app.core.db.copy.errors import CopyError
+from app.core.db.copy.source import open_source
 from app.core.db.engine import create_owner_engine
 from app.core.db.models import IdMixin
 from app.core.db.revisions import head_revision
@@ -572,6 +575,26 @@ def test_a_faulty_value_is_refused_with_its_row(target: Example, tmp_path: Path)
             target.copy_from(source)
 
         assert target.count("example_things") == target.count("example_boxes") == 0
+
+
+def test_a_file_in_a_folder_without_write_access_is_copied(
+    target: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = create_file(tmp_path)
+    add_examples(source, target)
+    with closing(sqlite3.connect(source.url.removeprefix("sqlite:///"))) as setup:
+        setup.execute("PRAGMA journal_mode = WAL")
+    # The tests may run as root, which may write to every folder.
+    monkeypatch.setattr("app.core.db.copy.source.os.access", lambda _path, _mode: False)
+    before = sorted(tmp_path.glob(f"{Path(source.url).name}*"))
+
+    with open_source(parse_url(source.url), make_settings(target.url)) as connection:
+        connection.execute(sa.select(THINGS)).all()
+        during = sorted(tmp_path.glob(f"{Path(source.url).name}*"))
+    target.copy_from(source)
+
+    assert during == before
+    assert target.read(THINGS) == source.read(THINGS)
 
 
 def test_a_missing_parent_is_refused(target: Example, tmp_path: Path) -> None:

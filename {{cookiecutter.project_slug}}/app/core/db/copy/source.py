@@ -4,6 +4,7 @@ The engine is a synchronous one, because Python's own driver then reads a databa
 another database lacks the asynchronous driver.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,7 +60,11 @@ def _connect(engine: Engine, url: URL) -> Iterator[Connection]:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    address = f"{Path(url.database or '').resolve().as_uri()}?mode=ro"
+    file = Path(url.database or "").resolve()
+    # Readers of a file in WAL mode create files beside it, unless they declare that nobody changes it. Without a log,
+    # nobody does: the service keeps the log while it has the file open.
+    is_unchangeable = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+    address = f"{file.as_uri()}?mode=ro{'&immutable=1' if is_unchangeable else ''}"
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_SECONDS)
