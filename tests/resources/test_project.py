@@ -127,7 +127,7 @@ def test_resources_are_added_extended_and_removed(project: BakedProject, tmp_pat
 
     for resource in ("note", "label", "category"):
         run_tool(project, "remove", RESOURCE=resource)
-    # What is left of the resources are their migrations: all other files are as before, or a sample's.
+    # Only the migrations of the resources remain.
     after = list_files(project)
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     rest = {re.sub(r".*/(app|tests|migrations|docs|pyproject\.toml)(/|$)", r"\1\2", name) for name in changed}
