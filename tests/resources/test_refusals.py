@@ -1,4 +1,4 @@
-"""What the commands refuse in a project, before anything is written."""
+"""Refusals of the commands, before anything is written."""
 
 import ast
 import re

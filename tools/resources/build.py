@@ -60,7 +60,7 @@ class Resource:
 
     @property
     def referred(self) -> list[Reference]:
-        """What the resource refers to, apart from itself, each once."""
+        """The other resources and the accounts that the resource refers to, each once."""
         others = [field.reference for field in self.references if not field.is_self_reference]
         return list(dict.fromkeys(reference for reference in others if reference is not None))
 

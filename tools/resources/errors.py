@@ -1,2 +1,2 @@
 class RefusedError(Exception):
-    """What was asked for is not possible; the message says why and what to do. Nothing has been changed."""
+    """A request that is not possible; the message says why and what to do. Nothing has been changed."""

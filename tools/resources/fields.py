@@ -34,7 +34,7 @@ ENUM_SUFFIXES = frozenset({"create", "read", "record", "update"})
 
 @dataclass(frozen=True)
 class Reference:
-    """What a field refers to."""
+    """The resource, or the accounts, that a field refers to."""
 
     names: Names
     # The folder in app/, and the class of the model in its models.py.
@@ -209,7 +209,7 @@ class Field:
         """The name of the parameter of a query that finds a row by this field."""
         return f"{self.name}_value" if self.name in {"owner", self.resource.singular} else self.name
 
-    # What the tests of the resource use, as source code of JSON values.
+    # Values for the tests of the resource, as source code of JSON values.
 
     @property
     def json_default(self) -> str:

@@ -1,4 +1,4 @@
-"""What a project contains, read from its source code without importing it."""
+"""The contents of a project, read from its source code without importing it."""
 
 import ast
 import re

@@ -190,7 +190,7 @@ NonEmptyLine = Annotated[str, Line(200, required=True)]
 MultiLine = Annotated[
     str, StringConstraints(max_length=10_000), AfterValidator(_refuse_nul), AfterValidator(_empty_blank)
 ]
-# What a column of the type Integer can store.
+# The range of a column of the type Integer.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 # A time with its time zone, converted to UTC.
 Time = Annotated[AwareDatetime, AfterValidator(_to_utc)]
