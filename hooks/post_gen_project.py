@@ -15,7 +15,7 @@ from pathlib import Path
 # An answer cannot end this literal: in JSON, the quote that ends a string is never followed by two more.
 ANSWERS: dict[str, str] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# What the project comes from, in the form that the tool cruft reads. `make update` reads it, too.
+# The origin and the answers of the project, in the form that the tool cruft reads; `make update` also reads it.
 RECORD = Path(".cruft.json")
 # cookiecutter renders this pattern, and any answer that does not come from its prompt.
 TEMPLATE_SYNTAX = re.compile(r"[{][#%{]|^\s*[#]%")

@@ -14,7 +14,7 @@ from tests.support.template import is_copied
 
 # Enough for a project's whole test suite on a busy machine; below pytest-timeout, so that a failure shows the output.
 TIMEOUT_SECONDS = 1800
-# What the project was baked from.
+# The record of the template and the answers.
 RECORD = ".cruft.json"
 
 

@@ -1,6 +1,7 @@
 """Joins branches of migrations, which come together when two developers, or the template, add migrations."""
 
 import ast
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ def _write_predecessor(file: Path, predecessor: str) -> None:
     # The columns of a syntax tree count bytes.
     lines[value.lineno - 1] = line[: value.col_offset] + f'"{predecessor}"'.encode() + line[value.end_col_offset :]
     file.write_bytes(b"".join(lines))
+    # Python would run the old code: it compares only the size of a file and the second of its last change.
+    Path(cache_from_source(str(file))).unlink(missing_ok=True)
 
 
 def _find_predecessor(migration: ast.Module) -> ast.expr:

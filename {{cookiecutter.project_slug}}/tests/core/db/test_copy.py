@@ -57,7 +57,7 @@ ADD_USER = """
     VALUES ('{id}', '{email}', 'Ω', 'hash', true, false, '{at}', '{at}')
 """
 ADD_EVENT = """
-    INSERT INTO audit_events (id, event, device, details, created_at) VALUES ('{id}', 'an event', '', '{{}}', '{at}')
+    INSERT INTO audit_events (id, event, device, details, created_at) VALUES ('{id}', 'an event', '', 'null', '{at}')
 """
 
 
