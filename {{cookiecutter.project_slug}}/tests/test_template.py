@@ -196,7 +196,7 @@ def test_stop_waits_for_the_tool(project: Path, repository: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="the target is a target of make")
 def test_make_passes_values_unchanged(project: Path) -> None:
-    answers = """description="it's $HOME $(id) `id` #%" domain_name=x"""
+    answers = """description="it's $HOME $(id) `id` # %" domain_name=x"""
 
     plain = run(project, "make", "update", "UV=./uv")
     full = run(project, "make", "update", "UV=./uv", f"ANSWERS={answers}", "VERSION=v1 $(id)", "DRY_RUN=1")
