@@ -146,28 +146,25 @@ async def test_body_of_another_media_type_is_refused(signed_in: Browser) -> None
     assert answer.status_code == 415
 
 
-CHOICE = '{{% import "templates/forms.html" as forms with context %}}{{{{ forms.choice("kind", "Kind", {options}) }}}}'
-
-
 @pytest.mark.parametrize(
-    ("chosen", "options", "sent"),
+    ("chosen", "options", "required", "sent"),
     [
-        ("", '[("a", "A"), ("b", "B")]', "a"),
-        ("b", '[("a", "A"), ("b", "B")]', "b"),
+        ("", [("a", "A"), ("b", "B")], True, "a"),
+        ("b", [("a", "A"), ("b", "B")], True, "b"),
         # A row that is too old for the list stays chosen.
-        ("z", '[("a", "A")]', "z"),
-        ("", '[("a", "A")], required=false', ""),
+        ("z", [("a", "A")], True, "z"),
+        ("", [("a", "A")], False, ""),
     ],
 )
 async def test_choice_sends_the_current_value(
-    browser: Browser, app: FastAPI, chosen: str, options: str, sent: str
+    browser: Browser, app: FastAPI, chosen: str, options: list[tuple[str, str]], required: bool, sent: str
 ) -> None:
     async with app.router.lifespan_context(app) as state:
-        environment = dict(state or {})["web"].environment
-        template = environment.from_string(f'<form action="/">{CHOICE.format(options=options)}</form>')
-        page = template.render(fields={"kind": chosen} if chosen else {}, problems={}, error=None)
+        template = dict(state or {})["web"].environment.get_template("templates/forms.html")
+        forms = template.make_module({"fields": {"kind": chosen} if chosen else {}, "problems": {}, "error": None})
 
-    browser.page = httpx2.Response(200, text=page)
+    choice = forms.choice("kind", "Kind", options, required=required)
+    browser.page = httpx2.Response(200, text=f'<form action="/">{choice}</form>')
 
     assert browser.find_form("/")["kind"] == sent
 
