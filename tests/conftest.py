@@ -1,4 +1,5 @@
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from types import CodeType
@@ -13,6 +14,9 @@ from xdist.workermanage import WorkerController
 from tests.support.projects import Bake, BakedProject
 from tests.support.servers import SERVERS
 from tests.support.template import ROOT, SERVICE, list_files
+
+# At the end: tools/resource.py must not replace the module `resource` of the standard library.
+sys.path.append(str(ROOT / "tools"))
 
 
 class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
