@@ -176,13 +176,15 @@ def test_next_update_waits_for_git_of_a_killed_one(edited: Team, states: list[di
     process = subprocess.Popen(
         edited.command(), cwd=edited.path, env=person_environment(**NO_SETTINGS, PATH=path), start_new_session=True
     )
-    assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+    try:
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
-    output = edited.update(status=REFUSED)
+        output = edited.update(status=REFUSED)
 
-    assert "Another update of this project is running." in output
-    assert edited.state() == states[0]
-    release.touch()
+        assert "Another update of this project is running." in output
+        assert edited.state() == states[0]
+    finally:
+        release.touch()
     wait_until(lambda: not (folder / "running").exists(), PATIENCE_SECONDS, lambda: "git ends")
     check_next_update(edited, states, folder)
 
