@@ -164,7 +164,7 @@ def prepare(machine: Machine, project: BakedProject) -> Server:
     trusted = machine.run(f"cat /etc/{project.answers['project_slug']}/tls/fullchain.pem")
     site = Site(machine.address, DOMAIN, trusted)
     assert site.answers()
-    print(f"\nFrom a fresh machine to HTTPS: {time.monotonic() - started:.0f} s")  # noqa: T201  # a figure to report
+    print(f"\nFrom a fresh machine to HTTPS: {time.monotonic() - started:.0f} s")  # noqa: T201  # a measured time, for the report of the tests
     outputs["second"] = machine.run(provision)
     return Server(machine, project, site, outputs)
 

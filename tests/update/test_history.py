@@ -118,7 +118,7 @@ def test_project_from_an_earlier_commit_is_updated_with_all_its_edits(
     output = team.update("--version", newest)
 
     seconds = time.monotonic() - started
-    print(f"\nAn update from {earlier[:12]}: {seconds:.1f} s")  # noqa: T201  # a figure to report
+    print(f"\nAn update from {earlier[:12]}: {seconds:.1f} s")  # noqa: T201  # a measured time, for the report of the tests
     assert seconds < 60
     assert team.git("ls-files", "--unmerged") == "", output
     assert team.record["commit"] == newest

@@ -128,7 +128,7 @@ def render_field_texts(names: Names, field: Field) -> list[str]:
 
 def _environment(**delimiters: str) -> Environment:
     return Environment(
-        **delimiters,  # type: ignore[arg-type]  # all of them are texts
+        **delimiters,  # type: ignore[arg-type]  # Jinja types each delimiter by itself: all of them are texts
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -150,7 +150,7 @@ def _render(template: str, resource: Resource) -> str:
 
     def made(field: Field, user: str = "user") -> str:
         """Return an expression of the tests that creates a row for the field to refer to, and returns its id."""
-        assert field.reference is not None  # noqa: S101  # as above
+        assert field.reference is not None  # noqa: S101  # for the type checker: see Project.resolve
         if field.reference.is_user:
             return f"{user}.id"
         through = "target" if any(not each.is_user for each in resource.referred) else "client"

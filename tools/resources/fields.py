@@ -224,7 +224,7 @@ class Field:
             case "date":
                 return f'"{date(*self._default_numbers())}"'
             case "datetime":
-                return f'"{datetime(*self._default_numbers()).isoformat()}Z"'  # type: ignore[arg-type]
+                return f'"{datetime(*self._default_numbers()).isoformat()}Z"'  # type: ignore[arg-type]  # the numbers of a date are at most seven integers
             case _:
                 return self.default
 

@@ -76,19 +76,19 @@ def make_app(*, unowned: Operation | None = None, unbound: Operation | None = No
     def get_user(token: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> str:
         return token.credentials
 
-    User = Annotated[str, Depends(get_user)]  # noqa: N806  # a type
+    User = Annotated[str, Depends(get_user)]  # noqa: N806  # a type, so its name is in capitals
 
     def get_project(project_id: UUID, user: User, request: Request) -> Row:
         owner = {} if name_operation(request) == unowned else {"owner": user}
         return find(projects, project_id, **owner)
 
-    Project = Annotated[Row, Depends(get_project)]  # noqa: N806  # a type
+    Project = Annotated[Row, Depends(get_project)]  # noqa: N806  # a type, so its name is in capitals
 
     def get_expense(expense_id: UUID, project: Project, request: Request) -> Row:
         parent = {} if name_operation(request) == unbound else {"project": project["id"]}
         return find(expenses, expense_id, **parent)
 
-    Expense = Annotated[Row, Depends(get_expense)]  # noqa: N806  # a type
+    Expense = Annotated[Row, Depends(get_expense)]  # noqa: N806  # a type, so its name is in capitals
 
     @app.post("/projects", status_code=201)
     def create_project(data: Named, user: User) -> Row:
@@ -218,7 +218,7 @@ def make_notes(**behaviour: bool) -> FastAPI:
     app = FastAPI()
     notes: dict[str, str] = {}
     scheme = HTTPBearer()
-    Token = Annotated[HTTPAuthorizationCredentials, Depends(scheme)]  # noqa: N806  # a type
+    Token = Annotated[HTTPAuthorizationCredentials, Depends(scheme)]  # noqa: N806  # a type, so its name is in capitals
 
     @app.post("/notes")
     def create_note(data: Note, token: Token) -> dict[str, str]:
@@ -293,7 +293,7 @@ class Letter(RequestModel):
 async def test_field_is_filled_with_an_item_of_the_collection_that_references_name() -> None:
     app = make_notes()
     letters: dict[str, str] = {}
-    Token = Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]  # noqa: N806  # a type
+    Token = Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]  # noqa: N806  # a type, so its name is in capitals
 
     @app.post("/letters")
     def write_letter(data: Letter, token: Token) -> dict[str, str]:

@@ -43,7 +43,7 @@ def test_command_runs_as_python_module(empty_url: str) -> None:
     environment = {**os.environ, **ENVIRONMENT, "DATABASE_URL": empty_url}
     command = [sys.executable, "-m", "app", "db", "upgrade", "nonsense"]
 
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # a command of this test, without input from outside
 
     assert result.returncode == 1
     assert "nonsense" in result.stderr

@@ -48,7 +48,7 @@ def environment() -> Iterator[dict[str, str]]:
 
 
 def run_sql(project: Path, environment: dict[str, str], *statements: str) -> str:
-    result = subprocess.run(  # noqa: S603  # our own program
+    result = subprocess.run(  # noqa: S603  # a command of this test, without input from outside
         [*EMBEDDED, sys.executable, "-c", SQL, *statements],
         cwd=project,
         env=environment,

@@ -84,7 +84,7 @@ def make_environment(project: Path, **variables: str) -> dict[str, str]:
 
 def run(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = make_environment(project, **variables)
-    done = subprocess.run(  # noqa: S603  # our own program
+    done = subprocess.run(  # noqa: S603  # a command of this test, without input from outside
         command, cwd=project, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert list((project / "tmp").iterdir()) == [], "no temporary file is left"
@@ -178,7 +178,7 @@ def test_stop_waits_for_the_tool(project: Path, repository: Path) -> None:
     (repository / "tools" / "update.py").write_text(WAITING_TOOL)
     git(repository, "commit", "--quiet", "--all", "--message", "Wait")
     command = [sys.executable, "scripts/template.py", "update"]
-    launcher = subprocess.Popen(command, cwd=project, env=make_environment(project), start_new_session=True)  # noqa: S603  # our own program
+    launcher = subprocess.Popen(command, cwd=project, env=make_environment(project), start_new_session=True)  # noqa: S603  # a command of this test, without input from outside
     try:
         wait_for(lambda: (project / "started").exists() and (project / "started").read_text() != "", "the tool starts")
         clone = Path((project / "started").read_text())

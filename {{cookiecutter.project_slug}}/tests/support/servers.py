@@ -199,7 +199,7 @@ def start_process(
 ) -> Iterator[Server]:
     """Start a process in a new process group, and kill the group at the end."""
     with TemporaryDirectory(prefix="log-") as folder, (Path(folder) / "log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603  # our own programs
+        process = subprocess.Popen(  # noqa: S603  # a command of this test, without input from outside
             command,
             cwd=cwd,
             env=environment,

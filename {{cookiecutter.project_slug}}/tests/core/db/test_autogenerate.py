@@ -518,7 +518,7 @@ def make_migrate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     program.chmod(0o755)
     command = ["make", "--old-file=install", "--old-file=.env", "migrate", f"PYTHON={program}", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "m"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # our own program
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  # a command of this test, without input from outside
 
 
 def test_dropping_tables_that_refer_to_each_other_is_refused() -> None:

@@ -148,7 +148,7 @@ def test_a_restore_needs_consent(filled_url: str, tmp_path: Path) -> None:
 def test_a_backup_of_a_newer_release_is_refused_and_destroys_nothing(filled_url: str, tmp_path: Path) -> None:
     execute(filled_url, "UPDATE alembic_version SET version_num = '9999'")
     file = write_backup(parse(filled_url), tmp_path / "backup")
-    execute(filled_url, f"UPDATE alembic_version SET version_num = '{head_revision()}'")  # noqa: S608  # ours
+    execute(filled_url, f"UPDATE alembic_version SET version_num = '{head_revision()}'")  # noqa: S608  # SQL of this test, without input from outside
 
     refused = manage(filled_url, "db", "restore", str(file), "--yes")
 

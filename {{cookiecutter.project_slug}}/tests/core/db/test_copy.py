@@ -197,7 +197,7 @@ def create_file(folder: Path) -> Example:
     example = Example(f"sqlite:///{folder / uuid4().hex}.sqlite3")
     example.execute(
         "CREATE TABLE alembic_version (version_num VARCHAR(32))",
-        f"INSERT INTO alembic_version VALUES ('{head_revision()}')",  # noqa: S608  # ours
+        f"INSERT INTO alembic_version VALUES ('{head_revision()}')",  # noqa: S608  # SQL of this test, without input from outside
     )
     return example
 
@@ -328,7 +328,7 @@ def test_replaced_rows_return_if_the_copy_fails(source: Example, target: Example
 def test_another_revision_is_refused(source: Example, target: Example, side: str, revision: str, reason: str) -> None:
     add_user(source)
     behind = {"source": source, "target": target}[side]
-    behind.execute(f"UPDATE alembic_version SET version_num = '{revision}'")  # noqa: S608  # ours
+    behind.execute(f"UPDATE alembic_version SET version_num = '{revision}'")  # noqa: S608  # SQL of this test, without input from outside
 
     assert_refused(source, target, reason)
 
@@ -482,7 +482,7 @@ def test_an_interrupted_copy_leaves_the_target_empty(source: Example, target: Ex
     command = [sys.executable, "-c", SLOW_COPY]
 
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as process:  # noqa: S603  # ours
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe) as process:  # noqa: S603  # a command of this test, without input from outside
         assert process.stdout is not None
         started = [line for _, line in zip(range(4), process.stdout, strict=False)]
         process.send_signal(number)
@@ -568,7 +568,7 @@ def test_a_faulty_value_is_refused_with_its_row(target: Example, tmp_path: Path)
         source.run(Base.metadata.create_all)
         source.run(add_things)
         # A file accepts any value.
-        source.execute(f"UPDATE example_things SET {column} = {value} WHERE box_id = 3")  # noqa: S608  # ours
+        source.execute(f"UPDATE example_things SET {column} = {value} WHERE box_id = 3")  # noqa: S608  # SQL of this test, without input from outside
         ((key,),) = source.run(lambda c: c.exec_driver_sql("SELECT id FROM example_things WHERE box_id = 3").all())
 
         with pytest.raises(CopyError, match=re.escape(f"example_things, id={key}: {reason}.")):

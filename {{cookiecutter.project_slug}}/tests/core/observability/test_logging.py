@@ -33,14 +33,14 @@ painted = pytest.mark.parametrize("command", [WRITE_LINES, HELP], ids=["log", "c
 
 
 def in_pipe(command: Sequence[str], **variables: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, env=environment(variables), capture_output=True, text=True, check=True)  # noqa: S603  # ours
+    done = subprocess.run(command, cwd=ROOT, env=environment(variables), capture_output=True, text=True, check=True)  # noqa: S603  # a command of this test, without input from outside
     return done.stdout + done.stderr
 
 
 def in_terminal(command: Sequence[str], **variables: str) -> str:
     screen, keyboard = pty.openpty()
     with os.fdopen(screen, "rb", buffering=0) as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(variables), stdout=keyboard, stderr=keyboard)  # noqa: S603  # ours
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(variables), stdout=keyboard, stderr=keyboard)  # noqa: S603  # a command of this test, without input from outside
         os.close(keyboard)
         shown = b""
         # Linux reports an error once no process has the terminal open.

@@ -189,7 +189,7 @@ async def test_process_ends_without_error_after_using_store(variables: dict[str,
 def run_script(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "SECRET_KEY": "x" * 32, "DATABASE_URL": unreachable_url(), **variables}
     command = [sys.executable, "-B", "-c", SCRIPT, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)  # noqa: S603  # ours
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)  # noqa: S603  # a command of this test, without input from outside
 
 
 async def test_a_large_object_does_not_fill_the_memory(store: ObjectStore) -> None:
