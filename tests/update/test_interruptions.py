@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import person_environment
+from tests.support.programs import UV, person_environment
 from tests.support.serving import wait_until
 from tests.update.teams import NO_SETTINGS, REFUSED, Team
 
@@ -218,10 +218,10 @@ def test_git_killed_while_it_writes_files(
         assert status == -signal.SIGKILL
         assert edited.state() not in states, "git was killed in the middle"
         assert (edited.path / ".git" / "index.lock").exists()
-        wait_until(lambda: not is_locked(edited), PATIENCE_SECONDS, lambda: "the filter ends")
     else:
         assert status == REFUSED
         assert edited.state() == states[0], "it is undone at once"
+    wait_until(lambda: not is_locked(edited), PATIENCE_SECONDS, lambda: "the filter ends")
     # A dry run changes nothing, also not this.
     between = edited.state()
     edited.update("--dry-run", status=REFUSED if kills_updater else 1)
@@ -290,6 +290,8 @@ def test_lock_of_another_command_is_not_removed(edited: Team, folder: Path, writ
 def test_ctrl_c_of_make_update(edited: Team, states: list[dict[str, str]], folder: Path, at: str | int) -> None:
     """make, the launcher, uv and the updater get the signal together, and nothing of them is left."""
     wrap_git(folder, edited.path, at, f"touch '{folder}/reached'; sleep 3")
+    # Otherwise make installs uv into the project.
+    (folder / "bin" / "uv").symlink_to(UV)
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     process = subprocess.Popen(
         ["make", "update"],
