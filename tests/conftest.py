@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "tools"))
 
 
 class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Runs a subfolder's tests in one xdist worker, or in one worker per server, so that fixtures are set up once.
+    """Runs a subfolder's tests in one xdist worker, or in one worker per server or database, so that fixtures are set up once.
 
     One worker begins with the servers, whose tests mostly wait, and the others with everything else, which computes.
     """
@@ -28,7 +28,7 @@ class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has
     def _assign_work_unit(self, node: WorkerController) -> None:
         begins_with_servers = node is self.nodes[0]
         for scope in self.workqueue:
-            if scope.endswith("]") is begins_with_servers:
+            if scope.startswith("tests/vm[") is begins_with_servers:
                 self.workqueue.move_to_end(scope, last=False)
                 break
         super()._assign_work_unit(node)

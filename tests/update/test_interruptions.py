@@ -125,7 +125,7 @@ FEW = [1, 12, 45]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("at", [*FEW, *(pytest.param(number, marks=pytest.mark.slow) for number in range(4, 100, 16))])
+@pytest.mark.parametrize("at", [*FEW, *(pytest.param(number, marks=pytest.mark.slow) for number in range(4, 100, 32))])
 def test_signal_before_a_command_of_git(
     edited: Team, states: list[dict[str, str]], folder: Path, at: int, name: str
 ) -> None:
@@ -201,7 +201,7 @@ def writes(edited: Team, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kills_updater", [False, True], ids=["git", "both"])
-@pytest.mark.parametrize("count", [1, 6, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 9, 12))])
+@pytest.mark.parametrize("count", [1, 6, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 12))])
 def test_git_killed_while_it_writes_files(
     edited: Team, states: list[dict[str, str]], folder: Path, writes: int, count: int, *, kills_updater: bool
 ) -> None:
