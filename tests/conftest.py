@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "tools"))
 
 
 class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Runs a subfolder's tests in one xdist worker, or in one worker per server or database, so that fixtures are set up once.
+    """Runs a subfolder's tests in one xdist worker, so that fixtures are set up once: one for each server or database.
 
     One worker begins with the servers, whose tests mostly wait, and the others with everything else, which computes.
     """
