@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -68,7 +69,7 @@ def project(repository: Path, tmp_path: Path) -> Path:
     shutil.copy(ROOT / "Makefile", folder)
     (folder / "tmp").mkdir()
     uv = folder / "uv"
-    uv.write_text(UV.format(python=sys.executable))
+    uv.write_text(UV.format(python=shlex.quote(sys.executable)))
     uv.chmod(0o755)
     write_record(folder, template=str(repository), commit=git(repository, "rev-parse", "HEAD~1"))
     return folder
