@@ -1,3 +1,4 @@
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
+from tests.support.machines import COMMANDS
 from tests.support.projects import Bake, BakedProject
 from tests.support.servers import SERVERS
 from tests.support.template import ROOT, SERVICE, list_files
@@ -18,20 +20,31 @@ from tests.support.template import ROOT, SERVICE, list_files
 # At the end: tools/resource.py must not replace the module `resource` of the standard library.
 sys.path.append(str(ROOT / "tools"))
 
+# How the names of scopes begin whose tests run on servers.
+ON_SERVERS = "tests/vm["
+
 
 class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Runs a subfolder's tests in one xdist worker, so that fixtures are set up once: one for each server or database.
 
-    One worker begins with the servers, whose tests mostly wait, and the others with everything else, which computes.
+    The first worker runs only the tests of servers, which mostly wait. The others begin with everything else.
     """
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        begins_with_servers = node is self.nodes[0]
         for scope in self.workqueue:
-            if scope.startswith("tests/vm[") is begins_with_servers:
+            if scope.startswith(ON_SERVERS) is self._is_for_servers(node):
                 self.workqueue.move_to_end(scope, last=False)
                 break
         super()._assign_work_unit(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        if self._is_for_servers(node) and not any(scope.startswith(ON_SERVERS) for scope in self.workqueue):
+            node.shutdown()
+        else:
+            super()._reschedule(node)
+
+    def _is_for_servers(self, node: WorkerController) -> bool:
+        return bool(COMMANDS) and node.gateway.id == "gw0" and len(self.nodes) > 1
 
     def _split_scope(self, nodeid: str) -> str:
         folder = PurePosixPath(nodeid.partition("::")[0]).parent
@@ -39,6 +52,12 @@ class ChapterScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has
             return str(super()._split_scope(nodeid))
         parameter = nodeid.partition("[")[2].rstrip("]").partition("-")[0]
         return f"{folder}[{parameter}]" if parameter in SERVERS else str(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Use one worker more than there are processors if there are servers to wait for."""
+    return (os.cpu_count() or 1) + 1 if COMMANDS else None
 
 
 # Optional, because xdist may be switched off (`-p no:xdist`).

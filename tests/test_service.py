@@ -15,6 +15,7 @@ from tests.support.programs import UV, person_environment
 from tests.support.projects import Bake, BakedProject
 from tests.support.serving import RunningServer, serve
 from tests.support.walkthrough import read_steps
+from tests.update.teams import bake_team, commit_all, copy_template, run_git
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,10 @@ MANAGED = (
     "tests/test_startup.py",
 )
 TESTED_ELSEWHERE = (
+    # Names of targets in sentences, without the values that the targets need.
+    "make resource",
+    "make field",
+    "make remove",
     "make check",
     "make test",
     "make test-all",
@@ -130,8 +135,13 @@ class ServiceTests:
 
         service.run([*RUN_DATABASE[self.database], PYTHON, "-m", "app", "db", "check"])
 
-    def test_every_command_of_the_readme_works(self, bake: Bake, tmp_path: Path) -> None:
-        project = bake(database=self.database)
+    def test_every_command_of_the_readme_works(self, tmp_path: Path) -> None:
+        repository = tmp_path / "template"
+        # The tools of the template are fetched from its repository.
+        copy_template(repository)
+        run_git(repository, "init", "--quiet", "--initial-branch=main")
+        commit_all(repository, "First")
+        project = BakedProject(bake_team(repository, tmp_path / "team", "main", database=self.database).path, {})
         subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
         path = [str(project.path / ".venv" / "bin"), str(tmp_path / "bin"), person_environment()["PATH"]]
         # Run the commands of the README last: one of them removes the development tools.
