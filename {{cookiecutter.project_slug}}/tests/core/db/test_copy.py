@@ -342,7 +342,7 @@ def test_a_target_without_a_schema_is_refused(source: Example, empty_url: str) -
 
 
 def test_a_database_of_another_program_is_refused(source: Example, target: Example) -> None:
-    source.execute("DROP TABLE alembic_version", "CREATE TABLE notes (id INTEGER)")
+    source.execute("DROP TABLE alembic_version", "CREATE TABLE example_strangers (id INTEGER)")
 
     assert_refused(source, target, "The source is not a database of this service")
 
@@ -377,13 +377,13 @@ def test_the_same_database_is_refused(target: Example, tmp_path: Path) -> None:
 
 def test_an_unknown_table_with_rows_is_refused_unless_it_is_skipped(source: Example, target: Example) -> None:
     add_user(source)
-    source.execute("CREATE TABLE notes (id INTEGER)", "CREATE TABLE empty (id INTEGER)")
-    source.execute("INSERT INTO notes VALUES (1)")
+    source.execute("CREATE TABLE example_strangers (id INTEGER)", "CREATE TABLE example_empty (id INTEGER)")
+    source.execute("INSERT INTO example_strangers VALUES (1)")
 
-    assert_refused(source, target, "whose rows would be lost: notes. Add a model")
+    assert_refused(source, target, "whose rows would be lost: example_strangers. Add a model")
     assert_refused(source, target, "that the service does not know: not users", "--skip", "users")
 
-    assert copy(source, target, "--skip", "notes").returncode == 0
+    assert copy(source, target, "--skip", "example_strangers").returncode == 0
     assert target.count() == 1
 
 

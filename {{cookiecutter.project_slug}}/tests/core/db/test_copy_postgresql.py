@@ -127,7 +127,7 @@ def test_the_source_is_read_in_one_snapshot_and_cannot_be_written(target: Exampl
 def test_tables_of_other_owners_are_left_alone(roles: dict[str, str], source: Example, target: Example) -> None:
     add_user(source)
     target.execute(f"GRANT CREATE ON SCHEMA public TO {roles['owner']}")
-    execute(with_role(target.url, roles["owner"]), "CREATE TABLE notes AS SELECT 1 AS id")
+    execute(with_role(target.url, roles["owner"]), "CREATE TABLE example_strangers AS SELECT 1 AS id")
 
     copied = copy(source, target)
 
