@@ -158,7 +158,7 @@ def _render(template: str, resource: Resource) -> str:
         return f'(await {create})["id"]' if field.is_self_reference else f"await {create}"
 
     def numbered(variable: str, besides: Field | None = None) -> str:
-        """Return arguments that give each unique field a value of its own."""
+        """Return arguments that give each unique field a different value."""
         fields = [each for each in resource.uniques if each.kind != "ref" and each != besides]
         return "".join(f", {each.name}={each.numbered(variable)}" for each in fields)
 

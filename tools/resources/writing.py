@@ -1,6 +1,6 @@
 """Changes a project as a whole or not at all.
 
-Everything is prepared in a copy of the project: the files, their layout, and the migration, with a database of its own.
+Everything is prepared in a copy of the project: the files, their layout, and the migration, with a separate database.
 Then the changed files are put in place; if that is interrupted, the old files are restored.
 """
 
@@ -112,7 +112,7 @@ def prepare(project: Path) -> Iterator[Copy]:
 
 
 def _write_settings(copy: Copy) -> None:
-    """Give the copy the settings of the developer, with a database and a key of its own."""
+    """Give the copy the settings of the developer, with a separate database and key."""
     settings = copy.path / ".env"
     if not settings.exists():
         shutil.copy(copy.path / ".env.example", settings)

@@ -102,7 +102,7 @@ def merge(project: Repository, journal: Journal, arguments: tuple[str, ...], loc
 
 
 def _run_detached(project: Repository, arguments: tuple[str, ...], lock: int) -> tuple[int, str]:
-    """Run git in a session of its own, so that Ctrl-C and a closed terminal do not end it."""
+    """Run git in a separate session, so that Ctrl-C and a closed terminal do not end it."""
     with tempfile.TemporaryFile() as file:
         process = subprocess.Popen(
             project.command(*arguments),

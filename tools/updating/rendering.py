@@ -1,4 +1,4 @@
-"""Renders a commit of the template, in a process of its own because the hooks print and may fail."""
+"""Renders a commit of the template, in a separate process, because the hooks print and may fail."""
 
 import json
 import logging
