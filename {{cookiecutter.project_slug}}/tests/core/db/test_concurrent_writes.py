@@ -19,6 +19,8 @@ WORKERS = 4
 AT_ONCE = 200
 WRITES = WORKERS * AT_ONCE
 WRITERS = 8
+# On a busy machine, probes and background tasks may wait too long for the database; they try again.
+WAITING = {"not ready", "outbox unreachable", "purge failed"}
 
 
 @pytest.fixture
@@ -45,8 +47,7 @@ def test_concurrent_writes_to_many_workers_lose_nothing(url: str) -> None:
         # Each event is written in the transaction of its user.
         assert execute(url, "SELECT count(*) FROM audit_events") == [(WRITES,)]
         assert server.stop() == 0
-        # On a busy machine, a background task may warn that it waits for the database, and try again later.
-        assert [event for event in server.events if event["level"] not in {"info", "warning"}] == []
+        assert [event for event in server.events if event["level"] != "info" and event["event"] not in WAITING] == []
 
 
 async def write_users(server: Server) -> list[int]:
