@@ -41,6 +41,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A repository with the history of this one and a commit of the work tree; returns the earlier and this commit."""
     added = run_git(ROOT, "log", "--format=%H", "--diff-filter=A", "--", FIRST_RECORD).split()
     if not added or run_git(ROOT, "rev-list", "--parents", "--max-count=1", added[-1]) == added[-1]:
+        # A shallow clone does not contain the earlier version; the pipelines fetch the whole history.
         pytest.skip(f"needs the commit before {FIRST_RECORD} was added: fetch the whole history")
     folder = tmp_path_factory.mktemp("history") / "template"
     run_git(folder.parent, "clone", "--quiet", str(ROOT), folder.name)
