@@ -55,6 +55,7 @@ async def test_project_and_expense_are_found_at_their_locations(client: httpx2.A
     assert [each.json() for each in found] == [project.json(), expense.json()]
     expected = {"name": "Office move", "status": "active", "starts_on": "2026-01-12", "budget": "1000.00"}
     assert {name: project.json()[name] for name in expected} == expected
+    assert "owner_id" not in project.json()
     assert (expense.json()["category"], expense.json()["note"]) == ("travel", None)
 
 
